@@ -1,0 +1,113 @@
+"""The command line, derived from Kconfig: a flag for every option, NAME=value and the environment, by precedence."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from lib.kconf import ROOT, ConfigError, Schema
+from lib.option import nearest
+
+
+def resolve(
+    description: str,
+    argv: list[str],
+    env: Mapping[str, str] = os.environ,
+    *,
+    kconfig: Path = ROOT / "Kconfig",
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    base: Callable[[argparse.Namespace], Path | None] | None = None,
+) -> tuple[Schema, argparse.Namespace]:
+    """Resolve a configuration from files, environment and arguments; raises ConfigError with every problem.
+
+    `arguments` adds a program's own arguments; `base` names the file to start from in place of .config.
+    """
+    schema = Schema(kconfig)
+    parser = _parser(schema, description)
+    if arguments:
+        arguments(parser)
+    args, rest = parser.parse_known_args(argv)
+    problems, given = _positional(schema, parser, rest)
+    own_base = base(args) if base else None
+    for path in config_files(args.config, env) if own_base is None else [own_base, *map(Path, args.config or [])]:
+        schema.load(path)
+    from_env = [(name, text, f"environment CONFIG_{name}") for name, text in _environment(schema, env)]
+    flags = [
+        (n, {True: "y", False: "n"}.get(v, v), o.flag)
+        for n, o in schema.options.items()
+        if (v := getattr(args, n)) is not None
+    ]
+    try:
+        schema.override([*from_env, *given, *flags])
+    except ConfigError as error:
+        problems += str(error).splitlines()
+    if problems:
+        raise ConfigError(problems)
+    return schema, args
+
+
+def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:
+    """The files to load: those named, else $KCONFIG_CONFIG, else .config when there is one."""
+    if named:
+        return [Path(name) for name in named]
+    if "KCONFIG_CONFIG" in env:
+        return [Path(env["KCONFIG_CONFIG"])]
+    return [Path(".config")] if Path(".config").exists() else []
+
+
+def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--flag value ...] [NAME=value ...]",
+        epilog="Values come from, weakest first: defaults, --config files (else .config), environment CONFIG_NAME,\n"
+        "NAME=value, --flag.",
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="configuration file or fragment in place of .config; repeat to merge, the last one wins",
+    )
+    groups: dict[tuple[str, ...], argparse._ArgumentGroup] = {}
+    for name, option in schema.options.items():
+        if option.menu not in groups:
+            groups[option.menu] = parser.add_argument_group(" / ".join(option.menu))
+        first = " ".join(option.help.split("\n\n")[0].split())
+        text = f"{option.prompt}. {first}" + (f" [{option.text}]" if option.text else "")
+        how = (
+            {"action": argparse.BooleanOptionalAction}
+            if option.kind == "bool"
+            else {"metavar": option.restrict().replace(" ", "")}
+        )
+        groups[option.menu].add_argument(option.flag, dest=name, default=None, help=text.replace("%", "%%"), **how)
+    return parser
+
+
+def _positional(
+    schema: Schema, parser: argparse.ArgumentParser, rest: list[str]
+) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """Split what argparse did not know into problems and NAME=value assignments."""
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    problems, given, skip = [], [], False
+    for word in rest:
+        name, equals, text = word.partition("=")
+        if word.startswith("-"):
+            problems.append(f"unknown flag {name}{nearest(name, flags)}")
+        elif equals:
+            given.append((name.removeprefix("CONFIG_"), text, word))
+        elif not skip:
+            problems.append(f"expected --flag or NAME=value; got {word!r}")
+        skip = word.startswith("-") and not equals  # the next word was meant as its value
+    return problems, given
+
+
+def _environment(schema: Schema, env: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """CONFIG_<option> variables; one that looks like a misspelt option is warned of (CONFIG_SITE is not ours)."""
+    for key in sorted(k for k in env if k.startswith("CONFIG_") and k != "CONFIG_"):
+        name = key.removeprefix("CONFIG_")
+        if name in schema.options or name in schema.parts or name in schema.renames:
+            yield name, env[key]
+        elif near := nearest(name, schema.options):
+            schema.warnings.append(f"environment {key} is no option and has no effect{near}")

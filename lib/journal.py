@@ -1,0 +1,165 @@
+"""The journal: one JSON line per event of a run, append-only; the only truth, which everything downstream reads.
+
+A line is {"seq", "time" (unix seconds), "event", "step", "metrics", ...}. Events: `start`, `resume`, `train`, `eval`,
+`alert`, `finish`. A line is written by one system call, so another process sees it whole or not at all, and it survives
+the death of the trainer. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity": the file is strict JSON.
+"""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.errors import UserError
+
+SCHEMA = 1  # of the lines; written into every `start` event
+FILE = "journal.jsonl"
+VOLATILE = frozenset({"tokens_per_second", "mfu"})  # depend on the clock: not repeated when a step is run again
+
+Record = dict[str, Any]
+
+
+class JournalError(UserError):
+    """The journal cannot be written or read."""
+
+
+class Journal:
+    """Appends events to a run's journal; opening one that a crash tore cuts the unfinished last line."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time):
+        """Open or create the journal in `folder`; raises JournalError when that is impossible."""
+        self.path, self.clock = Path(folder) / FILE, clock
+        try:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise JournalError(f"{self.path}: the journal cannot be opened: {error.strerror}") from None
+        os.ftruncate(self.fd, _whole_lines(self.path))
+        self.seq = max((record["seq"] for record in read(folder)), default=-1) + 1
+        self.ahead: dict[tuple[str, int], Record] = {}
+
+    def expect(self, step: int) -> int:
+        """Prepare to go on after `step`: steps recorded beyond it will be run again. Returns the number of their records.
+
+        A step that is run again with the same result is not written again; see `write`.
+        """
+        self.ahead = {key: r for key, r in history(self.path.parent).items() if key[1] > step}
+        return len(self.ahead)
+
+    def write(self, event: str, step: int, metrics: Mapping[str, float] | None = None, **details: Any) -> Record:
+        """Append one event and return its record; a step that was recorded before with the same result is left alone.
+
+        Raises JournalError when the line cannot be written; nothing that was written before is lost.
+        """
+        encoded = {name: _encode(value) for name, value in (metrics or {}).items()}
+        before = self.ahead.pop((event, step), None)
+        if before is not None and _lasting(before["metrics"]) == _lasting(encoded):
+            return before
+        record = {"seq": self.seq, "time": self.clock(), "event": event, "step": step, "metrics": encoded, **details}
+        line = json.dumps(record, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        try:
+            written = os.write(self.fd, line)
+            if written != len(line):  # the disk filled up inside the line: take the half line back
+                os.ftruncate(self.fd, os.fstat(self.fd).st_size - written)
+                raise OSError(28, "no space left on device")
+        except OSError as error:
+            raise JournalError(f"{self.path}: step {step} cannot be recorded: {error.strerror}; free space") from None
+        self.seq += 1
+        return record
+
+    def sync(self) -> None:
+        """Return when all lines are on the disk, so that they survive a power cut too."""
+        os.fsync(self.fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+
+def read(folder: Path, offset: int = 0) -> Iterator[Record]:
+    """Every record of a run's journal in the order written, without one that is still being written.
+
+    `offset` (bytes) skips what was read before. Raises JournalError for a missing journal or a line that is no record.
+    """
+    for record, _ in tail(folder, offset):
+        yield record
+
+
+def tail(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Like `read`, with each record's end (bytes from the start of the file): the offset to go on from."""
+    path = Path(folder) / FILE
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise JournalError(f"{path}: the journal cannot be read: {error.strerror}") from None
+    with file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                record = json.loads(line)
+                record["seq"], record["event"], record["step"], record["metrics"]
+            except (ValueError, KeyError, TypeError):
+                raise JournalError(f"{path}: the line that ends at byte {offset} is no record of a journal") from None
+            yield record, offset
+
+
+def history(folder: Path) -> dict[tuple[str, int], Record]:
+    """(event, step) -> the record in force, of every `train` and `eval` event: each step once, whatever was resumed.
+
+    When a run was resumed with a changed configuration, what it had recorded beyond that step is no longer its history.
+    """
+    rows: dict[tuple[str, int], Record] = {}
+    for record in read(folder):
+        if record["event"] == "resume" and record.get("changed"):
+            rows = {key: row for key, row in rows.items() if key[1] <= record["step"]}
+        if record["event"] in ("train", "eval"):
+            rows[record["event"], record["step"]] = record
+    return dict(sorted(rows.items(), key=lambda item: item[0][1]))
+
+
+def numbers(record: Record) -> dict[str, float]:
+    """The metrics of a record as numbers, NaN and infinities included."""
+    return {name: float(value) if isinstance(value, str) else value for name, value in record["metrics"].items()}
+
+
+def _encode(value: float) -> float | int | str:
+    if isinstance(value, bool | int):
+        return value
+    number = float(value)  # numpy scalars and one-element tensors too
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _lasting(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name not in VOLATILE}
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes of the file up to the end of its last whole line."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+def last(folder: Path, event: str) -> Record | None:
+    """The newest record of a kind, or None."""
+    found = None
+    with contextlib.suppress(JournalError):
+        for record in read(folder):
+            if record["event"] == event:
+                found = record
+    return found

@@ -1,0 +1,194 @@
+"""One option: its name, what it may be, what it is now, and what is wrong with a value that somebody wants for it."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+import kconfiglib
+
+from lib.errors import UsageError
+
+Value = bool | int | float | str | tuple[str, ...] | None
+
+
+class Option:
+    """One thing that a user can choose: a bool, an int, a float, a str, one value of a choice, or a set of members.
+
+    kind      "bool", "int", "float", "str", "choice" or "set"
+    members   value -> kconfiglib symbol, for a choice and a set
+    """
+
+    def __init__(
+        self, item: kconfiglib.Symbol | kconfiglib.Choice, members: Mapping[str, kconfiglib.Symbol], kind: str
+    ):
+        self.name, self.item, self.members, self.kind = item.name, item, members, kind
+        self.node = item.nodes[0]
+        self.prompt = (
+            self.node.prompt[0] if self.node.prompt else self.node.parent.prompt[0]
+        )  # a set is named by its menu
+        self.help = self.node.help or next((s.nodes[0].help for s in members.values() if s.nodes[0].help), "")
+        self.flag = "--" + self.name.lower().replace("_", "-")
+
+    @property
+    def menu(self) -> tuple[str, ...]:
+        """Titles of the menus around the option, outermost first."""
+        titles, node = [], self.node.parent
+        while node.parent:
+            titles.append(node.prompt[0])
+            node = node.parent
+        return tuple(titles[:-1] if self.kind == "set" and len(titles) > 1 else titles)[::-1]
+
+    @property
+    def active(self) -> bool:
+        """Whether the option has a value: the rest of the configuration leaves it a meaning."""
+        return self.kind == "set" or (
+            self.item.selection is not None
+            if self.kind == "choice"
+            else kconfiglib.expr_value(self.item.direct_dep) > 0
+        )
+
+    @property
+    def settable(self) -> bool:
+        """Whether a user may assign it now; an active option that is not settable follows from others."""
+        return self.kind == "set" or self.item.visibility > 0
+
+    @property
+    def value(self) -> Value:
+        """The value in Python's type; None while inactive."""
+        if not self.active:
+            return None
+        if self.kind == "choice":
+            return next(value for value, symbol in self.members.items() if symbol is self.item.selection)
+        if self.kind == "set":
+            return tuple(value for value, symbol in self.members.items() if symbol.str_value == "y")
+        return self._convert(self.item.str_value)
+
+    @property
+    def text(self) -> str:
+        """The value as a user writes it."""
+        if not self.active:
+            return ""
+        if self.kind == "choice":
+            return str(self.value)
+        return (",".join(self.value) or "none") if self.kind == "set" else self.item.str_value
+
+    @property
+    def range(self) -> tuple[str, str] | None:
+        """The bounds in force, as written in Kconfig."""
+        if self.kind not in ("int", "float"):
+            return None
+        return next(
+            (
+                (low.str_value, high.str_value)
+                for low, high, condition in self.item.ranges
+                if kconfiglib.expr_value(condition)
+            ),
+            None,
+        )
+
+    @property
+    def needs(self) -> str:
+        """What must hold for the option to be settable, in words."""
+        condition = self.node.prompt[1] if self.node.prompt else self.item.direct_dep
+        return in_words(condition)
+
+    def _convert(self, text: str) -> Value:
+        return {"bool": lambda t: t == "y", "int": int, "float": float, "str": str}[self.kind](text)
+
+    def complaint(self, text: str) -> str | None:
+        """What is wrong with `text` as a value in the present configuration, or None."""
+        if self.kind == "choice" and text not in self.members:
+            return f"must be one of {', '.join(self.members)}; got {text!r}{nearest(text, self.members)}"
+        if self.kind == "set":
+            return self._set_complaint(text)
+        if self.kind == "bool" and text not in ("y", "n"):
+            return f"must be y or n; got {text!r}"
+        if self.kind == "str" and any(ord(c) < 32 for c in text):
+            return "must be a single line without control characters"
+        if self.kind in ("int", "float"):
+            return self._number_complaint(text)
+        return None
+
+    def _set_complaint(self, text: str) -> str | None:
+        names = split_set(text)
+        if unknown := [name for name in names if name not in (*self.members, "none", "all")]:
+            hint = nearest(unknown[0], self.members)
+            return f"takes none, all or some of {', '.join(self.members)}; got {unknown[0]!r}{hint}"
+        if len(names) > 1 and {"none", "all"} & set(names):
+            return f"takes none or all alone; got {text!r}"
+        return None
+
+    def _number_complaint(self, text: str) -> str | None:
+        if self.kind == "int" and not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
+            return f"must be a whole number; got {text!r}"
+        try:
+            number = float(text)
+        except ValueError:
+            return f"must be a number; got {text!r}"
+        low, high = self.range or ("-inf", "inf")
+        if math.isnan(number) or not float(low) <= number <= float(high):
+            return f"must lie between {low} and {high}; got {text}"
+        return None
+
+    def assign(self, text: str) -> None:
+        """Assign a value that has no complaint."""
+        if self.kind == "choice":
+            self.members[text].set_value("y")
+        elif self.kind == "set":
+            chosen = self.members if text == "all" else split_set(text)
+            for value, symbol in self.members.items():
+                symbol.set_value("y" if value in chosen else "n")
+        else:
+            self.item.set_value(text)
+
+    def unpin(self) -> bool:
+        """Forget an assignment that equals the default, so that the default follows later ones; True if forgotten."""
+        if self.kind == "set":
+            return not self.value
+        before, user = self.text, self.item.user_selection if self.kind == "choice" else self.item.user_value
+        self.item.unset_value()
+        if self.text == before:
+            return True
+        user.set_value("y") if self.kind == "choice" else self.item.set_value(before)
+        return False
+
+    def restrict(self) -> str:
+        """The values that the option takes, for people: `{sgd,adam}`, `0 .. 10`."""
+        if self.members:
+            return (
+                "{" + ",".join(self.members) + "}"
+                if self.kind == "choice"
+                else "none | all | " + ",".join(self.members)
+            )
+        return f"{self.range[0]} .. {self.range[1]}" if self.range else {"bool": "y, n"}.get(self.kind, "text")
+
+
+def member_value(symbol: kconfiglib.Symbol, parent: kconfiglib.Symbol | kconfiglib.Choice) -> str:
+    """What a user writes for a member of a choice or set: OPTIMIZER_ADAMW of OPTIMIZER is adamw."""
+    if not symbol.name.startswith(f"{parent.name}_"):
+        raise UsageError(
+            f"{symbol.nodes[0].filename}:{symbol.nodes[0].linenr}: {symbol.name} must be called {parent.name}_<VALUE>"
+        )
+    return symbol.name.removeprefix(f"{parent.name}_").lower().replace("_", "-")
+
+
+def _term(item: kconfiglib.Symbol | kconfiglib.Choice) -> str:
+    parent = getattr(item, "choice", None) or next((target for target, _ in getattr(item, "selects", ())), None)
+    return f"{parent.name}={member_value(item, parent)}" if parent else kconfiglib.standard_sc_expr_str(item)
+
+
+def in_words(condition: object) -> str:
+    """A Kconfig expression as a user would write it: `OPTIMIZER=adam or OPTIMIZER=adamw`."""
+    return kconfiglib.expr_str(condition, _term).replace(" || ", " or ").replace(" && ", " and ")
+
+
+def split_set(text: str) -> list[str]:
+    """The names in `a,b`."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known name that looks most like `name`, or nothing."""
+    hit = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {hit[0]}?" if hit else ""

@@ -1,0 +1,160 @@
+"""A run: its identity, its folder, and where its configuration came from. Made once, reused by every resume and tracker."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import uuid
+from importlib import metadata
+from pathlib import Path
+
+from lib.errors import UsageError, UserError
+from lib.kconf import ROOT, Options, Schema
+
+_PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "kconfiglib", "trackio", "wandb")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(Options):
+    """Where runs live and what they are called."""
+
+    output_dir: str
+    tracker_project: str  # empty: project_name()
+    tracker_run_name: str  # empty: gpt2_<optimizer>_<date and time>
+    optimizer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a run is called everywhere: in its folder and in every tracker."""
+
+    run_id: str  # 12 hex digits, unique
+    project: str
+    name: str  # unique among the runs of an output folder
+
+    @classmethod
+    def load(cls, folder: Path) -> "Identity":
+        """The identity stored in a run's folder; raises UsageError when the folder holds no run."""
+        path = Path(folder) / "run.json"
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UsageError(f"{folder}: there is no run in this folder (run.json is missing)") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: the run's identity cannot be read: {error}") from None
+
+
+def create(options: RunOptions) -> tuple[Path, Identity]:
+    """Make a new folder for a run in `output_dir` and store its identity there; an existing folder is left alone."""
+    wanted = options.tracker_run_name or f"gpt2_{options.optimizer}_{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1, 100_000):
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        folder = Path(options.output_dir) / folder_name(name)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: the run's folder cannot be made: {error.strerror}") from None
+        identity = Identity(uuid.uuid4().hex[:12], options.tracker_project or project_name(), name)
+        write_json(folder / "run.json", dataclasses.asdict(identity))
+        (folder / "checkpoints").mkdir()
+        return folder, identity
+    raise UsageError(
+        f"{options.output_dir}: every name from {wanted} to {wanted}-99999 is taken; choose another run name"
+    )
+
+
+def latest(output_dir: str) -> Path:
+    """The run in `output_dir` whose journal was written last; raises UsageError when there is none."""
+    runs = [path.parent for path in Path(output_dir).glob("*/run.json")]
+    if not runs:
+        raise UsageError(f"{output_dir}: there is no run in this folder yet; start one with make train")
+    return max(
+        runs,
+        key=lambda run: max(
+            file.stat().st_mtime for file in (run / "journal.jsonl", run / "run.json") if file.exists()
+        ),
+    )
+
+
+def folder_name(name: str) -> str:
+    """A name for a file system: letters of any script, digits, `.`, `_` and `-`; at most 100 bytes; never empty or hidden.
+
+    Names that differ only in what is replaced would collide, so those carry six digits of a hash.
+    """
+    plain = re.sub(r"[^\w.-]+", "-", name).lstrip(".-")
+    if plain == name and len(name.encode()) <= 100:
+        return name
+    short = plain.encode()[:90].decode(errors="ignore") or "run"
+    return f"{short}-{hashlib.md5(name.encode()).hexdigest()[:6]}"
+
+
+def project_name(root: Path = ROOT) -> str:
+    """<folder>-<8 hex digits of the MD5 of its absolute path> of the repository; its worktrees have the same name."""
+    home = repository(root)
+    return f"{home.name}-{hashlib.md5(str(home).encode()).hexdigest()[:8]}"
+
+
+def repository(root: Path) -> Path:
+    """The real path of the checkout at `root`, or of the clone that it is a worktree of."""
+    link = root / ".git"
+    if link.is_file():  # a worktree: "gitdir: <clone>/.git/worktrees/<name>"
+        gitdir = Path(root, link.read_text(encoding="utf-8").removeprefix("gitdir:").strip())
+        common = gitdir / "commondir"
+        if common.is_file():
+            return (gitdir / common.read_text(encoding="utf-8").strip()).resolve().parent
+    return root.resolve()
+
+
+def save_configuration(schema: Schema, folder: Path, argv: list[str]) -> None:
+    """Write `.config`, the minimal `defconfig` and `provenance.json` into a run's folder."""
+    schema.write(folder / ".config")
+    schema.write(folder / "defconfig", minimal=True)
+    write_json(folder / "provenance.json", {"options": schema.provenance(), "argv": argv, **environment()})
+
+
+def environment() -> dict[str, object]:
+    """The code and the machine that a run is made with: commit, uncommitted changes, packages, hardware."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": _git("diff", "HEAD"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "host": platform.node(),
+        "command": sys.executable,
+    }
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file so that it is there whole or not at all; raises UserError when it cannot be written."""
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _git(*arguments: str) -> str | None:
+    """The output of a git command in the repository, or None without git or outside a clone."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
