@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from lib.kconf import ROOT, ConfigError, Schema
@@ -27,32 +28,32 @@ def resolve(
     if arguments:
         arguments(parser)
     args, rest = parser.parse_known_args(argv)
-    problems, given = _positional(schema, parser, rest)
-    own_base = base(args) if base else None
-    for path in config_files(args.config, env) if own_base is None else [own_base, *map(Path, args.config or [])]:
-        schema.load(path)
-    from_env = [(name, text, f"environment CONFIG_{name}") for name, text in _environment(schema, env)]
-    flags = [
-        (n, {True: "y", False: "n"}.get(v, v), o.flag)
-        for n, o in schema.options.items()
-        if (v := getattr(args, n)) is not None
-    ]
-    try:
-        schema.override([*from_env, *given, *flags])
-    except ConfigError as error:
-        problems += str(error).splitlines()
+    problems, given = assignments(rest, [flag for action in parser._actions for flag in action.option_strings])
+    own = base(args) if base else None
+    files = config_files(args.config, env) if own is None else [own, *map(Path, args.config or [])]
+    stages = [partial(schema.load, path) for path in files]
+    stages.append(lambda: schema.override([*_environment(schema, env), *given, *_flags(schema, args)]))
+    for stage in stages:
+        try:
+            stage()
+        except ConfigError as error:
+            problems += error.problems
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(dict.fromkeys(problems))
     return schema, args
+
+
+def config_path(env: Mapping[str, str]) -> Path:
+    """The file that holds the configuration: $KCONFIG_CONFIG, else .config."""
+    return Path(env.get("KCONFIG_CONFIG") or ".config")
 
 
 def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:
     """The files to load: those named, else $KCONFIG_CONFIG, else .config when there is one."""
     if named:
         return [Path(name) for name in named]
-    if "KCONFIG_CONFIG" in env:
-        return [Path(env["KCONFIG_CONFIG"])]
-    return [Path(".config")] if Path(".config").exists() else []
+    path = config_path(env)
+    return [path] if env.get("KCONFIG_CONFIG") or path.exists() else []
 
 
 def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
@@ -85,13 +86,10 @@ def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _positional(
-    schema: Schema, parser: argparse.ArgumentParser, rest: list[str]
-) -> tuple[list[str], list[tuple[str, str, str]]]:
-    """Split what argparse did not know into problems and NAME=value assignments."""
-    flags = [flag for action in parser._actions for flag in action.option_strings]
+def assignments(words: Iterable[str], flags: Iterable[str] = ()) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """Split words into problems and NAME=value assignments, as (name, text, source); `flags` are known for hints."""
     problems, given, skip = [], [], False
-    for word in rest:
+    for word in words:
         name, equals, text = word.partition("=")
         if word.startswith("-"):
             problems.append(f"unknown flag {name}{nearest(name, flags)}")
@@ -103,11 +101,21 @@ def _positional(
     return problems, given
 
 
-def _environment(schema: Schema, env: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+def _flags(schema: Schema, args: argparse.Namespace) -> Iterable[tuple[str, str, str]]:
+    """(name, text, source) of the flags that were given."""
+    for name, option in schema.options.items():
+        value = getattr(args, name)
+        if isinstance(value, bool):
+            yield (name, "y", option.flag) if value else (name, "n", f"--no-{option.flag[2:]}")
+        elif value is not None:
+            yield name, value, option.flag
+
+
+def _environment(schema: Schema, env: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
     """CONFIG_<option> variables; one that looks like a misspelt option is warned of (CONFIG_SITE is not ours)."""
     for key in sorted(k for k in env if k.startswith("CONFIG_") and k != "CONFIG_"):
         name = key.removeprefix("CONFIG_")
         if name in schema.options or name in schema.parts or name in schema.renames:
-            yield name, env[key]
+            yield name, env[key], f"environment {key}"
         elif near := nearest(name, schema.options):
             schema.warnings.append(f"environment {key} is no option and has no effect{near}")

@@ -42,7 +42,7 @@ class Journal:
         self.ahead: dict[tuple[str, int], Record] = {}
 
     def expect(self, step: int) -> int:
-        """Prepare to go on after `step`: steps recorded beyond it will be run again. Returns the number of their records.
+        """Prepare to go on after `step`; returns how many records beyond it the steps to come will repeat.
 
         A step that is run again with the same result is not written again; see `write`.
         """

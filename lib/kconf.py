@@ -11,13 +11,13 @@ is a set (one option, written `a,b`). A named choice CHOICE with members CHOICE_
 import os
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import kconfiglib
 
 from lib.errors import UsageError
-from lib.option import Option, Value, in_words, member_value, nearest, split_set
+from lib.option import Option, Value, member_value, nearest, split_set
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "default"  # the source of a value that nobody assigned
@@ -29,10 +29,24 @@ T = typing.TypeVar("T", bound="Options")
 
 
 class ConfigError(UsageError):
-    """Everything that is wrong with a configuration, one sentence per line."""
+    """Everything that is wrong with a configuration.
 
-    def __init__(self, problems: Iterable[str]):
-        super().__init__("\n".join(problems))
+    problems   one sentence each, beginning with its place
+    lines      numbers of the lines that are to blame, when a file is
+    """
+
+    def __init__(self, problems: Iterable[str], lines: Iterable[int] = ()):
+        self.problems, self.lines = list(problems), set(lines)
+        super().__init__("\n".join(self.problems))
+
+
+class Line(typing.NamedTuple):
+    """A line of a configuration file that is neither empty nor a comment."""
+
+    number: int  # from 1
+    place: str  # file:number
+    name: str  # without CONFIG_; empty if the line cannot be understood
+    raw: str  # what follows `=`, "n" for "is not set"; the whole line if it cannot be understood
 
 
 class Options:
@@ -57,7 +71,8 @@ class Schema:
         self.parts = {
             symbol.name: (option, value) for option in self.options.values() for value, symbol in option.members.items()
         }
-        self.sources: dict[str, str] = {}
+        self.wanted: dict[str, str] = {}  # option -> text last assigned
+        self.sources: dict[str, str] = {}  # option -> place of that assignment
         self.warnings: list[str] = []
         self.renames = _read_renames(self.root / "Kconfig.renames")
 
@@ -66,7 +81,6 @@ class Schema:
         for symbol in symbols:
             for target, _ in symbol.selects:
                 sets.setdefault(target, []).append(symbol)
-        kinds = {kconfiglib.BOOL: "bool", kconfiglib.INT: "int", kconfiglib.STRING: "str"}
         for node in self.kconf.node_iter(unique_syms=True):
             item = node.item
             if isinstance(item, kconfiglib.Choice):
@@ -74,105 +88,119 @@ class Schema:
             elif item in sets:
                 yield Option(item, {member_value(s, item): s for s in sets[item]}, "set")
             elif isinstance(item, kconfiglib.Symbol) and node.prompt and not item.choice and not item.selects:
-                yield Option(
-                    item, {}, "float" if item.orig_type == kconfiglib.STRING and item.ranges else kinds[item.orig_type]
-                )
+                yield Option(item, {}, _kind(item))
 
     # ---- assigning -------------------------------------------------------------------------------------------------
 
-    def load(self, path: Path) -> None:
-        """Assign what a file or fragment says on top of what is there; raises ConfigError with every problem in it."""
-        lines, problems = _read_lines(path)
-        assigned: dict[str, tuple[str, str]] = {}
-        derived: list[tuple[kconfiglib.Symbol, str, str]] = []
-        for name, raw, source in lines:
-            name = self._renamed(name, source)
-            option, member = self.parts.get(name, (self.options.get(name), None))
-            symbol = self.kconf.syms.get(name)
-            if option is None or (option.kind == "set" and member is None):
-                if symbol is None or not symbol.nodes:
-                    problems.append(f"{source}: unknown option {name}{self._near(name)}")
-                else:
-                    derived.append((symbol, raw, source))
+    def clear(self) -> None:
+        """Forget every assignment."""
+        self.kconf.unset_values()
+        self.wanted.clear()
+        self.sources.clear()
+
+    def load(self, path: Path, skip: Container[int] = ()) -> None:
+        """Assign what a file or fragment says on top of what is there; raises ConfigError with every problem in it.
+
+        The lines whose numbers are in `skip` are left out.
+        """
+        lines = [line for line in read_lines(path) if line.number not in skip]
+        problems, echoes, first = [], [], {}
+        texts: dict[str, str] = {}
+        for line in lines:
+            name = self._renamed(line.name, line.place)
+            try:
+                option, text = self._read(name, line.raw, texts)
+            except ConfigError as error:
+                problems.append((line.place, str(error)))
                 continue
-            text, problem = (raw, None) if member or raw == "n" else _unquote(option, name, raw)
-            if member:
-                problem = None if raw in ("y", "n") else f"{name} must be y or n; got {raw!r}"
-                if option.kind == "set" and not problem:
-                    before = split_set(assigned[option.name][0]) if option.name in assigned else list(option.value)
-                    text = (
-                        ",".join([m for m in before if m not in (member, "none")] + [member] * (raw == "y")) or "none"
-                    )
-                elif raw == "n":
-                    continue
-                else:
-                    text = member
-            if option.name in assigned and option.kind != "set" and not problem:
-                problem = f"{name} is assigned for the second time; the first was {assigned[option.name][1]}"
-            if problem:
-                problems.append(f"{source}: {problem}")
-            else:
-                assigned[option.name] = text, source
-        problems += self._assign([(name, text, source) for name, (text, source) in assigned.items()])
-        problems += [
-            f"{source}: {s.name}={raw} has no effect: it follows from other options"
-            for s, raw, source in derived
-            if raw.strip('"') != s.str_value
-        ]
+            if option is None:
+                echoes.append((line, self.kconf.syms[name]))
+                continue
+            key = option.name if option.kind == "choice" else name
+            if first.setdefault(key, line) is not line:
+                problem = f"{name} is assigned for the second time; the first was {first[key].place}"
+                problems.append((line.place, problem))
+                continue
+            texts[option.name], self.sources[option.name] = text, line.place
+        problems += self._assign(texts)
+        for line, symbol in echoes:
+            if line.raw.strip('"') != symbol.str_value:
+                problems.append((line.place, f"{symbol.name}={line.raw} has no effect: it follows from other options"))
         if problems:
-            raise ConfigError(problems)
+            numbers = {line.place: line.number for line in lines}
+            problems.sort(key=lambda problem: numbers.get(problem[0], 0))
+            blamed = {numbers[place] for place, _ in problems if place in numbers}
+            raise ConfigError([f"{place}: {sentence}" for place, sentence in problems], blamed)
         self._unpin()
+
+    def _read(self, name: str, raw: str, texts: Mapping[str, str]) -> tuple[Option | None, str]:
+        """The option that a line assigns and its text so far; None when the line only says what follows from others."""
+        if not name:
+            raise ConfigError([f"cannot be understood; expected CONFIG_NAME=value; got {raw[:60]!r}"])
+        option, member = self.parts.get(name, (self.options.get(name), None))
+        if member is None and (option is None or option.members):
+            if option and option.kind == "choice":
+                raise ConfigError([f"{name} has no line of its own; write CONFIG_{name}_<VALUE>=y"])
+            if name not in self.kconf.syms or not self.kconf.syms[name].nodes:
+                raise ConfigError([f"unknown option {name}{self._near(name)}"])
+            return None, ""
+        if member is None:
+            return option, _unquote(option, raw)
+        if raw not in ("y", "n"):
+            raise ConfigError([f"{name} must be y or n; got {raw!r}"])
+        if option.kind == "choice":
+            return (option, member) if raw == "y" else (None, "")
+        chosen = [value for value in split_set(texts.get(option.name, option.text)) if value not in (member, "none")]
+        return option, ",".join(chosen + [member] * (raw == "y")) or "none"
 
     def override(self, assignments: Iterable[tuple[str, str, str]]) -> None:
         """Assign (name, text, source) triples on top of what is there; raises ConfigError with every problem."""
-        problems, known = [], {}
+        problems, texts = [], {}
         for name, text, source in assignments:
             name = self._renamed(name, source)
             if name in self.options:
-                known[name] = (name, text, source)  # the strongest comes last
+                texts[name], self.sources[name] = text, source  # the strongest comes last
             elif name in self.parts:
                 option, value = self.parts[name]
-                problems.append(f"{source}: {name} is a value of {option.name}; write {option.name}={value}")
+                problems.append((source, f"{name} is a value of {option.name}; write {option.name}={value}"))
             else:
-                problems.append(f"{source}: unknown option {name}{self._near(name)}")
-        problems += self._assign(known.values())
-        problems += [
-            p for name in self.options if name not in known and (p := self._problem(name))
-        ]  # ranges may have moved
-        if problems:
-            raise ConfigError(problems)
+                problems.append((source, f"unknown option {name}{self._near(name)}"))
+        if problems := problems + self._assign(texts):
+            raise ConfigError(f"{source}: {problem}" for source, problem in problems)
 
-    def _assign(self, assignments: Iterable[tuple[str, str, str]]) -> list[str]:
-        problems, wanted = [], []
-        for name, text, source in assignments:
-            option = self.options[name]
-            # Ranges can depend on options assigned further down: only the form is judged here, the range below.
-            if (problem := option.complaint(text)) and "between" not in problem:
-                problems.append(f"{source}: {name} {problem}")
-                continue
-            option.assign(text)
-            self.sources[name] = source
-            wanted.append((option, text))
-        return problems + [p for option, text in wanted if (p := self._problem(option.name, text))]
+    def _assign(self, texts: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Assign name -> text; returns (source, sentence) for everything that is then wrong."""
+        problems = {}
+        for name, text in texts.items():
+            if problem := self.options[name].malformed(text):
+                problems[name] = f"{name} {problem}"
+            else:
+                self.options[name].assign(text)
+                self.wanted[name] = text
+        for name in self.options:
+            if name not in problems and (problem := self._problem(name, name in texts)):
+                problems[name] = problem
+        return [(self.sources.get(name, DEFAULT), problem) for name, problem in problems.items()]
 
-    def _problem(self, name: str, text: str | None = None) -> str | None:
-        """One sentence if `text`, assigned to `name`, is not in force, or if the value in force is not allowed."""
-        option, source = self.options[name], self.sources.get(name, DEFAULT)
-        if text is not None and not option.settable and not (option.active and option.text == text):
-            return f"{source}: {name}={text} has no effect: it needs {option.needs}"
-        if not option.active:
+    def _problem(self, name: str, needed: bool) -> str | None:
+        """What is wrong with the value wanted for an option, or with its default if none was; None if nothing is.
+
+        A value that other assignments left without meaning is a problem only if it is `needed`.
+        """
+        option = self.options[name]
+        text = self.wanted.get(name, option.text)
+        if option.settable and (problem := option.out_of_range(text)):
+            return f"{name} {problem}"
+        if option.in_force(text) or not (option.settable or needed):
             return None
-        if text is not None and option.kind == "choice" and option.value != text:
-            needs = in_words(option.members[text].direct_dep)
-            return f"{source}: {name}={text} has no effect: it needs {needs}"
-        text = option.text if text is None else text
-        problem = option.complaint(text)
-        return f"{source}: {name} {problem}" if problem else None
+        needs = option.needs if not option.settable else option.missing(text)
+        return f"{name}={text} has no effect: " + (f"it needs {needs}" if needs else "other options decide it")
 
     def _unpin(self) -> None:
         for name, option in self.options.items():
             if option.unpin():
                 self.sources.pop(name, None)
+                self.wanted.pop(name, None)
 
     def _renamed(self, name: str, source: str) -> str:
         if name not in self.renames:
@@ -181,7 +209,11 @@ class Schema:
         return self.renames[name]
 
     def _near(self, name: str) -> str:
-        return nearest(name, self.options)
+        return nearest(name.upper(), [*self.options, *self.parts])
+
+    def differing(self) -> list[Option]:
+        """The options whose values differ from their defaults."""
+        return [option for option in self.options.values() if option.active and not option.unpin()]
 
     # ---- reading ---------------------------------------------------------------------------------------------------
 
@@ -206,48 +238,68 @@ class Schema:
 
     def place(self, option: Option) -> str:
         """file:line of the option's definition, relative to the repository."""
-        return f"{os.path.relpath(option.node.filename, self.root)}:{option.node.linenr}"
+        file = Path(self.kconf.srctree, option.node.filename)  # the environment may set srctree
+        return f"{os.path.relpath(file, self.root)}:{option.node.linenr}"
 
-    def write(self, path: Path, minimal: bool = False) -> None:
-        """Save the configuration atomically: every option, or (`minimal`) those that differ from their defaults."""
+    def write(self, path: Path, minimal: bool = False, keep_old: bool = False) -> None:
+        """Save the configuration atomically: every option, or (`minimal`) those that differ from their defaults.
+
+        `keep_old` keeps what the file said before, if that is something else, as <path>.old.
+        """
         header = f"# Espalier configuration, {'what differs from the defaults' if minimal else 'complete'}\n"
-        partial = f"{path}.tmp"
+        partial = Path(f"{path}.tmp")
         try:
             if minimal:
-                self.kconf.write_min_config(partial, header=header)
+                self.kconf.write_min_config(str(partial), header=header)
             else:
-                self.kconf.write_config(partial, header=header, save_old=False)
-            Path(partial).replace(path)
+                self.kconf.write_config(str(partial), header=header, save_old=False)
+            with partial.open("rb") as file:
+                content = file.read()
+                os.fsync(file.fileno())
+            if keep_old and Path(path).exists() and (old := Path(path).read_bytes()) != content:
+                Path(f"{path}.old").write_bytes(old)
+            partial.replace(path)
         except OSError as error:
             raise ConfigError([f"{path}: cannot be written: {error.strerror}"]) from None
 
 
-def _unquote(option: Option, name: str, raw: str) -> tuple[str, str | None]:
-    """The text of a value in a file, where strings (and so floats) are quoted, and a problem with its form."""
-    quoted = _QUOTED.fullmatch(raw.strip())
-    if option.kind in ("str", "float"):
-        if not quoted:
-            return raw, f'{name} must be quoted: CONFIG_{name}="{raw.strip()}"'
-        return re.sub(r"\\(.)", r"\1", quoted[1]), None
-    return raw.strip(), None
+def _kind(symbol: kconfiglib.Symbol) -> str:
+    kinds = {kconfiglib.BOOL: "bool", kconfiglib.INT: "int", kconfiglib.STRING: "float" if symbol.ranges else "str"}
+    if symbol.orig_type not in kinds:
+        place = f"{symbol.nodes[0].filename}:{symbol.nodes[0].linenr}"
+        raise ConfigError([f"{place}: {symbol.name} must be a bool, an int or a string"])
+    return kinds[symbol.orig_type]
 
 
-def _read_lines(path: Path) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """(name, raw value, file:line) of every assignment in a configuration file, and a problem for every other line."""
+def _unquote(option: Option, raw: str) -> str:
+    """The text of a value in a file, where strings (and so floats) are quoted; raises ConfigError if it is not."""
+    if option.kind not in ("str", "float"):
+        return raw.strip()
+    if quoted := _QUOTED.fullmatch(raw.strip()):
+        return re.sub(r"\\(.)", r"\1", quoted[1])
+    if '"' in raw:
+        raise ConfigError([f"{option.name} must be one quoted text with nothing around it; got {raw[:60]!r}"])
+    raise ConfigError([f'{option.name} must be quoted: CONFIG_{option.name}="{raw.strip()}"'])
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a configuration file; raises ConfigError if it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError([f"{path}: there is no such configuration file"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read as a configuration: {error}"]) from None
-    lines, problems = [], []
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read as a configuration: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: cannot be read as a configuration: it is not UTF-8 text"]) from None
+    lines = []
     for number, line in enumerate(text.split("\n"), 1):
-        line, source = line.rstrip("\r"), f"{path}:{number}"
+        place, line = f"{path}:{number}", line.rstrip()
         if match := _LINE.fullmatch(line):
-            lines.append((match[1], match[2], source) if match[1] else (match[3], "n", source))
-        elif line.strip() and not line.startswith("#"):
-            problems.append(f"{source}: cannot be understood; expected CONFIG_NAME=value; got {line[:60]!r}")
-    return lines, problems
+            lines.append(Line(number, place, match[1] or match[3], match[2] if match[1] else "n"))
+        elif line and not line.startswith("#"):
+            lines.append(Line(number, place, "", line))
+    return lines
 
 
 def _read_renames(path: Path) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """One option: its name, what it may be, what it is now, and what is wrong with a value that somebody wants for it."""
 
 import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping
 
 import kconfiglib
 
 from lib.errors import UsageError
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
 
 Value = bool | int | float | str | tuple[str, ...] | None
 
@@ -24,9 +25,7 @@ class Option:
     ):
         self.name, self.item, self.members, self.kind = item.name, item, members, kind
         self.node = item.nodes[0]
-        self.prompt = (
-            self.node.prompt[0] if self.node.prompt else self.node.parent.prompt[0]
-        )  # a set is named by its menu
+        self.prompt = (self.node if self.node.prompt else self.node.parent).prompt[0]  # a set is named by its menu
         self.help = self.node.help or next((s.nodes[0].help for s in members.values() if s.nodes[0].help), "")
         self.flag = "--" + self.name.lower().replace("_", "-")
 
@@ -35,7 +34,8 @@ class Option:
         """Titles of the menus around the option, outermost first."""
         titles, node = [], self.node.parent
         while node.parent:
-            titles.append(node.prompt[0])
+            if node.item == kconfiglib.MENU:  # not the option that this one depends on and is shown under
+                titles.append(node.prompt[0])
             node = node.parent
         return tuple(titles[:-1] if self.kind == "set" and len(titles) > 1 else titles)[::-1]
 
@@ -75,39 +75,55 @@ class Option:
 
     @property
     def range(self) -> tuple[str, str] | None:
-        """The bounds in force, as written in Kconfig."""
+        """The bounds in force, as written in Kconfig; while inactive, the first that are declared."""
         if self.kind not in ("int", "float"):
             return None
-        return next(
-            (
-                (low.str_value, high.str_value)
-                for low, high, condition in self.item.ranges
-                if kconfiglib.expr_value(condition)
-            ),
-            None,
-        )
+        bounds = [r for r in self.item.ranges if not self.active or kconfiglib.expr_value(r[2])]
+        return (bounds[0][0].str_value, bounds[0][1].str_value) if bounds else None
 
     @property
     def needs(self) -> str:
-        """What must hold for the option to be settable, in words."""
-        condition = self.node.prompt[1] if self.node.prompt else self.item.direct_dep
-        return in_words(condition)
+        """What must hold for the option to be settable, in words; empty if nothing must."""
+        return in_words(self.node.prompt[1] if self.node.prompt else self.item.direct_dep)
+
+    @property
+    def default(self) -> str:
+        """The defaults that Kconfig declares, in words: `24 if MODEL_NAME=gpt2-medium, else 12`."""
+        if self.kind == "set":
+            return "none"
+        texts = []
+        for value, condition in self.node.orig_defaults:
+            text = member_value(value, self.item) if self.kind == "choice" else value.str_value or '""'
+            texts.append(text + (f" if {words}" if (words := in_words(condition)) else ""))
+        return ", else ".join(texts)
 
     def _convert(self, text: str) -> Value:
         return {"bool": lambda t: t == "y", "int": int, "float": float, "str": str}[self.kind](text)
 
     def complaint(self, text: str) -> str | None:
         """What is wrong with `text` as a value in the present configuration, or None."""
+        return self.malformed(text) or self.out_of_range(text)
+
+    def malformed(self, text: str) -> str | None:
+        """What makes `text` no value of this option in any configuration, or None."""
         if self.kind == "choice" and text not in self.members:
             return f"must be one of {', '.join(self.members)}; got {text!r}{nearest(text, self.members)}"
         if self.kind == "set":
             return self._set_complaint(text)
         if self.kind == "bool" and text not in ("y", "n"):
             return f"must be y or n; got {text!r}"
-        if self.kind == "str" and any(ord(c) < 32 for c in text):
-            return "must be a single line without control characters"
-        if self.kind in ("int", "float"):
-            return self._number_complaint(text)
+        if self.kind == "str" and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text):
+            return "must be one line of UTF-8 text without control characters"
+        if self.kind == "int" and not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
+            return f"must be a whole number; got {text!r}"
+        if self.kind == "float" and not _NUMBER.fullmatch(text):
+            return f"must be a number; got {text!r}"
+        return None
+
+    def out_of_range(self, text: str) -> str | None:
+        """Which bounds in force the number `text` violates, or None."""
+        if self.range and not float(self.range[0]) <= float(text) <= float(self.range[1]):
+            return f"must lie between {self.range[0]} and {self.range[1]}; got {text}"
         return None
 
     def _set_complaint(self, text: str) -> str | None:
@@ -119,38 +135,41 @@ class Option:
             return f"takes none or all alone; got {text!r}"
         return None
 
-    def _number_complaint(self, text: str) -> str | None:
-        if self.kind == "int" and not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
-            return f"must be a whole number; got {text!r}"
-        try:
-            number = float(text)
-        except ValueError:
-            return f"must be a number; got {text!r}"
-        low, high = self.range or ("-inf", "inf")
-        if math.isnan(number) or not float(low) <= number <= float(high):
-            return f"must lie between {low} and {high}; got {text}"
-        return None
+    def in_force(self, text: str) -> bool:
+        """Whether `text`, once assigned, is what the option now is; dependencies and ranges can prevent it."""
+        return set(self.value) == self._chosen(text) if self.kind == "set" else self.active and self.text == text
+
+    def missing(self, text: str) -> str:
+        """What must hold for the members that `text` names and that are not in force, in words."""
+        members = [symbol for value, symbol in self.members.items() if value in self._chosen(text)]
+        needed = [kconfiglib.split_expr(s.direct_dep, kconfiglib.AND) for s in members if s.str_value != "y"]
+        return " and ".join(in_words(term) for terms in needed for term in terms if term is not self.item)
+
+    def _chosen(self, text: str) -> set[str]:
+        if self.kind == "choice":
+            return {text}
+        return set(self.members) if text == "all" else set(split_set(text)) - {"none"}
 
     def assign(self, text: str) -> None:
         """Assign a value that has no complaint."""
         if self.kind == "choice":
             self.members[text].set_value("y")
         elif self.kind == "set":
-            chosen = self.members if text == "all" else split_set(text)
             for value, symbol in self.members.items():
-                symbol.set_value("y" if value in chosen else "n")
+                symbol.set_value("y" if value in self._chosen(text) else "n")
         else:
             self.item.set_value(text)
 
     def unpin(self) -> bool:
         """Forget an assignment that equals the default, so that the default follows later ones; True if forgotten."""
-        if self.kind == "set":
-            return not self.value
-        before, user = self.text, self.item.user_selection if self.kind == "choice" else self.item.user_value
-        self.item.unset_value()
+        if not self.active:
+            return False
+        before = self.text
+        for item in (self.item, *self.members.values()):
+            item.unset_value()
         if self.text == before:
             return True
-        user.set_value("y") if self.kind == "choice" else self.item.set_value(before)
+        self.assign(before)
         return False
 
     def restrict(self) -> str:
@@ -179,8 +198,9 @@ def _term(item: kconfiglib.Symbol | kconfiglib.Choice) -> str:
 
 
 def in_words(condition: object) -> str:
-    """A Kconfig expression as a user would write it: `OPTIMIZER=adam or OPTIMIZER=adamw`."""
-    return kconfiglib.expr_str(condition, _term).replace(" || ", " or ").replace(" && ", " and ")
+    """A Kconfig expression in a user's words: `OPTIMIZER=adam or OPTIMIZER=adamw`; empty if it always holds."""
+    text = kconfiglib.expr_str(condition, _term).replace(" || ", " or ").replace(" && ", " and ")
+    return "" if text == "y" else re.sub(r"!(?!=)", "not ", text)
 
 
 def split_set(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run: its identity, its folder, and where its configuration came from. Made once, reused by every resume and tracker."""
+"""A run: its identity, its folder, and where its configuration came from; made once, reused by resumes and trackers."""
 
 import dataclasses
 import hashlib
@@ -85,7 +85,7 @@ def latest(output_dir: str) -> Path:
 
 
 def folder_name(name: str) -> str:
-    """A name for a file system: letters of any script, digits, `.`, `_` and `-`; at most 100 bytes; never empty or hidden.
+    """A name for a file system: letters of any script, digits, `.`, `_`, `-`; at most 100 bytes; not empty or hidden.
 
     Names that differ only in what is replaced would collide, so those carry six digits of a hash.
     """

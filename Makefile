@@ -1,0 +1,132 @@
+# Espalier's commands. Each target's comment after ## is its line in `make help`.
+#
+# Options are set on the command line of any target that trains or configures: make train LEARNING_RATE=1e-3 TRACKER=wandb
+
+VENV   := .venv
+RUN    :=
+PORT   :=
+V      :=
+
+# An environment of your own, used as it is; else .venv, made when it is missing or older than pyproject.toml.
+ifdef PYTHON
+ENVIRONMENTS :=
+else
+PYTHON       := $(VENV)/bin/python
+ENVIRONMENTS := yes
+endif
+# The first Python that is new enough; evaluated only where .venv is made, which also says so when there is none.
+SYSTEM_PYTHON = $(or $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
+CONFIG_FILE   := $(or $(KCONFIG_CONFIG),.config)
+
+# Kconfiglib reads these from the environment; set for another project, they would redirect ours.
+unexport CONFIG_ srctree
+
+# Variables given on make's command line, as NAME="$NAME" words: make exports their values, so quotes and spaces survive.
+OURS      := PYTHON VENV RUN PORT V A B X PRESET DEFCONFIG RAND_SEED ARGS
+GIVEN     := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
+OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
+
+CONFIG_PY := $(PYTHON) scripts/config.py
+
+.DEFAULT_GOAL := help
+.PHONY: help menuconfig defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain \
+	checkconfig randconfig docs train resume sample data sync dashboard test lint format clean mrproper
+
+##@ Configure
+
+menuconfig: env-config ## Choose every option in a menu; writes .config
+	@$(PYTHON) scripts/menuconfig.py
+
+defconfig: env-config ## Write the default .config (gpt2_tiny)
+	@$(CONFIG_PY) defconfig
+
+%_defconfig: env-config ## Write .config from a preset: make gpt2_shakespeare_defconfig
+	@$(CONFIG_PY) defconfig $*
+
+list-defconfigs: env-config ## List the presets
+	@$(CONFIG_PY) list-defconfigs
+
+olddefconfig: env-config ## Bring .config up to date: new options get defaults, what no longer fits is dropped aloud
+	@$(CONFIG_PY) olddefconfig
+
+savedefconfig: env-config ## Save what differs from the defaults: make savedefconfig DEFCONFIG=defconfigs/mine_defconfig
+	@$(CONFIG_PY) savedefconfig $(if $(DEFCONFIG),"$(DEFCONFIG)")
+
+listnewconfig: env-config ## List the options that .config does not mention
+	@$(CONFIG_PY) listnewconfig
+
+diffconfig: env-config ## Compare two configurations or runs: make diffconfig A=runs/one B=runs/two
+	@$(CONFIG_PY) diffconfig "$(A)" "$(B)"
+
+explain: env-config ## Explain an option and its value: make explain X=LEARNING_RATE
+	@$(CONFIG_PY) explain "$(X)"
+
+checkconfig: env-config ## Check .config (and NAME=value words) without training
+	@$(CONFIG_PY) checkconfig $(OVERRIDES)
+
+randconfig: env-config ## Write a random valid .config: make randconfig RAND_SEED=1
+	@$(CONFIG_PY) randconfig $(RAND_SEED)
+
+docs: env-config ## Write docs/config.md anew from the Kconfig files
+	@$(CONFIG_PY) docs > docs/config.md.tmp && mv docs/config.md.tmp docs/config.md
+
+##@ Train
+
+train: env-train $(CONFIG_FILE) ## Prepare the data if it is missing, and train: make train LEARNING_RATE=1e-3
+	@$(PYTHON) gpt2/train.py $(OVERRIDES)
+
+resume: env-train ## Continue a run from its last checkpoint: make resume RUN=runs/name (default: the latest)
+	@$(PYTHON) gpt2/train.py --resume "$(or $(RUN),latest)" $(OVERRIDES)
+
+data: env-train $(CONFIG_FILE) ## Download and tokenise the dataset
+	@$(PYTHON) gpt2/prepare_data.py $(OVERRIDES)
+
+sample: env-train ## Continue a text with a trained model: make sample PROMPT='def ' (RUN=...)
+	@$(PYTHON) gpt2/sample.py $(if $(RUN),--run "$(RUN)") $(OVERRIDES)
+
+##@ Watch
+
+dashboard: env-train ## Open Trackio's dashboard on a run's project: make dashboard (RUN=... PORT=...)
+	@$(PYTHON) scripts/dashboard.py $(if $(RUN),"$(RUN)") $(if $(PORT),--port "$(PORT)")
+
+sync: env-train ## Deliver to the trackers what they have not got of a run: make sync RUN=runs/name
+	@$(PYTHON) scripts/sync.py $(if $(RUN),"$(RUN)") $(OVERRIDES)
+
+##@ Develop
+
+test: env-test ## Run the test suite
+	@$(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: env-test ## Check style and format
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+
+format: env-test ## Apply the format
+	@$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
+
+clean: ## Remove caches; data and runs stay
+	@find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -r {} +
+	@rm -rf .pytest_cache .ruff_cache .hypothesis
+
+mrproper: clean ## Also remove .config and .venv; data and runs stay
+	@rm -rf .config .config.old defconfig $(VENV)
+
+help: ## Show this
+	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
+
+# ---- environments ---------------------------------------------------------------------------------------------------
+# Configuring needs one small package, training some hundred megabytes: each level is installed when it is first needed.
+
+.PHONY: env-config env-train env-test
+env-config env-train env-test: env-%: $(if $(ENVIRONMENTS),$(VENV)/.%)
+ifndef ENVIRONMENTS
+	@"$(PYTHON)" scripts/environment.py check $*
+endif
+
+$(VENV)/.config: pyproject.toml
+$(VENV)/.train $(VENV)/.test: $(VENV)/.config
+$(VENV)/.config $(VENV)/.train $(VENV)/.test: $(VENV)/.%:
+	@"$(SYSTEM_PYTHON)" scripts/environment.py install $* $(VENV)
+
+$(CONFIG_FILE): | env-config
+	@$(CONFIG_PY) defconfig

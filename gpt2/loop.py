@@ -1,0 +1,229 @@
+"""The loop: batch, loss, backward, optimizer, pruner, journal. All of training that repeats is on this page."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.data import Data
+from gpt2.evaluate import validation_loss
+from gpt2.model import GPT2
+from lib import checkpoint
+from lib.device import Machine
+from lib.errors import UserError
+from lib.kconf import Options
+from lib.optim import set_learning_rate, skip_if
+from lib.prune import NoPruning
+from lib.schedule import ScheduleOptions, learning_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions(Options):
+    """How the loop steps and when it looks up."""
+
+    gradient_accumulation: int  # micro-batches per step
+    grad_clip: float  # norm; 0 does not clip
+    eval_interval: int  # steps; 0: only before and after
+    log_interval: int  # steps
+    checkpoint_interval: int  # steps; 0: only at the end
+
+
+class Diverged(UserError):
+    """The loss or the gradient is no longer a number."""
+
+
+class Recorder(Protocol):
+    """What the loop tells about itself; it does not know who listens."""
+
+    def write(self, event: str, step: int, metrics: dict[str, float]) -> object:
+        """An event with its metrics."""
+
+    def tick(self) -> None:
+        """A step was launched."""
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint."""
+
+
+class Training:
+    """What changes while training: weights, optimizer, pruner, counters. A checkpoint holds its `state_dict`."""
+
+    def __init__(self, model: GPT2, optimizer: torch.optim.Optimizer, machine: Machine, compiled: bool):
+        self.model, self.optimizer = model, optimizer
+        self.forward: Callable[..., Tensor] = torch.compile(model) if compiled else model
+        self.pruner = NoPruning(model.prunable())
+        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
+        self.skipped = torch.zeros((), device=machine.device)  # updates left out since the loss was no number
+        self.step = 0
+        self.best_val_loss = float("inf")
+        self.train_seconds = 0.0  # in steps alone
+        self.total_seconds = 0.0  # with evaluations and checkpoints, over all sessions
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on bit for bit."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": checkpoint.random_state(),
+            "step": self.step,
+            "best_val_loss": self.best_val_loss,
+            "train_seconds": self.train_seconds,
+            "total_seconds": self.total_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint; raises CheckpointError when it belongs to another model."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise checkpoint.CheckpointError(f"the checkpoint does not fit this model and optimizer: {error}") from None
+        self.scaler.load_state_dict(state["scaler"])
+        checkpoint.restore_random_state(state["random"])
+        self.step, self.best_val_loss = state["step"], state["best_val_loss"]
+        self.train_seconds, self.total_seconds = state["train_seconds"], state["total_seconds"]
+
+
+def train(
+    training: Training,
+    data: Data,
+    machine: Machine,
+    options: LoopOptions,
+    schedule: ScheduleOptions,
+    recorder: Recorder,
+    stopped: Callable[[], bool],
+) -> None:
+    """Make steps until the schedule ends or `stopped` says so; on Diverged `training` holds the last good weights.
+
+    The device is waited for at steps that log, evaluate or save, at no other.
+    """
+    watch = Stopwatch(training)
+    for step in range(training.step + 1, schedule.max_iters + 1):
+        last = step == schedule.max_iters
+        set_learning_rate(training.optimizer, learning_rate(step, schedule))
+        loss, grad_norm = update(training, data, machine, options, step)
+        training.pruner.step(step)
+        training.step = step
+        recorder.tick()
+
+        logs, evaluates, saves = (
+            last or due(step, interval)
+            for interval in (options.log_interval, options.eval_interval, options.checkpoint_interval)
+        )
+        if not (logs or evaluates or saves or stopped()):
+            continue
+        check_finite(training)
+        watch.lap(step)
+        if logs:
+            recorder.write(
+                "train", step, train_metrics(training, data, machine, schedule, loss, grad_norm, watch.speed)
+            )
+        if evaluates:
+            evaluate(training, data, machine, recorder, stopped)
+        if saves or stopped():
+            recorder.save(step)
+        if stopped():
+            return
+        watch.resume()
+
+
+def due(step: int, interval: int) -> bool:
+    """Whether something that happens every `interval` steps (0: never) happens at this one."""
+    return interval > 0 and step % interval == 0
+
+
+def update(training: Training, data: Data, machine: Machine, options: LoopOptions, step: int) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns loss and gradient norm (scalars on the device) without waiting for them."""
+    loss = torch.zeros((), device=machine.device)
+    for micro in range(options.gradient_accumulation):
+        x, y = (part.to(machine.device, non_blocking=True) for part in data.batch(step - 1, micro))
+        with machine.autocast():
+            part = training.forward(x, y) / options.gradient_accumulation
+        training.scaler.scale(part).backward()
+        loss += part.detach()
+    training.scaler.unscale_(training.optimizer)
+    grad_norm = clip(list(training.model.parameters()), options.grad_clip)
+    if training.scaler.is_enabled():  # it leaves out updates with infinite gradients itself, and scales down
+        training.skipped += ~torch.isfinite(loss)
+    else:
+        training.skipped += (training.skipped > 0) | ~torch.isfinite(loss) | ~torch.isfinite(grad_norm)
+        skip_if(training.optimizer, training.skipped.clamp(max=1))
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    training.optimizer.zero_grad(set_to_none=True)
+    return loss, grad_norm
+
+
+def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients so that their joint norm is at most `max_norm` (0: leave them); returns the norm before."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def check_finite(training: Training) -> None:
+    """Raise Diverged if an update was left out because its loss or gradient was no number."""
+    if skipped := int(training.skipped):
+        training.step -= skipped
+        training.skipped.zero_()
+        raise Diverged(
+            f"step {training.step + 1}: the loss or its gradient is not a number; lower LEARNING_RATE, lengthen "
+            f"WARMUP_STEPS or use DTYPE=float32"
+        )
+
+
+def train_metrics(
+    training: Training,
+    data: Data,
+    machine: Machine,
+    schedule: ScheduleOptions,
+    loss: Tensor,
+    grad_norm: Tensor,
+    steps_per_second: float,
+) -> dict[str, float]:
+    """What a `train` event records: loss in nats per token, learning rate of this step, speed since the last record."""
+    tokens_per_second = steps_per_second * data.tokens_per_step
+    metrics = {
+        "train_loss": loss.item(),
+        "learning_rate": learning_rate(training.step, schedule),
+        "sparsity": training.pruner.sparsity(),
+        "grad_norm": grad_norm.item(),
+        "tokens": training.step * data.tokens_per_step,
+        "tokens_per_second": tokens_per_second,
+    }
+    if machine.peak_flops:
+        metrics["mfu"] = tokens_per_second * training.model.flops_per_token() / machine.peak_flops
+    return metrics
+
+
+def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorder, stopped: Callable[[], bool]) -> None:
+    """Record the validation loss after the present step, unless stopped meanwhile (a resumed run then measures it)."""
+    loss = validation_loss(training.forward, data, machine, stopped)
+    if loss is not None:
+        training.best_val_loss = min(training.best_val_loss, loss)
+        perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()
+        recorder.write("eval", training.step, {"val_loss": loss, "val_perplexity": perplexity})
+
+
+class Stopwatch:
+    """Measures the speed of steps alone: it stands still while the loop logs, evaluates and saves."""
+
+    def __init__(self, training: Training):
+        self.training, self.step, self.speed = training, training.step, 0.0
+        self.began = time.perf_counter()
+
+    def lap(self, step: int) -> None:
+        """Stop at `step`; `speed` is in steps per second since the last lap. The device must have been waited for."""
+        seconds = time.perf_counter() - self.began
+        self.training.train_seconds += seconds
+        self.speed = (step - self.step) / seconds
+        self.step = step
+
+    def resume(self) -> None:
+        """Go on."""
+        self.began = time.perf_counter()

@@ -1,0 +1,145 @@
+"""GPT-2 as published (Radford et al. 2019), with the parameter names of the published checkpoints.
+
+Letters of shapes: B batch, T time, C width, H heads, D width of a head (C = H * D), V vocabulary.
+"""
+
+import dataclasses
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.errors import UsageError
+from lib.kconf import Options
+
+_VOCABULARY_MULTIPLE = 64  # the head's matrix product is much slower at odd sizes such as 50257
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Options):
+    """Size and shape of the model."""
+
+    model_name: str
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int  # tokens
+    dropout: float
+
+
+class Attention(nn.Module):
+    """Causal self-attention of H heads."""
+
+    def __init__(self, options: ModelOptions):
+        super().__init__()
+        self.n_head, self.dropout = options.n_head, options.dropout
+        self.c_attn = nn.Linear(options.n_embd, 3 * options.n_embd)
+        self.c_proj = nn.Linear(options.n_embd, options.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C); position t sees positions 0..t."""
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)  # (B, H, T, D)
+        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two layers with GELU (tanh form) between them, four times as wide inside."""
+
+    def __init__(self, options: ModelOptions):
+        super().__init__()
+        self.dropout = options.dropout
+        self.c_fc = nn.Linear(options.n_embd, 4 * options.n_embd)
+        self.c_proj = nn.Linear(4 * options.n_embd, options.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return F.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a norm and around a residual connection."""
+
+    def __init__(self, options: ModelOptions):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(options.n_embd)
+        self.attn = Attention(options)
+        self.ln_2 = nn.LayerNorm(options.n_embd)
+        self.mlp = MLP(options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """The language model: learned positions, pre-norm blocks, a head tied to the token embedding.
+
+    Inside, the vocabulary is padded to a multiple of 64; outside, neither logits nor loss show it.
+    """
+
+    def __init__(self, options: ModelOptions, vocab_size: int):
+        """Initialise the weights from torch's random state; raises UsageError for a shape that cannot be."""
+        super().__init__()
+        if options.n_embd % options.n_head:
+            raise UsageError(
+                f"N_EMBD={options.n_embd} cannot be divided among N_HEAD={options.n_head} heads; choose a multiple"
+            )
+        self.options, self.vocab_size = options, vocab_size
+        padded = math.ceil(vocab_size / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+        self.wte = nn.Embedding(padded, options.n_embd)
+        self.wpe = nn.Embedding(options.block_size, options.n_embd)
+        self.h = nn.ModuleList(Block(options) for _ in range(options.n_layer))
+        self.ln_f = nn.LayerNorm(options.n_embd)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """As OpenAI's code: normal of 0.02, positions 0.01; projections into the residual stream 0.02 / sqrt(2 layers).
+
+        Each of the 2 x layers projections adds to the stream, whose variance would grow with depth otherwise.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue  # norms are 1 and 0, biases are set below
+            scale = 1 / math.sqrt(2 * self.options.n_layer) if name.endswith("c_proj.weight") else 1.0
+            nn.init.normal_(parameter, std=0.01 if name == "wpe.weight" else 0.02 * scale)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) for the token after each of `tokens` (B, T); with `targets` (B, T) the mean loss in nats."""
+        T = tokens.shape[1]
+        x = self.wte(tokens) + self.wpe.weight[:T]  # (B, T, C)
+        x = F.dropout(x, self.options.dropout, self.training)
+        for block in self.h:
+            x = block(x)
+        logits = F.linear(self.ln_f(x), self.wte.weight)  # (B, T, padded V)
+        if targets is None:
+            return logits[..., : self.vocab_size]
+        if logits.shape[-1] > self.vocab_size:
+            logits[..., self.vocab_size :] = -math.inf  # the padding takes no probability
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def prunable(self) -> list[nn.Parameter]:
+        """The matrices of the blocks: what pruning may zero. Embeddings, the tied head, norms and biases are out."""
+        return [parameter for parameter in self.h.parameters() if parameter.dim() >= 2]
+
+    def count_parameters(self) -> int:
+        """Parameters of the published model: without the vocabulary's padding, the tied head counted once."""
+        padding = (self.wte.weight.shape[0] - self.vocab_size) * self.options.n_embd
+        return sum(parameter.numel() for parameter in self.parameters()) - padding
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of a forward and backward pass: 6 per weight in a matrix product, and attention.
+
+        PaLM (arXiv 2204.02311), appendix B: 6 N + 12 L H D T; N leaves out the positions, which only add.
+        """
+        weights = self.count_parameters() - self.wpe.weight.numel()
+        return 6 * weights + 12 * self.options.n_layer * self.options.n_embd * self.options.block_size

@@ -1,0 +1,118 @@
+"""Sampling: continue a prompt with a trained model. `python gpt2/sample.py RUN_FOLDER --prompt 'def '`."""
+
+import argparse
+import codecs
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from gpt2 import tokenizer as tokenizers
+from gpt2.model import GPT2, ModelOptions
+from lib import checkpoint, command_line, device, kconf, run
+from lib.errors import UsageError, run_program
+from lib.kconf import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions(Options):
+    """How to draw tokens."""
+
+    prompt: str
+    sample_tokens: int
+    temperature: float
+    top_k: int  # 0: draw from all tokens
+    seed: int
+
+
+@torch.no_grad()
+def generate(model: GPT2, tokens: list[int], machine: device.Machine, options: SampleOptions) -> Iterator[int]:
+    """Yield `sample_tokens` further tokens, each drawn from the model's distribution after all before it.
+
+    The model sees the last `block_size` tokens. The same seed draws the same tokens.
+    """
+    tokens = list(tokens)
+    generator = torch.Generator().manual_seed(options.seed)  # its own: training's random state is not touched
+    for _ in range(options.sample_tokens):
+        window = torch.tensor([tokens[-model.options.block_size :]], device=machine.device)  # (1, T)
+        with machine.autocast():
+            logits = model(window)[0, -1].float().cpu()  # (V,)
+        token = draw(logits, options.temperature, options.top_k, generator)
+        tokens.append(token)
+        yield token
+
+
+def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+    """A token from logits (V,): softmax(logits / temperature) over the `top_k` largest; at 0 the largest."""
+    if temperature == 0:
+        return int(logits.argmax())
+    if 0 < top_k < len(logits):
+        smallest = torch.topk(logits, top_k).values[-1]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    return int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator))
+
+
+def text(model: GPT2, tokenizer: tokenizers.Tokenizer, machine: device.Machine, options: SampleOptions) -> str:
+    """A sample as text, prompt included."""
+    return "".join(stream(model, tokenizer, machine, options))
+
+
+def stream(
+    model: GPT2, tokenizer: tokenizers.Tokenizer, machine: device.Machine, options: SampleOptions
+) -> Iterator[str]:
+    """A sample in pieces as they are drawn, first the prompt; it ends early where the model ends the document."""
+    was_training, decoder = model.training, codecs.getincrementaldecoder("utf-8")(errors="replace")
+    model.eval()
+    try:
+        prompt = tokenizer.encode_batch([options.prompt])[0].tolist()
+        yield options.prompt
+        for token in generate(model, [tokenizer.end_of_text, *prompt], machine, options):
+            if token == tokenizer.end_of_text:
+                break
+            yield decoder.decode(tokenizer.decode([token]))
+        yield decoder.decode(b"", final=True)
+    finally:
+        model.train(was_training)
+
+
+def load(folder: Path, schema: kconf.Schema) -> tuple[GPT2, tokenizers.Tokenizer, device.Machine]:
+    """The model of a run with the weights of its newest checkpoint; raises UserError when there is none."""
+    found = checkpoint.find(folder / "checkpoints")
+    if not found:
+        raise UsageError(f"{folder}: this run has no checkpoint yet; train on with make resume RUN={folder}")
+    machine = device.choose(schema.bind(device.SystemOptions))
+    tokenizer = tokenizers.load(schema["TOKENIZER"])
+    model = GPT2(schema.bind(ModelOptions), tokenizer.vocab_size).to(machine.device)
+    model.load_state_dict(checkpoint.load(found[-1], machine.device)["model"])
+    return model, tokenizer, machine
+
+
+def main() -> int:
+    """Print a sample as it is drawn."""
+
+    def arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--run", type=Path, metavar="RUN_FOLDER", help="the run to sample from (default: the latest)"
+        )
+
+    def own_configuration(args: argparse.Namespace) -> Path:
+        args.run = args.run or run.latest(str(args.OUTPUT_DIR or kconf.Schema()["OUTPUT_DIR"]))
+        run.Identity.load(args.run)
+        return args.run / ".config"
+
+    schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=arguments, base=own_configuration)
+    model, tokenizer, machine = load(args.run, schema)
+    print(f"{args.run}, {checkpoint.find(args.run / 'checkpoints')[-1].stem}", file=sys.stderr)
+    for piece in stream(model, tokenizer, machine, schema.bind(SampleOptions)):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

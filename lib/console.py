@@ -1,0 +1,79 @@
+"""What a run shows in the terminal: a progress bar, or plain lines where the output is not a terminal."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from lib import journal
+
+
+class Console:
+    """Shows the records of a run as they are written to the journal."""
+
+    def __init__(self, steps: int, done: int):
+        """A bar of `steps` steps of which `done` are behind us."""
+        self.live = sys.stderr.isatty()
+        self.steps, self.best = steps, float("inf")
+        self.bar = tqdm(
+            total=steps,
+            initial=done,
+            unit="step",
+            disable=not self.live,
+            dynamic_ncols=True,
+            smoothing=0.1,
+            leave=False,
+        )
+
+    def tick(self) -> None:
+        """One more step was launched."""
+        self.bar.update()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        with self.bar.external_write_mode(file=sys.stdout):
+            print(text, flush=True)
+
+    def show(self, record: journal.Record) -> None:
+        """A record of the journal, in the form that fits its event."""
+        metrics, step = journal.numbers(record), record["step"]
+        if record["event"] == "train":
+            line = (
+                f"loss {metrics['train_loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
+                f"{metrics['tokens_per_second']:,.0f} tokens/s"
+            )
+            self.bar.set_postfix_str(line)
+            if not self.live:
+                print(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}", flush=True)
+        elif record["event"] == "eval":
+            better = metrics["val_loss"] < self.best
+            self.best = min(self.best, metrics["val_loss"])
+            self.say(
+                f"step {step:>{len(str(self.steps))}}/{self.steps}  val loss {metrics['val_loss']:.4f}  "
+                f"perplexity {metrics['val_perplexity']:,.2f}{'  best' if better else ''}"
+            )
+        elif record["event"] == "alert":
+            self.say(f"alert at step {step}: {record['message']}")
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say in the bar what the run is doing while no step is made."""
+        self.bar.set_description_str(what)
+        try:
+            yield
+        finally:
+            self.bar.set_description_str("")
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, `2:03` or `4.5 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,124 @@
+"""The journal: one line per event, whole, in order, each step once for its readers."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib import journal
+from lib.journal import Journal, JournalError
+
+
+def test_a_line_is_what_the_docstring_says(tmp_path):
+    book = Journal(tmp_path, clock=lambda: 1234.5)
+    book.write("start", 0, schema=journal.SCHEMA)
+    book.write("train", 10, {"train_loss": 2.5, "tokens": 640})
+    book.close()
+    assert (tmp_path / "journal.jsonl").read_text() == (
+        '{"seq":0,"time":1234.5,"event":"start","step":0,"metrics":{},"schema":1}\n'
+        '{"seq":1,"time":1234.5,"event":"train","step":10,"metrics":{"train_loss":2.5,"tokens":640}}\n'
+    )
+
+
+def test_every_kind_of_number_survives_as_strict_json(tmp_path):
+    book = Journal(tmp_path)
+    infinities = {"nan": math.nan, "inf": math.inf, "minus": -math.inf}
+    book.write("train", 1, infinities | {"big": 2**63, "np": np.float32(0.5), "torch": torch.tensor(1.5)})
+    line = (tmp_path / "journal.jsonl").read_text()
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    [record] = journal.read(tmp_path)
+    numbers = journal.numbers(record)
+    assert math.isnan(numbers.pop("nan"))
+    assert numbers == {"inf": math.inf, "minus": -math.inf, "big": 2**63, "np": 0.5, "torch": 1.5}
+
+
+@given(st.dictionaries(st.text(), st.floats() | st.integers(-(2**70), 2**70)))
+def test_any_metrics_are_read_back_as_written(metrics):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as name:
+        book = Journal(Path(name))
+        book.write("train", 3, metrics)
+        book.close()
+        [record] = journal.read(Path(name))
+    read = journal.numbers(record)
+    assert read.keys() == metrics.keys()
+    assert all(
+        a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(read.values(), metrics.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"seq":2,"ti', b"\x00" * 100_000, b'{"seq":2,"time":1,"event":"train","step":9,"metrics":{}}']
+)
+def test_a_torn_last_line_is_cut_and_the_count_goes_on(tmp_path, torn):
+    book = Journal(tmp_path)
+    book.write("start", 0)
+    book.write("train", 1, {"train_loss": 1.0})
+    book.close()
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(torn)
+    assert [r["seq"] for r in journal.read(tmp_path)] == [0, 1]  # a reader does not see the torn line
+    book = Journal(tmp_path)
+    book.write("resume", 1)
+    assert [(r["seq"], r["event"]) for r in journal.read(tmp_path)] == [(0, "start"), (1, "train"), (2, "resume")]
+
+
+def test_repeating_a_step_with_the_same_result_writes_nothing(tmp_path):
+    book = Journal(tmp_path)
+    for step in (5, 10, 15):
+        book.write("train", step, {"train_loss": 1 / step, "tokens_per_second": 100.0})
+    book.close()
+    book = Journal(tmp_path)
+    assert book.expect(5) == 2
+    book.write("resume", 5)
+    book.write("train", 10, {"train_loss": 1 / 10, "tokens_per_second": 55.0})  # another speed, the same loss
+    book.write("train", 15, {"train_loss": 9.0, "tokens_per_second": 55.0})  # another loss
+    book.write("train", 20, {"train_loss": 1 / 20, "tokens_per_second": 55.0})
+    assert [(r["event"], r["step"]) for r in journal.read(tmp_path)] == [
+        ("train", 5), ("train", 10), ("train", 15), ("resume", 5), ("train", 15), ("train", 20),
+    ]  # fmt: skip
+    history = journal.history(tmp_path)
+    assert [step for _, step in history] == [5, 10, 15, 20]
+    assert history["train", 15]["metrics"]["train_loss"] == 9.0  # the later one is in force
+
+
+def test_a_changed_configuration_takes_back_what_was_beyond_the_checkpoint(tmp_path):
+    book = Journal(tmp_path)
+    for step in (5, 10, 15):
+        book.write("train", step, {"train_loss": 1.0})
+    book.write("resume", 10, changed={"MAX_ITERS": ["15", "12"]})
+    book.write("train", 12, {"train_loss": 2.0})
+    assert [step for _, step in journal.history(tmp_path)] == [5, 10, 12]
+
+
+def test_a_reader_goes_on_from_an_offset(tmp_path):
+    book = Journal(tmp_path)
+    book.write("train", 1)
+    [(first, offset)] = journal.tail(tmp_path)
+    book.write("train", 2)
+    assert first["step"] == 1
+    assert [r["step"] for r in journal.read(tmp_path, offset)] == [2]
+
+
+def test_what_is_no_journal_is_one_sentence(tmp_path):
+    with pytest.raises(JournalError, match=r"the journal cannot be read: No such file or directory$"):
+        list(journal.read(tmp_path))
+    (tmp_path / "journal.jsonl").write_bytes(b'{"seq":0}\n')
+    with pytest.raises(JournalError, match=r"the line that ends at byte 10 is no record of a journal$"):
+        list(journal.read(tmp_path))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(tmp_path):
+    book = Journal(tmp_path)
+    book.write("start", 0)
+    os.dup2(os.open("/dev/full", os.O_WRONLY), book.fd)
+    with pytest.raises(JournalError, match=r"step 1 cannot be recorded: No space left on device; free space$"):
+        book.write("train", 1, {"train_loss": 1.0})
+    assert [r["event"] for r in journal.read(tmp_path)] == ["start"]

@@ -1,0 +1,124 @@
+"""Identity, folder and provenance of a run."""
+
+import hashlib
+import json
+import re
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib import run
+from lib.errors import UsageError, UserError
+from lib.kconf import Schema
+from lib.run import RunOptions
+
+
+def options(folder, name="", project=""):
+    return RunOptions(output_dir=str(folder), tracker_project=project, tracker_run_name=name, optimizer="adamw")
+
+
+def test_a_run_is_named_after_its_optimizer_and_time(tmp_path):
+    folder, identity = run.create(options(tmp_path / "new" / "runs"))
+    assert folder.parent == tmp_path / "new" / "runs"
+    assert folder.name == identity.name
+    assert re.fullmatch(r"gpt2_adamw_\d{8}-\d{6}", identity.name)
+    assert re.fullmatch(r"[0-9a-f]{12}", identity.run_id)
+    assert identity.project == run.project_name()
+    assert run.Identity.load(folder) == identity
+
+
+def test_an_existing_folder_is_never_used_again(tmp_path):
+    names = [run.create(options(tmp_path, "same"))[1].name for _ in range(3)]
+    assert names == ["same", "same-2", "same-3"]
+    assert len({run.Identity.load(tmp_path / name).run_id for name in names}) == 3
+
+
+def test_names_that_are_no_file_names_stay_inside_the_output_folder(tmp_path):
+    for name in ("../../x", "/etc/passwd", "a/b c", "..", "x" * 300, "опыт 1", ".hidden", "-rf"):
+        folder, identity = run.create(options(tmp_path, name))
+        assert folder.parent == tmp_path
+        assert folder.is_dir()
+        assert identity.name == name
+        assert not folder.name.startswith((".", "-"))
+
+
+def test_folder_names_are_literal():
+    assert run.folder_name("adamw-0.5_seed1") == "adamw-0.5_seed1"
+    assert run.folder_name("опыт") == "опыт"
+    assert run.folder_name("a b") == f"a-b-{hashlib.md5(b'a b').hexdigest()[:6]}"
+    assert run.folder_name("..") == f"run-{hashlib.md5(b'..').hexdigest()[:6]}"
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_different_names_get_different_folders(a, b):
+    folders = [run.folder_name(name) for name in (a, b)]
+    assert (folders[0] == folders[1]) == (a == b)
+    for folder in folders:
+        assert 0 < len(folder.encode()) <= 110
+        assert "/" not in folder
+        assert "\0" not in folder
+
+
+def test_the_project_is_the_folder_and_a_checksum_of_its_path(tmp_path):
+    clone = tmp_path / "espalier"
+    clone.mkdir()
+    expected = f"espalier-{hashlib.md5(str(clone.resolve()).encode()).hexdigest()[:8]}"
+    assert run.project_name(clone) == expected
+    (tmp_path / "link").symlink_to(clone)
+    assert run.project_name(tmp_path / "link") == expected
+    other = tmp_path / "other" / "espalier"
+    other.mkdir(parents=True)
+    assert run.project_name(other) != expected
+
+
+def test_a_worktree_has_the_project_of_its_clone(tmp_path):
+    clone, tree = tmp_path / "clone", tmp_path / "tree"
+
+    def git(*words):
+        subprocess.run(["git", "-C", clone, *words], check=True, capture_output=True)
+
+    clone.mkdir()
+    git("init")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "x")
+    git("worktree", "add", str(tree))
+    assert run.project_name(tree) == run.project_name(clone)
+
+
+def test_the_latest_run_is_the_one_written_last(tmp_path):
+    import os
+
+    folders = [run.create(options(tmp_path, name))[0] for name in ("a", "b", "c")]
+    for seconds, folder in zip((100, 300, 200), folders, strict=True):
+        os.utime(folder / "run.json", (seconds, seconds))
+    assert run.latest(str(tmp_path)) == folders[1]
+    (folders[0] / "journal.jsonl").write_text("")
+    assert run.latest(str(tmp_path)) == folders[0]
+
+
+def test_what_is_no_run_is_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match=r"there is no run in this folder yet; start one with make train$"):
+        run.latest(str(tmp_path))
+    with pytest.raises(UsageError, match=r"there is no run in this folder \(run.json is missing\)$"):
+        run.Identity.load(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json: the run's identity cannot be read: "):
+        run.Identity.load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"the run's folder cannot be made: "):
+        run.create(options(tmp_path / "file", "x"))
+
+
+def test_the_configuration_is_kept_with_its_sources(tmp_path):
+    schema = Schema()
+    schema.override([("MAX_ITERS", "7", "--max-iters")])
+    run.save_configuration(schema, tmp_path, ["gpt2/train.py", "--max-iters", "7"])
+    again = Schema()
+    again.load(tmp_path / ".config")
+    assert again.values() == schema.values()
+    assert (tmp_path / "defconfig").read_text().splitlines()[1:] == ["CONFIG_MAX_ITERS=7"]
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["options"]["MAX_ITERS"] == {"value": "7", "source": "--max-iters"}
+    assert provenance["argv"] == ["gpt2/train.py", "--max-iters", "7"]
+    assert provenance.keys() >= {"commit", "uncommitted_changes", "python", "platform", "processors", "packages"}

@@ -1,0 +1,63 @@
+"""Sampling: what is drawn, and the program that prints it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gpt2 import sample
+from tests.training import ROOT, arguments, train
+
+
+def drawn(logits, temperature, top_k, draws=2000):
+    generator = torch.Generator().manual_seed(0)
+    tokens = [sample.draw(torch.tensor(logits), temperature, top_k, generator) for _ in range(draws)]
+    return [tokens.count(token) / draws for token in range(len(logits))]
+
+
+def test_temperature_zero_takes_the_likeliest():
+    assert drawn([1.0, 3.0, 2.0], 0, 0, draws=5) == [0, 1, 0]
+
+
+def test_frequencies_follow_the_softmax():
+    assert drawn([0.0, 1.0, 2.0], 1.0, 0) == pytest.approx([0.0900, 0.2447, 0.6652], abs=0.03)
+    assert drawn([0.0, 1.0, 2.0], 0.5, 0) == pytest.approx([0.0159, 0.1173, 0.8668], abs=0.03)
+
+
+def test_top_k_leaves_the_k_likeliest():
+    assert drawn([0.0, 1.0, 2.0], 1.0, 2) == pytest.approx([0, 0.2689, 0.7311], abs=0.03)
+    assert drawn([0.0, 1.0, 2.0], 1.0, 1, draws=50) == [0, 0, 1]
+    assert sum(p > 0 for p in drawn([0.0, 1.0, 2.0], 1.0, 9)) == 3
+
+
+def run_sample(folder, *words):
+    program = [sys.executable, str(ROOT / "gpt2" / "sample.py"), *words]
+    return subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_the_program_continues_a_prompt(tmp_path):
+    train(tmp_path, *arguments())
+    first = run_sample(tmp_path, "--run", "runs/run", "--prompt", "12 squared", "--sample-tokens", "30")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("12 squared")
+    assert len(first.stdout.encode(errors="replace")) > len("12 squared")
+    assert first.stderr == "runs/run, step-000000040\n"
+    again = run_sample(tmp_path, "PROMPT=12 squared", "SAMPLE_TOKENS=30")  # the latest run, the same seed
+    assert again.stdout == first.stdout
+    other = run_sample(tmp_path, "--prompt", "12 squared", "--sample-tokens", "30", "--seed", "8")
+    assert other.stdout != first.stdout
+
+
+def test_without_a_run_or_a_checkpoint_it_says_what_to_do(tmp_path):
+    missing = run_sample(tmp_path)
+    assert (missing.returncode, missing.stderr) == (
+        2,
+        "error: runs: there is no run in this folder yet; start one with make train\n",
+    )
+    train(tmp_path, *arguments(max_iters=5))
+    for file in (tmp_path / "runs/run/checkpoints").iterdir():
+        file.unlink()
+    empty = run_sample(tmp_path)
+    assert empty.returncode == 2
+    assert empty.stderr == "error: runs/run: this run has no checkpoint yet; train on with make resume RUN=runs/run\n"

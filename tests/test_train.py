@@ -1,0 +1,241 @@
+"""Whole runs through the command line: golden losses, resuming after a kill, signals, divergence."""
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import checkpoint, journal
+from tests.training import arguments, losses, start, train
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_losses_are_the_golden_ones(tmp_path, optimizer):
+    """Any change of the training path shows here; if one is meant, replace the numbers and say why in the commit."""
+    rate = 0.1 if optimizer == "sgd" else 0.003
+    train(tmp_path, *arguments(optimizer=optimizer, learning_rate=rate, dropout=0, max_iters=20))
+    golden = [float(line) for line in (GOLDEN / f"losses_{optimizer}.txt").read_text().splitlines()]
+    assert list(losses(tmp_path / "runs/run").values()) == pytest.approx(
+        golden, rel=1e-4
+    )  # float32 on other processors
+    assert len(golden) == 20
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 40 steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    output = train(folder, *arguments(json_output="result.json"))
+    return folder, output
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / "checkpoints" / "step-000000040.pt")
+
+
+def assert_same(a: object, b: object) -> None:
+    """Equality of nested dictionaries, lists and tensors, bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def assert_like_uninterrupted(run: Path, whole_run: Path) -> None:
+    """The same losses, weights, optimizer state and random state as the whole run, each step once."""
+    mine, theirs = journal.history(run), journal.history(whole_run)
+    assert mine.keys() == theirs.keys()
+    assert sorted(key for key in mine) == sorted(
+        [("train", step) for step in range(1, 41)] + [("eval", step) for step in (0, 10, 20, 30, 40)]
+    )
+    volatile = {"tokens_per_second": None}
+    for key in mine:
+        assert mine[key]["metrics"] | volatile == theirs[key]["metrics"] | volatile, key
+    a, b = final_weights(run), final_weights(whole_run)
+    for name in ("model", "optimizer", "random", "step", "best_val_loss"):
+        assert_same(a[name], b[name])
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Return once the journal has a training step at or beyond `step`."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (run / "journal.jsonl").exists() and max(losses(run), default=0) >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the run did not get that far")
+
+
+@pytest.mark.parametrize("step", [3, 14, 27])
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, whole, step):
+    process = start(tmp_path, *arguments())
+    run = tmp_path / "runs/run"
+    wait_for_step(run, step)
+    process.kill()
+    process.communicate()
+    assert not (run / "summary.json").exists()
+    output = train(tmp_path, "--resume", "runs/run")
+    assert "resuming runs/run after step" in output
+    assert_like_uninterrupted(run, whole[0] / "runs/run")
+    [before, after] = [r for r in journal.read(run) if r["event"] in ("start", "resume")]
+    assert (before["event"], after["event"]) == ("start", "resume")
+    assert before["run_id"] == after["run_id"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_resume(tmp_path, whole, number, code):
+    process = start(tmp_path, *arguments())
+    run = tmp_path / "runs/run"
+    wait_for_step(run, 12)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    [finish] = [r for r in journal.read(run) if r["event"] == "finish"]
+    assert (finish["status"], finish["metrics"]) == ("interrupted", {})
+    assert f"stopped after step {finish['step']}; continue with: make resume RUN=runs/run" in output
+    assert checkpoint.find(run / "checkpoints")[-1].name == checkpoint.name(finish["step"])
+    train(tmp_path, "--resume", "latest")
+    assert_like_uninterrupted(run, whole[0] / "runs/run")
+
+
+def test_a_run_ends_with_a_summary(whole):
+    folder, output = whole
+    run = folder / "runs/run"
+    summary = json.loads((run / "summary.json").read_text())
+    history = journal.history(run)
+    evaluations = {step: r["metrics"]["val_loss"] for (event, step), r in history.items() if event == "eval"}
+    assert summary == json.loads((folder / "result.json").read_text())
+    assert summary["final_val_loss"] == evaluations[40]
+    assert summary["best_val_loss"] == min(evaluations.values())
+    assert (summary["steps"], summary["tokens"], summary["sparsity"]) == (40, 40 * 4 * 2 * 32, 0.0)
+    assert summary["total_time_seconds"] > 0
+    assert evaluations[40] < evaluations[0]  # it learned
+    for words in ("a sample the model wrote", f"{evaluations[40]:.4f} final", "tokens/s", "runs/run", "make dashboard"):
+        assert words in output
+    [finish] = [r for r in journal.read(run) if r["event"] == "finish"]
+    assert finish["metrics"].keys() == {"final_val_loss", "best_val_loss", "total_time_seconds"}
+
+
+def test_training_records_carry_the_promised_metrics(whole):
+    history = journal.history(whole[0] / "runs/run")
+    train_metrics, eval_metrics = history["train", 10]["metrics"], history["eval", 10]["metrics"]
+    assert train_metrics.keys() == {
+        "train_loss", "learning_rate", "sparsity", "grad_norm", "tokens", "tokens_per_second",
+    }  # fmt: skip
+    assert train_metrics["tokens"] == 10 * 4 * 2 * 32
+    assert train_metrics["sparsity"] == 0.0
+    assert eval_metrics["val_perplexity"] == pytest.approx(math.exp(eval_metrics["val_loss"]))
+
+
+def test_a_run_keeps_its_configuration_and_where_it_came_from(whole):
+    run = whole[0] / "runs/run"
+    assert 'CONFIG_LEARNING_RATE="0.003"' in (run / ".config").read_text().splitlines()
+    assert "CONFIG_MAX_ITERS=40" in (run / "defconfig").read_text().splitlines()
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["options"]["MAX_ITERS"] == {"value": "40", "source": "--max-iters"}
+    assert provenance["options"]["GRAD_CLIP"] == {"value": "1.0", "source": "default"}
+    assert provenance["packages"]["torch"] == torch.__version__
+
+
+def test_a_finished_run_says_so_and_goes_on_when_it_gets_more_steps(tmp_path, whole):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    assert "runs/run is finished" in train(tmp_path, "--resume", "runs/run")
+    output = train(tmp_path, "--resume", "runs/run", "--max-iters", "45")
+    assert "changed: MAX_ITERS 40 -> 45" in output
+    assert sorted(losses(tmp_path / "runs/run")) == list(range(1, 46))
+    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["steps"] == 45
+
+
+def test_the_same_name_twice_makes_two_runs(tmp_path):
+    for _ in range(2):
+        train(tmp_path, *arguments(max_iters=5))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run", "run-2"]
+    assert len(losses(tmp_path / "runs/run")) == len(losses(tmp_path / "runs/run-2")) == 5
+    assert losses(tmp_path / "runs/run") == losses(tmp_path / "runs/run-2")
+
+
+def test_the_split_of_the_batch_does_not_change_what_is_learned(tmp_path):
+    runs = []
+    for batch_size, accumulation in ((8, 1), (4, 2), (1, 8)):
+        changes = {"batch_size": batch_size, "gradient_accumulation": accumulation, "dropout": 0, "max_iters": 20}
+        train(tmp_path, *arguments(**changes, tracker_run_name=f"run{batch_size}"))
+        runs.append(list(losses(tmp_path / f"runs/run{batch_size}").values()))
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+    assert runs[0] == pytest.approx(runs[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loss_that_is_no_number_stops_the_run_with_its_last_good_weights(tmp_path, dtype):
+    wild = arguments(
+        optimizer="sgd", learning_rate=10, grad_clip=0, decay_lr=False, warmup_steps=0, dtype=dtype, log_interval=7
+    )
+    output = train(tmp_path, *wild, code=1)
+    assert "the loss or its gradient is not a number; lower LEARNING_RATE" in output
+    run = tmp_path / "runs/run"
+    state = checkpoint.load(checkpoint.find(run / "checkpoints")[-1])
+    assert all(torch.isfinite(weight).all() for weight in state["model"].values())
+    *_, alert, finish = journal.read(run)
+    assert (alert["event"], finish["event"], finish["status"]) == ("alert", "finish", "diverged")
+    assert finish["step"] == state["step"] < 40
+    assert all(math.isfinite(loss) for loss in losses(run).values())
+    assert f"step {state['step'] + 1}: " in alert["message"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_learns_about_the_same(tmp_path, whole, dtype):
+    train(tmp_path, *arguments(dtype=dtype))
+    half, full = losses(tmp_path / "runs/run"), losses(whole[0] / "runs/run")
+    assert max(abs(half[step] - full[step]) for step in full) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--n-head", "3"], "error: N_EMBD=32 cannot be divided among N_HEAD=3 heads; choose a multiple"),
+        (["--warmup-steps", "50"], "error: WARMUP_STEPS=50 exceeds MAX_ITERS=40; shorten the warm-up"),
+        (["--optimizr", "sgd"], "error: unknown flag --optimizr; did you mean --optimizer?"),
+        (["--device", "mps"], "finds no such device here; use --device auto"),
+        (["--resume", "runs/none"], "there is no run in this folder"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_run_is_made(tmp_path, words, message):
+    output = train(tmp_path, *arguments(), *words, code=2)
+    assert message in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_stays_the_run_it_is(tmp_path, whole):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    output = train(tmp_path, "--resume", "runs/run", "--seed", "8", "--optimizer", "sgd", code=2)
+    assert "error: runs/run: a run keeps its OPTIMIZER, SEED (adamw -> sgd, 7 -> 8); start a new run for that" in output
+    output = train(tmp_path, "--resume", "runs/run", "--batch-size", "3", code=2)
+    assert "a run keeps its BATCH_SIZE x GRADIENT_ACCUMULATION" in output
+
+
+def test_two_trainers_do_not_share_a_run(tmp_path):
+    process = start(tmp_path, *arguments(max_iters=100_000))
+    wait_for_step(tmp_path / "runs/run", 1)
+    output = train(tmp_path, "--resume", "runs/run", code=1)
+    assert "another process is training this run; wait for it or stop it" in output
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
