@@ -39,16 +39,16 @@ menuconfig: env-config ## Choose every option in a menu; writes .config
 	@$(PYTHON) scripts/menuconfig.py
 
 defconfig: env-config ## Write the default .config (gpt2_tiny)
-	@$(CONFIG_PY) defconfig
+	@$(CONFIG_PY) defconfig $(OVERRIDES)
 
 %_defconfig: env-config ## Write .config from a preset: make gpt2_shakespeare_defconfig
-	@$(CONFIG_PY) defconfig $*
+	@$(CONFIG_PY) defconfig $* $(OVERRIDES)
 
 list-defconfigs: env-config ## List the presets
 	@$(CONFIG_PY) list-defconfigs
 
 olddefconfig: env-config ## Bring .config up to date: new options get defaults, what no longer fits is dropped aloud
-	@$(CONFIG_PY) olddefconfig
+	@$(CONFIG_PY) olddefconfig $(OVERRIDES)
 
 savedefconfig: env-config ## Save what differs from the defaults: make savedefconfig DEFCONFIG=defconfigs/mine_defconfig
 	@$(CONFIG_PY) savedefconfig $(if $(DEFCONFIG),"$(DEFCONFIG)")
@@ -66,7 +66,7 @@ checkconfig: env-config ## Check .config (and NAME=value words) without training
 	@$(CONFIG_PY) checkconfig $(OVERRIDES)
 
 randconfig: env-config ## Write a random valid .config: make randconfig RAND_SEED=1
-	@$(CONFIG_PY) randconfig $(RAND_SEED)
+	@$(CONFIG_PY) randconfig $(RAND_SEED) $(OVERRIDES)
 
 docs: env-config ## Write docs/config.md anew from the Kconfig files
 	@$(CONFIG_PY) docs > docs/config.md.tmp && mv docs/config.md.tmp docs/config.md

@@ -15,26 +15,22 @@ import torch
 from gpt2 import data as datasets
 from gpt2 import loop, sample
 from gpt2.model import GPT2, ModelOptions
-from lib import checkpoint, device, journal, optim, run, schedule, track
+from lib import checkpoint, device, files, journal, optim, run, schedule, track
 from lib.console import Console, duration
 from lib.errors import UsageError, UserError
 from lib.kconf import Options, Schema
 from lib.signals import StopSignals
 
 # What may change when a run is resumed without changing what it learns.
-_HARMLESS = {"TRACKER", "WANDB_OFFLINE", "JSON_OUTPUT", "PROMPT", "SAMPLE_TOKENS", "TEMPERATURE", "TOP_K"} | {
-    "CHECKPOINT_INTERVAL",
-    "LOG_INTERVAL",
-    "EVAL_INTERVAL",
-    "DATA_DIR",
-}
+_HARMLESS = set(
+    "TRACKER WANDB_OFFLINE JSON_OUTPUT PROMPT SAMPLE_TOKENS TEMPERATURE TOP_K CHECKPOINT_INTERVAL LOG_INTERVAL "
+    "EVAL_INTERVAL DATA_DIR".split()
+)
 # What would make it another run.
-_FIXED = {"MODEL_NAME", "N_LAYER", "N_HEAD", "N_EMBD", "BLOCK_SIZE", "DATASET", "TOKENIZER", "OPTIMIZER", "SEED"} | {
-    "EVAL_SAMPLES",
-    "OUTPUT_DIR",
-    "TRACKER_PROJECT",
-    "TRACKER_RUN_NAME",
-}
+_FIXED = set(
+    "MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER OPTIMIZER SEED EVAL_SAMPLES OUTPUT_DIR "
+    "TRACKER_PROJECT TRACKER_RUN_NAME".split()
+)
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
 
 
@@ -224,9 +220,9 @@ class Session:
             "tokens_per_second": tokens / self.training.train_seconds,
             "sparsity": self.training.pruner.sparsity(),
         }
-        run.write_json(self.folder / "summary.json", summary)
+        files.write_json(self.folder / "summary.json", summary)
         if self.options.json_output:
-            run.write_json(Path(self.options.json_output), summary)
+            files.write_json(Path(self.options.json_output), summary)
         self._show_summary(summary)
 
     def _show_summary(self, summary: dict[str, Any]) -> None:

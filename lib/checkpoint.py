@@ -1,12 +1,12 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, in one file, there whole or not at all."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lib import files
 from lib.errors import UserError
 
 KEEP = 2  # newest checkpoints of a run: the last one and one to fall back on
@@ -24,16 +24,10 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises CheckpointError when it cannot be written; the checkpoints before it are then still there.
     """
     path = folder / name(step)
-    partial = path.with_suffix(".tmp")
     try:
-        with partial.open("wb") as file:
+        with files.whole(path) as file:
             torch.save({"version": VERSION, "step": step, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: the checkpoint cannot be written ({_first_line(error)}); free space") from None
     for old in find(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
@@ -73,15 +67,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-
-
-def sync_folder(folder: Path) -> None:
-    """Return when a rename in `folder` is on the disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from lib.kconf import ROOT, ConfigError, Schema
+from lib.config_file import ConfigError
+from lib.kconf import ROOT, Schema
 from lib.option import nearest
 
 

@@ -8,45 +8,22 @@ Two conventions on top of plain Kconfig: a string with a range is a float, and a
 is a set (one option, written `a,b`). A named choice CHOICE with members CHOICE_<VALUE> is one option with a value.
 """
 
+import contextlib
 import os
-import re
 import typing
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import kconfiglib
 
-from lib.errors import UsageError
+from lib.config_file import ConfigError, read_lines, unquote
 from lib.option import Option, Value, member_value, nearest, split_set
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "default"  # the source of a value that nobody assigned
 _FLOAT_NOTE = "has ranges, but is not int or hex"  # how kconfiglib greets a float
-_LINE = re.compile(r"CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set")
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 T = typing.TypeVar("T", bound="Options")
-
-
-class ConfigError(UsageError):
-    """Everything that is wrong with a configuration.
-
-    problems   one sentence each, beginning with its place
-    lines      numbers of the lines that are to blame, when a file is
-    """
-
-    def __init__(self, problems: Iterable[str], lines: Iterable[int] = ()):
-        self.problems, self.lines = list(problems), set(lines)
-        super().__init__("\n".join(self.problems))
-
-
-class Line(typing.NamedTuple):
-    """A line of a configuration file that is neither empty nor a comment."""
-
-    number: int  # from 1
-    place: str  # file:number
-    name: str  # without CONFIG_; empty if the line cannot be understood
-    raw: str  # what follows `=`, "n" for "is not set"; the whole line if it cannot be understood
 
 
 class Options:
@@ -145,7 +122,7 @@ class Schema:
                 raise ConfigError([f"unknown option {name}{self._near(name)}"])
             return None, ""
         if member is None:
-            return option, _unquote(option, raw)
+            return option, unquote(option, raw)
         if raw not in ("y", "n"):
             raise ConfigError([f"{name} must be y or n; got {raw!r}"])
         if option.kind == "choice":
@@ -260,6 +237,8 @@ class Schema:
                 Path(f"{path}.old").write_bytes(old)
             partial.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):  # the reason that is told is the first one
+                partial.unlink()
             raise ConfigError([f"{path}: cannot be written: {error.strerror}"]) from None
 
 
@@ -269,37 +248,6 @@ def _kind(symbol: kconfiglib.Symbol) -> str:
         place = f"{symbol.nodes[0].filename}:{symbol.nodes[0].linenr}"
         raise ConfigError([f"{place}: {symbol.name} must be a bool, an int or a string"])
     return kinds[symbol.orig_type]
-
-
-def _unquote(option: Option, raw: str) -> str:
-    """The text of a value in a file, where strings (and so floats) are quoted; raises ConfigError if it is not."""
-    if option.kind not in ("str", "float"):
-        return raw.strip()
-    if quoted := _QUOTED.fullmatch(raw.strip()):
-        return re.sub(r"\\(.)", r"\1", quoted[1])
-    if '"' in raw:
-        raise ConfigError([f"{option.name} must be one quoted text with nothing around it; got {raw[:60]!r}"])
-    raise ConfigError([f'{option.name} must be quoted: CONFIG_{option.name}="{raw.strip()}"'])
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The lines of a configuration file; raises ConfigError if it cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError([f"{path}: there is no such configuration file"]) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read as a configuration: {error.strerror}"]) from None
-    except UnicodeDecodeError:
-        raise ConfigError([f"{path}: cannot be read as a configuration: it is not UTF-8 text"]) from None
-    lines = []
-    for number, line in enumerate(text.split("\n"), 1):
-        place, line = f"{path}:{number}", line.rstrip()
-        if match := _LINE.fullmatch(line):
-            lines.append(Line(number, place, match[1] or match[3], match[2] if match[1] else "n"))
-        elif line and not line.startswith("#"):
-            lines.append(Line(number, place, "", line))
-    return lines
 
 
 def _read_renames(path: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lib.errors import UsageError, UserError
+from lib.files import write_json
 from lib.kconf import ROOT, Options, Schema
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "kconfiglib", "trackio", "wandb")
@@ -52,23 +53,28 @@ class Identity:
 def create(options: RunOptions) -> tuple[Path, Identity]:
     """Make a new folder for a run in `output_dir` and store its identity there; an existing folder is left alone."""
     wanted = options.tracker_run_name or f"gpt2_{options.optimizer}_{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in range(1, 100_000):
-        name = wanted if number == 1 else f"{wanted}-{number}"
-        folder = Path(options.output_dir) / folder_name(name)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"{folder}: the run's folder cannot be made: {error.strerror}") from None
-        identity = Identity(uuid.uuid4().hex[:12], options.tracker_project or project_name(), name)
-        write_json(folder / "run.json", dataclasses.asdict(identity))
+    try:
+        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+        name, folder = _new_folder(Path(options.output_dir), wanted)
         (folder / "checkpoints").mkdir()
-        return folder, identity
-    raise UsageError(
-        f"{options.output_dir}: every name from {wanted} to {wanted}-99999 is taken; choose another run name"
-    )
+    except OSError as error:
+        raise UserError(f"{options.output_dir}: the run's folder cannot be made there: {error.strerror}") from None
+    identity = Identity(uuid.uuid4().hex[:12], options.tracker_project or project_name(), name)
+    write_json(folder / "run.json", dataclasses.asdict(identity))
+    return folder, identity
+
+
+def _new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
+    """Make the first folder of `wanted`, `wanted-2`, ... that is not there; two processes never get the same one."""
+    number = 1
+    while True:
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        folder = parent / folder_name(name)
+        try:
+            folder.mkdir()
+            return name, folder
+        except FileExistsError:
+            number += 1
 
 
 def latest(output_dir: str) -> Path:
@@ -132,16 +138,6 @@ def environment() -> dict[str, object]:
         "host": platform.node(),
         "command": sys.executable,
     }
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file so that it is there whole or not at all; raises UserError when it cannot be written."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _git(*arguments: str) -> str | None:

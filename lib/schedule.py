@@ -38,7 +38,7 @@ def learning_rate(step: int, options: ScheduleOptions) -> float:
     peak, warmup = options.learning_rate, options.warmup_steps
     if step < warmup:
         return peak * step / warmup
-    if options.min_lr is None:
+    if not options.decay_lr:
         return peak
     progress = (step - warmup) / max(1, options.max_iters - warmup)  # 0 -> 1
     return options.min_lr + (peak - options.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -8,8 +8,10 @@ Levels: `config` (Kconfiglib), `train` (everything that a run needs), `test` (th
 
 import sys
 
-if sys.version_info < (3, 11):
-    sys.exit("error: Espalier needs Python 3.11 or newer; this is %s.%s (%s)" % (sys.version_info[:2] + (sys.executable,)))
+if sys.version_info < (3, 11):  # noqa: UP036 - this is where an older one is told
+    sys.exit(
+        "error: Espalier needs Python 3.11 or newer; this is {}.{} ({})".format(*sys.version_info[:2], sys.executable)
+    )
 
 import re
 import subprocess

@@ -106,7 +106,7 @@ def test_what_is_no_run_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"run.json: the run's identity cannot be read: "):
         run.Identity.load(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"the run's folder cannot be made: "):
+    with pytest.raises(UserError, match=r"the run's folder cannot be made there: "):
         run.create(options(tmp_path / "file", "x"))
 
 

@@ -1,0 +1,161 @@
+"""Corpora: which text a model learns from; one function per dataset, named like the value of option DATASET.
+
+A function takes the options and yields `Text`s one after the other, always in the same order and holding few of them at
+a time. Adding a dataset is one function here and one entry in Kconfig.
+"""
+
+import hashlib
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt2 import sources
+from gpt2.sources import DataError
+from lib.errors import UsageError
+from lib.kconf import Options
+
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
+
+
+@dataclass(frozen=True)
+class CorpusOptions(Options):
+    """Which text to learn from; an option that the dataset does not have is None."""
+
+    dataset: str
+    dataset_source: str | None  # path, pattern, URL or name on the hub
+    dataset_subset: str | None  # empty: the only one
+    dataset_text_field: str | None
+    dataset_max_tokens: int | None  # of training; 0: all
+    val_fraction: float | None
+
+
+class Text(NamedTuple):
+    """A document, or a piece of one that is too long to hold."""
+
+    split: str  # "train" or "val"
+    text: str
+    ends: bool = True  # whether the document ends with this piece
+
+
+def texts(options: CorpusOptions) -> Iterator[Text]:
+    """All texts of the dataset; raises DataError or UsageError when they cannot be had."""
+    if options.dataset_source == "":
+        raise UsageError(f"DATASET_SOURCE is empty: say where the dataset {options.dataset} comes from")
+    return globals()[options.dataset](options)
+
+
+def describe(options: CorpusOptions) -> str:
+    """What the text is read from, in words; a change means that preparing it again would give something else."""
+    if options.dataset == "stdlib":
+        return f"{sys.implementation.name} {sys.version.split()[0]}"
+    if options.dataset == "shakespeare":
+        return f"sha256 {SHAKESPEARE_SHA256}"
+    if options.dataset == "files" and options.dataset_source and (paths := _own_files(options)):
+        return f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes"
+    return "/".join(filter(None, (options.dataset_source, options.dataset_subset)))
+
+
+# ---- the datasets ----------------------------------------------------------------------------------------------------
+
+
+def stdlib(options: CorpusOptions) -> Iterator[Text]:
+    """Python's standard library: the sources of the interpreter that runs this, without its tests."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    paths = [path for path in root.rglob("*.py") if not _NOT_LIBRARY.intersection(path.relative_to(root).parts)]
+    if not paths:
+        raise DataError(f"{root}: this Python comes without sources of its standard library; choose another dataset")
+    in_order = sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+    return _assign(map(sources.python_source, in_order), options.val_fraction)
+
+
+def shakespeare(options: CorpusOptions, sha256: str = SHAKESPEARE_SHA256) -> Iterator[Text]:
+    """Tiny Shakespeare, by URL or from a local file: the first part is for training, the rest for validation."""
+    source = options.dataset_source
+    content = sources.fetch(source)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{source}: this is not Tiny Shakespeare: its sha256 is not {sha256[:12]}...; get it anew")
+    text = content.decode()
+    cut = int(len(text) * (1 - options.val_fraction))
+    return iter([Text("val", text[cut:]), Text("train", text[:cut])])
+
+
+def finewebedu(options: CorpusOptions) -> Iterator[Text]:
+    """FineWeb-Edu from the Hugging Face hub, or from a local copy of its repository."""
+    return _hub(options)
+
+
+def openwebtext(options: CorpusOptions) -> Iterator[Text]:
+    """OpenWebText from the Hugging Face hub, or from a local copy of its repository."""
+    return _hub(options)
+
+
+def files(options: CorpusOptions) -> Iterator[Text]:
+    """Your own .txt (one document each), .jsonl or .parquet, or any dataset on the hub.
+
+    Of a single text the end is for validation; many documents are assigned one by one.
+    """
+    paths = _own_files(options)
+    if not paths:
+        return _hub(options)
+    if paths[0].suffix == ".txt":
+        return _one_text(paths[0], options) if len(paths) == 1 else _assign(sources.texts(paths), options.val_fraction)
+    read = sources.json_lines if paths[0].suffix == ".jsonl" else sources.parquet
+    return _assign(read(paths, options.dataset_text_field), options.val_fraction)
+
+
+def _hub(options: CorpusOptions) -> Iterator[Text]:
+    documents = sources.hub(options.dataset_source, options.dataset_subset, options.dataset_text_field)
+    return _assign(documents, options.val_fraction)
+
+
+def _own_files(options: CorpusOptions) -> list[Path]:
+    """The local files to read, or none for a dataset's name; a folder with subsets is a copy of a hub repository."""
+    source = options.dataset_source
+    looks_like_name = re.fullmatch(r"[\w-]+(/[\w.-]+)?", source) and Path(source).suffix not in sources.KINDS
+    if options.dataset_subset or (looks_like_name and not Path(source).exists()):
+        return []
+    return sources.local_files(source)
+
+
+# ---- training or validation ------------------------------------------------------------------------------------------
+
+
+def _assign(documents: Iterable[str | Iterator[str]], val_fraction: float) -> Iterator[Text]:
+    """Give each document to the split that lacks it: validation while it has less than its share of the text so far.
+
+    This looks only at what came before, so it needs no second pass and favours no kind of document. The share holds
+    for a corpus of any size, and every corpus of two documents has both splits.
+    """
+    seen = val = 0  # characters
+    for document in documents:
+        split = "val" if val < val_fraction * seen else "train"
+        size = 0
+        for piece, ends in _marked([document] if isinstance(document, str) else document):
+            size += len(piece)
+            yield Text(split, piece, ends)
+        seen += size
+        val += size * (split == "val")
+
+
+def _one_text(path: Path, options: CorpusOptions) -> Iterator[Text]:
+    """A file whose end is for validation; that comes first, so that a limit on training tokens does not cut it off."""
+    cut = sources.character_start(path, 1 - options.val_fraction)
+    for split, start, stop in ("val", cut, None), ("train", 0, cut):
+        for piece, ends in _marked(sources.pieces(path, start, stop)):
+            yield Text(split, piece, ends)
+
+
+def _marked(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """(piece, whether it is the last), without the empty ones."""
+    before = None
+    for piece in filter(None, pieces):
+        if before is not None:
+            yield before, False
+        before = piece
+    if before is not None:
+        yield before, True

@@ -1,0 +1,279 @@
+"""Download and tokenise the configured dataset once; training reads what this leaves in the data folder."""
+
+import contextlib
+import fcntl
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt2 import corpora, shards, tokenizer
+from gpt2.corpora import Text
+from gpt2.shards import PreparedOptions, ShardWriter
+from gpt2.sources import DataError
+from lib import command_line, files
+from lib.errors import run_program
+from lib.kconf import Schema
+
+SHARD_TOKENS = 100_000_000  # 200 MB; an interruption costs the shard that is being written
+_BATCH_CHARACTERS, _BATCH_TEXTS = 1 << 20, 4096  # what a process tokenises at once: about 0.1 s of work
+# Two processes start in 0.36 s, which they have won back after 10 MB: a corpus of that size is done before they are up.
+_INLINE_BATCHES = 16
+_REPORT_SECONDS = 10
+
+Numbered = tuple[int, Text]  # a text with its number in the corpus
+
+
+def ensure(schema: Schema) -> None:
+    """Prepare the configured dataset unless that is done; whether it fits the options is for `data.load` to say."""
+    options = schema.bind(PreparedOptions)
+    if options.dataset != "bins" and not options.folder.exists():
+        prepare(options)
+
+
+def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, processes: int | None = None) -> Path:
+    """Tokenise the dataset into `options.folder`, or finish what was interrupted, and return the folder.
+
+    `processes` tokenise at once, by default one per core. Raises DataError for a corpus that cannot be read or is too
+    small and for a disk that cannot be written, UsageError when other settings have been prepared there.
+    """
+    folder, begin = options.folder, time.monotonic()
+    if meta := shards.read_meta(folder):
+        shards.check_settings(options, meta)
+        _say_prepared(folder, meta, corpora.describe(options))
+        return folder
+    if folder.exists():
+        raise DataError(f"{folder}: is in the way: it holds no meta.json; remove it or choose another DATA_DIR")
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        with _locked(partial):
+            meta = _fill(partial, options, shard_tokens, processes or _cores())
+            partial.rename(folder)
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that tokenised was killed, perhaps for lack of memory; run the same command again to go on"
+        ) from None
+    except KeyboardInterrupt:
+        print(f"\nfinished shards are kept in {partial}; run the same command again to go on", file=sys.stderr)
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{partial}: cannot be written: {error.strerror}; finished shards are kept: mend that and run the same "
+            "command again to go on"
+        ) from None
+    print(f"{_summary(folder, meta)}, in {time.monotonic() - begin:.1f} seconds")
+    return folder
+
+
+def main() -> int:
+    """Prepare the dataset that the command line configures; returns the exit code."""
+    schema, _ = command_line.resolve(__doc__, sys.argv[1:])
+    for warning in schema.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    options = schema.bind(PreparedOptions)
+    if options.dataset == "bins":
+        print(f"{options.data_dir}: bins are read as they are; there is nothing to prepare")
+    else:
+        prepare(options)
+    return 0
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Make the folder and keep other programs from preparing it meanwhile."""
+    partial.mkdir(parents=True, exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DataError(f"{partial}: another program is preparing this dataset; wait until it is done") from None
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):  # it holds finished shards, or has its final name
+            partial.rmdir()
+
+
+def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, processes: int) -> dict:
+    """Write all shards and meta.json into the folder, but those that are there; returns what meta.json says."""
+    meta = _meta(options)
+    done = _finished(partial, meta)
+    writers = {split: ShardWriter(partial, split, shard_tokens, done[split]) for split in shards.SPLITS}
+
+    def save() -> None:
+        meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
+        files.write_json(partial / "meta.json", meta)
+
+    _tokenise(options, writers, save, processes)
+    if not all(writer.tokens for writer in writers.values()):
+        raise DataError(
+            f"{options.dataset} {options.dataset_source or ''}".strip() + ": holds too little text for training and "
+            "validation; it takes two documents, or a text of several words, at least"
+        )
+    for split in reversed(shards.SPLITS):  # with its training tokens finished, a limited dataset is finished
+        writers[split].finish()
+        save()
+    return meta
+
+
+def _meta(options: PreparedOptions) -> dict:
+    """What meta.json says of a dataset, up to its splits."""
+    return {
+        "version": shards.VERSION,
+        "dataset": options.dataset,
+        "tokenizer": options.tokenizer,
+        "vocab_size": tokenizer.load(options.tokenizer).vocab_size,
+        "settings": options.settings,
+        "source": corpora.describe(options),
+    }
+
+
+def _finished(partial: Path, meta: dict) -> dict[str, list[dict]]:
+    """The finished shards of each split; empties the folder when they are of no use."""
+    nothing = {split: [] for split in shards.SPLITS}
+    if not any(partial.iterdir()):
+        return nothing
+    try:
+        before = shards.read_meta(partial)
+        if before is None:
+            raise DataError("it was interrupted before the first shard was finished")
+        if {name: before[name] for name in meta} != meta:
+            raise DataError("what is there was made with other settings or from another source")
+        shards.open_prepared(partial, before)
+    except DataError as reason:
+        print(f"{partial}: starting over: {reason}", file=sys.stderr)
+        for path in partial.iterdir():
+            path.unlink()
+        return nothing
+    done = {split: before["splits"][split]["shards"] for split in shards.SPLITS}
+    print(f"{partial}: going on after {sum(map(len, done.values()))} finished shards", file=sys.stderr)
+    return done
+
+
+def _say_prepared(folder: Path, meta: dict, source: str) -> None:
+    print(f"{_summary(folder, meta)}: prepared before, with the same settings")
+    if meta["source"] != source:
+        print(f"note: it was made from {meta['source']}; now there is {source}: delete the folder to prepare it anew")
+
+
+def _summary(folder: Path, meta: dict) -> str:
+    counts = [f"{meta['splits'][split]['tokens']:,} tokens for {split}" for split in shards.SPLITS]
+    return f"{folder}: {', '.join(counts)}"
+
+
+# ---- tokenising ------------------------------------------------------------------------------------------------------
+
+
+def _tokenise(
+    options: PreparedOptions, writers: dict[str, ShardWriter], save: Callable[[], None], processes: int
+) -> None:
+    """Hand the tokens of every text that no finished shard holds to its split's writer, up to the limit."""
+    train, val = writers["train"], writers["val"]
+    limit, end = options.dataset_max_tokens or float("inf"), tokenizer.load(options.tokenizer).end_of_text
+    done = {split: writer.texts for split, writer in writers.items()}
+    wanted = ((n, text) for n, text in enumerate(corpora.texts(options)) if n >= done[text.split])
+    with contextlib.closing(_encoded(options.tokenizer, wanted, processes)) as encoded:
+        for (number, text), ids in _reported(encoded, options.dataset_max_tokens):
+            if train.tokens >= limit and number >= train.texts:
+                if val.tokens:
+                    break
+                if text.split == "train":
+                    continue
+            if text.ends or (text.split == "train" and train.tokens + len(ids) >= limit):
+                ids = np.append(ids, np.uint16(end))
+            if writers[text.split].add(ids, number):
+                save()
+
+
+def _encoded(name: str, texts: Iterable[Numbered], processes: int) -> Iterator[tuple[Numbered, np.ndarray]]:
+    """The texts in order, each with its token ids.
+
+    Other processes do it once there is enough for them; bytes are never worth a process. At most two batches per
+    process are on their way, so memory does not grow with the corpus.
+    """
+    batches = _batches(texts)
+    inline = batches if name == "bytes" or processes == 1 else itertools.islice(batches, _INLINE_BATCHES)
+    for batch in inline:
+        yield from zip(batch, tokenizer.load(name).encode_batch(text.text for _, text in batch), strict=True)
+    if (first := next(batches, None)) is None:
+        return
+    context = multiprocessing.get_context("spawn")  # fork is not safe under the threads of the libraries that read
+    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker)
+    try:
+        waiting = deque()
+        for batch in itertools.chain([first], batches):
+            waiting.append((batch, pool.submit(_encode, name, [text.text for _, text in batch])))
+            if len(waiting) > 2 * processes:
+                batch, future = waiting.popleft()
+                yield from zip(batch, future.result(), strict=True)
+        for batch, future in waiting:
+            yield from zip(batch, future.result(), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(texts: Iterable[Numbered]) -> Iterator[list[Numbered]]:
+    batch, size = [], 0
+    for numbered in texts:
+        batch.append(numbered)
+        size += len(numbered[1].text)
+        if size >= _BATCH_CHARACTERS or len(batch) == _BATCH_TEXTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(name: str, texts: list[str]) -> list[np.ndarray]:
+    return tokenizer.load(name).encode_batch(texts)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers in order
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without this, workers whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _reported(
+    encoded: Iterable[tuple[Numbered, np.ndarray]], limit: int | None
+) -> Iterator[tuple[Numbered, np.ndarray]]:
+    """Pass the tokens on, with a progress bar on a terminal and a line now and then elsewhere."""
+    tokens, begin = 0, time.monotonic()
+    said = begin
+    with tqdm(total=limit or None, unit=" tokens", unit_scale=True, disable=None, leave=False) as bar:
+        for numbered, ids in encoded:
+            yield numbered, ids
+            tokens += len(ids)
+            bar.update(len(ids) if numbered[1].split == "train" else 0)
+            if bar.disable and (now := time.monotonic()) - said > _REPORT_SECONDS:
+                said = now
+                print(f"{tokens:,} tokens, {tokens / (now - begin):,.0f} per second", file=sys.stderr, flush=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    run_program(main)

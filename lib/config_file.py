@@ -1,0 +1,64 @@
+"""The form of a configuration file: lines CONFIG_NAME=value, as Kconfig writes them, and what can be wrong with one."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from lib.errors import UsageError
+from lib.option import Option
+
+_LINE = re.compile(r"CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+
+
+class ConfigError(UsageError):
+    """Everything that is wrong with a configuration.
+
+    problems   one sentence each, beginning with its place
+    lines      numbers of the lines that are to blame, when a file is
+    """
+
+    def __init__(self, problems: Iterable[str], lines: Iterable[int] = ()):
+        self.problems, self.lines = list(problems), set(lines)
+        super().__init__("\n".join(self.problems))
+
+
+class Line(NamedTuple):
+    """A line of a configuration file that is neither empty nor a comment."""
+
+    number: int  # from 1
+    place: str  # file:number
+    name: str  # without CONFIG_; empty if the line cannot be understood
+    raw: str  # what follows `=`, "n" for "is not set"; the whole line if it cannot be understood
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a configuration file; raises ConfigError if it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: there is no such configuration file"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read as a configuration: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: cannot be read as a configuration: it is not UTF-8 text"]) from None
+    lines = []
+    for number, line in enumerate(text.split("\n"), 1):
+        place, line = f"{path}:{number}", line.rstrip()
+        if match := _LINE.fullmatch(line):
+            lines.append(Line(number, place, match[1] or match[3], match[2] if match[1] else "n"))
+        elif line and not line.startswith("#"):
+            lines.append(Line(number, place, "", line))
+    return lines
+
+
+def unquote(option: Option, raw: str) -> str:
+    """The text of a value in a file, where strings (and so floats) are quoted; raises ConfigError if it is not."""
+    if option.kind not in ("str", "float"):
+        return raw.strip()
+    if quoted := _QUOTED.fullmatch(raw.strip()):
+        return re.sub(r"\\(.)", r"\1", quoted[1])
+    if '"' in raw:
+        raise ConfigError([f"{option.name} must be one quoted text with nothing around it; got {raw[:60]!r}"])
+    raise ConfigError([f'{option.name} must be quoted: CONFIG_{option.name}="{raw.strip()}"'])

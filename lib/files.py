@@ -1,0 +1,49 @@
+"""Files that are there whole or not at all, whatever interrupts the writing: a kill, a full disk, a power cut."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from lib.errors import UserError
+
+
+def partial(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(path.name + ".tmp")
+
+
+def commit(file: IO[bytes], path: Path) -> None:
+    """Give the open `partial(path)` its name, once its content is on the disk; raises OSError."""
+    file.flush()
+    os.fsync(file.fileno())
+    partial(path).replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name is on the disk too
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write; it gets its name at the end, and when anything is raised before that, nothing is left of it."""
+    try:
+        with partial(path).open("wb") as file:
+            yield file
+            commit(file, path)
+    except BaseException:
+        partial(path).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as JSON; raises UserError when that is impossible."""
+    try:
+        with whole(path) as file:
+            # A name that is no text (a lone surrogate) becomes an escape that JSON knows too.
+            file.write(json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

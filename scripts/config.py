@@ -1,0 +1,335 @@
+"""Write, check, compare and explain configurations: the program behind the configuration targets of the Makefile."""
+
+import argparse
+import os
+import random
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import kconfiglib
+
+from lib.command_line import assignments, config_path, resolve
+from lib.config_file import ConfigError, read_lines
+from lib.errors import UsageError, run_program
+from lib.kconf import ROOT, Schema
+from lib.option import Option, nearest, split_set
+
+_PRESETS = ROOT / "defconfigs"
+_SUFFIX = "_defconfig"
+_DOCS = """# Options
+
+Generated from the Kconfig files by `make docs`; change it there.
+
+Set an option in `make menuconfig`, in `.config`, in the environment as `CONFIG_NAME`, on the command line as
+`NAME=value`, or by its flag; of these the later one wins. `make explain X=NAME` tells where a value comes from."""
+
+
+def main() -> int:
+    """Run the command that the arguments name."""
+    args = _parser().parse_args()
+    args.run(args)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The configuration is the file .config in the current folder, or the one that KCONFIG_CONFIG names.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, name: str, *arguments: tuple[str, dict]) -> None:
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        for argument, details in arguments:
+            sub.add_argument(argument, **details)
+        sub.set_defaults(run=run)
+
+    def words(first: str = "") -> tuple[str, dict]:
+        return "words", {"nargs": "*", "metavar": f"{first}NAME=value", "help": "options to change"}
+
+    file = {"help": "a .config, a defconfig, a preset's name or a run's folder"}
+    command(defconfig, "defconfig", words("PRESET | "))
+    command(list_defconfigs, "list-defconfigs")
+    command(olddefconfig, "olddefconfig", words())
+    command(savedefconfig, "savedefconfig", ("file", {"nargs": "?", "default": "defconfig", "metavar": "FILE"}))
+    command(listnewconfig, "listnewconfig")
+    command(diffconfig, "diffconfig", ("a", {"metavar": "A", **file}), ("b", {"metavar": "B", **file}))
+    command(explain, "explain", ("name", {"metavar": "NAME", "help": "LEARNING_RATE, learning-rate"}))
+    command(checkconfig, "checkconfig", words())
+    command(randconfig, "randconfig", words("SEED | "))
+    command(docs, "docs")
+    return parser
+
+
+# ---- commands that write ---------------------------------------------------------------------------------------------
+
+
+def defconfig(args: argparse.Namespace) -> None:
+    """Write the configuration of a preset, with options changed by NAME=value."""
+    preset, given = _split(args.words)
+    preset = preset or "gpt2_tiny"
+    schema = Schema()
+    schema.load(_preset(preset))
+    schema.override(given)
+    _say_warnings(schema)
+    _replace(schema, f"preset {preset.removesuffix(_SUFFIX)}")
+
+
+def olddefconfig(args: argparse.Namespace) -> None:
+    """Keep what is valid in the configuration, give new options their defaults, and say what is dropped and why."""
+    path, dropped = config_path(os.environ), set()
+    _, given = _split(args.words, most=0)
+    schema = Schema()
+    while path.exists():  # until nothing is left to drop: a dropped line can take the meaning from others
+        schema = Schema()
+        try:
+            schema.load(path, skip=dropped)
+            break
+        except ConfigError as error:
+            if not error.lines - dropped:
+                raise
+            dropped |= error.lines
+            print("\n".join(f"dropped {problem}" for problem in error.problems))
+    schema.override(given)
+    _say_warnings(schema)
+    _replace(schema, "up to date" if path.exists() else "there was none, so it has the defaults")
+
+
+def savedefconfig(args: argparse.Namespace) -> None:
+    """Write the options that differ from their defaults to a file, such as a new preset."""
+    schema = _present()
+    schema.write(Path(args.file), minimal=True)
+    print(f"{args.file}: {_count(schema)}")
+
+
+def randconfig(args: argparse.Namespace) -> None:
+    """Write a random valid configuration; the same seed gives the same one."""
+    seed, given = _split(args.words)
+    if seed and not seed.isdecimal():
+        raise UsageError(f"the seed must be a whole number; got {seed!r}")
+    seed = int(seed) if seed else random.SystemRandom().randrange(2**32)
+    schema = Schema()
+    randomise(schema, random.Random(seed))
+    schema.override(given)
+    _replace(schema, f"random, seed {seed}")
+
+
+def randomise(schema: Schema, generator: random.Random) -> None:
+    """Assign a random valid value to every option but texts, whose meaning is the user's."""
+    for option in schema.options.values():
+        if option.settable and option.kind != "str":
+            option.assign(_random_text(option, generator))
+
+
+def _random_text(option: Option, generator: random.Random) -> str:
+    if option.kind == "bool":
+        return generator.choice("yn")
+    if option.kind == "choice":
+        return generator.choice([value for value, symbol in option.members.items() if symbol.visibility])
+    if option.kind == "set":
+        return ",".join(value for value in option.members if generator.random() < 0.5) or "none"
+    low, high = option.range or ("-1000000", "1000000")
+    if option.kind == "int":
+        return str(generator.randint(int(low), int(high)))
+    return repr(generator.uniform(max(float(low), -1e9), min(float(high), 1e9)))
+
+
+# ---- commands that tell ----------------------------------------------------------------------------------------------
+
+
+def list_defconfigs(args: argparse.Namespace) -> None:
+    """List the presets."""
+    names = _preset_names()
+    for name in names:
+        comment = re.match(r"(#[^\n]*\n)*", (_PRESETS / f"{name}{_SUFFIX}").read_text(encoding="utf-8"))[0]
+        text = " ".join(line.lstrip("# ") for line in comment.splitlines())
+        print(f"{name:{max(map(len, names))}}  {re.split(r'(?<=[.:]) ', text)[0]}")
+
+
+def listnewconfig(args: argparse.Namespace) -> None:
+    """List the options that the configuration does not mention, with the values that they have by default."""
+    schema, path = _present(), config_path(os.environ)
+    names = {schema.renames.get(line.name, line.name) for line in read_lines(path)}
+    mentioned = {schema.parts[name][0].name if name in schema.parts else name for name in names}
+    new = [option for option in schema.options.values() if option.settable and option.name not in mentioned]
+    print("\n".join(f"{option.name}={option.text}" for option in new) or f"{path} mentions every option")
+
+
+def diffconfig(args: argparse.Namespace) -> None:
+    """List the options whose values differ between two configurations."""
+    a, b = _read(args.a), _read(args.b)
+    rows = [(name, a.options[name], b.options[name]) for name in a.options if a[name] != b[name]]
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for name, old, new in rows:
+        print(f"{name:{width}}  {_shown(old)} -> {_shown(new)}")
+    if not rows:
+        print(f"no option differs between {args.a} and {args.b}")
+
+
+def explain(args: argparse.Namespace) -> None:
+    """Say what an option is, what it is now and why, what it needs, and how to set it."""
+    try:
+        schema, trouble = resolve("", [])[0], ""
+    except ConfigError:
+        schema, trouble = Schema(), "unknown, because the configuration has problems; make checkconfig lists them"
+    option = _find(schema, args.name)
+    facts = {
+        "value": trouble or (_shown(option) if option.active else "none: it has no effect in this configuration"),
+        "source": "" if trouble or not option.active else schema.sources.get(option.name, "default"),
+        "type": option.kind,
+        "values": option.restrict(),
+        "default": option.default,
+        "needs": option.needs,
+        "menu": " / ".join(option.menu),
+        "defined": schema.place(option),
+    }
+    print(f"{option.name}: {option.prompt}\n")
+    print("\n".join(f"  {name:8} {fact}" for name, fact in facts.items() if fact))
+    print("\n" + "\n".join(f"  {line}".rstrip() for line in option.help.splitlines()))
+    print("\n  Set it by any of these; the last one wins:")
+    print("\n".join(f"    {form}" for form in _forms(option)))
+
+
+def checkconfig(args: argparse.Namespace) -> None:
+    """Check the configuration as training would read it, with the environment and NAME=value."""
+    schema, _ = resolve("", args.words)
+    _say_warnings(schema)
+    path = config_path(os.environ)
+    print(f"OK: {path if path.exists() else f'there is no {path}; defaults'}: {_count(schema)}")
+
+
+def docs(args: argparse.Namespace) -> None:
+    """Print the reference of all options, docs/config.md."""
+    menu = None
+    print(_DOCS)
+    for option in Schema().options.values():
+        if option.menu != menu:
+            menu = option.menu
+            print(f"\n## {' / '.join(menu)}")
+        print("\n" + _documented(option))
+
+
+def _documented(option: Option) -> str:
+    """The section of docs/config.md on one option."""
+    flag = option.flag + (f" / --no-{option.flag[2:]}" if option.kind == "bool" else "")
+    facts = [f"`{flag}`", f"{option.kind}: `{option.restrict()}`", f"default: `{option.default}`"]
+    if option.needs:
+        facts.append(f"needs `{option.needs}`")
+    text = re.sub(r"([<*_])", r"\\\1", option.help)  # Markdown would take these for its own
+    lines = [f"### {option.name}", "", f"{option.prompt}. " + " · ".join(facts), "", text]
+    if option.members:
+        prompts = {value: symbol.nodes[0].prompt[0] for value, symbol in option.members.items()}
+        lines += ["", *(f"- `{value}`: {prompt.removeprefix(f'{value}: ')}" for value, prompt in prompts.items())]
+    return "\n".join(lines)
+
+
+# ---- what they share -------------------------------------------------------------------------------------------------
+
+
+def _split(words: list[str], most: int = 1) -> tuple[str, list[tuple[str, str, str]]]:
+    """The word before NAME=value words, or nothing, and the assignments; raises ConfigError for more than `most`."""
+    plain = [word for word in words if "=" not in word]
+    problems, given = assignments(word for word in words if "=" in word)
+    problems += [f"expected NAME=value; got {word!r}" for word in plain[most:]]
+    if problems:
+        raise ConfigError(problems)
+    return "".join(plain), given
+
+
+def _present() -> Schema:
+    """The present configuration; raises ConfigError when there is none."""
+    schema, path = Schema(), config_path(os.environ)
+    if not path.exists():
+        raise ConfigError([f"{path}: there is no such configuration yet; make menuconfig or make defconfig writes it"])
+    schema.load(path)
+    _say_warnings(schema)
+    return schema
+
+
+def _read(name: str) -> Schema:
+    """The configuration in a file, a run's folder or a preset."""
+    if not name:  # make's A or B was not given
+        raise UsageError("name two configurations, such as: make diffconfig A=gpt2_tiny B=.config")
+    path = Path(name)
+    if path.is_dir():
+        path = path / ".config"
+    elif not path.exists() and name in _preset_names():
+        path = _preset(name)
+    schema = Schema()
+    schema.load(path)
+    _say_warnings(schema)
+    return schema
+
+
+def _preset_names() -> list[str]:
+    return sorted(path.name.removesuffix(_SUFFIX) for path in _PRESETS.glob(f"*{_SUFFIX}"))
+
+
+def _preset(name: str) -> Path:
+    name, names = name.removesuffix(_SUFFIX), _preset_names()
+    if name not in names:
+        raise UsageError(f"there is no preset {name}{nearest(name, names) or '; make list-defconfigs lists them'}")
+    return _PRESETS / f"{name}{_SUFFIX}"
+
+
+def _replace(schema: Schema, what: str) -> None:
+    """Make `schema` the present configuration and say so."""
+    path = config_path(os.environ)
+    schema.write(path, keep_old=True)
+    print(f"{path}: {what}; {_count(schema)}")
+
+
+def _count(schema: Schema) -> str:
+    number = len(schema.differing())
+    return f"{number} option{' differs' if number == 1 else 's differ'} from the defaults"
+
+
+def _say_warnings(schema: Schema) -> None:
+    for warning in schema.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _shown(option: Option) -> str:
+    return (option.text or '""') if option.active else "-"
+
+
+def _find(schema: Schema, wanted: str) -> Option:
+    """The option that a user means by its name, however written, or one of its values."""
+    if not wanted:  # make's X was not given
+        raise UsageError("name an option, such as: make explain X=LEARNING_RATE")
+    name = wanted.lstrip("-").replace("-", "_").upper().removeprefix("CONFIG_")
+    name = schema.renames.get(name, name)
+    if name in schema.parts:
+        return schema.parts[name][0]
+    if name not in schema.options:
+        hint = nearest(name, [*schema.options, *schema.parts]) or "; docs/config.md lists all"
+        raise UsageError(f"unknown option {wanted}{hint}")
+    return schema.options[name]
+
+
+def _forms(option: Option) -> Iterable[str]:
+    """How a user can give the option a value: the one that it has, if any."""
+    text = option.text
+    if option.kind == "set" and not option.value:
+        text = next(iter(option.members))
+    elif not option.active:
+        text = next(iter(option.members), "") or option.item.defaults[0][0].str_value
+    if option.members:
+        yield ", ".join(f"CONFIG_{option.members[value].name}=y" for value in split_set(text)) + " in .config"
+    elif option.kind in ("str", "float"):
+        yield f'CONFIG_{option.name}="{kconfiglib.escape(text)}" in .config'
+    else:
+        yield f"CONFIG_{option.name}={text} in .config"
+    yield f"CONFIG_{option.name}={shlex.quote(text)} in the environment"
+    yield f"make train {option.name}={shlex.quote(text)}"
+    negated = f"--no-{option.flag[2:]}" if text == "n" else option.flag
+    yield "python gpt2/train.py " + (negated if option.kind == "bool" else f"{option.flag} {shlex.quote(text)}")
+
+
+if __name__ == "__main__":
+    run_program(main)

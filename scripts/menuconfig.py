@@ -1,0 +1,140 @@
+"""The configuration menu: kconfiglib's, with values checked, loaded and saved by the same code as everywhere else."""
+
+import argparse
+import functools
+import locale
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from lib.command_line import config_path
+from lib.config_file import ConfigError
+from lib.errors import UsageError, UserError, run_program
+from lib.kconf import Schema
+from lib.option import Option
+
+try:
+    import curses
+
+    import menuconfig  # kconfiglib's; sys.path[0] keeps this file from hiding it
+except ImportError:
+    curses = menuconfig = None  # Python on Windows has no curses
+
+
+def main() -> int:
+    """Show the menu on the present configuration and save what the user chooses."""
+    argparse.ArgumentParser(
+        description=__doc__,
+        epilog="It edits the file .config in the current folder, or the one that KCONFIG_CONFIG names.",
+    ).parse_args()
+    menu = Menu(config_path(os.environ))
+    _prepare_terminal()
+    menu.show()
+    return 0
+
+
+class Menu:
+    """kconfiglib's menuconfig with its loading, saving and checking replaced by Schema's and Option's.
+
+    The names that are replaced are private to kconfiglib, which is why pyproject.toml pins its version.
+    """
+
+    def __init__(self, path: Path):
+        """Read the configuration at `path`; raises ConfigError with all its problems."""
+        self.path, self.schema, self.saved = path, Schema(), False
+        if path.exists():
+            try:
+                self.schema.load(path)
+            except ConfigError as error:
+                raise ConfigError([*error.problems, "mend these lines, or drop them with make olddefconfig"]) from None
+
+    def show(self) -> None:
+        """Run the menu until the user leaves it."""
+        os.environ["KCONFIG_CONFIG"] = str(self.path)
+        menuconfig._check_valid = self._check_valid
+        menuconfig._range_info = self._range_info
+        menuconfig._node_str = functools.partial(_without_new, menuconfig._node_str)
+        menuconfig._load_config = menuconfig._needs_save = self._needs_save
+        menuconfig._try_load = self._try_load
+        menuconfig._try_save = self._try_save
+        menuconfig.menuconfig(self.schema.kconf)
+        if self.saved:
+            print(self._summary())
+
+    def _needs_save(self) -> bool:
+        """Whether the file lacks something that saving would write."""
+        return not self.path.exists() or bool(self.schema.warnings)
+
+    def _option(self, symbol) -> Option:
+        return self.schema.options[symbol.name]
+
+    def _check_valid(self, symbol, text: str) -> bool:
+        if complaint := self._option(symbol).complaint(text):
+            _error(f"{symbol.name} {complaint}")
+        return not complaint
+
+    def _range_info(self, symbol) -> str | None:
+        bounds = self._option(symbol).range
+        return f"Range: {bounds[0]} to {bounds[1]}" if bounds else None
+
+    def _try_load(self, filename: str) -> bool:
+        try:
+            Schema().load(Path(filename))
+        except ConfigError as error:
+            _error(str(error))
+            return False
+        self.schema.clear()
+        self.schema.load(Path(filename))
+        return True
+
+    def _try_save(self, save_function, filename: str, description: str) -> str | None:
+        minimal = save_function == self.schema.kconf.write_min_config
+        try:
+            self.schema.write(Path(filename), minimal=minimal, keep_old=not minimal)
+        except ConfigError as error:
+            _error(str(error))
+            return None
+        self.saved = self.saved or not minimal
+        return f"{description[0].upper()}{description[1:]} saved to {filename}"
+
+    def _summary(self) -> str:
+        changed = [f"{option.name}={option.text}" for option in self.schema.differing()]
+        shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+        return f"Differs from the defaults: {shown or 'nothing'}"
+
+
+def _without_new(node_str: Callable, node) -> str:
+    """A menu's line without "(NEW)": what follows its default stays unassigned here, so it would stand everywhere."""
+    return node_str(node).replace(" (NEW)", "")
+
+
+def _error(text: str) -> None:
+    menuconfig._error("\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, 70)))
+
+
+def _prepare_terminal() -> None:
+    """Make sure that curses can draw here; raises UserError with what to do otherwise."""
+    if menuconfig is None:
+        raise UserError(
+            "the menu needs Python's curses module; on Windows use WSL, or edit .config and make checkconfig"
+        )
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("the menu needs a terminal; without one, use make defconfig or edit .config")
+    try:
+        locale.setlocale(locale.LC_ALL, "")
+    except locale.Error:  # the environment names a locale that this machine lacks
+        os.environ["LC_ALL"] = "C.UTF-8"
+    try:
+        curses.setupterm()
+    except curses.error as error:
+        raise UserError(
+            f"TERM={os.environ.get('TERM', '')}: the menu cannot be drawn: {error}; try TERM=xterm"
+        ) from None
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,47 @@
+"""Fixtures of several test files: an environment of our own, a folder to work in, programs run as a user would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Reproducible, and without a data base of examples in the repository; a loaded machine is no failure.
+hypothesis.settings.register_profile("espalier", deadline=None, database=None, derandomize=True)
+hypothesis.settings.load_profile("espalier")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch):
+    """Take out of the environment what would configure the programs under test."""
+    for name in os.environ:
+        if name.startswith(("CONFIG_", "KCONFIG_")) or name == "srctree":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def program(folder):
+    """Run a program of the repository in the empty folder: program("scripts/config.py", "docs", CONFIG_SEED="1")."""
+
+    def run(path: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, str(ROOT / path), *arguments],
+            cwd=folder,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run

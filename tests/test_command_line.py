@@ -1,0 +1,260 @@
+"""The command line: a flag for every option, the same value from every form, and one order of precedence."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib import command_line
+from lib.config_file import ConfigError
+from lib.kconf import ROOT, Schema
+
+SCHEMA = Schema()
+GOLDEN = ROOT / "tests" / "golden" / "cli_flags.txt"
+
+
+def resolve(*argv, **env):
+    return command_line.resolve("A program.", list(argv), env)[0]
+
+
+def problems(*argv, **env):
+    with pytest.raises(ConfigError) as caught:
+        resolve(*argv, **env)
+    return caught.value.problems
+
+
+# Another value than the default for every option, and what must be chosen for the option to have a meaning.
+EXAMPLES = {
+    "MODEL_NAME": "gpt2-xl",
+    "N_LAYER": "3",
+    "N_HEAD": "4",
+    "N_EMBD": "256",
+    "BLOCK_SIZE": "128",
+    "DROPOUT": "0.25",
+    "DATASET": "shakespeare",
+    "TOKENIZER": "bytes",
+    "DATA_DIR": "my data",
+    "DATASET_SOURCE": "corpus/*.txt",
+    "DATASET_SUBSET": "sample-100BT",
+    "DATASET_TEXT_FIELD": "body",
+    "DATASET_MAX_TOKENS": "5000000",
+    "VAL_FRACTION": "0.02",
+    "MAX_ITERS": "77",
+    "LEARNING_RATE": "2.5e-3",
+    "WARMUP_STEPS": "0",
+    "DECAY_LR": "n",
+    "MIN_LR": "1e-6",
+    "BATCH_SIZE": "3",
+    "GRADIENT_ACCUMULATION": "8",
+    "GRAD_CLIP": "0",
+    "EVAL_INTERVAL": "50",
+    "EVAL_SAMPLES": "20",
+    "LOG_INTERVAL": "1",
+    "OPTIMIZER": "sgd",
+    "WEIGHT_DECAY": "0.01",
+    "ADAM_BETA1": "0.8",
+    "ADAM_BETA2": "0.999",
+    "ADAM_EPSILON": "1e-6",
+    "SGD_MOMENTUM": "0",
+    "TRACKER": "trackio,wandb",
+    "WANDB_OFFLINE": "y",
+    "TRACKER_PROJECT": 'a "quoted" name',
+    "TRACKER_RUN_NAME": "back\\slash",
+    "DEVICE": "cpu",
+    "DTYPE": "bfloat16",
+    "COMPILE": "y",
+    "THREADS": "2",
+    "SEED": "42",
+    "OUTPUT_DIR": "/somewhere/else",
+    "CHECKPOINT_INTERVAL": "0",
+    "JSON_OUTPUT": "summary.json",
+    "PROMPT": "--dashes = and #",
+    "SAMPLE_TOKENS": "0",
+    "TEMPERATURE": "1.5",
+    "TOP_K": "0",
+}
+NEEDS = {
+    **dict.fromkeys(["N_LAYER", "N_HEAD", "N_EMBD"], ("MODEL_NAME_CUSTOM", "MODEL_NAME=custom")),
+    **dict.fromkeys(
+        ["DATASET_SOURCE", "DATASET_SUBSET", "DATASET_TEXT_FIELD", "DATASET_MAX_TOKENS"],
+        ("DATASET_FINEWEBEDU", "DATASET=finewebedu"),
+    ),
+    "SGD_MOMENTUM": ("OPTIMIZER_SGD", "OPTIMIZER=sgd"),
+    "WANDB_OFFLINE": ("TRACKER_WANDB", "TRACKER=wandb"),
+}
+
+
+def in_file(name, text):
+    """The lines of a configuration file that give an option a value, as Kconfig itself writes them."""
+    option = SCHEMA.options[name]
+    if option.members:
+        return "".join(f"CONFIG_{option.members[value].name}=y\n" for value in text.split(","))
+    if option.kind in ("str", "float"):
+        text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"CONFIG_{name}={text}\n"
+
+
+def test_every_option_has_an_example():
+    assert list(EXAMPLES) == list(SCHEMA.options)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_form_of_an_assignment_gives_the_same_value(folder, name):
+    option, text = SCHEMA.options[name], EXAMPLES[name]
+    member, word = NEEDS.get(name, (None, None))
+    first = [word] if word else []
+    (folder / "full").write_text(in_file(name, text) + (f"CONFIG_{member}=y\n" if member else ""))
+    if option.kind == "bool":
+        flag = [option.flag if text == "y" else f"--no-{option.flag[2:]}"]
+    else:
+        flag = [f"{option.flag}={text}"] if text.startswith("-") else [option.flag, text]
+    results = [
+        resolve("--config", "full"),
+        resolve(*first, **{f"CONFIG_{name}": text}),
+        resolve(*first, f"{name}={text}"),
+        resolve(*first, f"CONFIG_{name}={text}"),
+        resolve(*first, *flag),
+    ]
+    assert [schema.values() for schema in results] == [results[0].values()] * 5
+    assert results[0][name] != resolve(*first)[name]
+    expected = {"int": int, "float": float, "bool": "y".__eq__, "set": lambda t: tuple(t.split(","))}
+    assert results[0][name] == expected.get(option.kind, str)(text)
+    assert [schema.sources[name] for schema in results] == [
+        f"full:{in_file(name, text).count(chr(10))}",
+        f"environment CONFIG_{name}",
+        f"{name}={text}",
+        f"CONFIG_{name}={text}",
+        flag[0].split("=")[0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "value", "source"),
+    [
+        ([], {}, 1, ".config:1"),
+        (["--config", "a"], {}, 2, "a:1"),
+        (["--config", "a", "--config", "b"], {}, 3, "b:1"),
+        (["--config", "b", "--config", "a"], {}, 2, "a:1"),
+        ([], {"KCONFIG_CONFIG": "b"}, 3, "b:1"),
+        (["--config", "a"], {"KCONFIG_CONFIG": "b"}, 2, "a:1"),
+        ([], {"KCONFIG_CONFIG": ""}, 1, ".config:1"),
+        (["--config", "a"], {"CONFIG_SEED": "4"}, 4, "environment CONFIG_SEED"),
+        (["SEED=5"], {"CONFIG_SEED": "4"}, 5, "SEED=5"),
+        (["SEED=5", "SEED=6"], {}, 6, "SEED=6"),
+        (["--seed", "7", "SEED=5"], {"CONFIG_SEED": "4"}, 7, "--seed"),
+        (["--seed", "7", "--seed=8"], {}, 8, "--seed"),
+        (["--seed", "7"], {"CONFIG_SEED": "not even a number"}, 7, "--seed"),
+    ],
+)
+def test_precedence(folder, argv, env, value, source):
+    for number, name in enumerate((".config", "a", "b"), 1):
+        (folder / name).write_text(f"CONFIG_SEED={number}\n")
+    schema = resolve(*argv, **env)
+    assert (schema["SEED"], schema.sources["SEED"]) == (value, source)
+
+
+def test_without_a_file_everything_has_its_default(folder):
+    assert resolve().sources == {}
+    assert resolve()["SEED"] == 1337
+
+
+def test_a_file_that_was_asked_for_must_exist(folder):
+    assert problems("--config", "x") == ["x: there is no such configuration file"]
+    assert problems(KCONFIG_CONFIG="y") == ["y: there is no such configuration file"]
+
+
+def test_a_program_may_start_from_a_file_of_its_own(folder):
+    (folder / ".config").write_text("CONFIG_SEED=1\n")
+    (folder / "own").write_text("CONFIG_SEED=2\nCONFIG_TOP_K=2\n")
+    (folder / "more").write_text("CONFIG_TOP_K=3\n")
+    argv = ["--run", "own", "--config", "more"]
+    schema, args = command_line.resolve(
+        "d", argv, {}, arguments=lambda parser: parser.add_argument("--run"), base=lambda args: Path(args.run)
+    )
+    assert (schema["SEED"], schema["TOP_K"], args.run) == (2, 3, "own")
+
+
+def test_all_problems_of_files_environment_and_arguments_at_once(folder):
+    (folder / ".config").write_text('CONFIG_SEDE=1\nCONFIG_LEARNING_RATE="99"\n')
+    assert problems(
+        "--optimizr", "sgd", "word", "--no-decay-lr", "--min-lr", "1e-5", "OPTIMIZER=between", "TOPK=3",
+        "--tracker=wand", CONFIG_TEMPERATURE="hot",
+    ) == [
+        "unknown flag --optimizr; did you mean --optimizer?",
+        "expected --flag or NAME=value; got 'word'",
+        ".config:1: unknown option SEDE; did you mean SEED?",
+        ".config:2: LEARNING_RATE must lie between 0 and 10; got 99",
+        "TOPK=3: unknown option TOPK; did you mean TOP_K?",
+        "environment CONFIG_TEMPERATURE: TEMPERATURE must be a number; got 'hot'",
+        "OPTIMIZER=between: OPTIMIZER must be one of sgd, adam, adamw; got 'between'",
+        "--tracker: TRACKER takes none, all or some of trackio, wandb; got 'wand'; did you mean wandb?",
+        "--min-lr: MIN_LR=1e-5 has no effect: it needs DECAY_LR",
+    ]  # fmt: skip
+
+
+def test_a_switch_names_itself_as_it_was_written(folder):
+    assert resolve("--no-decay-lr").sources == {"DECAY_LR": "--no-decay-lr"}
+    assert resolve("--compile").sources == {"COMPILE": "--compile"}
+
+
+def test_sets(folder):
+    assert resolve("--tracker", "all")["TRACKER"] == ("trackio", "wandb")
+    assert resolve("--tracker", "wandb , trackio")["TRACKER"] == ("trackio", "wandb")
+    (folder / ".config").write_text("CONFIG_TRACKER_WANDB=y\n")
+    assert resolve()["TRACKER"] == ("wandb",)
+    assert resolve("TRACKER=none")["TRACKER"] == ()
+
+
+def test_variables_of_others_are_left_alone_and_a_misspelt_one_is_told(folder):
+    schema = resolve(CONFIG_SITE="/etc/site", CONFIG_="x", CONFIG_SEEED="3", PATH="/bin")
+    assert schema.sources == {}
+    assert schema.warnings == ["environment CONFIG_SEEED is no option and has no effect; did you mean SEED?"]
+
+
+def test_the_flags_of_the_published_usage_exist():
+    published = """--model-name --block-size --dropout --dataset --data-dir --batch-size --gradient-accumulation
+        --max-iters --learning-rate --weight-decay --warmup-steps --min-lr --decay-lr --no-decay-lr --optimizer
+        --eval-interval --eval-samples --log-interval --device --dtype --compile --output-dir --tracker
+        --tracker-project --tracker-run-name --json-output --config --n-layer --n-head --n-embd --tokenizer
+        --checkpoint-interval --seed --resume"""
+    assert not set(published.split()) - set(re.findall(r"--[\w-]+", GOLDEN.read_text()))
+
+
+def test_the_command_line_of_training_is_the_committed_one(program):
+    done = program("gpt2/train.py", "--help", COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    found = [re.split(r"\s{2,}", line.strip())[0] for line in done.stdout.splitlines() if re.match(r"  -", line)]
+    assert found == GOLDEN.read_text().splitlines(), "an intended change? write the new list to tests/golden/"
+
+
+def test_help_shows_defaults_and_escapes_percent(folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        resolve("--help")
+    assert caught.value.code == 0
+    assert "Peak learning rate. Reached at the end of warm-up." in " ".join(capsys.readouterr().out.split())
+
+
+WORDS = st.one_of(
+    st.sampled_from([option.flag for option in SCHEMA.options.values()]),
+    st.sampled_from(["--no-decay-lr", "--config", "-x", "--", "-", "", "=", "y", "n", "sgd", "all", "1", "-1", "0.5"]),
+    st.builds("{}={}".format, st.sampled_from([*SCHEMA.options, "nope", "CONFIG_SEED"]), st.text(max_size=6)),
+    st.builds("{}={}".format, st.sampled_from([o.flag for o in SCHEMA.options.values()]), st.text(max_size=6)),
+    st.text(max_size=8),
+)
+
+
+@given(st.lists(WORDS, max_size=5))
+def test_any_arguments_are_understood_or_refused(argv):
+    if any(word.startswith("--config=") or "\0" in word for word in argv):
+        return  # a system call takes no NUL, so no program gets one
+    try:
+        schema = resolve(*argv, KCONFIG_CONFIG=os.devnull)
+    except (ConfigError, SystemExit):
+        return
+    for word in argv:  # what was accepted as NAME=value and not overridden is in force, letter by letter
+        name, _, text = word.removeprefix("CONFIG_").partition("=")
+        if schema.sources.get(name) == word and schema.options[name].kind != "set":
+            assert schema.options[name].text == text

@@ -1,0 +1,283 @@
+"""Every dataset, from real files and servers, comes as the texts it should, or as one sentence that says why not."""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import sysconfig
+import threading
+import time
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import corpora, sources, tokenizer
+from gpt2.corpora import Text
+from gpt2.sources import DataError
+from lib.errors import UsageError
+from lib.kconf import Schema
+
+
+def options(dataset, source=None, **others):
+    schema = Schema()
+    named = {"dataset": dataset} | ({} if source is None else {"dataset_source": str(source)}) | others
+    schema.override([(name.upper(), str(value), "test") for name, value in named.items()])
+    return schema.bind(corpora.CorpusOptions)
+
+
+def texts(*args, **kwargs):
+    return list(corpora.texts(options(*args, **kwargs)))
+
+
+def write_parquet(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+# ---- the standard library
+
+
+def test_stdlib_is_this_interpreters_without_tests():
+    found = texts("stdlib")
+    sizes = {split: sum(len(text.text) for text in found if text.split == split) for split in ("train", "val")}
+    assert 0.045 < sizes["val"] / sum(sizes.values()) < 0.06
+    assert sum(sizes.values()) > 8_000_000
+    assert all(text.ends for text in found)
+    bisect = Path(sysconfig.get_paths()["stdlib"], "bisect.py").read_text()
+    assert [text for text in found if text.text == bisect]
+    assert not [text for text in found if "class TestBisect" in text.text]
+    assert found == texts("stdlib")
+
+
+def test_what_it_was_read_from(tmp_path):
+    (tmp_path / "a.txt").write_text("four")
+    assert corpora.describe(options("stdlib")).startswith("cpython 3.")
+    assert corpora.describe(options("files", tmp_path / "a.txt")) == "1 files, 4 bytes"
+    assert corpora.describe(options("finewebedu")) == "HuggingFaceFW/fineweb-edu/sample-10BT"
+    assert corpora.describe(options("openwebtext")) == "Skylion007/openwebtext"
+
+
+# ---- Shakespeare
+
+
+@contextlib.contextmanager
+def server(folder):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    handler.log_message = lambda *args: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{httpd.server_port}"
+        finally:
+            httpd.shutdown()
+
+
+def test_shakespeare_by_url_and_from_a_file(tmp_path):
+    play = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 10  # 610 characters
+    (tmp_path / "input.txt").write_text(play)
+    sha256 = hashlib.sha256(play.encode()).hexdigest()
+    expected = [Text("val", play[549:]), Text("train", play[:549])]
+    assert list(corpora.shakespeare(options("shakespeare", tmp_path / "input.txt"), sha256)) == expected
+    with server(tmp_path) as url:
+        assert list(corpora.shakespeare(options("shakespeare", f"{url}/input.txt"), sha256)) == expected
+        with pytest.raises(
+            DataError, match=r"/none\.txt: cannot be downloaded: File not found; try again, or get the file"
+        ):
+            texts("shakespeare", f"{url}/none.txt")
+        with pytest.raises(
+            DataError, match=r"input\.txt: this is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7"
+        ):
+            texts("shakespeare", f"{url}/input.txt")
+
+
+def test_shakespeare_that_cannot_be_had(tmp_path):
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x: cannot be downloaded: .*Connection refused; try"):
+        texts("shakespeare", "http://127.0.0.1:9/x")
+    with pytest.raises(DataError, match=r"nowhere: cannot be read: No such file or directory"):
+        texts("shakespeare", tmp_path / "nowhere")
+
+
+# ---- your own files
+
+
+def test_of_a_single_text_the_end_is_for_validation(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("0123456789" * 10)
+    assert texts("files", path, val_fraction="0.2") == [Text("val", "0123456789" * 2), Text("train", "0123456789" * 8)]
+
+
+def test_a_split_inside_a_character_moves_behind_it(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("ab🙂cd")  # 8 bytes; half of them end inside the smiley
+    assert texts("files", path, val_fraction="0.5") == [Text("val", "cd"), Text("train", "ab🙂")]
+
+
+def test_many_texts_are_documents_each_of_one_split(tmp_path):
+    for n in range(10):
+        (tmp_path / f"{n}.txt").write_text(f"document {n}")
+    found = texts("files", tmp_path, val_fraction="0.25")
+    assert [text.text for text in found] == [f"document {n}" for n in range(10)]
+    assert [n for n, text in enumerate(found) if text.split == "val"] == [1, 5, 9]
+    assert found == texts("files", f"{tmp_path}/[0-9].txt", val_fraction="0.25")
+
+
+@pytest.mark.parametrize("separator", [" ", "\n", "\n\n", "  ", "\t", "'s ", "\r\n "])
+def test_long_texts_come_in_pieces_that_tokenise_like_the_whole(tmp_path, monkeypatch, separator):
+    monkeypatch.setattr(sources, "_PIECE_BYTES", 100)
+    whole = separator.join(f"wörd{n} {n}!" for n in range(200))
+    (tmp_path / "a.txt").write_bytes(whole.encode())
+    pieces = list(sources.pieces(tmp_path / "a.txt"))
+    assert "".join(pieces) == whole
+    assert len(pieces) > 10
+    gpt2 = tokenizer.load("gpt2")
+    assert [i for ids in gpt2.encode_batch(pieces) for i in ids] == gpt2.encode_batch([whole])[0].tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(alphabet="ab1.'s \n\té🙂\u3000", min_size=1, max_size=60), place=st.integers(0, 60))
+def test_a_cut_never_changes_the_tokens(text, place):
+    cuts = [m.start() for m in sources._CUT.finditer(text) if m.start() >= place][:1]
+    gpt2 = tokenizer.load("gpt2")
+    for cut in cuts:
+        parts = gpt2.encode_batch([text[:cut], text[cut:]])
+        assert [i for ids in parts for i in ids] == gpt2.encode_batch([text])[0].tolist()
+
+
+def test_the_pieces_of_a_document_stay_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_PIECE_BYTES", 8)
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("one two three four")
+    found = texts("files", tmp_path)
+    assert [(text.split, text.ends) for text in found] == [("train", False)] * 2 + [("train", True)] + [
+        ("val", False)
+    ] * 2 + [("val", True)]
+
+
+def test_json_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "id": 1}\n\n{"text": "two \\u00e9"}\n')
+    assert texts("files", path) == [Text("train", "one"), Text("val", "two é")]
+
+
+def test_parquet(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", body=["one", "two", "three"], id=[1, 2, 3])
+    expected = [Text("train", "one"), Text("val", "two"), Text("train", "three")]
+    assert texts("files", path, dataset_text_field="body") == expected
+    assert texts("files", tmp_path, dataset_text_field="body") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": ""}\n{"body": "", "id": 1}\n', r"a\.jsonl:2: has no field 'text'; .* to one of body, id"),
+        ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: field 'text' holds no text; set DATASET_TEXT_FIELD to one that"),
+        ("a.jsonl", "[1]\n", r"a\.jsonl:1: is not a JSON object"),
+        ("a.jsonl", "{\n", r"a\.jsonl:1: is not a JSON object"),
+        ("a.txt", b"caf\xe9 noir", r"a\.txt: is not UTF-8: invalid continuation byte; convert it first"),
+        ("a.txt", b"caf\xc3", r"a\.txt: is not UTF-8: it ends inside a character; convert it first"),
+        ("a.parquet", b"nonsense", r"a\.parquet: the dataset cannot be read: "),
+        ("a.csv", "x", r"a\.csv: there is no \.txt, \.jsonl or \.parquet file of this name"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_one_sentence(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises((DataError, UsageError), match=message) as caught:
+        texts("files", path)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_sources_are_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match="DATASET_SOURCE is empty: say where the dataset files comes from"):
+        texts("files")
+    with pytest.raises(UsageError, match=r"there is no \.txt, \.jsonl or \.parquet file of this name"):
+        texts("files", tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.jsonl").write_text("x")
+    with pytest.raises(UsageError, match=r"holds \.jsonl and \.txt files; name files of one kind, such as .*/\*\.txt"):
+        texts("files", tmp_path)
+
+
+def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", body=["x"], id=[1])
+    with pytest.raises(DataError, match=r"has no field 'text'; set DATASET_TEXT_FIELD to one of body, id"):
+        texts("files", path)
+
+
+# ---- the hub
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A local copy of a repository with subsets, laid out and described like FineWeb-Edu's."""
+    columns = {"text": ["one", "two", "three", "four"], "id": ["a", "b", "c", "d"], "score": [1.0, 2.0, 3.0, 4.0]}
+    write_parquet(tmp_path / "sample" / "10BT" / "000_00000.parquet", **columns)
+    write_parquet(
+        tmp_path / "data" / "CC-MAIN-2024-10" / "000_00000.parquet", **{**columns, "text": ["1", "2", "3", "4"]}
+    )
+    configs = [("default", "data/*/*"), ("sample-10BT", "sample/10BT/*"), ("CC-MAIN-2024-10", "data/CC-MAIN-2024-10/*")]
+    lines = [f"- config_name: {n}\n  data_files:\n  - split: train\n    path: {p}" for n, p in configs]
+    (tmp_path / "README.md").write_text("---\nconfigs:\n" + "\n".join(lines) + "\n---\n# A copy\n")
+    return tmp_path
+
+
+def test_a_local_copy_of_a_hub_repository(repository):
+    words = ["one", "two", "three", "four"]
+    for dataset in "finewebedu", "openwebtext", "files":
+        found = texts(dataset, repository, dataset_subset="sample-10BT", val_fraction="0.3")
+        assert found == [Text(split, word) for split, word in zip(["train", "val", "train", "val"], words, strict=True)]
+    assert [text.text for text in texts("finewebedu", repository, dataset_subset="CC-MAIN-2024-10")] == [
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
+
+
+def test_a_subset_that_is_not_there_is_one_sentence(repository):
+    with pytest.raises(
+        DataError, match=r"the dataset cannot be read: BuilderConfig 'nope' not found\. Available:"
+    ) as caught:
+        texts("finewebedu", repository, dataset_subset="nope")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_a_repository_that_is_not_there(repository):
+    with pytest.raises(DataError, match="has no field 'body'; set DATASET_TEXT_FIELD to one of text, id, score"):
+        texts("finewebedu", repository, dataset_text_field="body")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence_soon(monkeypatch):
+    begin = time.monotonic()
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        DataError,
+        match=r"HuggingFaceFW/fineweb-edu: there is no such folder, and the Hugging Face hub cannot be asked for it: "
+        r".*; check the name and the network, or name a local copy as DATASET_SOURCE",
+    ) as caught:
+        texts("finewebedu")
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - begin < 20
+
+
+# ---- training or validation
+
+
+@given(sizes=st.lists(st.integers(1, 1000), min_size=2, max_size=200), fraction=st.floats(0.01, 0.5))
+def test_the_share_for_validation_holds(sizes, fraction):
+    found = list(corpora._assign(("x" * size for size in sizes), fraction))
+    val = sum(len(text.text) for text in found if text.split == "val")
+    assert {text.split for text in found} == {"train", "val"}
+    assert abs(val - fraction * sum(sizes)) <= max(sizes)
+
+
+def test_a_longer_corpus_leaves_earlier_documents_where_they_are():
+    documents = [f"document {n} {'x' * (n % 7)}" for n in range(100)]
+    assert list(corpora._assign(documents, 0.1))[:60] == list(corpora._assign(documents[:60], 0.1))

@@ -1,0 +1,59 @@
+"""The validation loss against a plain computation over the same windows."""
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2 import data
+from gpt2.evaluate import validation_loss
+from gpt2.model import GPT2, ModelOptions
+from lib import device
+from lib.device import SystemOptions
+
+BLOCK, WINDOWS = 16, 7
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Bins of random bytes, a model with dropout, and the machine."""
+    generator = np.random.default_rng(0)
+    for split, size in (("train", 500), ("val", 200)):
+        generator.integers(0, 256, size).astype("<u2").tofile(tmp_path / f"{split}.bin")
+    made = data.load(
+        data.DataOptions(
+            dataset="bins", dataset_source=None, dataset_subset=None, dataset_text_field=None, dataset_max_tokens=None,
+            val_fraction=None, tokenizer="bytes", data_dir=str(tmp_path), block_size=BLOCK, batch_size=3,
+            gradient_accumulation=1, seed=0, eval_samples=WINDOWS,
+        )
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GPT2(ModelOptions("custom", 2, 2, 32, BLOCK, dropout=0.5), 256)
+    return model, made, device.choose(SystemOptions("cpu", "float32", False, 0)), tmp_path
+
+
+def test_is_the_mean_over_the_windows(parts):
+    model, made, machine, folder = parts
+    tokens = torch.from_numpy(np.fromfile(folder / "val.bin", "<u2").astype(np.int64))
+    available = (200 - 1) // BLOCK  # 12
+    starts = [i * available // WINDOWS * BLOCK for i in range(WINDOWS)]
+    model.eval()
+    with torch.no_grad():
+        losses = [model(tokens[s : s + BLOCK][None], tokens[s + 1 : s + BLOCK + 1][None]).item() for s in starts]
+    model.train()
+    assert validation_loss(model, made, machine) == pytest.approx(sum(losses) / WINDOWS, rel=1e-6)
+
+
+def test_leaves_training_as_it_was(parts):
+    model, made, machine, _ = parts
+    before = torch.get_rng_state()
+    first = validation_loss(model, made, machine)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert validation_loss(model, made, machine) == first
+
+
+def test_stops_when_asked(parts):
+    model, made, machine, _ = parts
+    calls = iter([False, True])
+    assert validation_loss(model, made, machine, lambda: next(calls)) is None
+    assert model.training

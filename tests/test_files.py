@@ -1,0 +1,40 @@
+"""Files that are there whole or not at all."""
+
+import json
+
+import pytest
+
+from lib import files
+from lib.errors import UserError
+
+
+def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.bin"
+    with files.whole(path) as file:
+        file.write(b"first half")
+        file.flush()
+        assert not path.exists()
+        assert files.partial(path).read_bytes() == b"first half"
+    assert path.read_bytes() == b"first half"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_fails_half_way_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), files.whole(path) as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_readable_by_people_and_programs(tmp_path):
+    files.write_json(tmp_path / "a.json", {"name": "опыт", "n": 1})
+    assert (tmp_path / "a.json").read_text() == '{\n "name": "опыт",\n "n": 1\n}\n'
+    assert json.loads((tmp_path / "a.json").read_text()) == {"name": "опыт", "n": 1}
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"/none/a.json: cannot be written: No such file or directory$"):
+        files.write_json(tmp_path / "none" / "a.json", {})

@@ -1,0 +1,106 @@
+"""The Makefile as a newcomer uses it, with this Python in place of .venv."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lib import journal
+from lib.kconf import Schema
+from tests.training import ROOT, TEXT, arguments
+
+TARGETS = (
+    "menuconfig defconfig <name>_defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain "
+    "checkconfig randconfig train resume sample data sync dashboard test lint clean mrproper help"
+).split()
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A folder that has the repository's files by links, so that what make writes stays here."""
+    for name in ("Makefile", "Kconfig", "Kconfig.renames", "pyproject.toml", "defconfigs", "gpt2", "lib", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    return tmp_path
+
+
+def make(folder, *words, code=0, **environment):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIG_", "WANDB", "TRACKIO", "MAKE"))}
+    done = subprocess.run(
+        ["make", "--no-print-directory", f"PYTHON={sys.executable}", *words],
+        cwd=folder, capture_output=True, text=True, timeout=120, env=clean | environment,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def overrides(**changes):
+    """The tiny run as NAME=value words."""
+    words = arguments(**changes)
+    return [
+        f"{flag[2:].upper().replace('-', '_')}={value}" for flag, value in zip(words[::2], words[1::2], strict=True)
+    ]
+
+
+def test_help_lists_every_target_of_the_makefile():
+    text = make(ROOT, "help")
+    listed = re.findall(r"^  (\S+) +\S", text, re.MULTILINE)
+    assert set(TARGETS) <= set(listed)
+    rules = re.findall(r"^([a-z%_-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    internal = {"env-config", "env-train", "env-test"}
+    assert set(listed) == {rule.replace("%", "<name>") for rule in rules} - internal
+    assert text == make(ROOT)  # the default
+
+
+def test_train_resume_and_sample(clone):
+    output = make(clone, "train", *overrides(max_iters=20))
+    assert ".config: preset gpt2_tiny" in output  # there was none, and it says so
+    assert "validation loss" in output
+    assert [step for _, step in journal.history(clone / "runs/run") if _ == "train"] == list(range(1, 21))
+    assert "changed: MAX_ITERS 20 -> 25" in make(clone, "resume", "MAX_ITERS=25")
+    assert "7 squared" in make(clone, "sample", "PROMPT=7 squared", "RUN=runs/run")
+    assert "finished" in make(clone, "resume", "RUN=runs/run")
+
+
+def test_values_reach_the_programs_untouched_by_the_shell(clone):
+    prompt = "a  \"b\" 'c' ; touch pwned `touch pwned` | & > pwned \\ é"
+    make(clone, "defconfig")
+    make(clone, "train", *overrides(max_iters=5, sample_tokens=0), f"PROMPT={prompt}")
+    schema = Schema()
+    schema.load(clone / "runs/run/.config")
+    assert schema["PROMPT"] == prompt
+    assert not (clone / "pwned").exists()
+
+
+def test_a_misspelt_variable_is_an_error(clone):
+    assert "unknown option LERNING_RATE; did you mean LEARNING_RATE?" in make(clone, "train", "LERNING_RATE=1", code=2)
+
+
+def test_configuration_needs_kconfiglib_alone(clone):
+    program = "from scripts import environment; print(environment.requirements('config'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "['kconfiglib==14.1.0']\n"
+    assert "OK" in make(clone, "checkconfig")
+
+
+def test_an_environment_that_lacks_a_package_is_one_sentence(clone, tmp_path):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    done = subprocess.run(
+        ["make", f"PYTHON={bare}/bin/python", "checkconfig"], cwd=clone, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    sentence = f"error: {bare}/bin/python lacks kconfiglib==14.1.0 (missing); run: {bare}/bin/python -m pip install"
+    assert done.stderr.startswith(sentence)
+
+
+def test_a_python_that_is_too_old_is_one_sentence(tmp_path):
+    old = tmp_path / "python"
+    program = "import sys; sys.version_info = (3, 10); exec(open(sys.argv.pop(1)).read())"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$@"\n')
+    old.chmod(0o755)
+    done = subprocess.run([old, ROOT / "scripts/environment.py", "check", "config"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: Espalier needs Python 3.11 or newer; this is 3.10 \(.*\)\n", done.stderr)

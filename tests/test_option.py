@@ -1,0 +1,141 @@
+"""Options: what they accept, what they say of what they refuse, and how they describe themselves."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.config_file import ConfigError
+from lib.errors import UsageError
+from lib.kconf import Schema
+from lib.option import nearest, split_set
+
+SCHEMA = Schema()
+
+
+@pytest.fixture
+def options():
+    return SCHEMA.options
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("LEARNING_RATE", "1e-3", None),
+        ("LEARNING_RATE", ".5", None),
+        ("LEARNING_RATE", "10", None),
+        ("LEARNING_RATE", "10.1", "must lie between 0 and 10; got 10.1"),
+        ("LEARNING_RATE", "-1e-9", "must lie between 0 and 10; got -1e-9"),
+        ("LEARNING_RATE", "inf", "must lie between 0 and 10; got inf"),
+        ("LEARNING_RATE", "banana", "must be a number; got 'banana'"),
+        ("LEARNING_RATE", "nan", "must be a number; got 'nan'"),
+        ("LEARNING_RATE", "1_0", "must be a number; got '1_0'"),
+        ("LEARNING_RATE", " 1", "must be a number; got ' 1'"),
+        ("LEARNING_RATE", "١", "must be a number; got '١'"),
+        ("LEARNING_RATE", "", "must be a number; got ''"),
+        ("SEED", "7", None),
+        ("SEED", "1e3", "must be a whole number; got '1e3'"),
+        ("SEED", "-1", "must lie between 0 and 2147483647; got -1"),
+        ("SEED", "9" * 30, f"must be a whole number; got '{'9' * 30}'"),
+        ("COMPILE", "y", None),
+        ("COMPILE", "yes", "must be y or n; got 'yes'"),
+        ("OPTIMIZER", "adamw", None),
+        ("OPTIMIZER", "adamv", "must be one of sgd, adam, adamw; got 'adamv'; did you mean adam?"),
+        ("OPTIMIZER", "between", "must be one of sgd, adam, adamw; got 'between'"),
+        ("TRACKER", "wandb, trackio", None),
+        ("TRACKER", "all", None),
+        ("TRACKER", "", None),
+        (
+            "TRACKER",
+            "trackio,wandbb",
+            "takes none, all or some of trackio, wandb; got 'wandbb'; did you mean wandb?",
+        ),
+        ("TRACKER", "none,trackio", "takes none or all alone; got 'none,trackio'"),
+        ("PROMPT", "Once upon a time, “so”", None),
+        ("PROMPT", "two\nlines", "must be one line of UTF-8 text without control characters"),
+        ("PROMPT", "\udcff", "must be one line of UTF-8 text without control characters"),
+    ],
+)
+def test_complaints(options, name, text, complaint):
+    assert options[name].complaint(text) == complaint
+
+
+@given(st.floats(0, 10))
+def test_every_float_in_range_is_accepted_as_python_writes_it(number):
+    assert SCHEMA.options["LEARNING_RATE"].complaint(repr(number)) is None
+
+
+@given(st.text(max_size=12))
+def test_a_number_is_accepted_only_if_it_means_the_same_everywhere(text):
+    option = SCHEMA.options["LEARNING_RATE"]
+    if option.complaint(text) is None:
+        assert 0 <= float(text) <= 10
+        assert text == text.strip()
+        assert text.isascii()
+        assert "_" not in text
+
+
+def test_values_have_python_types(options):
+    values = {name: options[name].value for name in ("SEED", "DROPOUT", "COMPILE", "DATA_DIR", "OPTIMIZER", "TRACKER")}
+    assert values == {
+        "SEED": 1337,
+        "DROPOUT": 0.0,
+        "COMPILE": False,
+        "DATA_DIR": "data",
+        "OPTIMIZER": "adamw",
+        "TRACKER": (),
+    }
+    assert [type(value) for value in values.values()] == [int, float, bool, str, str, tuple]
+    assert options["SGD_MOMENTUM"].value is None
+
+
+def test_an_option_is_listed_under_its_menu_and_not_under_the_option_that_it_depends_on(options):
+    assert options["MIN_LR"].menu == ("Training", "Schedule")
+    assert options["TRACKER"].menu == ("Experiment tracking",)
+
+
+def test_needs_and_defaults_in_words(options):
+    assert options["SGD_MOMENTUM"].needs == "OPTIMIZER=sgd"
+    assert options["ADAM_BETA1"].needs == "OPTIMIZER=adam or OPTIMIZER=adamw"
+    assert options["VAL_FRACTION"].needs == "not DATASET=bins"
+    assert options["SEED"].needs == ""
+    assert options["SEED"].default == "1337"
+    assert options["SGD_MOMENTUM"].default == "0.9"
+    assert options["OPTIMIZER"].default == "adamw"
+    assert options["TRACKER"].default == "none"
+    assert options["PROMPT"].default == '""'
+    assert options["DATASET_SUBSET"].default == 'sample-10BT if DATASET=finewebedu, else ""'
+
+
+def test_what_an_option_takes_is_known_while_it_is_inactive(options):
+    assert not options["SGD_MOMENTUM"].active
+    assert options["SGD_MOMENTUM"].restrict() == "0 .. 0.999999"
+    assert options["OPTIMIZER"].restrict() == "{sgd,adam,adamw}"
+    assert options["TRACKER"].restrict() == "none | all | trackio,wandb"
+
+
+def test_set_and_nearest():
+    assert split_set(" a, b,,c ") == ["a", "b", "c"]
+    assert nearest("adamv", ["sgd", "adamw"]) == "; did you mean adamw?"
+    assert nearest("zzz", ["sgd", "adamw"]) == ""
+
+
+def kconfig(folder, text):
+    (folder / "Kconfig").write_text(text)
+    return Schema(folder / "Kconfig")
+
+
+def test_a_kind_that_we_do_not_have_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"Kconfig:1: MASK must be a bool, an int or a string$"):
+        kconfig(tmp_path, 'config MASK\n\thex "Mask"\n')
+
+
+def test_a_member_of_a_choice_carries_its_name(tmp_path):
+    with pytest.raises(UsageError, match=r"Kconfig:3: SGD must be called OPTIMIZER_<VALUE>$"):
+        kconfig(tmp_path, 'choice OPTIMIZER\n\tprompt "Optimizer"\nconfig SGD\n\tbool "SGD"\nendchoice\n')
+
+
+def test_a_mistake_in_kconfig_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"Kconfig:1: error: couldn't parse 'banana'"):
+        kconfig(tmp_path, "banana\n")
+    with pytest.raises(ConfigError, match="No such file"):
+        Schema(tmp_path / "missing")

@@ -1,0 +1,398 @@
+"""Preparation through the real command line: shards, meta.json, limits, interruptions, and what goes wrong."""
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from gpt2 import prepare_data, shards, tokenizer
+from gpt2.sources import DataError
+from lib import files
+from lib.errors import UsageError
+from lib.kconf import Schema
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = [sys.executable, str(ROOT / "gpt2" / "prepare_data.py"), "--config", os.devnull]
+
+
+def run(folder, flags):
+    """Run the program in `folder` and return (exit code, standard output, standard error)."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONFIG_")}
+    done = subprocess.run([*PROGRAM, *flags.split()], cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def options(folder, **named):
+    schema = Schema()
+    named = {"data_dir": folder / "data", "dataset": "files", "tokenizer": "bytes", **named}
+    schema.override([(name.upper(), str(value), "test") for name, value in named.items()])
+    return schema.bind(shards.PreparedOptions)
+
+
+def tokens(folder, split):
+    return np.concatenate([np.fromfile(path, "<u2") for path in sorted(folder.glob(f"{split}-*.bin"))])
+
+
+def write_lines(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+# ---- what it leaves
+
+
+def test_a_text_file(tmp_path):
+    (tmp_path / "book.txt").write_text("It was the best of times.The end")
+    flags = "--dataset files --dataset-source book.txt --tokenizer gpt2 --val-fraction 0.2"
+    code, out, err = run(tmp_path, flags)
+    assert (code, err) == (0, "")
+    assert out.startswith("data/files-gpt2: 8 tokens for train, 3 tokens for val, in ")
+    folder = tmp_path / "data" / "files-gpt2"
+    assert (
+        tokens(folder, "train").tolist()
+        == [1026, 373, 262, 1266, 286, 1661, 13, 220, 50256][:7] + tokens(folder, "train").tolist()[7:]
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["meta.json", "train-00000.bin", "val-00000.bin"]
+    decoded = tokenizer.load("gpt2").decode(tokens(folder, "train"))
+    assert decoded == b"It was the best of times.<|endoftext|>"
+
+
+def test_json_lines_with_every_document_ended(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ["one", "two", "three"])
+    code, _, err = run(tmp_path, "--dataset files --dataset-source a.jsonl --tokenizer bytes --data-dir d")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "d" / "files-bytes"
+    assert bytes(tokens(folder, "train").astype(np.uint8)) == b"one\0three\0"
+    assert bytes(tokens(folder, "val").astype(np.uint8)) == b"two\0"
+    sha256 = {s: hashlib.sha256((folder / f"{s}-00000.bin").read_bytes()).hexdigest() for s in ("train", "val")}
+    assert json.loads((folder / "meta.json").read_text()) == {
+        "version": 1,
+        "dataset": "files",
+        "tokenizer": "bytes",
+        "vocab_size": 256,
+        "settings": {
+            "dataset_source": "a.jsonl",
+            "dataset_subset": "",
+            "dataset_text_field": "text",
+            "dataset_max_tokens": 0,
+            "val_fraction": 0.05,
+        },
+        "source": "1 files, 50 bytes",
+        "splits": {
+            "train": {
+                "tokens": 10,
+                "shards": [{"file": "train-00000.bin", "tokens": 10, "sha256": sha256["train"], "texts": 3}],
+            },
+            "val": {
+                "tokens": 4,
+                "shards": [{"file": "val-00000.bin", "tokens": 4, "sha256": sha256["val"], "texts": 2}],
+            },
+        },
+    }
+
+
+def test_parquet_and_a_limit(tmp_path):
+    table = pyarrow.table({"body": [f"document {n}" for n in range(1000)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    flags = "--dataset files --dataset-source a.parquet --tokenizer bytes --dataset-text-field body"
+    code, out, err = run(tmp_path, f"{flags} --dataset-max-tokens 100")
+    assert (code, err) == (0, "")
+    assert out.startswith("data/files-bytes: 111 tokens for train, 11 tokens for val, in ")
+
+
+def test_the_standard_library_is_the_default(tmp_path):
+    code, out, _ = run(tmp_path, "--tokenizer bytes")
+    assert code == 0
+    assert out.startswith("data/stdlib-bytes: ")
+    meta = json.loads((tmp_path / "data" / "stdlib-bytes" / "meta.json").read_text())
+    assert meta["source"].startswith("cpython 3.")
+    assert meta["splits"]["train"]["tokens"] > 8_000_000
+
+
+def test_a_limit_that_the_first_document_reaches_leaves_some_for_validation(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", ["first", "second", "third", "fourth"])
+    folder = prepare_data.prepare(options(tmp_path, dataset_source=source, dataset_max_tokens=3))
+    assert bytes(tokens(folder, "train").astype(np.uint8)) == b"first\0"
+    assert bytes(tokens(folder, "val").astype(np.uint8)) == b"second\0"
+
+
+def test_a_limit_cuts_a_long_text_and_ends_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt2.sources._PIECE_BYTES", 10)
+    (tmp_path / "a.txt").write_text("aaaa " * 20)
+    named = {"dataset_source": tmp_path / "a.txt", "dataset_max_tokens": 12, "val_fraction": "0.1"}
+    folder = prepare_data.prepare(options(tmp_path, **named))
+    assert bytes(tokens(folder, "train").astype(np.uint8)) == b"aaaa aaaa aaaa\0"
+    assert bytes(tokens(folder, "val").astype(np.uint8)) == b"aaaa aaaa \0"
+
+
+def test_processes_give_what_one_gives(tmp_path, monkeypatch):
+    """Small batches, so that several are on their way, and shards of few tokens."""
+    monkeypatch.setattr(prepare_data, "_INLINE_BATCHES", 1)
+    monkeypatch.setattr(prepare_data, "_BATCH_TEXTS", 7)
+    source = write_lines(tmp_path / "a.jsonl", [f"the document {n} " * (n % 5) for n in range(300)])
+    folders = []
+    for processes in 1, 2:
+        named = {"data_dir": tmp_path / str(processes), "dataset_source": source, "tokenizer": "gpt2"}
+        folders.append(prepare_data.prepare(options(tmp_path, **named), shard_tokens=500, processes=processes))
+    assert len(list(folders[0].iterdir())) > 4
+    for path in folders[0].iterdir():
+        assert path.read_bytes() == (folders[1] / path.name).read_bytes()
+
+
+# ---- again
+
+
+def test_prepared_data_is_left_alone(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    flags = "--dataset files --dataset-source a.jsonl --tokenizer bytes"
+    assert run(tmp_path, flags)[0] == 0
+    again = "data/files-bytes: 4 tokens for train, 4 tokens for val: prepared before, with the same settings\n"
+    assert run(tmp_path, flags) == (0, again, "")
+    (tmp_path / "a.jsonl").write_text('{"text": "changed"}\n')
+    note = (
+        "note: it was made from 1 files, 32 bytes; now there is 1 files, 20 bytes: delete the folder to prepare it anew"
+    )
+    assert run(tmp_path, flags) == (0, f"{again}{note}\n", "")
+    assert run(tmp_path, f"{flags} --val-fraction 0.2") == (
+        2,
+        "",
+        "error: data/files-bytes: was prepared with VAL_FRACTION 0.05, not 0.2; set that, choose another DATA_DIR, or "
+        "delete the folder to prepare it again\n",
+    )
+
+
+def test_bins_need_no_preparation(tmp_path):
+    assert run(tmp_path, "--dataset bins --data-dir bins") == (
+        0,
+        "bins: bins are read as they are; there is nothing to prepare\n",
+        "",
+    )
+
+
+def test_ensure_prepares_what_is_missing_and_only_that(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    schema = Schema()
+    named = {"DATASET": "files", "DATASET_SOURCE": source, "TOKENIZER": "bytes", "DATA_DIR": tmp_path / "d"}
+    schema.override([(name, str(value), "test") for name, value in named.items()])
+    prepare_data.ensure(schema)
+    meta = tmp_path / "d" / "files-bytes" / "meta.json"
+    before = meta.stat().st_mtime_ns
+    source.unlink()
+    prepare_data.ensure(schema)
+    assert meta.stat().st_mtime_ns == before
+
+
+# ---- interruptions
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A corpus of 3000 documents, and a program that prepares it in shards of 2000 tokens, a document a millisecond."""
+    write_lines(tmp_path / "a.jsonl", [f"document {n}, {'and so on ' * (n % 20)}" for n in range(3000)])
+    program = tmp_path / "slow.py"
+    program.write_text(f"""
+import sys, time
+sys.path[0] = {str(ROOT)!r}
+from gpt2 import prepare_data, shards
+from lib.errors import run_program
+from lib.kconf import Schema
+
+def main():
+    schema = Schema()
+    named = {{"DATASET": "files", "DATASET_SOURCE": "a.jsonl", "TOKENIZER": "gpt2", "DATA_DIR": sys.argv[1]}}
+    schema.override([(name, value, "test") for name, value in named.items()])
+    prepare_data._INLINE_BATCHES, prepare_data._BATCH_TEXTS = 3, 10
+    add = shards.ShardWriter.add
+    shards.ShardWriter.add = lambda *args: time.sleep(float(sys.argv[2])) or add(*args)
+    prepare_data.prepare(schema.bind(shards.PreparedOptions), shard_tokens=2000, processes=2)
+
+if __name__ == "__main__":
+    run_program(main)
+""")
+    return [sys.executable, str(program)]
+
+
+def start_and_wait_for_shards(command, folder, shard="train-00010.bin"):
+    child = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 30
+    while not (folder / "cut" / "files-gpt2.partial" / shard).exists():
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return child
+
+
+def group_is_gone(group):
+    """Whether no process of the group is left, waiting up to 10 seconds for that."""
+    for _ in range(200):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_an_interruption_costs_no_finished_shard(tmp_path, slow, sent, code):
+    assert subprocess.run([*slow, "whole", "0"], cwd=tmp_path, capture_output=True).returncode == 0
+    child = start_and_wait_for_shards([*slow, "cut", "0.002"], tmp_path)
+    if sent == signal.SIGINT:
+        os.killpg(child.pid, sent)  # as a terminal does: to the workers too
+    else:
+        child.send_signal(sent)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == code
+    if sent == signal.SIGINT:
+        assert err == (
+            "\nfinished shards are kept in cut/files-gpt2.partial; run the same command again to go on\ninterrupted\n"
+        )
+    assert group_is_gone(child.pid)
+
+    partial, final = tmp_path / "cut" / "files-gpt2.partial", tmp_path / "cut" / "files-gpt2"
+    meta = json.loads((partial / "meta.json").read_text())
+    finished = {shard["file"] for split in meta["splits"].values() for shard in split["shards"]}
+    assert len(finished) >= 10
+    times = {name: (partial / name).stat().st_mtime_ns for name in finished}
+    again = subprocess.run([*slow, "cut", "0"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stderr == f"cut/files-gpt2.partial: going on after {len(finished)} finished shards\n"
+    assert {name: (final / name).stat().st_mtime_ns for name in finished} == times
+    whole = tmp_path / "whole" / "files-gpt2"
+    assert {path.name for path in final.iterdir()} == {path.name for path in whole.iterdir()}
+    for path in whole.iterdir():
+        assert path.read_bytes() == (final / path.name).read_bytes(), path.name
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("limit", [0, 40])
+def test_killed_at_any_shard_it_goes_on_to_the_same_end(tmp_path, monkeypatch, limit):
+    """The process dies right after each of the shards in turn, also between the last of training and of validation."""
+    source = write_lines(tmp_path / "a.jsonl", [f"document {n}" for n in range(12)])
+    named = {"dataset_source": source, "val_fraction": "0.3", "dataset_max_tokens": limit}
+    whole = prepare_data.prepare(options(tmp_path, **named), shard_tokens=20)
+    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
+    commit, count = files.commit, len(expected) * 2
+    for death in range(1, count):
+        calls = iter(range(1, 1000))
+
+        def dying(file, path, calls=calls, death=death):
+            commit(file, path)
+            if next(calls) == death:
+                raise SystemExit("killed")
+
+        target = options(tmp_path, **named, data_dir=tmp_path / str(death))
+        monkeypatch.setattr(files, "commit", dying)
+        try:
+            prepare_data.prepare(target, shard_tokens=20)
+        except SystemExit:
+            monkeypatch.setattr(files, "commit", commit)
+            prepare_data.prepare(target, shard_tokens=20)
+        assert {path.name: path.read_bytes() for path in target.folder.iterdir()} == expected
+
+
+def test_other_settings_start_over_and_say_so(tmp_path, slow):
+    child = start_and_wait_for_shards([*slow, "cut", "0.002"], tmp_path)
+    child.kill()
+    child.communicate()
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    again = subprocess.run([*slow, "cut", "0"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stderr == (
+        "cut/files-gpt2.partial: starting over: what is there was made with other settings or from another source\n"
+    )
+
+
+def test_two_programs_do_not_prepare_the_same(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    partial = tmp_path / "data" / "files-bytes.partial"
+    partial.mkdir(parents=True)
+    handle = os.open(partial, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(DataError, match="another program is preparing this dataset; wait until it is done"):
+        prepare_data.prepare(options(tmp_path, dataset_source=source))
+    os.close(handle)
+    prepare_data.prepare(options(tmp_path, dataset_source=source))
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": "one"}\n', '{"text": ""}\n'])
+def test_too_small_a_corpus_is_one_sentence(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    assert run(tmp_path, "--dataset files --dataset-source a.jsonl --tokenizer bytes") == (
+        1,
+        "",
+        "error: files a.jsonl: holds too little text for training and validation; it takes two documents, or a text of "
+        "several words, at least\n",
+    )
+
+
+def test_mistakes_leave_nothing_behind(tmp_path):
+    code, out, err = run(tmp_path, "--dataset shakespeare --dataset-source nowhere.txt --tokenizer bytes")
+    assert (code, out, err) == (1, "", "error: nowhere.txt: cannot be read: No such file or directory\n")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """A limit on the size of files stands for the disk: Python ignores the signal, and writing fails."""
+    write_lines(tmp_path / "a.jsonl", ["x" * 100_000, "y" * 100_000])
+    code = (
+        "import resource, signal, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+        f"sys.argv = {PROGRAM[1:]!r} + sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    flags = "--dataset files --dataset-source a.jsonl --tokenizer bytes"
+    done = subprocess.run([sys.executable, "-c", code, *flags.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: data/files-bytes.partial: cannot be written: File too large; finished shards are kept: mend that and "
+        "run the same command again to go on\n",
+    )
+
+
+def test_a_folder_in_the_way_is_one_sentence(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    (tmp_path / "data" / "files-bytes").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"files-bytes: is in the way: it holds no meta\.json; remove it or choose"):
+        prepare_data.prepare(options(tmp_path, dataset_source=source))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
+def test_a_killed_worker_is_one_sentence(tmp_path, slow):
+    child = start_and_wait_for_shards([*slow, "cut", "0.002"], tmp_path)
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (
+        1,
+        "error: a process that tokenised was killed, perhaps for lack of memory; run the same command again to go on\n",
+    )
+
+
+def test_other_tokenizers_live_side_by_side_and_settings_are_named(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", ["one", "two"])
+    prepare_data.prepare(options(tmp_path, dataset_source=source))
+    prepare_data.prepare(options(tmp_path, dataset_source=source, tokenizer="gpt2"))
+    with pytest.raises(
+        UsageError, match=r"DATASET_MAX_TOKENS 0, not 5 and VAL_FRACTION 0.05, not 0.5; set that, choose"
+    ):
+        prepare_data.prepare(options(tmp_path, dataset_source=source, dataset_max_tokens=5, val_fraction="0.5"))
+
+
+def test_it_starts_without_torch_or_datasets():
+    code = "import sys; from gpt2 import prepare_data; print({'torch', 'datasets', 'tiktoken'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
