@@ -2,10 +2,7 @@
 #
 # Options are set on the command line of any target that trains or configures: make train LEARNING_RATE=1e-3 TRACKER=wandb
 
-VENV   := .venv
-RUN    :=
-PORT   :=
-V      :=
+VENV := .venv
 
 # An environment of your own, used as it is; else .venv, made when it is missing or older than pyproject.toml.
 ifdef PYTHON
@@ -23,7 +20,7 @@ CONFIG_FILE   := $(or $(KCONFIG_CONFIG),.config)
 unexport CONFIG_ srctree
 
 # Variables given on make's command line, as NAME="$NAME" words: make exports their values, so quotes and spaces survive.
-OURS      := PYTHON VENV RUN PORT V A B X PRESET DEFCONFIG RAND_SEED ARGS
+OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS
 GIVEN     := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
 
@@ -51,22 +48,22 @@ olddefconfig: env-config ## Bring .config up to date: new options get defaults, 
 	@$(CONFIG_PY) olddefconfig $(OVERRIDES)
 
 savedefconfig: env-config ## Save what differs from the defaults: make savedefconfig DEFCONFIG=defconfigs/mine_defconfig
-	@$(CONFIG_PY) savedefconfig $(if $(DEFCONFIG),"$(DEFCONFIG)")
+	@$(CONFIG_PY) savedefconfig $(if $(DEFCONFIG),"$$DEFCONFIG")
 
 listnewconfig: env-config ## List the options that .config does not mention
 	@$(CONFIG_PY) listnewconfig
 
 diffconfig: env-config ## Compare two configurations or runs: make diffconfig A=runs/one B=runs/two
-	@$(CONFIG_PY) diffconfig "$(A)" "$(B)"
+	@$(CONFIG_PY) diffconfig "$$A" "$$B"
 
 explain: env-config ## Explain an option and its value: make explain X=LEARNING_RATE
-	@$(CONFIG_PY) explain "$(X)"
+	@$(CONFIG_PY) explain "$$X"
 
 checkconfig: env-config ## Check .config (and NAME=value words) without training
 	@$(CONFIG_PY) checkconfig $(OVERRIDES)
 
 randconfig: env-config ## Write a random valid .config: make randconfig RAND_SEED=1
-	@$(CONFIG_PY) randconfig $(RAND_SEED) $(OVERRIDES)
+	@$(CONFIG_PY) randconfig $(if $(RAND_SEED),"$$RAND_SEED") $(OVERRIDES)
 
 docs: env-config ## Write docs/config.md anew from the Kconfig files
 	@$(CONFIG_PY) docs > docs/config.md.tmp && mv docs/config.md.tmp docs/config.md
@@ -77,21 +74,21 @@ train: env-train $(CONFIG_FILE) ## Prepare the data if it is missing, and train:
 	@$(PYTHON) gpt2/train.py $(OVERRIDES)
 
 resume: env-train ## Continue a run from its last checkpoint: make resume RUN=runs/name (default: the latest)
-	@$(PYTHON) gpt2/train.py --resume "$(or $(RUN),latest)" $(OVERRIDES)
+	@$(PYTHON) gpt2/train.py --resume "$${RUN:-latest}" $(OVERRIDES)
 
 data: env-train $(CONFIG_FILE) ## Download and tokenise the dataset
 	@$(PYTHON) gpt2/prepare_data.py $(OVERRIDES)
 
 sample: env-train ## Continue a text with a trained model: make sample PROMPT='def ' (RUN=...)
-	@$(PYTHON) gpt2/sample.py $(if $(RUN),--run "$(RUN)") $(OVERRIDES)
+	@$(PYTHON) gpt2/sample.py $(if $(RUN),--run "$$RUN") $(OVERRIDES)
 
 ##@ Watch
 
 dashboard: env-train ## Open Trackio's dashboard on a run's project: make dashboard (RUN=... PORT=...)
-	@$(PYTHON) scripts/dashboard.py $(if $(RUN),"$(RUN)") $(if $(PORT),--port "$(PORT)")
+	@$(PYTHON) scripts/dashboard.py $(if $(RUN),"$$RUN") $(if $(PORT),--port "$$PORT")
 
-sync: env-train ## Deliver to the trackers what they have not got of a run: make sync RUN=runs/name
-	@$(PYTHON) scripts/sync.py $(if $(RUN),"$(RUN)") $(OVERRIDES)
+sync: env-train ## Deliver to the trackers what they lack of a run: make sync RUN=runs/name TRACKER=trackio
+	@$(PYTHON) scripts/sync.py $(if $(RUN),"$$RUN") $(if $(TRACKER),--tracker "$$TRACKER")
 
 ##@ Develop
 

@@ -235,7 +235,9 @@ class Session:
         print(f"speed             {summary['tokens_per_second']:,.0f} tokens/s")
         print(f"time              {duration(summary['total_time_seconds'])}")
         print(f"run folder        {self.folder}")
-        print(f"look at it        make dashboard   make sample RUN={self.folder} PROMPT='def '")
+        deliver = "" if "trackio" in self.schema["TRACKER"] else f"make sync RUN={self.folder} TRACKER=trackio && "
+        print(f"look at it        {deliver}make dashboard RUN={self.folder}")
+        print(f"sample from it    make sample RUN={self.folder} PROMPT='def '")
 
     def _close_trackers(self) -> None:
         """Wait a while for the trackers and say what each has; they never change the exit code."""

@@ -1,0 +1,66 @@
+"""Deliver to a run's trackers what they have not got yet; running it twice delivers nothing twice."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from lib import command_line, run, track
+from lib.errors import UsageError, run_program
+from lib.option import split_set
+from lib.track import lane
+
+
+def main() -> int:
+    """Deliver, showing progress on a terminal; returns 1 when anything stays pending."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", nargs="?", help="folder of the run [the latest in the output folder]")
+    parser.add_argument("--tracker", help="trackers to deliver to, such as trackio,wandb [those of the run]")
+    args = parser.parse_args()
+    folder = Path(args.run or run.latest(command_line.resolve("", [])[0]["OUTPUT_DIR"]))
+    run.Identity.load(folder)  # refuses a folder that holds no run
+    names = trackers(folder, args.tracker)
+    track.check_installed(names)
+    deliveries = deliver(track.Lanes(folder, names))
+    print(f"{folder}\n{track.table(deliveries)}")
+    return 1 if any(one.pending or one.state == "failed" for one in deliveries) else 0
+
+
+def trackers(folder: Path, wanted: str | None) -> list[str]:
+    """Those named, else those that the run was configured with; raises UsageError when there are none."""
+    names = split_set(wanted) if wanted else (lane.configuration(folder) or {}).get("tracker", [])
+    if not names:
+        raise UsageError(f"{folder}: this run has no tracker; name one, as in --tracker trackio")
+    return names
+
+
+def deliver(lanes: track.Lanes) -> list[track.Delivery]:
+    """Wait for the lanes to deliver everything, however long it takes; Ctrl-C ends them."""
+    lanes.close()
+    try:
+        while not lanes.wait(0.5):
+            for note in lanes.notes():
+                show(f"{note}\n")
+            show(
+                ", ".join(
+                    f"{one.name}: {one.delivered:,} of {one.delivered + one.pending:,}" for one in lanes.deliveries()
+                )
+            )
+    except KeyboardInterrupt:
+        lanes.stop()
+        raise
+    show("")
+    return lanes.deliveries()
+
+
+def show(text: str) -> None:
+    """Replace the line of progress; on anything but a terminal only whole lines are printed."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{text}", end="", flush=True)
+    elif text.endswith("\n"):
+        print(text, end="", flush=True)
+
+
+if __name__ == "__main__":
+    run_program(main)
