@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,9 @@ class Recorder(Protocol):
 
     def tick(self) -> None:
         """A step was launched."""
+
+    def busy(self, what: str) -> AbstractContextManager[None]:
+        """For as long as something else than steps takes time."""
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
@@ -203,7 +207,8 @@ def train_metrics(
 
 def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorder, stopped: Callable[[], bool]) -> None:
     """Record the validation loss after the present step, unless stopped meanwhile (a resumed run then measures it)."""
-    loss = validation_loss(training.forward, data, machine, stopped)
+    with recorder.busy("evaluating"):
+        loss = validation_loss(training.forward, data, machine, stopped)
     if loss is not None:
         training.best_val_loss = min(training.best_val_loss, loss)
         perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()

@@ -16,7 +16,7 @@ from gpt2 import data as datasets
 from gpt2 import loop, sample
 from gpt2.model import GPT2, ModelOptions
 from lib import checkpoint, device, files, journal, optim, run, schedule, track
-from lib.console import Console, duration
+from lib.console import Console, duration, table
 from lib.errors import UsageError, UserError
 from lib.kconf import Options, Schema
 from lib.signals import StopSignals
@@ -133,11 +133,14 @@ class Session:
             self.journal.write("start", step, schema=journal.SCHEMA, **details)
         for name, (before, now) in changed.items():
             self.console.say(f"changed: {name} {before} -> {now}")
-        self.console.say(
-            f"{self.model.options.model_name}: {self.model.count_parameters() / 1e6:.2f} M parameters  |  "
-            f"{self.data.description}  |  {self.machine.name}\n"
-            f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens  |  run folder {self.folder}"
-        )
+        facts = {
+            "model": f"{self.model.options.model_name}, {self.model.count_parameters() / 1e6:.2f} M parameters",
+            "data": self.data.description,
+            "machine": self.machine.name,
+            "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens",
+            "run folder": self.folder,
+        }
+        self.console.say(table(facts))
 
     def _loop(self) -> int:
         """Train, and leave a checkpoint, a `finish` event and a summary behind, whatever ends it."""
@@ -182,11 +185,16 @@ class Session:
         """Move the progress bar."""
         self.console.tick()
 
+    def busy(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Say what is being done while no step is made."""
+        return self.console.busy(what)
+
     def save(self, step: int) -> None:
         """Write a checkpoint, after the journal's lines up to this step are safe."""
         self.training.total_seconds = self.before + time.perf_counter() - self.began
-        self.journal.sync()
-        checkpoint.save(self.folder / "checkpoints", step, self.training.state_dict())
+        with self.busy("saving"):
+            self.journal.sync()
+            checkpoint.save(self.folder / "checkpoints", step, self.training.state_dict())
 
     # ---- how a session ends ---------------------------------------------------------------------------------------
 
@@ -230,19 +238,28 @@ class Session:
         if text:
             width = min(shutil.get_terminal_size().columns, 100)
             print(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
-        final, best = summary["final_val_loss"], summary["best_val_loss"]
-        print(f"validation loss   {final:.4f} final, {best:.4f} best (nats per token)")
-        print(f"speed             {summary['tokens_per_second']:,.0f} tokens/s")
-        print(f"time              {duration(summary['total_time_seconds'])}")
-        print(f"run folder        {self.folder}")
         deliver = "" if "trackio" in self.schema["TRACKER"] else f"make sync RUN={self.folder} TRACKER=trackio && "
-        print(f"look at it        {deliver}make dashboard RUN={self.folder}")
-        print(f"sample from it    make sample RUN={self.folder} PROMPT='def '")
+        facts = {
+            "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "
+            "in nats per token",
+            "speed": f"{summary['tokens_per_second']:,.0f} tokens/s",
+            "time": duration(summary["total_time_seconds"]),
+            "run folder": self.folder,
+            "look at it": f"{deliver}make dashboard RUN={self.folder}",
+            "sample from it": f"make sample RUN={self.folder} PROMPT='def '",
+        }
+        print(table(facts))
 
     def _close_trackers(self) -> None:
         """Wait a while for the trackers and say what each has; they never change the exit code."""
-        deliveries = self.lanes.finish(_DELIVERY_SECONDS)
-        if deliveries:
+        self.lanes.close()
+        with contextlib.suppress(KeyboardInterrupt):  # a wish not to wait, which the trackers survive
+            if not self.lanes.wait(1.0):
+                print(
+                    f"waiting up to {_DELIVERY_SECONDS:.0f} s for the trackers (Ctrl-C leaves them to it)", flush=True
+                )
+                self.lanes.wait(_DELIVERY_SECONDS)
+        if deliveries := self.lanes.deliveries():
             print(track.table(deliveries))
 
 

@@ -1,7 +1,7 @@
 """What a run shows in the terminal: a progress bar, or plain lines where the output is not a terminal."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -57,8 +57,8 @@ class Console:
             self.say(f"alert at step {step}: {record['message']}")
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Say in the bar what the run is doing while no step is made."""
+    def busy(self, what: str) -> Iterator[None]:
+        """Say in front of the bar what is being done while no step is made."""
         self.bar.set_description_str(what)
         try:
             yield
@@ -77,3 +77,9 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def table(facts: Mapping[str, object]) -> str:
+    """Names and values in two columns."""
+    width = max(map(len, facts))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())

@@ -52,7 +52,9 @@ for step in range(first, end):
     time.sleep(pause)
 book.write("finish", end - 1, {"final_val_loss": 1.5, "best_val_loss": 1.25}, status="finished")
 began = time.monotonic()
-deliveries = lanes.finish(deadline)
+lanes.close()
+lanes.wait(deadline)
+deliveries = lanes.deliveries()
 print(round(time.monotonic() - began, 2), flush=True)
 print(*notes, track.table(deliveries), sep="\\n", flush=True)
 """

@@ -78,14 +78,8 @@ class Lanes:
         for one in self.lanes:
             yield from one.news()
 
-    def finish(self, deadline_seconds: float) -> list[Delivery]:
-        """Tell the lanes that the run has ended and wait for them; one that needs longer goes on by itself."""
-        self.close()
-        self.wait(deadline_seconds)
-        return self.deliveries()
-
     def close(self) -> None:
-        """Tell the lanes that nothing more will come."""
+        """Tell the lanes that the run has ended; each goes on until it has delivered what there is."""
         for one in self.lanes:
             one.process.stdin.close()
 
