@@ -12,6 +12,7 @@ Letters: B batch, T time (the context length), N windows in an epoch.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,6 +51,11 @@ def load(options: DataOptions, pin: bool = False) -> "Data":
             f"--dataset {options.dataset} --tokenizer {options.tokenizer} --data-dir {options.data_dir}"
         )
     shards.check_settings(options, meta)
+    if meta.get("vocab_size") != tokenizer.vocab_size:
+        raise DataError(
+            f"{folder}: meta.json says {meta.get('vocab_size')} token ids, the tokenizer {options.tokenizer} has "
+            f"{tokenizer.vocab_size}; delete {folder} and prepare it again"
+        )
     return Data(options, shards.open_prepared(folder, meta), tokenizer, pin)
 
 
@@ -93,6 +99,21 @@ class Data:
         self.train = Split("training", parts["train"], options.block_size)
         self.val = Split("validation", parts["val"], options.block_size)
         self.vocab_size = tokenizer.vocab_size
+
+    @property
+    def folder(self) -> Path:
+        """Where the tokens are."""
+        return self.options.folder
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these tokens from others: a hash of the sizes of both splits and of their first and last million."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.val):
+            digest.update(str(split.tokens).encode())
+            for part in (split.parts[0][:1_000_000], split.parts[-1][-1_000_000:]):
+                digest.update(part.tobytes())
+        return digest.hexdigest()
 
     @property
     def tokens_per_step(self) -> int:

@@ -57,10 +57,11 @@ class Training:
 
     def __init__(self, model: GPT2, optimizer: torch.optim.Optimizer, machine: Machine, compiled: bool):
         self.model, self.optimizer = model, optimizer
-        self.forward: Callable[..., Tensor] = torch.compile(model) if compiled else model
+        self.forward: Callable[..., Tensor] = torch.compile(model, dynamic=False) if compiled else model
         self.pruner = NoPruning(model.prunable())
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
         self.skipped = torch.zeros((), device=machine.device)  # updates left out since the loss was no number
+        self.data_fingerprint = ""
         self.step = 0
         self.best_val_loss = float("inf")
         self.train_seconds = 0.0  # in steps alone
@@ -73,6 +74,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": checkpoint.random_state(),
+            "data": self.data_fingerprint,
             "step": self.step,
             "best_val_loss": self.best_val_loss,
             "train_seconds": self.train_seconds,
@@ -80,16 +82,20 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint; raises CheckpointError when it belongs to another model."""
+        """Continue from a checkpoint; raises CheckpointError when it is of another model or lacks something."""
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+            checkpoint.restore_random_state(state["random"])
+            self.step, self.best_val_loss = state["step"], state["best_val_loss"]
+            self.train_seconds, self.total_seconds = state["train_seconds"], state["total_seconds"]
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint does not fit this model and optimizer: {error}") from None
-        self.scaler.load_state_dict(state["scaler"])
-        checkpoint.restore_random_state(state["random"])
-        self.step, self.best_val_loss = state["step"], state["best_val_loss"]
-        self.train_seconds, self.total_seconds = state["train_seconds"], state["total_seconds"]
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)  # the configuration's, which may have changed, not the checkpoint's
 
 
 def train(
@@ -105,6 +111,8 @@ def train(
 
     The device is waited for at steps that log, evaluate or save, at no other.
     """
+    if stopped():
+        return
     watch = Stopwatch(training)
     for step in range(training.step + 1, schedule.max_iters + 1):
         last = step == schedule.max_iters
@@ -172,13 +180,16 @@ def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
 
 def check_finite(training: Training) -> None:
     """Raise Diverged if an update was left out because its loss or gradient was no number."""
-    if skipped := int(training.skipped):
+    skipped, scaled = int(training.skipped), training.scaler.is_enabled()
+    if not skipped and not (scaled and training.scaler.get_scale() < 1):
+        return
+    training.skipped.zero_()
+    if not scaled:  # since the first of them nothing was updated; with a scaler only the bad updates were left out
         training.step -= skipped
-        training.skipped.zero_()
-        raise Diverged(
-            f"step {training.step + 1}: the loss or its gradient is not a number; lower LEARNING_RATE, lengthen "
-            f"WARMUP_STEPS or use DTYPE=float32"
-        )
+    raise Diverged(
+        f"step {training.step + (not scaled)}: the loss or its gradient is not a number; lower LEARNING_RATE, lengthen "
+        "WARMUP_STEPS or use DTYPE=float32"
+    )
 
 
 def train_metrics(

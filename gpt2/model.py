@@ -27,6 +27,14 @@ class ModelOptions(Options):
     dropout: float
 
 
+def check(options: ModelOptions) -> None:
+    """Raise UsageError for a shape that cannot be."""
+    if options.n_embd % options.n_head:
+        raise UsageError(
+            f"N_EMBD={options.n_embd} cannot be divided among N_HEAD={options.n_head} heads; choose a multiple"
+        )
+
+
 class Attention(nn.Module):
     """Causal self-attention of H heads."""
 
@@ -87,10 +95,7 @@ class GPT2(nn.Module):
     def __init__(self, options: ModelOptions, vocab_size: int):
         """Initialise the weights from torch's random state; raises UsageError for a shape that cannot be."""
         super().__init__()
-        if options.n_embd % options.n_head:
-            raise UsageError(
-                f"N_EMBD={options.n_embd} cannot be divided among N_HEAD={options.n_head} heads; choose a multiple"
-            )
+        check(options)
         self.options, self.vocab_size = options, vocab_size
         padded = math.ceil(vocab_size / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         self.wte = nn.Embedding(padded, options.n_embd)

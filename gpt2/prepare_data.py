@@ -100,14 +100,17 @@ def _locked(partial: Path) -> Iterator[None]:
     partial.mkdir(parents=True, exist_ok=True)
     handle = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise DataError(f"{partial}: another program is preparing this dataset; wait until it is done") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{partial}: another program is preparing this dataset; wait until it is done") from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # it holds finished shards, or has its final name
+                partial.rmdir()
     finally:
         os.close(handle)
-        with contextlib.suppress(OSError):  # it holds finished shards, or has its final name
-            partial.rmdir()
 
 
 def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, processes: int) -> dict:

@@ -54,7 +54,8 @@ def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.
     if 0 < top_k < len(logits):
         smallest = torch.topk(logits, top_k).values[-1]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
-    return int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator))
+    logits = (logits - logits.max()).double() / temperature  # of the largest 0, however small the temperature
+    return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=generator))
 
 
 def text(model: GPT2, tokenizer: tokenizers.Tokenizer, machine: device.Machine, options: SampleOptions) -> str:
@@ -88,7 +89,12 @@ def load(folder: Path, schema: kconf.Schema) -> tuple[GPT2, tokenizers.Tokenizer
     machine = device.choose(schema.bind(device.SystemOptions))
     tokenizer = tokenizers.load(schema["TOKENIZER"])
     model = GPT2(schema.bind(ModelOptions), tokenizer.vocab_size).to(machine.device)
-    model.load_state_dict(checkpoint.load(found[-1], machine.device)["model"])
+    try:
+        model.load_state_dict(checkpoint.load(found[-1], machine.device)["model"])
+    except (RuntimeError, KeyError, TypeError):
+        raise UsageError(
+            f"{found[-1]}: does not fit the configured model; a run keeps the sizes it was made with"
+        ) from None
     return model, tokenizer, machine
 
 
@@ -101,9 +107,8 @@ def main() -> int:
         )
 
     def own_configuration(args: argparse.Namespace) -> Path:
-        args.run = args.run or run.latest(str(args.OUTPUT_DIR or kconf.Schema()["OUTPUT_DIR"]))
-        run.Identity.load(args.run)
-        return args.run / ".config"
+        args.run = args.run or run.newest(sys.argv[1:])
+        return run.configuration(args.run)
 
     schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=arguments, base=own_configuration)
     model, tokenizer, machine = load(args.run, schema)

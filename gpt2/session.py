@@ -4,33 +4,25 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import shlex
 import shutil
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpt2 import changes, loop, prepare_data, sample
 from gpt2 import data as datasets
-from gpt2 import loop, sample
-from gpt2.model import GPT2, ModelOptions
+from gpt2 import model as models
+from gpt2.recorder import Recorder
 from lib import checkpoint, device, files, journal, optim, run, schedule, track
-from lib.console import Console, duration, table
+from lib.console import Console, duration, say, table
 from lib.errors import UsageError, UserError
 from lib.kconf import Options, Schema
 from lib.signals import StopSignals
 
-# What may change when a run is resumed without changing what it learns.
-_HARMLESS = set(
-    "TRACKER WANDB_OFFLINE JSON_OUTPUT PROMPT SAMPLE_TOKENS TEMPERATURE TOP_K CHECKPOINT_INTERVAL LOG_INTERVAL "
-    "EVAL_INTERVAL DATA_DIR".split()
-)
-# What would make it another run.
-_FIXED = set(
-    "MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER OPTIMIZER SEED EVAL_SAMPLES OUTPUT_DIR "
-    "TRACKER_PROJECT TRACKER_RUN_NAME".split()
-)
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
 
 
@@ -39,240 +31,233 @@ class SessionOptions(Options):
     """What a session needs beside its parts."""
 
     seed: int
+    eval_interval: int
+    tracker: tuple[str, ...]
     json_output: str  # file; empty: none
 
 
 def start(schema: Schema) -> int:
     """Train a new run; returns the exit code."""
-    session = Session(schema)  # before the folder is made: what is wrong with data, model or device leaves none behind
-    folder, identity = run.create(schema.bind(run.RunOptions))
-    return session.train(folder, identity, changed={})
+    with _memory_errors():
+        session = Session(schema)  # before the folder is made: what cannot be built leaves none behind
+        folder, _ = run.create(schema.bind(run.RunOptions))
+        return session.train(folder, changed={})
 
 
 def resume(schema: Schema, folder: Path) -> int:
     """Continue the run in `folder` from its last checkpoint; returns the exit code."""
-    identity = run.Identity.load(folder)
-    changed = _changes(schema, folder)
-    if not changed and (summary := folder / "summary.json").exists():
-        print(f"{folder} is finished: see {summary}; to train on, raise MAX_ITERS")
+    changed = changes.of_course(schema, folder)
+    summary = folder / "summary.json"
+    if not changed and summary.exists():
+        if output := schema["JSON_OUTPUT"]:
+            _check_output(Path(output))
+            shutil.copyfile(summary, output)
+        say(f"{folder} is finished: see {summary}; to train on, raise MAX_ITERS")
         return 0
-    return Session(schema).train(folder, identity, changed)
-
-
-def _changes(schema: Schema, folder: Path) -> dict[str, list[str]]:
-    """Option -> [value before, value now], of what changes what is learned; raises UsageError for another run."""
-    before = Schema()
-    before.load(folder / ".config")
-    old, new = before.provenance(), schema.provenance()
-    differ = {
-        name: [old.get(name, {}).get("value", ""), new.get(name, {}).get("value", "")]
-        for name in old.keys() | new.keys()
-        if old.get(name, {}).get("value") != new.get(name, {}).get("value")
-    }
-    if fixed := sorted(differ.keys() & _FIXED):
-        raise UsageError(
-            f"{folder}: a run keeps its {', '.join(fixed)} "
-            f"({', '.join(f'{before} -> {now}' for before, now in map(differ.get, fixed))}); start a new run for that"
-        )
-    if before["BATCH_SIZE"] * before["GRADIENT_ACCUMULATION"] != schema["BATCH_SIZE"] * schema["GRADIENT_ACCUMULATION"]:
-        raise UsageError(
-            f"{folder}: a run keeps its BATCH_SIZE x GRADIENT_ACCUMULATION, on which the order of data rests"
-        )
-    return {name: values for name, values in sorted(differ.items()) if name not in _HARMLESS}
+    with _memory_errors():
+        return Session(schema).train(folder, changed)
 
 
 class Session:
-    """Configuration, machine, data and model of a run, and the recorder that the loop talks to."""
+    """The parts of a run that do not need its folder, and what is done with them."""
 
     def __init__(self, schema: Schema):
-        """Build everything that does not need the run's folder; raises UserError for what cannot be built."""
+        """Build the parts; raises UserError for what cannot be built. Data is prepared if it is missing."""
         self.schema, self.options = schema, schema.bind(SessionOptions)
-        system = schema.bind(device.SystemOptions)
+        system, shape = schema.bind(device.SystemOptions), schema.bind(models.ModelOptions)
+        models.check(shape)
+        if self.options.json_output:
+            _check_output(Path(self.options.json_output))
         self.machine = device.choose(system)
+        prepare_data.ensure(schema)
         self.data = datasets.load(schema.bind(datasets.DataOptions), pin=self.machine.device.type == "cuda")
         torch.manual_seed(self.options.seed)
-        self.model = GPT2(schema.bind(ModelOptions), self.data.vocab_size).to(self.machine.device)
-        optimizer = optim.build(self.model, schema)
-        self.training = loop.Training(self.model, optimizer, self.machine, system.compile)
+        self.model = models.GPT2(shape, self.data.vocab_size).to(self.machine.device)
+        if system.compile:
+            device.check_compiler(self.machine.device)
+        self.training = loop.Training(self.model, optim.build(self.model, schema), self.machine, system.compile)
         self.schedule = schema.bind(schedule.ScheduleOptions)
 
-    def train(self, folder: Path, identity: run.Identity, changed: dict[str, list[str]]) -> int:
-        """Train to the end of the schedule, a signal or a failure; journal and trackers are closed in every case."""
-        self.folder, began = folder, time.perf_counter()
+    def train(self, folder: Path, changed: dict[str, list[str]]) -> int:
+        """Train to the end of the schedule, a signal or a failure; journal and trackers are closed in every case.
+
+        `changed` is what a resumed run does otherwise from now on (see `changes.of_course`).
+        """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_held(folder))
-            self.journal = journal.Journal(folder)
-            stack.callback(self.journal.close)
-            self._restore()
-            self.console = Console(self.schedule.max_iters, self.training.step)
-            stack.callback(self.console.close)
-            self._announce(identity, changed)
-            self.lanes = track.Lanes(folder, self.schema["TRACKER"])
-            stack.callback(self._close_trackers)
-            self.stopped = stack.enter_context(StopSignals())
-            self.before, self.began = self.training.total_seconds, began
-            return self._loop()
+            with StopSignals() as stopped:
+                stack.enter_context(_held(folder))
+                book = journal.Journal(folder)
+                stack.callback(book.close)
+                self._restore(folder)
+                console = Console(self.schedule.max_iters, self.training.step, self.training.best_val_loss)
+                stack.callback(console.close)
+                self._announce(folder, book, console, changed)
+                lanes = track.Lanes(folder, self.options.tracker)
+                stack.callback(_close_trackers, lanes)
+                recorder = Recorder(folder, book, console, lanes, self.training)
+                self._loop(recorder, stopped)
+            if stopped():
+                again = f"make resume RUN={shlex.quote(str(folder))}"
+                say(f"stopped after step {self.training.step}; continue with: {again}")
+                return stopped.exit_code
+            self._finish(recorder)
+            return 0
 
-    def _restore(self) -> None:
-        """Continue from the newest checkpoint, if there is one."""
-        found = checkpoint.find(self.folder / "checkpoints")
-        if found:
-            self.training.load_state_dict(checkpoint.load(found[-1], self.machine.device))
-        self.resumed = self.journal.seq > 0
+    def _restore(self, folder: Path) -> None:
+        """Continue from the newest checkpoint, if there is one; raises UserError when the run cannot go on from it."""
+        if found := checkpoint.find(folder / "checkpoints"):
+            state = checkpoint.load(found[-1], self.machine.device)
+            self.training.load_state_dict(state)
+            if state.get("data") != self.data.fingerprint:
+                raise UserError(
+                    f"{folder}: was trained on other data than what {self.data.folder} holds; put that back"
+                )
+        self.training.data_fingerprint = self.data.fingerprint
+        if self.training.step > self.schedule.max_iters:
+            raise UsageError(
+                f"{folder}: is at step {self.training.step}, beyond MAX_ITERS={self.schedule.max_iters}; raise that"
+            )
 
-    def _announce(self, identity: run.Identity, changed: dict[str, list[str]]) -> None:
+    def _announce(self, folder: Path, book: journal.Journal, console: Console, changed: dict[str, list[str]]) -> None:
         """Record the start of the session, in the journal and for the user."""
-        step, details = self.training.step, {"config": self.schema.values(), **dataclasses.asdict(identity)}
-        repeats = 0 if changed else self.journal.expect(step)
-        run.save_configuration(self.schema, self.folder, sys.argv)
-        if self.resumed:
-            self.journal.write("resume", step, changed=changed, **details)
-            again = f", repeating {repeats} recorded events" if repeats else ""
-            self.console.say(f"resuming {self.folder} after step {step}{again}")
+        step, resumed = self.training.step, book.seq > 0
+        repeats = 0 if changed else book.expect(step)
+        provenance = f"provenance-{book.seq}.json" if resumed else "provenance.json"
+        run.save_configuration(self.schema, folder, sys.argv, provenance)
+        (folder / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
+        details = {"config": self.schema.values(), **dataclasses.asdict(run.Identity.load(folder))}
+        if resumed:
+            book.write("resume", step, changed=changed, **details)
+            console.say(
+                f"resuming {folder} after step {step}{f', repeating {repeats} recorded events' * bool(repeats)}"
+            )
         else:
-            self.journal.write("start", step, schema=journal.SCHEMA, **details)
+            book.write("start", step, schema=journal.SCHEMA, **details)
         for name, (before, now) in changed.items():
-            self.console.say(f"changed: {name} {before} -> {now}")
+            console.say(f"changed: {name} {before} -> {now}")
+        if changed and self.options.tracker:
+            console.say(f"note: trackers cannot take back what they were sent beyond step {step}; the journal does")
         facts = {
             "model": f"{self.model.options.model_name}, {self.model.count_parameters() / 1e6:.2f} M parameters",
             "data": self.data.description,
             "machine": self.machine.name,
             "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens",
-            "run folder": self.folder,
+            "run folder": folder,
         }
-        self.console.say(table(facts))
+        console.say(table(facts))
 
-    def _loop(self) -> int:
-        """Train, and leave a checkpoint, a `finish` event and a summary behind, whatever ends it."""
+    def _loop(self, recorder: Recorder, stopped: StopSignals) -> None:
+        """Train, and leave a checkpoint behind and a `finish` event for what ends a session before the schedule."""
+        training = self.training
         try:
-            self._evaluate_if_missing()
-            loop.train(
-                self.training,
-                self.data,
-                self.machine,
-                self.schema.bind(loop.LoopOptions),
-                self.schedule,
-                self,
-                self.stopped,
-            )
+            self._evaluate_if_missing(recorder, stopped)
+            options = self.schema.bind(loop.LoopOptions)
+            loop.train(training, self.data, self.machine, options, self.schedule, recorder, stopped)
+            self._evaluate_if_missing(recorder, stopped)
         except loop.Diverged as error:
-            self.save(self.training.step)
-            self.write("alert", self.training.step, {}, message=str(error))
-            self.write("finish", self.training.step, {}, status="diverged")
+            recorder.save(training.step)
+            recorder.write("alert", training.step, {}, message=str(error))
+            recorder.write("finish", training.step, {}, status="diverged")
             raise
-        if self.stopped():
-            return self._interrupted()
-        self._evaluate_if_missing()
-        self._finished()
-        return 0
+        except Exception as error:
+            with contextlib.suppress(UserError):  # the journal may be what failed
+                recorder.write("finish", training.step, {}, status="failed", message=str(error))
+            raise
+        if stopped():
+            if not (recorder.folder / "checkpoints" / checkpoint.name(training.step)).exists():
+                recorder.save(training.step)
+            recorder.write("finish", training.step, {}, status="interrupted")
+            recorder.console.close()
 
-    def _evaluate_if_missing(self) -> None:
+    def _evaluate_if_missing(self, recorder: Recorder, stopped: StopSignals) -> None:
         """Measure the validation loss where the schedule has one that the journal lacks: at the start, after a stop."""
-        step, interval = self.training.step, self.schema["EVAL_INTERVAL"]
-        wanted = step in (0, self.schedule.max_iters) or loop.due(step, interval)
-        if wanted and ("eval", step) not in journal.history(self.folder):
-            loop.evaluate(self.training, self.data, self.machine, self, self.stopped)
-
-    # ---- what the loop tells --------------------------------------------------------------------------------------
-
-    def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
-        """Put an event into the journal, from which everything else learns of it, and show it."""
-        self.console.show(self.journal.write(event, step, metrics, **details))
-        for note in self.lanes.notes():
-            self.console.say(note)
-
-    def tick(self) -> None:
-        """Move the progress bar."""
-        self.console.tick()
-
-    def busy(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Say what is being done while no step is made."""
-        return self.console.busy(what)
-
-    def save(self, step: int) -> None:
-        """Write a checkpoint, after the journal's lines up to this step are safe."""
-        self.training.total_seconds = self.before + time.perf_counter() - self.began
-        with self.busy("saving"):
-            self.journal.sync()
-            checkpoint.save(self.folder / "checkpoints", step, self.training.state_dict())
-
-    # ---- how a session ends ---------------------------------------------------------------------------------------
-
-    def _interrupted(self) -> int:
         step = self.training.step
-        if not (self.folder / "checkpoints" / checkpoint.name(step)).exists():
-            self.save(step)
-        self.write("finish", step, {}, status="interrupted")
-        self.console.close()
-        print(f"stopped after step {step}; continue with: make resume RUN={self.folder}")
-        return self.stopped.exit_code
+        wanted = step in (0, self.schedule.max_iters) or loop.due(step, self.options.eval_interval)
+        if wanted and ("eval", step) not in journal.history(recorder.folder):
+            loop.evaluate(self.training, self.data, self.machine, recorder, stopped)
 
-    def _finished(self) -> None:
-        history = journal.history(self.folder)
+    def _finish(self, recorder: Recorder) -> None:
+        """Record the end of the run, write its summary and show it."""
+        step, folder = self.training.step, recorder.folder
+        history = journal.history(folder)
         evaluations = [journal.numbers(r)["val_loss"] for (event, _), r in history.items() if event == "eval"]
-        self.training.total_seconds = self.before + time.perf_counter() - self.began
-        final = {
+        final = journal.final(folder, step) or {
             "final_val_loss": evaluations[-1],
             "best_val_loss": min(evaluations),
-            "total_time_seconds": self.training.total_seconds,
+            "total_time_seconds": recorder.seconds(),
         }
-        self.write("finish", self.training.step, final, status="finished")
-        self.console.close()
-        tokens = self.training.step * self.data.tokens_per_step
-        summary = {
-            "run": str(self.folder),
-            "status": "finished",
-            "steps": self.training.step,
-            "tokens": tokens,
-            **final,
-            "tokens_per_second": tokens / self.training.train_seconds,
-            "sparsity": self.training.pruner.sparsity(),
-        }
-        files.write_json(self.folder / "summary.json", summary)
+        recorder.write("finish", step, final, status="finished")
+        recorder.console.close()
+        tokens = step * self.data.tokens_per_step
+        speed = {"tokens": tokens, "tokens_per_second": tokens / self.training.train_seconds}
+        sparsity = {"sparsity": self.training.pruner.sparsity()}
+        summary = {"run": str(folder), "status": "finished", "steps": step, **final, **speed, **sparsity}
+        files.write_json(folder / "summary.json", summary)
         if self.options.json_output:
             files.write_json(Path(self.options.json_output), summary)
-        self._show_summary(summary)
+        self._show(summary)
 
-    def _show_summary(self, summary: dict[str, Any]) -> None:
+    def _show(self, summary: dict[str, Any]) -> None:
         text = sample.text(self.model, self.data.tokenizer, self.machine, self.schema.bind(sample.SampleOptions))
         if text:
             width = min(shutil.get_terminal_size().columns, 100)
-            print(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
-        deliver = "" if "trackio" in self.schema["TRACKER"] else f"make sync RUN={self.folder} TRACKER=trackio && "
+            say(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
+        folder = shlex.quote(summary["run"])
+        deliver = "" if "trackio" in self.options.tracker else f"make sync RUN={folder} TRACKER=trackio && "
         facts = {
             "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "
             "in nats per token",
             "speed": f"{summary['tokens_per_second']:,.0f} tokens/s",
             "time": duration(summary["total_time_seconds"]),
-            "run folder": self.folder,
-            "look at it": f"{deliver}make dashboard RUN={self.folder}",
-            "sample from it": f"make sample RUN={self.folder} PROMPT='def '",
+            "run folder": summary["run"],
+            "look at it": f"{deliver}make dashboard RUN={folder}",
+            "sample from it": f"make sample RUN={folder} PROMPT='def '",
         }
-        print(table(facts))
+        say(table(facts))
 
-    def _close_trackers(self) -> None:
-        """Wait a while for the trackers and say what each has; they never change the exit code."""
-        self.lanes.close()
-        with contextlib.suppress(KeyboardInterrupt):  # a wish not to wait, which the trackers survive
-            if not self.lanes.wait(1.0):
-                print(
-                    f"waiting up to {_DELIVERY_SECONDS:.0f} s for the trackers (Ctrl-C leaves them to it)", flush=True
-                )
-                self.lanes.wait(_DELIVERY_SECONDS)
-        if deliveries := self.lanes.deliveries():
-            print(track.table(deliveries))
+
+def _close_trackers(lanes: track.Lanes) -> None:
+    """Wait a while for the trackers and say what each has; they never change the exit code."""
+    lanes.close()
+    with contextlib.suppress(KeyboardInterrupt):  # a wish not to wait, which the trackers survive
+        if not lanes.wait(1.0):
+            say(f"waiting up to {_DELIVERY_SECONDS:.0f} s for the trackers (Ctrl-C leaves them to it)")
+            lanes.wait(_DELIVERY_SECONDS)
+    if deliveries := lanes.deliveries():
+        say(track.table(deliveries))
+
+
+def _check_output(path: Path) -> None:
+    """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that is there and writable")
 
 
 @contextlib.contextmanager
-def _held(folder: Path):
+def _held(folder: Path) -> Iterator[None]:
     """Hold a run's folder, so that no second trainer writes into it; raises UserError when one already does."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{folder}: the run cannot be continued there: {error.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise UserError(f"{folder}: another process is training this run; wait for it or stop it") from None
-    try:
         yield
+    except BlockingIOError:
+        raise UserError(f"{folder}: another process is training this run; wait for it or stop it") from None
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn torch's ways of saying that memory is short into a sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            "memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same, or "
+            "choose a smaller model or BLOCK_SIZE"
+        ) from None

@@ -4,6 +4,7 @@ A prepared dataset is a folder of raw little-endian uint16 files with a meta.jso
 is in it. While it is being made the folder is called <name>.partial, and meta.json lists the shards that are finished.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2.corpora import CorpusOptions
+from gpt2.corpora import CorpusOptions, describe
 from gpt2.sources import DataError
 from lib import files
-from lib.errors import UsageError
+from lib.errors import UsageError, UserError
 
 VERSION = 1  # of meta.json
 SPLITS = ("train", "val")
@@ -55,7 +56,10 @@ def read_meta(folder: Path) -> dict | None:
     path = folder / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        meta["tokenizer"], meta["settings"], [meta["splits"][split]["shards"] for split in SPLITS]
+        meta["tokenizer"] + meta["source"], dict(meta["settings"])
+        for shard in (shard for split in SPLITS for shard in meta["splits"][split]["shards"]):
+            if shard["file"] != Path(shard["file"]).name or shard["tokens"] < 0:  # a path could lead anywhere
+                raise ValueError
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -74,11 +78,21 @@ def check_settings(options: PreparedOptions, meta: dict) -> None:
         for name, now in (options.settings | {"tokenizer": options.tokenizer}).items()
         if (before := {**meta["settings"], "tokenizer": meta["tokenizer"]}.get(name)) != now
     ]
+    if (source := _own_files_now(options) or meta["source"]) != meta["source"]:
+        differences.append(f"{meta['source']}, and there are {source} now")
     if differences:
         raise UsageError(
             f"{options.folder}: was prepared with {' and '.join(differences)}; set that, choose another DATA_DIR, or "
             "delete the folder to prepare it again"
         )
+
+
+def _own_files_now(options: PreparedOptions) -> str:
+    """What one's own files are now, to notice a change; empty if they are gone, which prepared data may outlive."""
+    if options.dataset == "files":
+        with contextlib.suppress(UserError):
+            return describe(options)
+    return ""
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2 import prepare_data
-from lib import command_line, kconf, run, schedule, track
+from lib import command_line, run, schedule, track
 from lib.errors import run_program
 
 
@@ -25,28 +24,22 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _folder(args: argparse.Namespace) -> Path | None:
-    """The folder of the run to resume, or None for a new run."""
+def _own_configuration(args: argparse.Namespace) -> Path | None:
+    """The configuration of the run to resume, or None for a new run."""
     if args.resume == Path("latest"):
-        args.resume = run.latest(str(args.OUTPUT_DIR or kconf.Schema()["OUTPUT_DIR"]))
-    return args.resume
+        args.resume = run.newest(sys.argv[1:])
+    return run.configuration(args.resume) if args.resume else None
 
 
 def main() -> int:
     """Resolve the configuration, prepare the data if it is missing, and train; returns the exit code."""
-
-    def own_configuration(args: argparse.Namespace) -> Path | None:
-        return folder / ".config" if (folder := _folder(args)) else None
-
-    schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=_arguments, base=own_configuration)
-    for warning in schema.warnings:
+    schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=_arguments, base=_own_configuration)
+    for warning in [*schema.warnings, *schedule.check(schema.bind(schedule.ScheduleOptions))]:
         print(f"warning: {warning}", file=sys.stderr)
-    schedule.check(schema.bind(schedule.ScheduleOptions))
     track.check_installed(schema["TRACKER"])
-    prepare_data.ensure(schema)
-    # Threads that wait for each other in OpenMP spin 300,000 times before they sleep. Where another program uses a core,
-    # they spin for a thread that is not running: the default preset on 2 cores then fell from 15,000 to 900 tokens/s,
-    # and to 7,000 with this, which costs 7 % on an idle machine. Read by libgomp when torch loads it.
+    # OpenMP's threads spin 300,000 times for each other before they sleep. Where another program uses a core, they
+    # spin for one that is not running: the default preset on 2 cores then fell from 15,000 to 900 tokens/s, and to
+    # 7,000 with this, which costs 7 % on an idle machine. Read by libgomp when torch loads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from gpt2 import session  # imports torch, which takes seconds: --help and mistakes are answered before
 

@@ -1,5 +1,6 @@
 """What a run shows in the terminal: a progress bar, or plain lines where the output is not a terminal."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,10 @@ from lib import journal
 class Console:
     """Shows the records of a run as they are written to the journal."""
 
-    def __init__(self, steps: int, done: int):
-        """A bar of `steps` steps of which `done` are behind us."""
+    def __init__(self, steps: int, done: int, best: float = float("inf")):
+        """A bar of `steps` steps of which `done` are behind us, with the best validation loss so far."""
         self.live = sys.stderr.isatty()
-        self.steps, self.best = steps, float("inf")
+        self.steps, self.best = steps, best
         self.bar = tqdm(
             total=steps,
             initial=done,
@@ -33,7 +34,7 @@ class Console:
     def say(self, text: str) -> None:
         """A line above the bar."""
         with self.bar.external_write_mode(file=sys.stdout):
-            print(text, flush=True)
+            say(text)
 
     def show(self, record: journal.Record) -> None:
         """A record of the journal, in the form that fits its event."""
@@ -45,7 +46,7 @@ class Console:
             )
             self.bar.set_postfix_str(line)
             if not self.live:
-                print(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}", flush=True)
+                say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}")
         elif record["event"] == "eval":
             better = metrics["val_loss"] < self.best
             self.best = min(self.best, metrics["val_loss"])
@@ -68,6 +69,16 @@ class Console:
     def close(self) -> None:
         """Remove the bar."""
         self.bar.close()
+
+
+def say(text: str) -> None:
+    """Print a line; when nobody reads any more (the output was a pipe to `head`), go on in silence."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 
@@ -11,10 +13,10 @@ import torch
 from lib.errors import UsageError
 from lib.kconf import Options
 
-# Dense matrix rate in TFLOP/s that the maker states, by a part of the device's name; no entry, no `mfu`.
+# Dense matrix rate in TFLOP/s that the maker states, by words of the device's name; no entry, no `mfu`.
 _PEAK_TFLOPS = {
-    torch.bfloat16: {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71},
-    torch.float16: {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "T4": 65, "V100": 125},
+    torch.bfloat16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165},
+    torch.float16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "T4": 65, "V100": 125},
 }
 
 
@@ -43,13 +45,6 @@ class Machine:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
-    def synchronize(self) -> None:
-        """Wait for the device, so that a clock read after this measures work done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
-
 
 def choose(options: SystemOptions) -> Machine:
     """Set up the machine that the options ask for; raises UsageError for what this one does not have."""
@@ -60,11 +55,10 @@ def choose(options: SystemOptions) -> Machine:
     if options.threads:
         torch.set_num_threads(options.threads)
     dtype = _automatic_dtype(kind) if options.dtype == "auto" else getattr(torch, options.dtype)
-    if options.compile:
-        _check_compiler(kind)
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
-    peak = next((tflops * 1e12 for part, tflops in _PEAK_TFLOPS.get(dtype, {}).items() if part in name), None)
+    rates = _PEAK_TFLOPS.get(dtype, {}).items()
+    peak = next((tflops * 1e12 for words, tflops in rates if re.search(rf"\b{words}\b", name)), None)
     description = f"{name}, {str(dtype).removeprefix('torch.')}{', compiled' if options.compile else ''}{threads}"
     return Machine(torch.device(kind), dtype, description, peak)
 
@@ -78,8 +72,9 @@ def _automatic_dtype(kind: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _check_compiler(kind: str) -> None:
-    """On a CPU torch.compile writes C++: say at once that there is no compiler, not at the first step."""
-    compiler = os.environ.get("CXX") or ("clang++" if shutil.which("clang++") and not shutil.which("g++") else "g++")
-    if kind == "cpu" and not shutil.which(compiler):
-        raise UsageError(f"--compile: the C++ compiler {compiler} is not installed; install one or use --no-compile")
+def check_compiler(device: torch.device) -> None:
+    """Raise UsageError if torch.compile, which writes C++ on a CPU, would find no compiler at the first step."""
+    compilers = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        names = " or ".join(compilers)
+        raise UsageError(f"--compile: the C++ compiler {names} is not installed; install one or use --no-compile")

@@ -18,6 +18,7 @@ class UsageError(UserError):
 
 def run_program(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its code; a UserError is printed as `error: ...`, Ctrl-C exits with 130."""
+    sys.stdout.reconfigure(errors="replace")  # a text that the terminal cannot show is no reason to stop
     try:
         sys.exit(main())
     except UserError as error:

@@ -5,7 +5,6 @@ A line is {"seq", "time" (unix seconds), "event", "step", "metrics", ...}. Event
 the death of the trainer. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity": the file is strict JSON.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -103,7 +102,8 @@ def tail(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             offset += len(line)
             try:
                 record = json.loads(line)
-                record["seq"], record["event"], record["step"], record["metrics"]
+                if not isinstance(record["metrics"], dict) or record["seq"] + record["step"] < 0 or not record["event"]:
+                    raise ValueError
             except (ValueError, KeyError, TypeError):
                 raise JournalError(f"{path}: the line that ends at byte {offset} is no record of a journal") from None
             yield record, offset
@@ -155,11 +155,12 @@ def _whole_lines(path: Path) -> int:
     return 0
 
 
-def last(folder: Path, event: str) -> Record | None:
-    """The newest record of a kind, or None."""
+def final(folder: Path, step: int) -> dict[str, float] | None:
+    """The metrics of the `finish` event with which the run ended at `step`, or None if it did not."""
     found = None
-    with contextlib.suppress(JournalError):
-        for record in read(folder):
-            if record["event"] == event:
-                found = record
+    for record in read(folder):
+        if record["event"] == "finish" and record.get("status") == "finished" and record["step"] == step:
+            found = numbers(record)
+        elif record["event"] == "resume" and record.get("changed"):
+            found = None
     return found

@@ -13,6 +13,7 @@ import uuid
 from importlib import metadata
 from pathlib import Path
 
+from lib import command_line
 from lib.errors import UsageError, UserError
 from lib.files import write_json
 from lib.kconf import ROOT, Options, Schema
@@ -79,7 +80,7 @@ def _new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
 
 def latest(output_dir: str) -> Path:
     """The run in `output_dir` whose journal was written last; raises UsageError when there is none."""
-    runs = [path.parent for path in Path(output_dir).glob("*/run.json")]
+    runs = [path.parent for path in Path(output_dir).glob("*/run.json") if (path.parent / ".config").exists()]
     if not runs:
         raise UsageError(f"{output_dir}: there is no run in this folder yet; start one with make train")
     return max(
@@ -88,6 +89,19 @@ def latest(output_dir: str) -> Path:
             file.stat().st_mtime for file in (run / "journal.jsonl", run / "run.json") if file.exists()
         ),
     )
+
+
+def newest(argv: list[str]) -> Path:
+    """The latest run in the OUTPUT_DIR that .config, the environment and a command line name."""
+    words = [word for n, word in enumerate(argv) if "--output-dir" in (word, *argv[max(0, n - 1) : n])]
+    words += [word for word in argv if word.startswith(("OUTPUT_DIR=", "--output-dir="))]
+    return latest(command_line.resolve("", words)[0]["OUTPUT_DIR"])
+
+
+def configuration(folder: Path) -> Path:
+    """The configuration file of the run in `folder`; raises UsageError when there is no run."""
+    Identity.load(folder)
+    return folder / ".config"
 
 
 def folder_name(name: str) -> str:
@@ -119,11 +133,11 @@ def repository(root: Path) -> Path:
     return root.resolve()
 
 
-def save_configuration(schema: Schema, folder: Path, argv: list[str]) -> None:
-    """Write `.config`, the minimal `defconfig` and `provenance.json` into a run's folder."""
+def save_configuration(schema: Schema, folder: Path, argv: list[str], provenance: str = "provenance.json") -> None:
+    """Write `.config`, the minimal `defconfig` and the file `provenance` into a run's folder."""
     schema.write(folder / ".config")
     schema.write(folder / "defconfig", minimal=True)
-    write_json(folder / "provenance.json", {"options": schema.provenance(), "argv": argv, **environment()})
+    write_json(folder / provenance, {"options": schema.provenance(), "argv": argv, **environment()})
 
 
 def environment() -> dict[str, object]:

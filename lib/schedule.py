@@ -18,16 +18,16 @@ class ScheduleOptions(Options):
     min_lr: float | None  # None: the peak is kept
 
 
-def check(options: ScheduleOptions) -> None:
-    """Raise UsageError for a schedule that contradicts itself."""
-    if options.warmup_steps > options.max_iters:
-        raise UsageError(
-            f"WARMUP_STEPS={options.warmup_steps} exceeds MAX_ITERS={options.max_iters}; shorten the warm-up"
-        )
+def check(options: ScheduleOptions) -> list[str]:
+    """What to warn of in a schedule; raises UsageError for one that contradicts itself."""
     if options.min_lr is not None and options.min_lr > options.learning_rate:
         raise UsageError(
             f"MIN_LR={options.min_lr:g} exceeds LEARNING_RATE={options.learning_rate:g}; lower it or use --no-decay-lr"
         )
+    if options.warmup_steps > options.max_iters:
+        reached = f"{learning_rate(options.max_iters, options):.3g}"
+        return [f"WARMUP_STEPS={options.warmup_steps} exceeds MAX_ITERS={options.max_iters}: it ends at rate {reached}"]
+    return []
 
 
 def learning_rate(step: int, options: ScheduleOptions) -> float:

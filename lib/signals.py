@@ -1,18 +1,21 @@
-"""Ctrl-C and SIGTERM as a request: the loop finishes its step, saves and leaves; a second one stops at once."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request to stop: the loop finishes its step, saves and leaves."""
 
+import contextlib
 import os
 import signal
 from types import FrameType
 
 
 class StopSignals:
-    """A context in which SIGINT and SIGTERM are noted instead of acted on."""
+    """A context in which SIGINT, SIGTERM and SIGHUP are noted instead of acted on; a second one ends the program."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "StopSignals":
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        heard = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]  # nohup wants SIGHUP ignored
+        self.before = {s: signal.signal(s, self._note) for s in heard}
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -31,5 +34,17 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         signal.signal(number, signal.SIG_DFL)  # the next one ends the program
+        if number == signal.SIGHUP:
+            _forget_terminal()
         heard = f"\n{self.received.name}: finishing the step, then saving; once more to stop at once\n"
-        os.write(2, heard.encode())  # print is not safe here: the signal may have interrupted one
+        with contextlib.suppress(OSError):  # nobody may be reading
+            os.write(2, heard.encode())  # print is not safe here: the signal may have interrupted one
+
+
+def _forget_terminal() -> None:
+    """Send what is printed nowhere if it went to the terminal that was closed: writing to that is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for fd in (1, 2):
+        if os.isatty(fd):
+            os.dup2(nowhere, fd)
+    os.close(nowhere)

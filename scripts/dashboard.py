@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import command_line, run, track
+from lib import run, track
 from lib.errors import UserError, run_program
 from lib.track import trackio as adapter
 
@@ -40,7 +40,7 @@ def wanted_project(given: str | None) -> str:
     """The project of a run's folder, of the latest run, or of that name."""
     if given and not Path(given).is_dir():
         return given
-    folder = Path(given or run.latest(command_line.resolve("", [])[0]["OUTPUT_DIR"]))
+    folder = Path(given or run.newest([]))
     return run.Identity.load(folder).project
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import command_line, run, track
+from lib import run, track
 from lib.errors import UsageError, run_program
-from lib.option import split_set
+from lib.kconf import Schema
 from lib.track import lane
 
 
@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("run", nargs="?", help="folder of the run [the latest in the output folder]")
     parser.add_argument("--tracker", help="trackers to deliver to, such as trackio,wandb [those of the run]")
     args = parser.parse_args()
-    folder = Path(args.run or run.latest(command_line.resolve("", [])[0]["OUTPUT_DIR"]))
+    folder = Path(args.run or run.newest([]))
     run.Identity.load(folder)  # refuses a folder that holds no run
     names = trackers(folder, args.tracker)
     track.check_installed(names)
@@ -29,7 +29,12 @@ def main() -> int:
 
 def trackers(folder: Path, wanted: str | None) -> list[str]:
     """Those named, else those that the run was configured with; raises UsageError when there are none."""
-    names = split_set(wanted) if wanted else (lane.configuration(folder) or {}).get("tracker", [])
+    if wanted:
+        schema = Schema()
+        schema.override([("TRACKER", wanted, "--tracker")])
+        names = schema["TRACKER"]
+    else:
+        names = (lane.configuration(folder) or {}).get("tracker", [])
     if not names:
         raise UsageError(f"{folder}: this run has no tracker; name one, as in --tracker trackio")
     return names

@@ -42,6 +42,6 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
-    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("CXX", "/nowhere/c++ -O2")
     with pytest.raises(UsageError, match=r"^--compile: the C\+\+ compiler /nowhere/c\+\+ is not installed"):
-        device.choose(options(compile=True))
+        device.check_compiler(torch.device("cpu"))

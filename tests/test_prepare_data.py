@@ -159,10 +159,14 @@ def test_prepared_data_is_left_alone(tmp_path):
     again = "data/files-bytes: 4 tokens for train, 4 tokens for val: prepared before, with the same settings\n"
     assert run(tmp_path, flags) == (0, again, "")
     (tmp_path / "a.jsonl").write_text('{"text": "changed"}\n')
-    note = (
-        "note: it was made from 1 files, 32 bytes; now there is 1 files, 20 bytes: delete the folder to prepare it anew"
+    changed = (
+        "error: data/files-bytes: was prepared with 1 files, 32 bytes, and there are 1 files, 20 bytes now; set that, "
+        "choose another DATA_DIR, or delete the folder to prepare it again\n"
     )
-    assert run(tmp_path, flags) == (0, f"{again}{note}\n", "")
+    assert run(tmp_path, flags) == (2, "", changed)
+    (tmp_path / "a.jsonl").unlink()  # prepared data may outlive what it was made from
+    options_of_it = options(tmp_path, dataset_source="a.jsonl", tokenizer="bytes", data_dir=tmp_path / "data")
+    shards.check_settings(options_of_it, shards.read_meta(tmp_path / "data/files-bytes"))
     assert run(tmp_path, f"{flags} --val-fraction 0.2") == (
         2,
         "",

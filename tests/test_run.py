@@ -91,9 +91,11 @@ def test_the_latest_run_is_the_one_written_last(tmp_path):
 
     folders = [run.create(options(tmp_path, name))[0] for name in ("a", "b", "c")]
     for seconds, folder in zip((100, 300, 200), folders, strict=True):
+        (folder / ".config").write_text("")
         os.utime(folder / "run.json", (seconds, seconds))
     assert run.latest(str(tmp_path)) == folders[1]
     (folders[0] / "journal.jsonl").write_text("")
+    (run.create(options(tmp_path, "stub"))[0] / "journal.jsonl").write_text("")  # killed before it had a configuration
     assert run.latest(str(tmp_path)) == folders[0]
 
 

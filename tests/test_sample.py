@@ -31,6 +31,10 @@ def test_top_k_leaves_the_k_likeliest():
     assert sum(p > 0 for p in drawn([0.0, 1.0, 2.0], 1.0, 9)) == 3
 
 
+def test_the_smallest_temperature_takes_the_likeliest():
+    assert drawn([1.0, 3.0, 2.0], 1e-300, 0, draws=5) == [0, 1, 0]
+
+
 def run_sample(folder, *words):
     program = [sys.executable, str(ROOT / "gpt2" / "sample.py"), *words]
     return subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=60)

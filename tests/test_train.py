@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 from lib import checkpoint, journal
-from tests.training import arguments, losses, start, train
+from tests.training import ROOT, arguments, losses, start, train
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -153,8 +156,6 @@ def test_a_run_keeps_its_configuration_and_where_it_came_from(whole):
 
 
 def test_a_finished_run_says_so_and_goes_on_when_it_gets_more_steps(tmp_path, whole):
-    import shutil
-
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     assert "runs/run is finished" in train(tmp_path, "--resume", "runs/run")
     output = train(tmp_path, "--resume", "runs/run", "--max-iters", "45")
@@ -209,7 +210,8 @@ def test_half_precision_learns_about_the_same(tmp_path, whole, dtype):
     ("words", "message"),
     [
         (["--n-head", "3"], "error: N_EMBD=32 cannot be divided among N_HEAD=3 heads; choose a multiple"),
-        (["--warmup-steps", "50"], "error: WARMUP_STEPS=50 exceeds MAX_ITERS=40; shorten the warm-up"),
+        (["--min-lr", "0.1"], "error: MIN_LR=0.1 exceeds LEARNING_RATE=0.003; lower it or use --no-decay-lr"),
+        (["--json-output", "none/a.json"], "JSON_OUTPUT=none/a.json: cannot be written; name a file in a folder that"),
         (["--optimizr", "sgd"], "error: unknown flag --optimizr; did you mean --optimizer?"),
         (["--device", "mps"], "finds no such device here; use --device auto"),
         (["--resume", "runs/none"], "there is no run in this folder"),
@@ -220,16 +222,110 @@ def test_what_cannot_be_is_said_before_a_run_is_made(tmp_path, words, message):
     assert message in output
     assert "Traceback" not in output
     assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_run_stays_the_run_it_is(tmp_path, whole):
-    import shutil
-
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     output = train(tmp_path, "--resume", "runs/run", "--seed", "8", "--optimizer", "sgd", code=2)
     assert "error: runs/run: a run keeps its OPTIMIZER, SEED (adamw -> sgd, 7 -> 8); start a new run for that" in output
     output = train(tmp_path, "--resume", "runs/run", "--batch-size", "3", code=2)
     assert "a run keeps its BATCH_SIZE x GRADIENT_ACCUMULATION" in output
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "changes", "expected"),
+    [
+        ("adamw", {"weight_decay": 0.5, "adam_beta2": 0.5}, {"weight_decay": 0.5, "betas": (0.9, 0.5)}),
+        ("sgd", {"sgd_momentum": 0.25}, {"momentum": 0.25}),
+    ],
+)
+def test_an_option_of_the_optimizer_that_changes_on_resume_acts(tmp_path, optimizer, changes, expected):
+    train(tmp_path, *arguments(optimizer=optimizer, max_iters=10))
+    flags = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    output = train(tmp_path, "--resume", "runs/run", "--max-iters", "20", *flags)
+    assert all(f"changed: {name.upper()} " in output for name in changes)
+    group = checkpoint.load(tmp_path / "runs/run/checkpoints/step-000000020.pt")["optimizer"]["param_groups"][0]
+    assert {name: group[name] for name in expected} == expected
+
+
+def test_a_longer_run_that_is_stopped_again_goes_on(tmp_path):
+    train(tmp_path, *arguments(max_iters=10))
+    process = start(tmp_path, "--resume", "runs/run", "--max-iters", "3000")
+    wait_for_step(tmp_path / "runs/run", 20)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert not (tmp_path / "runs/run/summary.json").exists()
+    assert "resuming runs/run after step" in train(tmp_path, "--resume", "latest", "--max-iters", "3001")
+    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["steps"] == 3001
+
+
+def test_other_data_is_not_trained_on(tmp_path):
+    train(tmp_path, *arguments(max_iters=10))
+    shutil.rmtree(tmp_path / "data")
+    process = start(tmp_path, "--version")  # writes the corpus, which is then replaced
+    process.communicate()
+    (tmp_path / "corpus.txt").write_text("Something else to read, and read again.\n" * 3000)
+    command = [sys.executable, str(ROOT / "gpt2/train.py"), "--resume", "runs/run", "--max-iters", "20"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "error: runs/run: was trained on other data than what data/files-bytes holds; put that back\n"
+    )
+
+
+def test_a_run_cannot_end_before_where_it_is(tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    output = train(tmp_path, "--resume", "runs/run", "--max-iters", "30", code=2)
+    assert "error: runs/run: is at step 40, beyond MAX_ITERS=30; raise that" in output
+
+
+def test_a_run_stopped_before_its_first_step_loses_nothing(tmp_path, whole):
+    """The signal comes while the model is evaluated for the first time, on many windows so that there is time."""
+    process = start(tmp_path, *arguments(eval_samples=3000))
+    run = tmp_path / "runs/run"
+    while not (run / "journal.jsonl").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    train(tmp_path, "--resume", "runs/run")
+    evaluated = [step for event, step in journal.history(run) if event == "eval"]
+    assert evaluated == [0, 10, 20, 30, 40]
+    assert losses(run) == losses(whole[0] / "runs/run")
+
+
+def test_resumed_runs_are_found_where_they_are_configured_to_be(tmp_path):
+    train(tmp_path, *arguments(max_iters=10, output_dir="out"))
+    assert "out/run is finished" in train(tmp_path, "--resume", "latest", "--output-dir", "out")
+    assert "out/run is finished" in train(tmp_path, "--resume", "latest", "OUTPUT_DIR=out")
+
+
+def test_nobody_reading_the_output_does_not_stop_a_run(tmp_path):
+    process = start(tmp_path, *arguments())
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["steps"] == 40
+
+
+def test_a_compiled_run_resumes_bit_for_bit(tmp_path):
+    """With a last evaluation batch of another size, which must not change the code that training is compiled to."""
+    compiled = {"compile": True, "eval_samples": 6, "max_iters": 20, "dropout": 0, "eval_interval": 5}
+    train(tmp_path, *arguments(**compiled, tracker_run_name="whole"))
+    train(tmp_path, *arguments(**compiled))
+    run = tmp_path / "runs/run"
+    (run / "checkpoints" / checkpoint.name(20)).unlink()
+    (run / "summary.json").unlink()
+    assert "after step 10" in train(tmp_path, "--resume", "runs/run")
+    a, b = (checkpoint.load(tmp_path / f"runs/{name}/checkpoints/step-000000020.pt") for name in ("run", "whole"))
+    assert_same(a["model"], b["model"])
+    assert sum(record["event"] == "eval" for record in journal.read(run)) == 5  # none was recorded twice
+
+
+def test_another_arithmetic_may_be_chosen_on_resume(tmp_path):
+    train(tmp_path, *arguments(max_iters=10))
+    output = train(tmp_path, "--resume", "runs/run", "--max-iters", "20", "--dtype", "float16")
+    assert "changed: DTYPE float32 -> float16" in output
 
 
 def test_two_trainers_do_not_share_a_run(tmp_path):

@@ -20,4 +20,9 @@ class SgdOptions(Options):
 def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
     """v = momentum v + (g + weight_decay w);  w -= lr v."""
     options = bind(SgdOptions)
-    return torch.optim.SGD(groups, momentum=options.sgd_momentum, fused=True)
+    optimizer = torch.optim.SGD(groups, momentum=options.sgd_momentum, fused=True)
+    if options.sgd_momentum:  # torch allocates it unset at the first step, where it stays if that step is skipped
+        for group in groups:
+            for p in group["params"]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
