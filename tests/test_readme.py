@@ -1,0 +1,38 @@
+"""The README names only what exists: targets, options, flags, presets, files."""
+
+import re
+import subprocess
+
+import pytest
+
+from lib.command_line import assignments
+from lib.kconf import Schema
+from tests.training import ROOT
+
+README = (ROOT / "README.md").read_text()
+MAKE = sorted(set(re.findall(r"\bmake ([a-z][a-z0-9_-]*)((?: [A-Z_]+=\S+)*)", README)))
+
+
+@pytest.mark.parametrize(("target", "words"), MAKE)
+def test_make_commands_exist(target, words):
+    done = subprocess.run(["make", "-n", "PYTHON=python3", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    own = {"RUN", "PORT", "TRACKER", "X", "PROMPT"}
+    _, given = assignments(word for word in words.split() if word.split("=")[0] not in own)
+    Schema().override(given)
+
+
+def test_flags_exist():
+    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", README)) - {"port", "config", "resume", "help", "flag"}
+    options = {name.lower().replace("_", "-") for name in Schema().options}
+    assert {flag if flag in options else flag.removeprefix("no-") for flag in flags} <= options
+    assert len(flags) >= 5
+
+
+def test_presets_and_links_exist():
+    for preset in re.findall(r"\b(\w+_defconfig)\b", README):
+        assert (ROOT / "defconfigs" / preset).exists(), preset
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert {"docs/config.md", "docs/extending.md", "docs/images/dashboard.png"} <= set(links)
+    for link in links:
+        assert (ROOT / link).exists(), link
