@@ -251,13 +251,13 @@ def test_an_option_of_the_optimizer_that_changes_on_resume_acts(tmp_path, optimi
 
 def test_a_longer_run_that_is_stopped_again_goes_on(tmp_path):
     train(tmp_path, *arguments(max_iters=10))
-    process = start(tmp_path, "--resume", "runs/run", "--max-iters", "3000")
+    process = start(tmp_path, "--resume", "runs/run", "--max-iters", "600")
     wait_for_step(tmp_path / "runs/run", 20)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     assert not (tmp_path / "runs/run/summary.json").exists()
-    assert "resuming runs/run after step" in train(tmp_path, "--resume", "latest", "--max-iters", "3001")
-    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["steps"] == 3001
+    assert "resuming runs/run after step" in train(tmp_path, "--resume", "latest", "--max-iters", "601")
+    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["steps"] == 601
 
 
 def test_other_data_is_not_trained_on(tmp_path):
