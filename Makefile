@@ -32,7 +32,7 @@ CONFIG_PY := $(PYTHON) scripts/config.py
 
 ##@ Configure
 
-menuconfig: env-config ## Choose every option in a menu; writes .config
+menuconfig: env-config $(CONFIG_FILE) ## Choose every option in a menu; writes .config
 	@$(PYTHON) scripts/menuconfig.py
 
 defconfig: env-config ## Write the default .config (gpt2_tiny)
@@ -117,6 +117,7 @@ help: ## Show this
 .PHONY: env-config env-train env-test
 env-config env-train env-test: env-%: $(if $(ENVIRONMENTS),$(VENV)/.%)
 ifndef ENVIRONMENTS
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: PYTHON=$(PYTHON): there is no such program" >&2; exit 2; }
 	@"$(PYTHON)" scripts/environment.py check $*
 endif
 

@@ -158,7 +158,8 @@ class Session:
             recorder.save(training.step)
             recorder.write("alert", training.step, {}, message=str(error))
             recorder.write("finish", training.step, {}, status="diverged")
-            raise
+            again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
+            raise UserError(f"the run has diverged; go on from its last good weights with: {again}") from None
         except Exception as error:
             with contextlib.suppress(UserError):  # the journal may be what failed
                 recorder.write("finish", training.step, {}, status="failed", message=str(error))

@@ -36,6 +36,8 @@ def main() -> int:
     schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=_arguments, base=_own_configuration)
     for warning in [*schema.warnings, *schedule.check(schema.bind(schedule.ScheduleOptions))]:
         print(f"warning: {warning}", file=sys.stderr)
+    if not args.resume and not command_line.config_files(args.config, os.environ):
+        print(f"there is no .config in {Path.cwd()}: options that are not given have their defaults")
     track.check_installed(schema["TRACKER"])
     # OpenMP's threads spin 300,000 times for each other before they sleep. Where another program uses a core, they
     # spin for one that is not running: the default preset on 2 cores then fell from 15,000 to 900 tokens/s, and to

@@ -20,11 +20,10 @@ class Console:
         self.bar = tqdm(
             total=steps,
             initial=done,
-            unit="step",
             disable=not self.live,
             dynamic_ncols=True,
-            smoothing=0.1,
             leave=False,
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]",
         )
 
     def tick(self) -> None:
@@ -55,7 +54,7 @@ class Console:
                 f"perplexity {metrics['val_perplexity']:,.2f}{'  best' if better else ''}"
             )
         elif record["event"] == "alert":
-            self.say(f"alert at step {step}: {record['message']}")
+            self.say(f"alert: {record['message']}")
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:

@@ -25,6 +25,9 @@ def run_program(main: Callable[[], int | None]) -> None:
         for sentence in str(error).splitlines():
             print(f"error: {sentence}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        print(f"error: {sys.executable} lacks the package {error.name}; `make train` installs all", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

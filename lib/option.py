@@ -2,9 +2,16 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 
-import kconfiglib
+try:
+    import kconfiglib
+except ModuleNotFoundError:  # the first package that any program imports: whoever forgot the environment learns it here
+    raise SystemExit(
+        f"error: {sys.executable} lacks Espalier's packages; run `make train` once and use .venv/bin/python, or "
+        "install what pyproject.toml names"
+    ) from None
 
 from lib.errors import UsageError
 
@@ -210,5 +217,8 @@ def split_set(text: str) -> list[str]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name that looks most like `name`, or nothing."""
-    hit = difflib.get_close_matches(name, list(known), 1)
+    known = list(known)
+    plain = name.strip("-_").lower()
+    initials = [k for k in known if plain == "".join(word[:1] for word in re.split("[-_]+", k.strip("-_").lower()))]
+    hit = initials[:1] or difflib.get_close_matches(name, known, 1)
     return f"; did you mean {hit[0]}?" if hit else ""

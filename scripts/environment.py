@@ -39,7 +39,8 @@ def install(level: str, folder: Path) -> None:
         print(f"making {folder} with Python {sys.version.split()[0]}", flush=True)
         venv.create(folder, with_pip=True)
     packages = requirements(level)
-    print(f"installing {len(packages)} package{'s'[: len(packages) > 1]} for `{level}` into {folder}", flush=True)
+    size = "" if level == "config" else ": PyTorch and more, some hundred MB, a minute or two"
+    print(f"installing {len(packages)} package{'s'[: len(packages) > 1]} for `{level}` into {folder}{size}", flush=True)
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
     if subprocess.run(command, check=False).returncode:
         sys.exit(f"error: {folder}: pip could not install {' '.join(packages)}; see its message above, then try again")

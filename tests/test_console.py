@@ -25,5 +25,5 @@ def test_records_are_lines(capsys):
         "step  20/100  val loss 2.0000  perplexity 7.39  best",
         "step  40/100  val loss 2.2500  perplexity 7.39",
         "step  60/100  val loss 1.5000  perplexity 7.39  best",
-        "alert at step 61: trouble",
+        "alert: trouble",
     ]
