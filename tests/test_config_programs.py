@@ -139,7 +139,6 @@ def test_diffconfig_compares_values_of_files_presets_and_runs(config, folder):
     (folder / "run" / ".config").write_text('CONFIG_LEARNING_RATE="0.0006"\nCONFIG_OPTIMIZER_SGD=y\n')
     (folder / "b").write_text('CONFIG_TRACKER_WANDB=y\nCONFIG_PROMPT="hi"\n')
     assert config("diffconfig", "run", "b").splitlines() == [
-        "MIN_LR         0.01 -> 6e-5",  # the default follows the optimizer
         "OPTIMIZER      sgd -> adamw",
         "ADAM_BETA1     - -> 0.9",
         "ADAM_BETA2     - -> 0.95",
@@ -171,7 +170,7 @@ def test_explain(config, folder):
         "  source   .config:2",
         "  type     float",
         "  values   0 .. 10",
-        "  default  0.1 if OPTIMIZER=sgd, else 6e-4",
+        "  default  6e-4",
         "  menu     Training / Schedule",
         f"  defined  {Schema().place(Schema().options['LEARNING_RATE'])}",
     ]

@@ -302,7 +302,8 @@ def test_resumed_runs_are_found_where_they_are_configured_to_be(tmp_path):
 
 def test_nobody_reading_the_output_does_not_stop_a_run(tmp_path):
     process = start(tmp_path, *arguments())
-    process.stdout.readline()
+    while "run folder" not in process.stdout.readline():
+        pass
     process.stdout.close()
     assert process.wait(60) == 0
     assert json.loads((tmp_path / "runs/run/summary.json").read_text())["steps"] == 40
