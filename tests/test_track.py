@@ -442,6 +442,23 @@ def test_wandb_holds_rows_configuration_and_final_metrics(run):
     assert times == [r["time"] for r in journal.read(run) if r["event"] in ("train", "eval")]
 
 
+def test_wandb_gets_the_last_end_of_a_run_that_was_extended(run):
+    """An extended run has two ends in its journal; they may come in one delivery, and the summary holds one."""
+    folder = new_run(run / "run")
+    book = journal.Journal(folder)
+    book.write("start", 0, config={"tracker": [], "wandb_offline": True})
+    for end, loss in ((2, 2.5), (4, 1.5)):
+        book.write("train", end, {"train_loss": loss})
+        book.write("finish", end, {"final_val_loss": loss}, status="finished")
+    book.close()
+    done = sync(folder, "--tracker", "wandb")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert state(folder, "wandb").state == "finished"
+    assert wandb_rows(folder) == [(2, {"train_loss": 2.5}), (4, {"train_loss": 1.5})]
+    summaries = [r["summary"]["update"] for r in wandb_records(folder) if r["type"] == "summary"]
+    assert [s["final_val_loss"] for s in summaries if "final_val_loss" in s][-1] == 1.5
+
+
 def test_wandb_can_be_disabled_by_its_variable(run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     output = train(run, "wandb")

@@ -74,6 +74,8 @@ class Tracker:
         """Log the rows that no file of the run holds, and wait until one does; raises UserError when none ever does."""
         if self.run.disabled:
             return
+        ends = [row for row in rows if row.event == "finish"]  # of a run that was extended: the summary keeps the last
+        rows = [row for row in rows if row not in ends[:-1]]
         for row in rows:
             if row not in self.contents and (row.event, row.step) not in self.sent:
                 self._send(row)
