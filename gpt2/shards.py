@@ -7,7 +7,6 @@ is in it. While it is being made the folder is called <name>.partial, and meta.j
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -225,8 +224,3 @@ def _map(path: Path, offset: int, tokens: int) -> np.ndarray:
 
 def _largest(tokens: np.ndarray, step: int = 1 << 26) -> int:
     return max((int(tokens[start : start + step].max()) for start in range(0, len(tokens), step)), default=0)
-
-
-def total(shards: Iterable[np.ndarray]) -> int:
-    """Tokens in all shards."""
-    return sum(map(len, shards))
