@@ -1,4 +1,7 @@
-"""Optimizers, one file each: the value of the option OPTIMIZER names the module, which has `build(groups, bind)`."""
+"""Optimizers, one file each: the value of the option OPTIMIZER names the module, which has `build(groups, bind)`.
+
+Those that torch doesn't have are built on `skippable`.
+"""
 
 import dataclasses
 import importlib
@@ -23,21 +26,30 @@ class OptimizerOptions(Options):
 
 
 class Module(Protocol):
-    """What a file of this folder defines."""
+    """What a file of this folder that is a value of OPTIMIZER defines.
+
+    The groups have `params`, `lr`, `weight_decay`, and `hidden`: whether they are the matrices of the model's blocks.
+    """
 
     build: Callable[[Groups, Callable[[type], Any]], torch.optim.Optimizer]
 
 
 def build(model: nn.Module, schema: Schema) -> torch.optim.Optimizer:
-    """The chosen optimizer over the parameters of `model`; weight decay acts on matrices only.
+    """The chosen optimizer over the parameters of `model`, whose `prunable()` are the matrices of its blocks.
 
-    Biases and norms have a scale that decay would distort; this is the split that GPT-2's reproductions use.
+    Weight decay acts on matrices only. Biases and norms have a scale that decay would distort; this is the split that
+    GPT-2's reproductions use.
     """
     options = schema.bind(OptimizerOptions)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    blocks = set(model.prunable())
+    hidden, matrices, vectors = [], [], []
+    for p in model.parameters():
+        if p.requires_grad:
+            (hidden if p in blocks else matrices if p.dim() >= 2 else vectors).append(p)
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": hidden, "weight_decay": options.weight_decay, "hidden": True},
+        {"params": matrices, "weight_decay": options.weight_decay, "hidden": False},
+        {"params": vectors, "weight_decay": 0.0, "hidden": False},
     ]
     for group in groups:
         group["lr"] = options.learning_rate
@@ -55,7 +67,21 @@ def skip_if(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
     """Make the next `optimizer.step()` leave weights and state alone where `bad` (a float32 scalar on the device) is 1.
 
     The fused optimizers of torch read this on the device, so nobody waits for the answer; it is the hook that
-    `torch.amp.GradScaler` uses. An optimizer of our own reads `self.found_inf` too.
+    `torch.amp.GradScaler` uses. Those of our own read `self.found_inf` too (see lib.optim.skippable).
     """
     optimizer.grad_scale = None
     optimizer.found_inf = bad
+
+
+def use_masks(optimizer: torch.optim.Optimizer, masks: dict[nn.Parameter, torch.Tensor]) -> None:
+    """Tell the optimizer which weights are pruned: parameter -> uint8 of its shape, 0 where pruned, changed in place.
+
+    Pruned weights have zero gradients and zero moments, which move nothing in a rule that works element by element. A
+    rule that mixes the elements of a matrix multiplies its update by `self.masks`.
+    """
+    optimizer.masks = masks
+
+
+def metrics(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """What a log line says of the optimizer; waits for the device. Empty for those without a method `metrics`."""
+    return optimizer.metrics() if hasattr(optimizer, "metrics") else {}

@@ -1,0 +1,196 @@
+"""SPAM (Huang et al., arXiv 2501.06842, algorithm 1): AdamW that clips spikes and resets its momentum.
+
+Let t = 1, 2, ... count steps, and k those since the last reset, which are at t = DT, 2 DT, ...:
+
+    m = v = 0                                  if DT divides t
+    g = sign(g) sqrt(theta v)                  where g^2 > theta v, except in the first steps after a reset
+    m = b1 m + (1-b1) g;   v = b2 v + (1-b2) g^2
+    w -= lr s_k sqrt(1-b2^n) / (1-b1^n) m / (sqrt(v) + eps);   w -= lr weight_decay w
+
+s_k = 1 - 0.99 (1 + cos(pi k / (N+1))) / 2 warms up for N steps after a reset. The published code, and here
+SPAM_COMPAT=official, have n = t. There, the first step after a reset is 3 times as large as lr, and steps grow to 6.6
+times while the gradient keeps its sign, times s_k. By default n counts from the reset, as the moments do: a reset is
+then a restart of Adam, whose steady steps are as large as lr, and the warm-up does what it says. Two more differences
+are defects of the published code:
+- A weight whose first gradient comes after the steps without clipping has v = 0, so it is clipped to 0, and so on until
+  the next reset: it never learns. By default nothing is clipped where v = 0.
+- With sparse momentum, weight decay acts on a copy, that is on nothing.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lib.errors import UsageError
+from lib.kconf import Options
+from lib.optim import Groups
+from lib.optim.adam import settings
+from lib.optim.skippable import Skippable, Tensors, adam_moments, bias_correction, decay, move, restart
+
+
+@dataclasses.dataclass(frozen=True)
+class SpamOptions(Options):
+    """Settings of SPAM beside Adam's."""
+
+    spam_interval: int  # steps between resets; 0: never
+    spam_warmup_steps: int
+    spam_enable_clip: bool
+    spam_theta: float | None  # None without clipping
+    spam_clip_free_steps: int | None  # after a reset
+    spam_density: float  # share of the blocks' weights that have momentum
+    spam_compat: str
+    seed: int
+
+
+class Phase(NamedTuple):
+    """Where in the cycle of resets a step is; scalars on the device."""
+
+    resets: Tensor  # so far
+    reset: Tensor  # bool: at this step
+    clips: Tensor  # bool
+    scale: Tensor  # of the update: 0.01 -> 1 after a reset
+    count: Tensor  # of steps that the moments are corrected for
+
+
+def phase(step: Tensor, options: SpamOptions) -> Phase:
+    """Where step 1, 2, ... is."""
+    official = options.spam_compat == "official"
+    interval, warmup = options.spam_interval or math.inf, options.spam_warmup_steps
+    k = torch.remainder(step, interval)
+    first = step < interval  # no reset so far, so no warm-up: that of the learning rate does it
+    rising = 1 - 0.99 * (1 + torch.cos(math.pi / (warmup + 1) * k)) / 2
+    since = torch.where(first, step, k + 1)
+    free = options.spam_clip_free_steps or 0
+    return Phase(
+        resets=torch.floor(step / interval),
+        reset=~first & (k == 0),
+        clips=k >= free if official else since > free,
+        scale=torch.where(first | (k >= warmup), 1.0, rising),
+        count=step if official else since,
+    )
+
+
+def clip_spikes(grad: Tensor, exp_avg_sq: Tensor, theta: Tensor, learns: bool) -> Tensor:
+    """g = sign(g) sqrt(theta v) where g^2 > theta v, in place (inf: nowhere); returns how many elements.
+
+    `learns`: except where v = 0, as before the first gradient. Roots on both sides, so that no g^2 underflows.
+    """
+    limit = (theta * exp_avg_sq).sqrt_()  # NaN, which nothing exceeds, where theta is inf and v is 0
+    spikes = grad.abs() > limit
+    if learns:
+        spikes &= exp_avg_sq > 0
+    torch.where(spikes, limit.copysign_(grad), grad, out=grad)
+    return torch.count_nonzero(spikes)
+
+
+def spam_step(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    theta: float | None,
+    learns: bool,
+    phase: Phase,
+    bad: Tensor,
+) -> Tensor:
+    """The equations above, in place, unless `bad`; returns how many elements of the gradients were clipped."""
+    beta1, beta2 = betas
+    restart([*exp_avgs, *exp_avg_sqs], phase.reset & ~bad)
+    clipped = torch.zeros((), dtype=torch.int64, device=bad.device)
+    if theta is not None:
+        threshold = torch.where(phase.clips, theta, math.inf)
+        for grad, exp_avg_sq in zip(grads, exp_avg_sqs, strict=True):
+            clipped += clip_spikes(grad, exp_avg_sq, threshold, learns)
+    adam_moments(exp_avgs, exp_avg_sqs, grads, beta1=beta1, beta2=beta2, bad=bad)
+    size = lr * phase.scale * bias_correction(beta2, phase.count).sqrt() / bias_correction(beta1, phase.count)
+    move(params, exp_avgs, torch._foreach_sqrt(exp_avg_sqs), eps=eps, size=size, bad=bad)
+    decay(params, lr * weight_decay, bad)
+    return clipped
+
+
+class Spam(Skippable):
+    """Applies `spam_step`; with sparse momentum it waits for the device at every step, to learn of resets."""
+
+    def __init__(self, groups: Groups, adam: dict[str, Any], options: SpamOptions):
+        super().__init__(groups, adam)
+        self.options = options
+        self.inside: dict[nn.Parameter, Tensor] = {}  # uint8: 1 where there is momentum; empty: everywhere
+        self.inside_since = -1  # the number of resets that `inside` is of
+        none = torch.zeros((), dtype=torch.int64, device=next(p for g in groups for p in g["params"]).device)
+        # elements of gradients since the last log line
+        self.state["clipping"] = {"clipped": none.clone(), "seen": none.clone()}
+
+    def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
+        """One step of a group."""
+        official = self.options.spam_compat == "official"
+        now = phase(self.count(params, bad), self.options)
+        grads = [p.grad for p in params]
+        sparse = group["hidden"] and self.options.spam_density < 1
+        if sparse:
+            self._choose(int(now.resets))
+            torch._foreach_mul_(grads, [self.inside[p] for p in params])
+        clipped = spam_step(
+            params,
+            grads,
+            self.gather(params, "exp_avg"),
+            self.gather(params, "exp_avg_sq"),
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=0.0 if sparse and official else group["weight_decay"],
+            theta=self.options.spam_theta if self.options.spam_enable_clip else None,
+            learns=not official,
+            phase=now,
+            bad=bad,
+        )
+        self.state["clipping"]["clipped"] += clipped
+        self.state["clipping"]["seen"] += ~bad * sum(grad.numel() for grad in grads)
+
+    def _choose(self, resets: int) -> None:
+        """Draw which weights of the blocks have momentum until the next reset; the same on every rank and after resume.
+
+        Only they have gradients, so the moments of the others are and stay 0 until a reset.
+        """
+        if resets == self.inside_since:
+            return
+        self.inside_since = resets
+        blocks = [p for group in self.param_groups if group["hidden"] for p in group["params"]]
+        for position, p in enumerate(blocks):
+            name = f"{self.options.seed} {resets} {position}".encode()
+            seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest())
+            chance = torch.rand(p.shape, generator=torch.Generator().manual_seed(seed))
+            self.inside[p] = (chance < self.options.spam_density).to(p.device, torch.uint8)
+
+    def metrics(self) -> dict[str, float]:
+        """Share of the elements of gradients that were clipped since the last call, and resets so far."""
+        counts = self.state["clipping"]
+        clipped, seen = int(counts["clipped"]), int(counts["seen"])
+        for count in counts.values():
+            count.zero_()
+        steps = max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
+        resets = steps // self.options.spam_interval if self.options.spam_interval else 0
+        return {"spam_clipped_fraction": clipped / max(seen, 1), "spam_resets": resets}
+
+
+def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
+    """SPAM with the configured settings; raises UsageError for a cycle that is too short for what it should hold."""
+    options = bind(SpamOptions)
+    for name in ("spam_warmup_steps", "spam_clip_free_steps"):
+        steps = getattr(options, name) or 0
+        if 0 < options.spam_interval <= steps:
+            raise UsageError(
+                f"{name.upper()}={steps} does not end before the next reset; choose less than "
+                f"SPAM_INTERVAL={options.spam_interval}"
+            )
+    adam = settings(bind)
+    return Spam(groups, {"betas": adam["betas"], "eps": adam["eps"]}, options)

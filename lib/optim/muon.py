@@ -1,0 +1,129 @@
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum, made orthogonal, for the blocks' matrices.
+
+Embeddings (the head is one), norms and biases are AdamW's (torch's fused one), as the authors advise.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from lib.kconf import Options
+from lib.optim import Groups
+from lib.optim.adam import settings
+from lib.optim.skippable import Skippable, Tensors, average, decay
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # lift small singular values fastest; all end between 0.7 and 1.2
+_ITERATIONS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class MuonOptions(Options):
+    """Settings of Muon beside those of AdamW."""
+
+    muon_momentum: float
+    muon_scale: str
+
+
+def newton_schulz(matrices: Tensor) -> Tensor:
+    """(n, rows, columns) -> about U V^T of each U S V^T, by X = a X + (b A + c A^2) X with A = X X^T; 0 stays 0.
+
+    In bfloat16 on a GPU, where the authors found it precise enough and products are several times as fast; elsewhere in
+    float32, since few CPUs multiply bfloat16 faster.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices  # so that A is the smaller of the two products
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    if x.device.type == "cuda":
+        x = x.bfloat16()
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def update_scale(rows: int, columns: int, muon_scale: str) -> float:
+    """What the orthogonal matrix is multiplied by, beside the learning rate.
+
+    match-rms gives an update the root mean square of AdamW's, 0.2 (Liu et al., arXiv 2502.16982, equation 4), so that
+    learning rate and decay mean the same for both; original is the authors'.
+    """
+    return 0.2 * math.sqrt(max(rows, columns)) if muon_scale == "match-rms" else math.sqrt(max(1, rows / columns))
+
+
+def muon_step(
+    params: Tensors,
+    grads: Tensors,
+    momentum_buffers: Tensors,
+    masks: Tensors | None,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    scale: float,
+    bad: Tensor,
+) -> None:
+    """m = mu m + (1-mu) g;  w -= lr weight_decay w + lr scale orthogonal((1-mu) g + mu m), in place, unless `bad`.
+
+    For matrices of one shape, which are made orthogonal together. An orthogonal matrix has hardly any zeros, so the
+    update is multiplied by the masks.
+    """
+    average(momentum_buffers, grads, momentum, bad)
+    ahead = torch._foreach_lerp(grads, momentum_buffers, momentum)  # Nesterov's
+    updates = newton_schulz(torch.stack(ahead)).mul_(torch.where(bad, 0.0, lr * scale)).unbind()
+    if masks:
+        updates = [update * mask for update, mask in zip(updates, masks, strict=True)]
+    decay(params, lr * weight_decay, bad)
+    torch._foreach_sub_(params, updates)
+
+
+class Muon(Skippable):
+    """Applies `muon_step` to the blocks' matrices and AdamW to the rest."""
+
+    def __init__(self, groups: Groups, adam: dict[str, Any], options: MuonOptions):
+        super().__init__(groups, adam)
+        self.options = options
+
+    def new_state(self, p: nn.Parameter, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The momentum (shape of `p`), or Adam's state."""
+        return {"momentum_buffer": torch.zeros_like(p)} if group["hidden"] else super().new_state(p, group)
+
+    def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
+        """One step of a group."""
+        if not group["hidden"]:
+            self._adamw(group, params, bad)
+            return
+        masks = getattr(self, "masks", {})
+        for shape in dict.fromkeys(p.shape for p in params):
+            alike = [p for p in params if p.shape == shape]
+            muon_step(
+                alike,
+                [p.grad for p in alike],
+                self.gather(alike, "momentum_buffer"),
+                [masks[p] if p in masks else torch.ones_like(p) for p in alike] if masks else None,
+                lr=group["lr"],
+                momentum=self.options.muon_momentum,
+                weight_decay=group["weight_decay"],
+                scale=update_scale(*shape, self.options.muon_scale),
+                bad=bad,
+            )
+
+    def _adamw(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
+        moments = [self.gather(params, name) for name in ("exp_avg", "exp_avg_sq")]
+        beta1, beta2 = group["betas"]
+        adamw(
+            params, [p.grad for p in params], *moments, [], self.gather(params, "step"), fused=True,
+            found_inf=bad.float(), amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
+            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        )  # fmt: skip
+
+
+def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
+    """Muon with the configured settings."""
+    adam = settings(bind)
+    return Muon(groups, {"betas": adam["betas"], "eps": adam["eps"]}, bind(MuonOptions))

@@ -1,0 +1,100 @@
+"""What the optimizers written here share: steps that the device may skip, and Adam's parts for lists of tensors."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Tensors = list[Tensor]
+_SMALLEST_EPSILON = 1e-30  # so that a weight without gradient and moments has the update 0 / 1e-30, not 0 / 0
+
+
+class Skippable(torch.optim.Optimizer):
+    """An optimizer whose step changes nothing where `found_inf`, a scalar on the device, says so (lib.optim.skip_if).
+
+    Nobody waits for the answer. A step that is skipped is one with zero gradients, decay rates of 1 and step size 0,
+    which leaves every bit of weights and moments as it is; and as only the device knows how many steps were made, it
+    counts them (`step` of each parameter's state), and all that follows from the count is computed there, as scalars.
+    Gradients may be changed by the step.
+    """
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets found_inf too, instead of waiting for it
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        found = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            if params := [p for p in group["params"] if p.grad is not None]:
+                bad = torch.zeros((), dtype=torch.bool, device=params[0].device) if found is None else found > 0
+                for p in params:
+                    p.grad.masked_fill_(bad, 0)  # a NaN times 0 would still be one
+                    if not self.state[p]:
+                        self.state[p] = self.new_state(p, group)
+                self.update(group, params, bad)
+
+    def new_state(self, p: nn.Parameter, group: dict[str, Any]) -> dict[str, Tensor]:
+        """State before the first step: Adam's moments (shape of `p`) and the number of steps made (a scalar)."""
+        moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        return moments | {"step": torch.zeros((), device=p.device)}
+
+    def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
+        """One step for parameters of one group, unless `bad` (a bool scalar)."""
+        raise NotImplementedError
+
+    def gather(self, params: list[nn.Parameter], name: str) -> Tensors:
+        """One entry of the state, of each parameter."""
+        return [self.state[p][name] for p in params]
+
+    def count(self, params: list[nn.Parameter], bad: Tensor) -> Tensor:
+        """Count this step unless `bad`; returns the number of steps made so far, this one included.
+
+        That of one parameter stands for all of a group, as all have a gradient at every step.
+        """
+        steps = self.gather(params, "step")
+        made = (~bad).to(steps[0].dtype)
+        torch._foreach_add_(steps, [made] * len(steps))  # made alone would be read, as Python's number
+        return steps[0].clamp(min=1)  # if the first is skipped, nothing may be divided by 1 - beta^0
+
+
+def bias_correction(beta: float | Tensor, count: Tensor) -> Tensor:
+    """1 - beta^count, to float32's precision even where beta is near 1: 1 - 0.999 would lose three digits of it."""
+    log = beta.log() if isinstance(beta, Tensor) else math.log(beta) if beta else -math.inf
+    return -torch.expm1(count * log)
+
+
+def restart(moments: Tensors, now: Tensor) -> None:
+    """Zero the moments where `now` (a bool scalar) is true."""
+    torch._foreach_mul_(moments, torch.where(now, 0.0, 1.0))
+
+
+def average(averages: Tensors, values: Tensors, beta: float | Tensor, bad: Tensor) -> None:
+    """a = beta a + (1 - beta) x, in place; if `bad`, when x is 0, a stays what it is."""
+    torch._foreach_mul_(averages, torch.where(bad, 1.0, beta))
+    if isinstance(beta, Tensor):  # alpha must be a number; without it there is a copy of the values
+        torch._foreach_add_(averages, torch._foreach_mul(values, 1 - beta))
+    else:
+        torch._foreach_add_(averages, values, alpha=1 - beta)
+
+
+def adam_moments(
+    exp_avgs: Tensors, exp_avg_sqs: Tensors, grads: Tensors, *, beta1: float | Tensor, beta2: float, bad: Tensor
+) -> None:
+    """m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2, in place, unless `bad`."""
+    average(exp_avgs, grads, beta1, bad)
+    torch._foreach_mul_(exp_avg_sqs, torch.where(bad, 1.0, beta2))
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1 - beta2)
+
+
+def move(params: Tensors, directions: Tensors, denominators: Tensors, *, eps: float, size: Tensor, bad: Tensor) -> None:
+    """w -= size direction / (denominator + eps), in place, unless `bad`; uses up the denominators."""
+    torch._foreach_add_(denominators, max(eps, _SMALLEST_EPSILON))
+    torch._foreach_div_(denominators, torch.where(bad, 0.0, size))
+    torch._foreach_addcdiv_(params, directions, denominators, value=-1)
+
+
+def decay(params: Tensors, amount: float, bad: Tensor) -> None:
+    """w *= 1 - amount, in place, unless `bad`."""
+    if amount:
+        torch._foreach_mul_(params, torch.where(bad, 1.0, 1 - amount))

@@ -1,0 +1,143 @@
+"""Stable-SPAM (Huang et al., arXiv 2502.17055, algorithm 1): AdamW that clips and rescales gradients by their history.
+
+For each tensor, at step t = 1, 2, ..., of which n since the last reset of momentum (this one included):
+
+    AdaClip  M = theta M + (1-theta) max|g|;  g *= M' / max|g|  where |g| > M',  M' = M / (1-theta^t)
+    AdaGN    a = g1 a + (1-g1) |g|;  b = g2 b + (1-g2) |g|^2;  g *= a' / (sqrt(b') + eps) / |g|,  a', b' without bias
+    MoRet    m = v = 0  if DT divides t;  then Adam with decoupled decay, corrected for n steps
+
+The published code corrects all averages for n, though those of AdaClip and AdaGN are not reset: after a reset M' is far
+too large (500 times at n = 2, still 1.6 times at n = 1000), so that AdaClip is off for most of every cycle. Here they
+have t. It also still uses the old moments at the very step of a reset; here they are zero before.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.kconf import Options
+from lib.optim import Groups
+from lib.optim.adam import settings
+from lib.optim.skippable import Skippable, Tensors, adam_moments, average, bias_correction, decay, move, restart
+
+_AVERAGES = ("max_average", "norm_average", "norm_sq_average")  # M, a, b
+
+
+@dataclasses.dataclass(frozen=True)
+class StablespamOptions(Options):
+    """Settings of Stable-SPAM beside Adam's."""
+
+    stablespam_gamma1: float
+    stablespam_gamma2: float
+    stablespam_theta: float
+    stablespam_interval: int  # steps between resets; 0: never
+    stablespam_total_steps: int  # over which gamma1 and beta1 fall to half; 0: they don't
+
+
+def ada_clip(grads: Tensors, max_averages: Tensors, *, theta: float, step: Tensor, bad: Tensor) -> None:
+    """Scale down, in place, elements larger than the largest used to be."""
+    maxima = torch._foreach_norm(grads, math.inf)
+    average(max_averages, maxima, theta, bad)
+    limits = torch._foreach_div(max_averages, bias_correction(theta, step))
+    for grad, maximum, limit in zip(grads, maxima, limits, strict=True):
+        grad.mul_(torch.where(grad.abs() > limit, limit / maximum, 1.0))
+
+
+def ada_gn(
+    grads: Tensors,
+    norm_averages: Tensors,
+    norm_sq_averages: Tensors,
+    *,
+    gamma1: float | Tensor,
+    gamma2: float,
+    eps: float,
+    step: Tensor,
+    bad: Tensor,
+) -> None:
+    """Give the gradients, in place, the norms a' / (sqrt(b') + eps); one that is zero stays zero."""
+    norms = torch._foreach_norm(grads)
+    average(norm_averages, norms, gamma1, bad)
+    average(norm_sq_averages, torch._foreach_mul(norms, norms), gamma2, bad)
+    norm = torch.stack(norms)
+    mean = torch.stack(norm_averages) / bias_correction(gamma1, step)
+    square = torch.stack(norm_sq_averages) / bias_correction(gamma2, step)
+    factors = torch.where(norm > torch.finfo(norm.dtype).tiny, mean / (square.sqrt() + eps) / norm, 0.0)
+    torch._foreach_mul_(grads, list(factors.unbind()))
+
+
+def stablespam_step(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    averages: tuple[Tensors, Tensors, Tensors],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    options: StablespamOptions,
+    step: Tensor,
+    bad: Tensor,
+) -> None:
+    """The equations above, in place, unless `bad`; `averages` are M, a, b and `step` is t."""
+    scale = momentum_scale(step, options.stablespam_total_steps)
+    gamma1, gamma2 = options.stablespam_gamma1 * scale, options.stablespam_gamma2
+    ada_clip(grads, averages[0], theta=options.stablespam_theta, step=step, bad=bad)
+    ada_gn(grads, *averages[1:], gamma1=gamma1, gamma2=gamma2, eps=eps, step=step, bad=bad)
+    interval = options.stablespam_interval or math.inf
+    since = torch.remainder(step, interval)
+    restart([*exp_avgs, *exp_avg_sqs], (since == 0) & ~bad)
+    n = torch.where(step < interval, step, since + 1)
+    beta1, beta2 = betas[0] * scale, betas[1]
+    decay(params, lr * weight_decay, bad)
+    adam_moments(exp_avgs, exp_avg_sqs, grads, beta1=beta1, beta2=beta2, bad=bad)
+    roots = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_div_(roots, bias_correction(beta2, n).sqrt())
+    move(params, exp_avgs, roots, eps=eps, size=lr / bias_correction(beta1, n), bad=bad)
+
+
+def momentum_scale(step: Tensor, total_steps: int) -> float | Tensor:
+    """A cosine from 1 to 0.5 over `total_steps` (0: 1 for ever)."""
+    if not total_steps:
+        return 1.0
+    return 0.75 + 0.25 * torch.cos(math.pi / (total_steps + 1) * step.clamp(max=total_steps + 1))
+
+
+class StableSpam(Skippable):
+    """Applies `stablespam_step`."""
+
+    def __init__(self, groups: Groups, adam: dict[str, Any], options: StablespamOptions):
+        super().__init__(groups, adam)
+        self.options = options
+
+    def new_state(self, p: nn.Parameter, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Adam's, and the averages of the gradient's maximum, norm and squared norm (scalars)."""
+        return super().new_state(p, group) | {name: torch.zeros((), device=p.device) for name in _AVERAGES}
+
+    def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
+        """One step of a group."""
+        stablespam_step(
+            params,
+            [p.grad for p in params],
+            self.gather(params, "exp_avg"),
+            self.gather(params, "exp_avg_sq"),
+            tuple(self.gather(params, name) for name in _AVERAGES),
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            options=self.options,
+            step=self.count(params, bad),
+            bad=bad,
+        )
+
+
+def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
+    """Stable-SPAM with the configured settings."""
+    adam = settings(bind)
+    return StableSpam(groups, {"betas": adam["betas"], "eps": adam["eps"]}, bind(StablespamOptions))

@@ -1,0 +1,105 @@
+"""Muon against a float64 transcription, torch's own, and the singular values that it should produce."""
+
+import math
+
+import pytest
+import torch
+
+from lib import optim
+from lib.optim.muon import newton_schulz, update_scale
+from tests.test_optim import Small, gradients, make_steps, one_thread, schema  # noqa: F401
+
+
+def reference_orthogonal(g):
+    """Five steps of X = a X + b (X X^T) X + c (X X^T)^2 X, in float64."""
+    x = g / g.norm()
+    for _ in range(5):
+        xxt = x @ x.T
+        x = 3.4445 * x - 4.7750 * (xxt @ x) + 2.0315 * (xxt @ xxt @ x)
+    return x
+
+
+@pytest.mark.parametrize("scale", ["match-rms", "original"])
+def test_1200_steps_agree_in_float64(scale):
+    model = Small()
+    optimizer = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale))
+    expected = {p: p.detach().double() for p in model.prunable()}
+    momentum = {p: torch.zeros_like(w) for p, w in expected.items()}
+    for step in range(1200):
+        lr = 1e-2 / (1 + step)
+        for p, grad in zip(model.parameters(), gradients(model, step), strict=True):
+            if p not in expected:
+                continue
+            g, (rows, columns) = grad.double(), p.shape
+            momentum[p] = 0.95 * momentum[p] + 0.05 * g
+            update = reference_orthogonal(0.05 * g + 0.95 * momentum[p])
+            size = 0.2 * math.sqrt(max(rows, columns)) if scale == "match-rms" else math.sqrt(max(1, rows / columns))
+            expected[p] = expected[p] * (1 - lr * 0.1) - lr * size * update
+        make_steps(model, optimizer, [step])
+    for p, weights in expected.items():
+        torch.testing.assert_close(p.detach().double(), weights, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("scale", "theirs"), [("match-rms", "match_rms_adamw"), ("original", "original")])
+def test_update_is_torchs_to_bfloat16s_precision(scale, theirs):
+    model, twin = Small(), Small()
+    ours = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale, WEIGHT_DECAY="0.3"))
+    torchs = torch.optim.Muon(twin.prunable(), lr=1.0, momentum=0.95, weight_decay=0.3, adjust_lr_fn=theirs)
+    start = [p.detach().clone() for p in model.prunable()]
+    make_steps(model, ours, range(20))
+    make_steps(twin, torchs, range(20))
+    for p, other, before in zip(model.prunable(), twin.prunable(), start, strict=True):
+        assert (p - other).norm() < 0.02 * (p - before).norm()
+
+
+def test_embeddings_and_biases_are_adamws_bit_for_bit():
+    model, twin = Small(), Small()
+    ours = optim.build(model, schema(OPTIMIZER="muon", ADAM_BETA2="0.9"))
+    groups = [{"params": [twin.embedding], "weight_decay": 0.1}, {"params": [twin.bias], "weight_decay": 0.0}]
+    torchs = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.9), eps=1e-8, fused=True)
+    make_steps(model, ours, range(30))
+    make_steps(twin, torchs, range(30))
+    assert torch.equal(model.embedding, twin.embedding)
+    assert torch.equal(model.bias, twin.bias)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16)])
+def test_singular_values_come_near_one(shape):
+    torch.manual_seed(1)
+    matrices = torch.randn(3, *shape)
+    singular = torch.linalg.svdvals(newton_schulz(matrices))
+    assert singular.min() > 0.6
+    assert singular.max() < 1.25
+    u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(newton_schulz(matrices).flatten(1), (u @ vt).flatten(1)).min() > 0.97
+
+
+def test_size_of_updates():
+    assert update_scale(768, 3072, "match-rms") == pytest.approx(11.0851252)  # 0.2 sqrt(3072)
+    assert update_scale(3072, 768, "match-rms") == pytest.approx(11.0851252)
+    assert (update_scale(768, 3072, "original"), update_scale(3072, 768, "original")) == (1, 2)
+    orthogonal = torch.linalg.qr(torch.randn(768, 256))[0]
+    root_mean_square = (orthogonal * update_scale(768, 256, "match-rms")).square().mean().sqrt()
+    assert root_mean_square.item() == pytest.approx(0.2, rel=1e-3)
+
+
+def test_a_matrix_without_gradient_is_left_alone():
+    assert not newton_schulz(torch.zeros(2, 3, 5)).any()
+
+
+def test_without_masks_muon_would_revive_pruned_weights():
+    """What the masks are for: the orthogonal update of a matrix with zeros has none."""
+    for masked in (True, False):
+        model = Small()
+        optimizer = optim.build(model, schema(OPTIMIZER="muon"))
+        tall = model.tall.detach().clone()
+        mask = (torch.rand(model.wide.shape) < 0.5).to(torch.uint8)
+        model.wide.data.mul_(mask)
+        if masked:
+            optim.use_masks(optimizer, {model.wide: mask})
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        model.wide.grad.mul_(mask)
+        optimizer.step()
+        assert bool(model.wide[mask == 0].any()) != masked
+        assert not torch.equal(model.tall, tall)  # it has no mask
