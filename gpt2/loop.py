@@ -1,6 +1,7 @@
 """The loop: batch, loss, backward, optimizer, pruner, journal. All of training that repeats is on this page."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 from gpt2.data import Data
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2
-from lib import checkpoint
+from lib import checkpoint, optim
 from lib.device import Machine
 from lib.errors import UserError
 from lib.kconf import Options
 from lib.optim import set_learning_rate, skip_if
-from lib.prune import NoPruning
+from lib.prune import AnyPruner
 from lib.schedule import ScheduleOptions, learning_rate
 
 
@@ -55,10 +56,11 @@ class Recorder(Protocol):
 class Training:
     """What changes while training: weights, optimizer, pruner, counters. A checkpoint holds its `state_dict`."""
 
-    def __init__(self, model: GPT2, optimizer: torch.optim.Optimizer, machine: Machine, compiled: bool):
-        self.model, self.optimizer = model, optimizer
+    def __init__(
+        self, model: GPT2, optimizer: torch.optim.Optimizer, pruner: AnyPruner, machine: Machine, compiled: bool
+    ):
+        self.model, self.optimizer, self.pruner = model, optimizer, pruner
         self.forward: Callable[..., Tensor] = torch.compile(model, dynamic=False) if compiled else model
-        self.pruner = NoPruning(model.prunable())
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
         self.skipped = torch.zeros((), device=machine.device)  # updates left out since the loss was no number
         self.data_fingerprint = ""
@@ -70,8 +72,9 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on bit for bit."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.pruner.model_state(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
+            "pruner": self.pruner.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": checkpoint.random_state(),
             "data": self.data_fingerprint,
@@ -85,8 +88,10 @@ class Training:
         """Continue from a checkpoint; raises CheckpointError when it is of another model or lacks something."""
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
+            self.pruner.check(state["pruner"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.pruner.load_state_dict(state["pruner"])
             if self.scaler.is_enabled() and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
             checkpoint.restore_random_state(state["random"])
@@ -118,7 +123,6 @@ def train(
         last = step == schedule.max_iters
         set_learning_rate(training.optimizer, learning_rate(step, schedule))
         loss, grad_norm = update(training, data, machine, options, step)
-        training.pruner.step(step)
         training.step = step
         recorder.tick()
 
@@ -158,6 +162,7 @@ def update(training: Training, data: Data, machine: Machine, options: LoopOption
         training.scaler.scale(part).backward()
         loss += part.detach()
     training.scaler.unscale_(training.optimizer)
+    training.pruner.step(step, functools.cache(lambda: healthy(training, loss)))
     grad_norm = clip(list(training.model.parameters()), options.grad_clip)
     if training.scaler.is_enabled():  # it leaves out updates with infinite gradients itself, and scales down
         training.skipped += ~torch.isfinite(loss)
@@ -168,6 +173,13 @@ def update(training: Training, data: Data, machine: Machine, options: LoopOption
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
     return loss, grad_norm
+
+
+def healthy(training: Training, loss: Tensor) -> Tensor:
+    """Whether loss and gradients are numbers and the update will be made (a bool scalar on the device)."""
+    norm = nn.utils.get_total_norm([p.grad for p in training.model.parameters() if p.grad is not None])
+    finite = torch.isfinite(loss) & torch.isfinite(norm)
+    return finite if training.scaler.is_enabled() else finite & (training.skipped == 0)
 
 
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
@@ -206,7 +218,8 @@ def train_metrics(
     metrics = {
         "train_loss": loss.item(),
         "learning_rate": learning_rate(training.step, schedule),
-        "sparsity": training.pruner.sparsity(),
+        **training.pruner.metrics(training.step),
+        **optim.metrics(training.optimizer),
         "grad_norm": grad_norm.item(),
         "tokens": training.step * data.tokens_per_step,
         "tokens_per_second": tokens_per_second,
@@ -223,7 +236,8 @@ def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorde
     if loss is not None:
         training.best_val_loss = min(training.best_val_loss, loss)
         perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()
-        recorder.write("eval", training.step, {"val_loss": loss, "val_perplexity": perplexity})
+        losses = {"val_loss": loss, "val_perplexity": perplexity}
+        recorder.write("eval", training.step, losses | training.pruner.layers())
 
 
 class Stopwatch:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shlex
 import shutil
@@ -17,7 +16,7 @@ from gpt2 import changes, loop, prepare_data, sample
 from gpt2 import data as datasets
 from gpt2 import model as models
 from gpt2.recorder import Recorder
-from lib import checkpoint, device, files, journal, optim, run, schedule, track
+from lib import checkpoint, device, files, journal, optim, prune, run, schedule, track
 from lib.console import Console, duration, say, table
 from lib.errors import UsageError, UserError
 from lib.kconf import Options, Schema
@@ -75,7 +74,9 @@ class Session:
         self.model = models.GPT2(shape, self.data.vocab_size).to(self.machine.device)
         if system.compile:
             device.check_compiler(self.machine.device)
-        self.training = loop.Training(self.model, optim.build(self.model, schema), self.machine, system.compile)
+        optimizer = optim.build(self.model, schema)
+        pruner = prune.build(self.model, optimizer, schema)
+        self.training = loop.Training(self.model, optimizer, pruner, self.machine, system.compile)
         self.schedule = schema.bind(schedule.ScheduleOptions)
 
     def train(self, folder: Path, changed: dict[str, list[str]]) -> int:
@@ -85,7 +86,7 @@ class Session:
         """
         with contextlib.ExitStack() as stack:
             with StopSignals() as stopped:
-                stack.enter_context(_held(folder))
+                stack.enter_context(files.held(folder, "training this run"))
                 book = journal.Journal(folder)
                 stack.callback(book.close)
                 self._restore(folder)
@@ -191,7 +192,8 @@ class Session:
         recorder.console.close()
         tokens = step * self.data.tokens_per_step
         speed = {"tokens": tokens, "tokens_per_second": tokens / self.training.train_seconds}
-        sparsity = {"sparsity": self.training.pruner.sparsity()}
+        pruned = self.training.pruner.metrics(step)
+        sparsity = {name: pruned[name] for name in ("sparsity", "average_nonzeros")}
         summary = {"run": str(folder), "status": "finished", "steps": step, **final, **speed, **sparsity}
         files.write_json(folder / "summary.json", summary)
         if self.options.json_output:
@@ -205,9 +207,11 @@ class Session:
             say(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
         folder = shlex.quote(summary["run"])
         deliver = "" if "trackio" in self.options.tracker else f"make sync RUN={folder} TRACKER=trackio && "
+        zeros = f"{summary['sparsity']:.2%} of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average"
         facts = {
             "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "
             "in nats per token",
+            **({"zero": zeros} if summary["sparsity"] else {}),
             "speed": f"{summary['tokens_per_second']:,.0f} tokens/s",
             "time": duration(summary["total_time_seconds"]),
             "run folder": summary["run"],
@@ -232,22 +236,6 @@ def _check_output(path: Path) -> None:
     """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that is there and writable")
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, so that no second trainer writes into it; raises UserError when one already does."""
-    try:
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{folder}: the run cannot be continued there: {error.strerror}") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"{folder}: another process is training this run; wait for it or stop it") from None
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

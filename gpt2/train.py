@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import command_line, run, schedule, track
+from lib import command_line, run, schedule, threads, track
 from lib.errors import run_program
 
 
@@ -39,10 +39,7 @@ def main() -> int:
     if not args.resume and not command_line.config_files(args.config, os.environ):
         print(f"there is no .config in {Path.cwd()}: options that are not given have their defaults")
     track.check_installed(schema["TRACKER"])
-    # OpenMP's threads spin 300,000 times for each other before they sleep. Where another program uses a core, they
-    # spin for one that is not running: the default preset on 2 cores then fell from 15,000 to 900 tokens/s, and to
-    # 7,000 with this, which costs 7 % on an idle machine. Read by libgomp when torch loads it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    threads.spin_little()
     from gpt2 import session  # imports torch, which takes seconds: --help and mistakes are answered before
 
     return session.resume(schema, args.resume) if args.resume else session.start(schema)

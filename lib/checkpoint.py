@@ -10,7 +10,7 @@ from lib import files
 from lib.errors import UserError
 
 KEEP = 2  # newest checkpoints of a run: the last one and one to fall back on
-VERSION = 1
+VERSION = 2
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever interrupts the writing: a kill, a full disk, a power cut."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -37,6 +38,26 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         partial(path).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def held(folder: Path, work: str) -> Iterator[None]:
+    """Hold a folder (made if missing), so that one process at a time writes there; raises UserError if another does.
+
+    `work` says what that one is doing, for the message.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"{folder}: another process is {work}; wait for it or stop it") from None
+    finally:
+        os.close(fd)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -150,7 +150,7 @@ class Option:
         """What must hold for the members that `text` names and that are not in force, in words."""
         members = [symbol for value, symbol in self.members.items() if value in self._chosen(text)]
         needed = [kconfiglib.split_expr(s.direct_dep, kconfiglib.AND) for s in members if s.str_value != "y"]
-        return " and ".join(in_words(term) for terms in needed for term in terms if term is not self.item)
+        return _all_of(in_words(term) for terms in needed for term in terms if term is not self.item)
 
     def _chosen(self, text: str) -> set[str]:
         if self.kind == "choice":
@@ -207,7 +207,16 @@ def _term(item: kconfiglib.Symbol | kconfiglib.Choice) -> str:
 def in_words(condition: object) -> str:
     """A Kconfig expression in a user's words: `OPTIMIZER=adam or OPTIMIZER=adamw`; empty if it always holds."""
     text = kconfiglib.expr_str(condition, _term).replace(" || ", " or ").replace(" && ", " and ")
+    text = re.sub(r"!(\w+)=([\w-]+)", r"\1 other than \2", text)
     return "" if text == "y" else re.sub(r"!(?!=)", "not ", text)
+
+
+def _all_of(texts: Iterable[str]) -> str:
+    """`A and B`; OPTIMIZER other than sgd and OPTIMIZER other than muon becomes OPTIMIZER other than sgd or muon."""
+    text, again = " and ".join(texts), 1
+    while again:
+        text, again = re.subn(r"(\b\w+) (other than [\w-]+(?: or [\w-]+)*) and \1 other than ", r"\1 \2 or ", text)
+    return text
 
 
 def split_set(text: str) -> list[str]:

@@ -19,7 +19,11 @@ SCHEMA = Schema()
 KCONFIG_FILES = sorted(path for path in ROOT.rglob("Kconfig") if ".venv" not in path.parts)
 PRESETS = sorted((ROOT / "defconfigs").glob("*_defconfig"))
 SOURCES = sorted(path for package in ("lib", "gpt2", "scripts") for path in (ROOT / package).rglob("*.py"))
-PLUGINS = ("lib.optim.", "lib.track.")  # bound only when chosen, so what depends on the choice is never None for them
+PLUGINS = (
+    "lib.optim.",
+    "lib.prune.score.",
+    "lib.track.",
+)  # bound only when chosen: their options are never None
 PROGRAMS = {"lib.track.__main__"}  # a module that is run, not imported
 
 
@@ -58,7 +62,7 @@ def test_every_field_is_an_option_of_its_type(classes):
                 wrong.append(f"{cls.__name__}.{name} is no option")
                 continue
             expected = types[option.kind]
-            if SCHEMA.kconf.syms.get(option.name) and option.item.direct_dep is not SCHEMA.kconf.y:
+            if option.item.direct_dep is not SCHEMA.kconf.y:
                 expected |= None  # while what it depends on is not chosen
             if cls.__module__.startswith(PLUGINS) and declared == types[option.kind]:
                 continue
@@ -84,6 +88,8 @@ def test_every_field_is_used(classes):
 def test_every_value_of_a_choice_has_its_code():
     for value in SCHEMA.options["OPTIMIZER"].members:
         importlib.import_module(f"lib.optim.{value.replace('-', '_')}")
+    for value in SCHEMA.options["PRUNING_METHOD"].members:
+        assert value == "none" or importlib.import_module(f"lib.prune.score.{value.replace('-', '_')}")
     for value in SCHEMA.options["TRACKER"].members:
         importlib.import_module(f"lib.track.{value.replace('-', '_')}")
     corpora = importlib.import_module("gpt2.corpora")

@@ -54,11 +54,48 @@ EXAMPLES = {
     "EVAL_SAMPLES": "20",
     "LOG_INTERVAL": "1",
     "OPTIMIZER": "sgd",
+    "ADAMWPRUNE_BASE_OPTIMIZER_NAME": "adamwspam",
     "WEIGHT_DECAY": "0.01",
     "ADAM_BETA1": "0.8",
-    "ADAM_BETA2": "0.999",
-    "ADAM_EPSILON": "1e-6",
+    "ADAM_BETA2": "0.99",
+    "ADAM_EPSILON": "1e-7",
     "SGD_MOMENTUM": "0",
+    "ADAMWADV_AMSGRAD": "n",
+    "SPAM_INTERVAL": "1000",
+    "SPAM_WARMUP_STEPS": "100",
+    "SPAM_ENABLE_CLIP": "n",
+    "SPAM_THETA": "50",
+    "SPAM_CLIP_FREE_STEPS": "10",
+    "SPAM_DENSITY": "0.5",
+    "SPAM_COMPAT": "official",
+    "STABLESPAM_GAMMA1": "0.85",
+    "STABLESPAM_GAMMA2": "0.99999",
+    "STABLESPAM_THETA": "0.99",
+    "STABLESPAM_INTERVAL": "500",
+    "STABLESPAM_TOTAL_STEPS": "20000",
+    "MUON_MOMENTUM": "0.9",
+    "MUON_SCALE": "original",
+    "PRUNING_METHOD": "wanda",
+    "PRUNING_STATE": "fisher",
+    "PRUNING_MOVEMENT": "soft",
+    "MOVEMENT_THRESHOLD": "0.2",
+    "MOVEMENT_PENALTY": "125",
+    "MOVEMENT_LEARNING_RATE": "0.001",
+    "PRUNING_DYNAMICS": "ste",
+    "PRUNING_REGROW": "y",
+    "RIGL_DROP_FRACTION": "0.5",
+    "SR_STE_DECAY": "6e-5",
+    "PRUNING_DISTRIBUTION": "layer",
+    "PRUNING_N": "1",
+    "PRUNING_M": "8",
+    "TARGET_SPARSITY": "0.8",
+    "PRUNING_LAYER_CAP": "0.9",
+    "PRUNING_SCOPE": "h.*.mlp.*.weight",
+    "PRUNING_SCHEDULE": "late-cubic",
+    "PRUNING_POWER": "2",
+    "PRUNING_WARMUP": "100",
+    "PRUNING_END": "1",
+    "PRUNING_INTERVAL": "10",
     "TRACKER": "trackio,wandb",
     "WANDB_OFFLINE": "y",
     "TRACKER_PROJECT": 'a "quoted" name',
@@ -76,15 +113,34 @@ EXAMPLES = {
     "TEMPERATURE": "1.5",
     "TOP_K": "0",
 }
+MAGNITUDE = "PRUNING_METHOD=magnitude"
 NEEDS = {
-    **dict.fromkeys(["N_LAYER", "N_HEAD", "N_EMBD"], ("MODEL_NAME_CUSTOM", "MODEL_NAME=custom")),
+    **dict.fromkeys(["N_LAYER", "N_HEAD", "N_EMBD"], "MODEL_NAME=custom"),
     **dict.fromkeys(
-        ["DATASET_SOURCE", "DATASET_SUBSET", "DATASET_TEXT_FIELD", "DATASET_MAX_TOKENS"],
-        ("DATASET_FINEWEBEDU", "DATASET=finewebedu"),
+        ["DATASET_SOURCE", "DATASET_SUBSET", "DATASET_TEXT_FIELD", "DATASET_MAX_TOKENS"], "DATASET=finewebedu"
     ),
-    "SGD_MOMENTUM": ("OPTIMIZER_SGD", "OPTIMIZER=sgd"),
-    "WANDB_OFFLINE": ("TRACKER_WANDB", "TRACKER=wandb"),
-}
+    "SGD_MOMENTUM": "OPTIMIZER=sgd",
+    "ADAMWPRUNE_BASE_OPTIMIZER_NAME": "OPTIMIZER=adamwprune",
+    "ADAMWADV_AMSGRAD": "OPTIMIZER=adamwadv",
+    **{name: "OPTIMIZER=adamwspam" for name in EXAMPLES if name.startswith("SPAM_")},
+    **{name: "OPTIMIZER=stablespam" for name in EXAMPLES if name.startswith("STABLESPAM_")},
+    **{name: "OPTIMIZER=muon" for name in EXAMPLES if name.startswith("MUON_")},
+    "PRUNING_STATE": "PRUNING_METHOD=state",
+    "PRUNING_MOVEMENT": "PRUNING_METHOD=movement",
+    **{
+        name: "PRUNING_METHOD=movement PRUNING_MOVEMENT=soft" for name in EXAMPLES if name.startswith("MOVEMENT_")
+    },
+    **dict.fromkeys(
+        ["PRUNING_DYNAMICS", "PRUNING_REGROW", "PRUNING_DISTRIBUTION", "TARGET_SPARSITY", "PRUNING_LAYER_CAP",
+         "PRUNING_SCOPE", "PRUNING_SCHEDULE", "PRUNING_WARMUP", "PRUNING_END", "PRUNING_INTERVAL"],
+        MAGNITUDE,
+    ),
+    "RIGL_DROP_FRACTION": f"{MAGNITUDE} PRUNING_DYNAMICS=rigl",
+    "SR_STE_DECAY": f"{MAGNITUDE} PRUNING_DYNAMICS=sr-ste",
+    **dict.fromkeys(["PRUNING_N", "PRUNING_M"], f"{MAGNITUDE} PRUNING_DISTRIBUTION=n-m"),
+    "PRUNING_POWER": f"{MAGNITUDE} PRUNING_SCHEDULE=polynomial",
+    "WANDB_OFFLINE": "TRACKER=wandb",
+}  # fmt: skip
 
 
 def in_file(name, text):
@@ -104,9 +160,8 @@ def test_every_option_has_an_example():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_form_of_an_assignment_gives_the_same_value(folder, name):
     option, text = SCHEMA.options[name], EXAMPLES[name]
-    member, word = NEEDS.get(name, (None, None))
-    first = [word] if word else []
-    (folder / "full").write_text(in_file(name, text) + (f"CONFIG_{member}=y\n" if member else ""))
+    first = NEEDS.get(name, "").split()
+    (folder / "full").write_text(in_file(name, text) + "".join(in_file(*word.split("=")) for word in first))
     if option.kind == "bool":
         flag = [option.flag if text == "y" else f"--no-{option.flag[2:]}"]
     else:
@@ -189,7 +244,8 @@ def test_all_problems_of_files_environment_and_arguments_at_once(folder):
         ".config:2: LEARNING_RATE must lie between 0 and 10; got 99",
         "TOPK=3: unknown option TOPK; did you mean TOP_K?",
         "environment CONFIG_TEMPERATURE: TEMPERATURE must be a number; got 'hot'",
-        "OPTIMIZER=between: OPTIMIZER must be one of sgd, adam, adamw; got 'between'",
+        "OPTIMIZER=between: OPTIMIZER must be one of "
+        "sgd, adam, adamw, adamwadv, adamwspam, stablespam, adamwprune, muon; got 'between'",
         "--tracker: TRACKER takes none, all or some of trackio, wandb; got 'wand'; did you mean wandb?",
         "--min-lr: MIN_LR=1e-5 has no effect: it needs DECAY_LR",
     ]  # fmt: skip

@@ -225,7 +225,8 @@ def test_checkconfig(config, refused, folder):
     assert refused("checkconfig", "THREADS=many", CONFIG_OPTIMIZER="sdg") == [
         "error: .config:1: unknown option SEDE; did you mean SEED?",
         "error: .config:2: TOP_K must be a whole number; got 'x'",
-        "error: environment CONFIG_OPTIMIZER: OPTIMIZER must be one of sgd, adam, adamw; got 'sdg'; did you mean sgd?",
+        "error: environment CONFIG_OPTIMIZER: OPTIMIZER must be one of "
+        "sgd, adam, adamw, adamwadv, adamwspam, stablespam, adamwprune, muon; got 'sdg'; did you mean sgd?",
         "error: THREADS=many: THREADS must be a whole number; got 'many'",
     ]
 

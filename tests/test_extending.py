@@ -61,6 +61,22 @@ def test_an_optimizer(copy):
     assert history["eval", 40]["metrics"]["val_loss"] < history["eval", 0]["metrics"]["val_loss"] - 0.3
 
 
+def test_a_pruning_criterion(copy):
+    [code], [choice] = section("A pruning criterion")
+    (copy / "lib/prune/score/lamp.py").write_text(code)
+    insert(copy / "lib/prune/Kconfig", choice, "endchoice")
+    audit(copy)
+    pruning = {
+        "pruning_method": "lamp",
+        "pruning_distribution": "global",
+        "target_sparsity": 0.8,
+        "pruning_interval": 5,
+    }
+    run(copy, "gpt2/train.py", *arguments(**pruning))
+    final = journal.history(copy / "runs/run")["train", 40]["metrics"]
+    assert final["sparsity"] == round(0.8 * 24576) / 24576  # 2 layers x 12 x 32^2
+
+
 def test_a_tracker(copy):
     [code], [entry] = section("A tracker")
     (copy / "lib/track/csv.py").write_text(code)

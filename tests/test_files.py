@@ -1,11 +1,14 @@
 """Files that are there whole or not at all."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from lib import files
 from lib.errors import UserError
+from lib.kconf import ROOT
 
 
 def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
@@ -38,3 +41,19 @@ def test_json_is_readable_by_people_and_programs(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"/none/a.json: cannot be written: No such file or directory$"):
         files.write_json(tmp_path / "none" / "a.json", {})
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "new"
+    code = f"import pathlib, lib.files as f\nwith f.held(pathlib.Path({str(folder)!r}), 'writing'): print('held')"
+
+    def other():
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    with files.held(folder, "writing"):
+        done = other()
+        assert done.returncode == 1
+        assert f"{folder}: another process is writing; wait for it or stop it" in done.stderr
+    assert other().stdout == "held\n"
+    with pytest.raises(UserError, match="cannot be written"), files.held(folder / "lock", "writing"):
+        pass

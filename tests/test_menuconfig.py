@@ -78,7 +78,7 @@ def test_an_optimizer_is_chosen_and_a_bad_float_is_refused(folder):
 
 def test_trackers_are_check_boxes_and_the_old_file_is_kept(folder):
     (folder / ".config").write_text("CONFIG_TRACKER_TRACKIO=y\nCONFIG_SEED=5\n")
-    keys = [*[DOWN] * 4, ENTER, ENTER, b" ", DOWN, b" ", b"q", b"y"]
+    keys = [*[DOWN] * 5, ENTER, ENTER, b" ", DOWN, b" ", b"q", b"y"]
     status, drawn = drive(folder, keys)
     assert status == 0, drawn
     assert (saved(folder)["TRACKER"], saved(folder)["SEED"]) == (("wandb",), 5)
@@ -166,3 +166,17 @@ def test_a_choice_with_its_value_fits_into_80_columns(option):
 def test_help_texts_fit_into_80_columns():
     wide = [o.name for o in Schema().options.values() if max(map(len, o.help.splitlines())) > 77]
     assert not wide
+
+
+def test_impossible_pairs_of_optimizer_and_pruning_are_not_in_the_menu():
+    def offered(**values):
+        schema = Schema()
+        schema.override([(name, text, "test") for name, text in values.items()])
+        members = schema.options["PRUNING_METHOD"].members
+        return {value for value, symbol in members.items() if symbol.visibility}
+
+    everything = {"none", "magnitude", "movement", "state", "gradient", "wanda", "random"}
+    assert offered(OPTIMIZER="adamw") == offered(OPTIMIZER="adamwprune") == everything
+    assert offered(OPTIMIZER="sgd") == everything - {"state", "movement"}
+    assert offered(OPTIMIZER="muon") == everything - {"state"}
+    assert offered(OPTIMIZER="adam") == everything - {"movement"}

@@ -39,8 +39,17 @@ def options():
         ("COMPILE", "y", None),
         ("COMPILE", "yes", "must be y or n; got 'yes'"),
         ("OPTIMIZER", "adamw", None),
-        ("OPTIMIZER", "adamv", "must be one of sgd, adam, adamw; got 'adamv'; did you mean adam?"),
-        ("OPTIMIZER", "between", "must be one of sgd, adam, adamw; got 'between'"),
+        (
+            "OPTIMIZER",
+            "adamv",
+            "must be one of "
+            "sgd, adam, adamw, adamwadv, adamwspam, stablespam, adamwprune, muon; got 'adamv'; did you mean adam?",
+        ),
+        (
+            "OPTIMIZER",
+            "between",
+            "must be one of sgd, adam, adamw, adamwadv, adamwspam, stablespam, adamwprune, muon; got 'between'",
+        ),
         ("TRACKER", "wandb, trackio", None),
         ("TRACKER", "all", None),
         ("TRACKER", "", None),
@@ -95,8 +104,8 @@ def test_an_option_is_listed_under_its_menu_and_not_under_the_option_that_it_dep
 
 def test_needs_and_defaults_in_words(options):
     assert options["SGD_MOMENTUM"].needs == "OPTIMIZER=sgd"
-    assert options["ADAM_BETA1"].needs == "OPTIMIZER=adam or OPTIMIZER=adamw"
-    assert options["VAL_FRACTION"].needs == "not DATASET=bins"
+    assert options["SPAM_INTERVAL"].needs == "OPTIMIZER=adamwspam or ADAMWPRUNE_BASE_OPTIMIZER_NAME=adamwspam"
+    assert options["VAL_FRACTION"].needs == "DATASET other than bins"
     assert options["SEED"].needs == ""
     assert options["SEED"].default == "1337"
     assert options["SGD_MOMENTUM"].default == "0.9"
@@ -109,7 +118,7 @@ def test_needs_and_defaults_in_words(options):
 def test_what_an_option_takes_is_known_while_it_is_inactive(options):
     assert not options["SGD_MOMENTUM"].active
     assert options["SGD_MOMENTUM"].restrict() == "0 .. 0.999999"
-    assert options["OPTIMIZER"].restrict() == "{sgd,adam,adamw}"
+    assert options["OPTIMIZER"].restrict() == "{sgd,adam,adamw,adamwadv,adamwspam,stablespam,adamwprune,muon}"
     assert options["TRACKER"].restrict() == "none | all | trackio,wandb"
 
 

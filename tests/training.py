@@ -1,10 +1,13 @@
 """Runs the real trainer on a tiny model and a small text, for tests of whole runs."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from lib.kconf import Schema
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "".join(f"{n} squared is {n * n}, and its cube is {n**3}.\n" for n in range(2000))
@@ -53,3 +56,44 @@ def losses(run: Path) -> dict[int, float]:
     """step -> train_loss, as written in a run's journal."""
     records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     return {r["step"]: r["metrics"]["train_loss"] for r in records if r["event"] == "train"}
+
+
+def text(value: object) -> str:
+    """An option's value as a configuration writes it."""
+    return {True: "y", False: "n"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def schema(folder: Path, **changes: object) -> Schema:
+    """The configuration of the tiny run in `folder`, which gets the corpus; raises ConfigError for what cannot be."""
+    (folder / "corpus.txt").write_text(TEXT)
+    values = TINY | {"dataset_source": folder / "corpus.txt", "data_dir": folder / "data"} | changes
+    made = Schema()
+    made.override([(name.upper(), text(value), "test") for name, value in values.items()])
+    return made
+
+
+class Records(list):
+    """A recorder that keeps the events: (event, step, metrics)."""
+
+    def write(self, event: str, step: int, metrics: dict[str, float]) -> None:
+        self.append((event, step, metrics))
+
+    def tick(self) -> None:
+        pass
+
+    def busy(self, what: str) -> contextlib.nullcontext:
+        return contextlib.nullcontext()
+
+    def save(self, step: int) -> None:
+        pass
+
+
+def run(made: Schema) -> Records:
+    """Train in this process, without a run folder; returns what the loop recorded."""
+    from gpt2 import loop
+    from gpt2.session import Session
+
+    session, records = Session(made), Records()
+    options = made.bind(loop.LoopOptions)
+    loop.train(session.training, session.data, session.machine, options, session.schedule, records, lambda: False)
+    return records

@@ -1,21 +1,144 @@
-"""Pruning: for now the null pruner, which leaves every weight alone, and the count that every run reports."""
+"""Pruning asks four questions in four places, and a pruner puts the answers together.
 
-from collections.abc import Iterable
+What a weight is worth (score), which weights go (mask), when and how much (schedule), where (scope). Without pruning
+there is a pruner that leaves all weights alone.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor, nn
+
+from lib.errors import UsageError
+from lib.kconf import Options, Schema
+from lib.optim import use_masks
+from lib.prune import mask, masked_linear, schedule, scope
+from lib.prune.pruner import Movement, Pruner, StraightThrough
+from lib.prune.rewire import Rewiring
+from lib.prune.score import Criterion
+from lib.prune.weight import Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningOptions(Options):
+    """Which pruner; None where the method or the dynamics leave no choice."""
+
+    pruning_method: str
+    pruning_dynamics: str | None
+    pruning_movement: str | None
+    pruning_regrow: bool | None
+    pruning_scope: str | None
+    target_sparsity: float | None  # None: the distribution n:m says it, or nothing does
+    rigl_drop_fraction: float | None
+    sr_ste_decay: float | None
+    seed: int
 
 
 class NoPruning:
     """A pruner that prunes nothing; the loop calls it like any other."""
 
-    def __init__(self, weights: Iterable[torch.Tensor]):
-        """`weights` are the matrices in scope: those of the transformer's blocks."""
+    def __init__(self, weights: Iterable[Tensor]):
+        """`weights` are those whose zeros are counted."""
         self.weights = list(weights)
 
-    def step(self, step: int) -> None:
-        """Called after every optimizer step; keeps all weights."""
+    def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
+        """Keep all weights."""
 
     def sparsity(self) -> float:
-        """Share of the weights in scope that are exactly zero, counted from the weights."""
+        """Share of the weights that are exactly zero, counted from the weights."""
         zeros = sum(weight.numel() - torch.count_nonzero(weight) for weight in self.weights)
         return float(zeros) / sum(weight.numel() for weight in self.weights)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What a log line says of pruning."""
+        return {"sparsity": self.sparsity(), "average_nonzeros": sum(weight.numel() for weight in self.weights)}
+
+    def layers(self) -> dict[str, float]:
+        """Nothing to say of single tensors."""
+        return {}
+
+    def model_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A model's state, as it is."""
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to remember."""
+        return {}
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Any state will do."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to continue from."""
+
+
+AnyPruner: TypeAlias = NoPruning | Pruner
+
+
+def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) -> AnyPruner:
+    """The pruner that the options describe; raises UsageError for what cannot be, before any weight changes.
+
+    For methods whose pruned weights live on it puts masked layers into `model`.
+    """
+    options = schema.bind(PruningOptions)
+    if options.pruning_method == "none":
+        return NoPruning(model.prunable())
+    parameters = scope.select(model, options.pruning_scope)
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    plan = schedule.plan(schema.bind(schedule.PruningScheduleOptions))
+    where = schema.bind(mask.MaskOptions)
+    target = _target(options, where)
+    mask.check(where, shapes, target)
+    weights = [
+        Weight(name, parameter, torch.ones_like(parameter, dtype=torch.uint8), optimizer)
+        for name, parameter in parameters.items()
+    ]
+    criterion = _criterion(options, schema.bind, plan)
+    criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
+
+    def choose(score: Callable[[Weight], Tensor], sparsity: float, monotone: bool) -> list[Tensor]:
+        return mask.choose(weights, score, sparsity, where, monotone)
+
+    pruner = _pruner(options, (weights, criterion, plan, target, choose))
+    masks = {weight.name: weight.mask for weight in weights}
+    if not pruner.zeroes_weights:
+        masked_linear.install(model, masks)
+    if not isinstance(pruner, StraightThrough):
+        use_masks(optimizer, {weight.parameter: weight.mask for weight in weights})
+    return pruner
+
+
+def _target(options: PruningOptions, where: mask.MaskOptions) -> float:
+    if where.pruning_distribution == "n-m":
+        return 1 - where.pruning_n / where.pruning_m
+    return options.target_sparsity or 0.0  # soft movement has none
+
+
+def _criterion(options: PruningOptions, bind: Callable[[type], Any], plan: schedule.Plan) -> Criterion:
+    module = importlib.import_module(f"lib.prune.score.{options.pruning_method.replace('-', '_')}")
+    criterion = module.build(bind)
+    if criterion.reads_state and plan.start < 2:
+        raise UsageError(
+            f"PRUNING_WARMUP: {options.pruning_method} pruning reads the optimizer's moments, which are there from "
+            f"step 2 on; start pruning later than step {plan.start}"
+        )
+    return criterion
+
+
+def _pruner(options: PruningOptions, parts: tuple) -> Pruner:
+    if options.pruning_method == "movement":
+        pruner = Movement(*parts, regrow=True)
+        pruner.penalised = options.pruning_movement == "soft"
+    elif options.pruning_dynamics in ("ste", "sr-ste"):
+        pruner = StraightThrough(*parts, regrow=True)
+        pruner.decay = options.sr_ste_decay or 0.0
+    elif options.pruning_dynamics in ("rigl", "set"):
+        pruner = Rewiring(*parts, regrow=True)
+        pruner.fraction, pruner.by_gradient = options.rigl_drop_fraction, options.pruning_dynamics == "rigl"
+        pruner.seed = options.seed
+    else:
+        pruner = Pruner(*parts, regrow=bool(options.pruning_regrow))
+    return pruner

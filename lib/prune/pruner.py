@@ -1,0 +1,207 @@
+"""Pruners: they hold the masks of a run, choose them when the plan says so, and keep what they prune at zero."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.checkpoint import CheckpointError
+from lib.prune.schedule import Plan
+from lib.prune.score import Criterion
+from lib.prune.score.magnitude import magnitude
+from lib.prune.weight import Weight
+
+# (score of a weight, sparsity, whether pruned weights stay pruned) -> a uint8 mask for each weight
+Chooser = Callable[[Callable[[Weight], Tensor], float, bool], list[Tensor]]
+_COUNTERS = ("kept", "changed_at", "kept_steps", "flips", "common", "joint")  # of a pruner, in its checkpoints
+
+
+class Pruner:
+    """Zeroes weights for good: gradual and static pruning.
+
+    The loop calls `step` between the backward pass and the clipping of the gradient. There the gradients of pruned
+    weights are zeroed. With zero moments, a zero gradient moves no weight, so pruned weights stay exactly zero while
+    weights and moments need to be masked only when a mask changes.
+    """
+
+    zeroes_weights = True  # False: pruned weights keep their value under a mask
+
+    def __init__(
+        self, weights: Sequence[Weight], criterion: Criterion, plan: Plan, target: float, choose: Chooser, regrow: bool
+    ):
+        """`target` is the sparsity at the end of the plan."""
+        self.weights, self.criterion, self.plan, self.target = weights, criterion, plan, target
+        self.choose, self.regrow = choose, regrow
+        self.total = sum(weight.mask.numel() for weight in weights)
+        self.kept = self.total
+        self.changed_at, self.kept_steps = 0, 0  # kept_steps: sum over steps up to changed_at of the weights kept
+        self.flips = 0
+        self.common, self.joint = 0, 0  # weights that both this criterion and magnitude pruned, and that either did
+
+    # ---- at every step -----------------------------------------------------------------------------------------------
+
+    def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
+        """Choose masks if they are due and mask the gradients; `healthy()` says whether the update will be made."""
+        self.criterion.observe(self.weights, healthy)
+        if self.plan.due(step) and healthy():
+            self._update(step)
+        self.hold()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Let pruned weights be."""
+        if self.kept < self.total:
+            for weight in self.weights:
+                weight.grad.mul_(weight.mask)
+
+    @torch.no_grad()
+    def _update(self, step: int) -> None:
+        masks = self.masks(step)
+        self._compare(masks)
+        self.kept_steps += self.kept * (step - 1 - self.changed_at)
+        self.changed_at = step - 1
+        for weight, mask in zip(self.weights, masks, strict=True):
+            self.flips += int(torch.count_nonzero(weight.mask ^ mask))
+            weight.mask.copy_(mask)
+            self.forget(weight)
+        self.kept = sum(int(torch.count_nonzero(mask)) for mask in masks)
+        self.criterion.chosen(self.weights)
+
+    def masks(self, step: int) -> list[Tensor]:
+        """The masks to keep from this step on."""
+        return self.choose(self.criterion.score, self.target * self.plan.share(step), not self.regrow)
+
+    def forget(self, weight: Weight) -> None:
+        """Zero what is pruned, and its moments, so that it stays and restarts from nothing should it return."""
+        if self.zeroes_weights:
+            weight.value.mul_(weight.mask)
+        for value in weight.state.values():
+            if isinstance(value, Tensor) and value.shape == weight.mask.shape:
+                value.mul_(weight.mask)
+
+    def _compare(self, masks: list[Tensor]) -> None:
+        """Count how far the choice is plain magnitude's: what both prune now, beside what is pruned already."""
+        if self.criterion.is_magnitude:
+            return
+        sparsity = 1 - sum(int(torch.count_nonzero(mask)) for mask in masks) / self.total
+        others = self.choose(lambda weight: magnitude(weight.value), sparsity, not self.regrow)
+        if self.regrow:  # the masks are chosen from nothing each time
+            self.common = self.joint = 0
+        for weight, mask, other in zip(self.weights, masks, others, strict=True):
+            before = torch.ones_like(mask) if self.regrow else weight.mask
+            gone, gone_too = before & (mask ^ 1), before & (other ^ 1)
+            self.common += int(torch.count_nonzero(gone & gone_too))
+            self.joint += int(torch.count_nonzero(gone | gone_too))
+
+    # ---- what a run shows --------------------------------------------------------------------------------------------
+
+    def sparsity(self) -> float:
+        """Share of the weights in scope that are exactly zero in the model, counted from the weights."""
+        return sum(self._zeros(weight) for weight in self.weights) / self.total
+
+    def layers(self) -> dict[str, float]:
+        """The same of each tensor: sparsity/<name>."""
+        return {f"sparsity/{w.name.removesuffix('.weight')}": self._zeros(w) / w.mask.numel() for w in self.weights}
+
+    def _zeros(self, weight: Weight) -> int:
+        used = weight.value if self.zeroes_weights else weight.value * weight.mask
+        return used.numel() - int(torch.count_nonzero(used))
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What a log line says of pruning; `mask_flips` counts since the last one."""
+        kept_steps = self.kept_steps + self.kept * (step - self.changed_at)
+        metrics = {"sparsity": self.sparsity(), "average_nonzeros": kept_steps / step, "mask_flips": self.flips}
+        if self.joint:
+            metrics["mask_overlap_magnitude"] = self.common / self.joint
+        self.flips = 0
+        return metrics
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def model_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A model's state with the weights that it computes with: those under a mask as zero."""
+        if self.zeroes_weights:
+            return state
+        return {**state, **{weight.name: weight.value * weight.mask for weight in self.weights}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks (a bit per weight), the criterion's memory, values under masks and counters."""
+        hidden = {} if self.zeroes_weights else {w.name: w.value[w.mask == 0] for w in self.weights}
+        return {
+            "masks": {w.name: torch.from_numpy(np.packbits(w.mask.cpu().numpy())) for w in self.weights},
+            "shapes": {w.name: list(w.mask.shape) for w in self.weights},
+            "memory": {w.name: dict(w.memory) for w in self.weights},
+            "hidden": hidden,
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+        }
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Raise CheckpointError if a pruner's state is not of these weights; nothing is changed yet."""
+        shapes = {weight.name: list(weight.mask.shape) for weight in self.weights}
+        if state.get("shapes") != shapes:
+            raise CheckpointError(
+                "the masks in the checkpoint are of other weights than PRUNING_SCOPE and the model have now: "
+                f"{_difference(state.get('shapes') or {}, shapes)}"
+            )
+        for weight in self.weights:
+            packed = state["masks"][weight.name]
+            if packed.numel() != (weight.mask.numel() + 7) // 8:
+                raise CheckpointError(f"the mask of {weight.name} in the checkpoint does not have its size")
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `check` accepted, after the model's own."""
+        for weight in self.weights:
+            bits = np.unpackbits(state["masks"][weight.name].cpu().numpy(), count=weight.mask.numel())
+            weight.mask.copy_(torch.from_numpy(bits).view(weight.mask.shape))
+            for name, value in state["memory"][weight.name].items():
+                weight.memory[name].copy_(value)
+            if not self.zeroes_weights:
+                weight.value[weight.mask == 0] = state["hidden"][weight.name]
+        for name in _COUNTERS:
+            setattr(self, name, state["counters"][name])
+
+
+def _difference(saved: dict[str, list[int]], own: dict[str, list[int]]) -> str:
+    name = next(name for name in {**saved, **own} if saved.get(name) != own.get(name))
+    return f"{name} is {saved.get(name, 'absent')} there and {own.get(name, 'absent')} here"
+
+
+class StraightThrough(Pruner):
+    """STE and SR-STE: the forward pass is masked, gradients and weights are dense, so masks follow the weights freely.
+
+    SR-STE (Zhou et al., arXiv 2102.04010, equation 4) adds `decay` times the masked weights to the gradient.
+    """
+
+    zeroes_weights = False
+    decay = 0.0
+
+    def hold(self) -> None:
+        """Gradients stay dense; masked weights decay."""
+        if self.decay:
+            for weight in self.weights:
+                weight.grad.add_(weight.value * (weight.mask ^ 1), alpha=self.decay)
+
+    def forget(self, weight: Weight) -> None:
+        """Nothing: what is masked goes on learning."""
+
+
+class Movement(Pruner):
+    """Movement pruning (Sanh et al., arXiv 2005.07683): masked weights keep their value, learn nothing, may return."""
+
+    zeroes_weights = False
+    penalised = False  # soft: the criterion has a threshold and a penalty instead of a target
+
+    def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
+        """As every pruner's; the soft form's threshold and penalty rise first."""
+        if self.penalised:
+            self.criterion.progress = self.plan.share(step)
+        super().step(step, healthy)
+
+    def masks(self, step: int) -> list[Tensor]:
+        """Hard: the highest scores, as many as asked for; soft: the scores above the threshold."""
+        if not self.penalised:
+            return super().masks(step)
+        return [self.criterion.mask(weight, self.plan.share(step)) for weight in self.weights]

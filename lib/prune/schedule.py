@@ -1,0 +1,82 @@
+"""When masks are chosen and how much is pruned by then: pure functions of the step."""
+
+import dataclasses
+import math
+
+from lib.errors import UsageError
+from lib.kconf import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningScheduleOptions(Options):
+    """The path to the target; None where the dynamics or the distribution leave no choice."""
+
+    max_iters: int
+    pruning_dynamics: str | None  # None: movement's own
+    pruning_distribution: str | None
+    pruning_schedule: str | None
+    pruning_power: float | None
+    pruning_warmup: float | None  # up to 1 a share of the run, above 1 steps
+    pruning_end: float | None
+    pruning_interval: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Masks are chosen at steps `start`, `start + interval`, ... and `end`; 1 is the run's first step."""
+
+    start: int
+    end: int
+    interval: int
+    curve: str  # cubic, linear, polynomial, one-shot or late-cubic
+    power: float | None = None
+    goes_on: bool = False  # after `end` masks are still chosen at every interval, at the target
+
+    def due(self, step: int) -> bool:
+        """Whether masks are chosen at this step."""
+        if step < self.start or (step > self.end and not self.goes_on):
+            return False
+        return (step - self.start) % self.interval == 0 or step == self.end
+
+    def share(self, step: int) -> float:
+        """How much of the target is due at this step, 0 to 1."""
+        if step < self.start:
+            return 0.0
+        if step >= self.end or self.curve == "one-shot":
+            return 1.0
+        x = (step - self.start) / (self.end - self.start)
+        if self.curve == "late-cubic":
+            return x**3
+        return 1 - (1 - x) ** {"cubic": 3.0, "linear": 1.0, "polynomial": self.power}[self.curve]
+
+
+def plan(options: PruningScheduleOptions) -> Plan:
+    """The plan that the options describe; raises UsageError for one that a run cannot follow.
+
+    cubic is Zhu & Gupta (arXiv 1710.01878), equation 1, from sparsity 0.
+    """
+    dynamics, interval = options.pruning_dynamics, options.pruning_interval
+    if dynamics == "static":
+        return Plan(1, 1, 1, "one-shot")
+    if dynamics in ("rigl", "set"):
+        return Plan(1, _step("PRUNING_END", options.pruning_end, options.max_iters), interval, "one-shot")
+    if dynamics == "sr-ste":
+        return Plan(1, 1, interval, "one-shot", goes_on=True)
+    start = _step("PRUNING_WARMUP", options.pruning_warmup, options.max_iters)
+    curve = options.pruning_schedule or "one-shot"  # n:m has no half-way
+    once = curve == "one-shot" and dynamics == "gradual"
+    end = start if once else _step("PRUNING_END", options.pruning_end, options.max_iters)
+    if end < start:
+        raise UsageError(
+            f"PRUNING_END={options.pruning_end:g} is step {end}, before pruning starts at step {start} "
+            f"(PRUNING_WARMUP={options.pruning_warmup:g}); end it later or start it sooner"
+        )
+    return Plan(start, end, interval or 1, curve, options.pruning_power, goes_on=dynamics == "ste")
+
+
+def _step(name: str, value: float, max_iters: int) -> int:
+    """The step that a share of the run (up to 1) or a number of steps means; the first is 1."""
+    step = max(1, math.floor(value * max_iters + 0.5) if value <= 1 else round(value))
+    if step > max_iters:
+        raise UsageError(f"{name}={value:g} lies beyond MAX_ITERS={max_iters}, so the target would never be reached")
+    return step

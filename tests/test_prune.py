@@ -1,0 +1,337 @@
+"""Pruners on a small network: exact sparsity at every step, zeros that stay, dynamics counted, resuming."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lib import checkpoint, optim, prune
+from lib.checkpoint import CheckpointError
+from lib.config_file import ConfigError
+from lib.errors import UserError
+from lib.kconf import Schema
+
+SHAPES = {"0.weight": (12, 16), "2.weight": (8, 12)}
+TOTAL = 12 * 16 + 8 * 12  # 288
+YES = lambda: torch.tensor(True)  # noqa: E731
+METHODS = {
+    "magnitude": {},
+    "random": {},
+    "gradient": {},
+    "state": {},
+    "wanda": {},
+    "movement": {"PRUNING_METHOD": "movement"},
+    "static": {"PRUNING_METHOD": "random", "PRUNING_DYNAMICS": "static"},
+    "snip": {"PRUNING_METHOD": "gradient", "PRUNING_DYNAMICS": "static"},
+    "regrow": {"PRUNING_METHOD": "gradient", "PRUNING_REGROW": "y"},
+    "global": {"PRUNING_METHOD": "magnitude", "PRUNING_DISTRIBUTION": "global"},
+    "layer": {"PRUNING_METHOD": "magnitude", "PRUNING_DISTRIBUTION": "layer"},
+    "erk": {"PRUNING_METHOD": "magnitude", "PRUNING_DISTRIBUTION": "erk"},
+    "one-shot": {"PRUNING_METHOD": "magnitude", "PRUNING_SCHEDULE": "one-shot"},
+    "rigl": {"PRUNING_METHOD": "magnitude", "PRUNING_DYNAMICS": "rigl"},
+    "set": {"PRUNING_METHOD": "magnitude", "PRUNING_DYNAMICS": "set"},
+    "ste": {"PRUNING_METHOD": "magnitude", "PRUNING_DYNAMICS": "ste"},
+}
+
+
+def schema(**values):
+    made = Schema()
+    base = {"MAX_ITERS": "40", "PRUNING_METHOD": "magnitude", "PRUNING_SCOPE": "*.weight", "PRUNING_INTERVAL": "4"}
+    base |= {"WEIGHT_DECAY": "0.1", "TARGET_SPARSITY": "0.7"}
+    base |= values
+    for name in [name for name in base if base[name] is None]:
+        del base[name]
+    made.override([(name, text, "test") for name, text in base.items()])
+    return made
+
+
+def case(name):
+    """The configuration of a case of METHODS, without the options that mean nothing for it."""
+    values = METHODS[name] or {"PRUNING_METHOD": name}
+    one_shot = values.get("PRUNING_DYNAMICS") == "static" or values.get("PRUNING_SCHEDULE") == "one-shot"
+    return schema(**values, **({"PRUNING_INTERVAL": None} if one_shot else {}))
+
+
+class Trained:
+    """A small network that is trained on noise, one step at a time, as the loop does it."""
+
+    def __init__(self, made, kind="adamw"):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8))
+        self.model.prunable = lambda: [self.model[0].weight, self.model[2].weight]
+        made.override([("OPTIMIZER", kind, "test"), ("LEARNING_RATE", "0.01", "test")])
+        self.optimizer = optim.build(self.model, made)
+        self.pruner = prune.build(self.model, self.optimizer, made)
+        self.done = 0
+
+    def backward(self):
+        generator = torch.Generator().manual_seed(self.done)
+        x, y = torch.randn(20, 16, generator=generator), torch.randn(20, 8, generator=generator)
+        (self.model(x) - y).square().mean().backward()
+
+    def step(self, healthy=YES):
+        self.done += 1
+        self.optimizer.zero_grad()
+        self.backward()
+        self.pruner.step(self.done, healthy)
+        self.optimizer.step()
+
+    def used(self):
+        return [weight.value * weight.mask for weight in self.pruner.weights]
+
+    def zeros(self):
+        return sum(int((value == 0).sum()) for value in self.used())
+
+    def state(self):
+        model = self.pruner.model_state(self.model.state_dict())
+        return {"model": model, "optimizer": self.optimizer.state_dict(), "pruner": self.pruner.state_dict()}
+
+    def load(self, state):
+        self.pruner.check(state["pruner"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pruner.load_state_dict(state["pruner"])
+
+
+def expected_zeros(pruner, step, target=0.7):
+    """round(s N) at the last update, with the schedule written out."""
+    last = max([s for s in range(1, step + 1) if pruner.plan.due(s)], default=0)
+    x = (last - pruner.plan.start) / max(1, pruner.plan.end - pruner.plan.start)
+    share = 1.0 if pruner.plan.curve == "one-shot" else 1 - (1 - min(1.0, x)) ** 3
+    return round(target * share * TOTAL) if last else 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sparsity_is_exactly_what_was_asked_for_at_every_step(name):
+    trained = Trained(case(name))
+    for step in range(1, 41):
+        trained.step()
+        expected = expected_zeros(trained.pruner, step)
+        assert trained.pruner.kept == TOTAL - expected
+        assert sum(int((weight.mask == 0).sum()) for weight in trained.pruner.weights) == expected
+        # Under a unit that is cut off, what has just grown at zero has no gradient that would move it.
+        idle = sum(int(((w.value == 0) & (w.mask == 1)).sum()) for w in trained.pruner.weights)
+        assert idle == 0 or name in ("rigl", "set")
+        assert trained.zeros() == expected + idle, step
+        assert trained.pruner.sparsity() == trained.zeros() / TOTAL
+    assert TOTAL - trained.pruner.kept == 202  # round(0.7 * 288)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "adamwadv", "adamwspam", "stablespam", "muon"])
+@pytest.mark.parametrize("name", ["magnitude", "movement", "rigl", "regrow"])
+def test_pruned_weights_and_their_moments_are_exactly_zero_under_every_optimizer(kind, name):
+    if name == "movement" and kind in ("sgd", "adam"):
+        with pytest.raises(ConfigError, match="PRUNING_METHOD=movement has no effect: it needs"):
+            Trained(case(name), kind)
+        return
+    trained = Trained(case(name), kind)
+    for _ in range(40):
+        trained.step()
+        for weight in trained.pruner.weights:
+            gone = weight.mask == 0
+            if name != "movement":
+                assert torch.count_nonzero(weight.value[gone]) == 0
+            for key, value in weight.state.items():
+                if isinstance(value, torch.Tensor) and value.shape == weight.mask.shape:
+                    assert torch.count_nonzero(value[gone]) == 0, key
+    assert trained.pruner.sparsity() == 202 / 288
+
+
+@pytest.mark.parametrize("name", ["magnitude", "gradient", "state", "wanda", "random", "layer", "erk"])
+def test_what_is_pruned_stays_pruned(name):
+    trained = Trained(case(name))
+    gone = [torch.zeros(shape, dtype=torch.bool) for shape in SHAPES.values()]
+    for _ in range(40):
+        trained.step()
+        now = [weight.mask == 0 for weight in trained.pruner.weights]
+        assert all((before <= after).all() for before, after in zip(gone, now, strict=True))
+        gone = now
+
+
+def test_movement_keeps_the_value_of_what_it_masks_and_lets_it_return():
+    trained = Trained(schema(PRUNING_METHOD="movement", WEIGHT_DECAY="0"))
+    returned = 0
+    for step in range(1, 31):
+        before = [(weight.mask.clone(), weight.value.clone()) for weight in trained.pruner.weights]
+        trained.step()
+        for weight, (mask, value) in zip(trained.pruner.weights, before, strict=True):
+            gone = weight.mask == 0
+            assert torch.equal(weight.value[gone], value[gone]), step
+            returned += int(((mask == 0) & (weight.mask == 1)).sum())
+    assert returned > 0
+
+
+def test_ste_trains_all_weights_and_sr_ste_pulls_masked_ones_to_zero():
+    groups = {"PRUNING_DISTRIBUTION": "n-m", "TARGET_SPARSITY": None}
+    plain = Trained(schema(PRUNING_DYNAMICS="ste", PRUNING_WARMUP="0", **groups))
+    pulled = Trained(schema(PRUNING_DYNAMICS="sr-ste", SR_STE_DECAY="0.5", **groups))
+    for trained, decay in ((plain, 0.0), (pulled, 0.5)):
+        trained.done = 1
+        trained.backward()
+        dense = [weight.grad.clone() for weight in trained.pruner.weights]
+        values = [weight.value.clone() for weight in trained.pruner.weights]
+        trained.pruner.step(1, YES)
+        for weight, gradient, value in zip(trained.pruner.weights, dense, values, strict=True):
+            assert torch.equal(weight.value, value)
+            torch.testing.assert_close(weight.grad, gradient + decay * (1 - weight.mask.float()) * value)
+            groups = weight.mask.view(weight.mask.shape[0], -1, 4).sum(2)
+            assert (groups == 2).all()
+    assert plain.pruner.sparsity() == pulled.pruner.sparsity() == 0.5
+
+
+@pytest.mark.parametrize("dynamics", ["rigl", "set"])
+def test_rewiring_replaces_the_published_share(dynamics):
+    """Against a count by full sort, tensor by tensor."""
+    trained = Trained(
+        schema(PRUNING_DYNAMICS=dynamics, RIGL_DROP_FRACTION="0.4", PRUNING_END="30", PRUNING_INTERVAL="5")
+    )
+    trained.step()
+    kept = [int(weight.mask.sum()) for weight in trained.pruner.weights]
+    while trained.done < 40:
+        before = [(weight.mask.clone().bool(), weight.value.clone()) for weight in trained.pruner.weights]
+        captured = []
+        observe = trained.pruner.criterion.observe
+        trained.pruner.criterion.observe = lambda weights, healthy, seen=captured, then=observe: (
+            seen.extend(weight.grad.clone() for weight in weights),
+            then(weights, healthy),
+        )
+        trained.step()
+        trained.pruner.criterion.observe = observe
+        t = trained.done
+        assert [int(weight.mask.sum()) for weight in trained.pruner.weights] == kept
+        for weight, (mask, value), gradient, count in zip(trained.pruner.weights, before, captured, kept, strict=True):
+            now = weight.mask.bool()
+            if not ((t <= 30 and (t - 1) % 5 == 0) or t == 30):
+                assert torch.equal(now, mask)
+                continue
+            n = int(0.4 / 2 * (1 + math.cos(math.pi * t / 30)) * count)
+            alive = mask.flatten().nonzero().flatten()
+            dropped = alive[value.abs().flatten()[alive].sort(stable=True).indices[:n]]
+            stays = mask.clone().flatten()
+            stays[dropped] = False
+            assert (now.flatten() & stays).sum() == count - n  # everything else stayed
+            if dynamics == "rigl":
+                free = (~stays).nonzero().flatten()
+                grown = free[(-gradient.abs().flatten()[free]).sort(stable=True).indices[:n]]
+                stays[grown] = True
+                assert torch.equal(now.flatten(), stays)
+
+
+def test_a_skipped_step_changes_nothing():
+    no = lambda: torch.tensor(False)  # noqa: E731
+    for name in METHODS:
+        trained = Trained(case(name))
+        for _ in range(12):
+            trained.step()
+        before = [weight.mask.clone() for weight in trained.pruner.weights]
+        memory = [{k: v.clone() for k, v in weight.memory.items()} for weight in trained.pruner.weights]
+        values = [weight.value.clone() for weight in trained.pruner.weights]
+        trained.optimizer.zero_grad()
+        trained.backward()
+        for weight in trained.pruner.weights:
+            weight.parameter.grad.fill_(torch.nan)
+        for step in range(13, 20):
+            trained.pruner.step(step, no)
+        for weight, mask, kept, value in zip(trained.pruner.weights, before, memory, values, strict=True):
+            assert torch.equal(weight.mask, mask), name
+            assert torch.equal(weight.value, value), name
+            assert all(torch.equal(weight.memory[key], kept[key]) for key in kept), name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_checkpoint_continues_bit_for_bit(name, tmp_path):
+    whole, first, second = (Trained(case(name)) for _ in range(3))
+    for _ in range(40):
+        whole.step()
+    for _ in range(21):
+        first.step()
+    path = checkpoint.save(tmp_path, 21, first.state())
+    second.load(checkpoint.load(path))
+    second.done = 21
+    assert second.pruner.sparsity() == first.pruner.sparsity()
+    for _ in range(19):
+        second.step()
+    for a, b in zip(whole.pruner.weights, second.pruner.weights, strict=True):
+        assert torch.equal(a.value, b.value)
+        assert torch.equal(a.mask, b.mask)
+    assert whole.pruner.metrics(40) == second.pruner.metrics(40)
+
+
+def test_a_checkpoint_holds_a_bit_per_mask_and_the_weights_the_model_computes_with(tmp_path):
+    trained = Trained(case("movement"))
+    for _ in range(40):
+        trained.step()
+    state = checkpoint.load(checkpoint.save(tmp_path, 40, trained.state()))
+    assert {name: bits.numel() for name, bits in state["pruner"]["masks"].items()} == {"0.weight": 24, "2.weight": 12}
+    zeros = sum(int((state["model"][name] == 0).sum()) for name in SHAPES)
+    assert zeros == 202
+    assert sum(value.numel() for value in state["pruner"]["hidden"].values()) == 202
+
+
+def test_masks_of_another_model_are_refused_before_anything_changes():
+    trained, other = Trained(case("magnitude")), Trained(schema(PRUNING_SCOPE="0.weight"))
+    before = [weight.value.clone() for weight in trained.pruner.weights]
+    with pytest.raises(CheckpointError, match=r"are of other weights .*: 2\.weight is absent there and \[8, 12\] here"):
+        trained.load(other.state())
+    damaged = trained.state()
+    damaged["pruner"]["masks"]["0.weight"] = damaged["pruner"]["masks"]["0.weight"][:-1]
+    with pytest.raises(CheckpointError, match=r"the mask of 0\.weight in the checkpoint does not have its size"):
+        trained.load(damaged)
+    assert all(torch.equal(w.value, b) for w, b in zip(trained.pruner.weights, before, strict=True))
+
+
+def test_scores_that_are_not_numbers_stop_before_any_weight_changes():
+    trained = Trained(case("magnitude"))
+    for _ in range(13):
+        trained.step()
+    with torch.no_grad():
+        trained.model[2].weight[0, 0] = torch.nan
+    before = trained.model[0].weight.clone()
+    trained.optimizer.zero_grad()
+    trained.backward()
+    with pytest.raises(UserError, match=r"2\.weight"):
+        trained.pruner.step(14, YES)
+    assert torch.equal(trained.model[0].weight, before)
+
+
+def test_metrics_count_flips_and_average_the_weights_kept():
+    trained = Trained(schema(PRUNING_SCHEDULE="one-shot", PRUNING_WARMUP="11", PRUNING_INTERVAL=None))
+    for _ in range(40):
+        trained.step()
+    metrics = trained.pruner.metrics(40)
+    assert metrics == {"sparsity": 202 / 288, "average_nonzeros": (10 * 288 + 30 * 86) / 40, "mask_flips": 202}
+    assert trained.pruner.metrics(40)["mask_flips"] == 0
+    layers = trained.pruner.layers()
+    assert list(layers) == ["sparsity/0", "sparsity/2"]
+    assert sum(layers[f"sparsity/{n.split('.')[0]}"] * math.prod(s) for n, s in SHAPES.items()) == pytest.approx(202)
+
+
+def test_the_overlap_exposes_magnitude_in_disguise():
+    overlaps = {}
+    for name, values in {
+        "disguised": {"PRUNING_METHOD": "state", "PRUNING_STATE": "bitter1"},
+        "random": {"PRUNING_METHOD": "random"},
+        "fisher": {"PRUNING_METHOD": "state", "PRUNING_STATE": "fisher"},
+    }.items():
+        trained = Trained(schema(**values, PRUNING_SCHEDULE="one-shot", PRUNING_INTERVAL=None))
+        for _ in range(20):
+            trained.step()
+        overlaps[name] = trained.pruner.metrics(20)["mask_overlap_magnitude"]
+    assert overlaps["disguised"] == 1.0
+    assert 0.3 < overlaps["random"] < 0.75  # by chance (0.7^2) / (1 - 0.3^2) = 0.54
+    assert overlaps["random"] < overlaps["fisher"] < 1
+
+
+def test_without_pruning_zeros_are_still_counted():
+    trained = Trained(schema(PRUNING_METHOD="none", PRUNING_SCOPE=None, PRUNING_INTERVAL=None, TARGET_SPARSITY=None))
+    trained.step()
+    with torch.no_grad():
+        trained.model[2].weight.zero_()
+    assert trained.pruner.metrics(1) == {"sparsity": 96 / 288, "average_nonzeros": 288}
+    assert trained.pruner.layers() == {}
+
+
+def test_state_pruning_cannot_start_before_there_is_state():
+    with pytest.raises(UserError, match=r"reads the optimizer's moments, which are there from step 2 on"):
+        Trained(schema(PRUNING_METHOD="state", PRUNING_WARMUP="0"))

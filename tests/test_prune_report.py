@@ -1,0 +1,137 @@
+"""The report on pruning, as the program prints it; numbers worked out by hand for the tiny model.
+
+Its parameters: 8,192 + 1,024 in embeddings, 2 x 12,704 in blocks of which 12,288 are matrices, 64 in the last norm.
+"""
+
+import pytest
+
+from lib.errors import UserError
+from scripts import prune_report
+from tests.training import arguments, run, schema
+
+
+@pytest.fixture
+def report(folder, monkeypatch, capsys):
+    """The report on the tiny run, with changes, as a list of lines with single spaces."""
+
+    def make(**changes):
+        monkeypatch.setattr("sys.argv", ["prune_report.py", *arguments(**changes)])
+        assert prune_report.main() == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 100
+        return [" ".join(line.split()) for line in lines]
+
+    return make
+
+
+def test_the_program(program, report):
+    words = arguments(pruning_method="magnitude")
+    done = program("scripts/prune_report.py", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [" ".join(line.split()) for line in done.stdout.splitlines()] == report(pruning_method="magnitude")
+    done = program("scripts/prune_report.py", *words, "--target-sparsity", "1.5")
+    sentence = "error: --target-sparsity: TARGET_SPARSITY must lie between 0 and 0.9999; got 1.5\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+
+
+def test_gradual_magnitude(report):
+    lines = report(pruning_method="magnitude", pruning_interval=10)
+    for line in (
+        "criterion magnitude: |w|",
+        "masks gradual: ever more weights go, along the schedule",
+        "compared global-rms: all, each tensor divided by its RMS",
+        "h.*.attn.c_attn.weight 2 6,144 17.71 % at most 99.00 %",
+        "h.*.mlp.c_proj.weight 2 8,192 23.62 % at most 99.00 %",
+        "total 8 24,576 70.85 % 50.00 %",
+        "start step 10 of 40",
+        "end step 30",
+        "updates masks are chosen 3 times, every 10 steps",
+        # 19 steps with 24,576 weights, 10 with 7/8 of the target pruned, 11 with 12,288 left
+        "non-zeros 12,288 of 24,576 in the end, 18,508.8 on average over the run",
+        "weights 4 parameter 0.139",
+        "state of adamw 8 parameter 0.278",
+        "masks 1 weight in scope 0.025",
+        "criterion 0 weight in scope 0.000",
+        "checkpoint 12.089 parameter 0.419",  # 12 + 24,576 / 8 / 34,688
+        "zeroing pruned gradients 9 22.77 %",  # 9 x 24,576 of 28 x 34,688
+        "A fused step of adamw moves 28 bytes for each such weight.",
+    ):
+        assert line in lines
+
+
+def test_the_average_is_what_a_run_has(report, tmp_path):
+    changes = {"pruning_method": "magnitude", "pruning_interval": 3, "target_sparsity": 0.7, "pruning_warmup": 5}
+    average = next(line for line in report(**changes) if line.startswith("non-zeros")).split()[7]
+    metrics = next(m for event, step, m in reversed(run(schema(tmp_path, **changes))) if event == "train")
+    assert average == f"{metrics['average_nonzeros']:,.1f}"
+
+
+def test_the_plot_rises_from_start_to_end(report):
+    lines = report(pruning_method="magnitude", pruning_schedule="one-shot", pruning_warmup="0.5")
+    bars = [line.partition("|")[2] for line in lines if "|" in line and "#" in line]
+    assert len(bars) == 8
+    assert {bar.strip() for bar in bars} == {"#" * 32}  # of 60 columns over steps 1 to 40, those from step 20 on
+
+
+def test_per_tensor_budgets(report):
+    """ERK keeps rows + columns of each tensor, of 1,024 in all, times the 2,458 weights kept: 307, 154, 384 and 384."""
+    lines = report(pruning_method="magnitude", pruning_distribution="erk", target_sparsity=0.9)
+    shares = {line.split()[0]: line.split()[5] for line in lines if line.startswith("h.*")}
+    assert shares == {
+        "h.*.attn.c_attn.weight": "90.01", "h.*.attn.c_proj.weight": "84.96",
+        "h.*.mlp.c_fc.weight": "90.62", "h.*.mlp.c_proj.weight": "90.62",
+    }  # fmt: skip
+    lines = report(pruning_method="magnitude", pruning_dynamics="sr-ste")
+    assert "total 8 24,576 70.85 % 50.00 %" in lines
+    assert "updates masks are chosen 40 times, at every step" in lines
+
+
+def test_movement_remembers_scores_and_dense_values(report):
+    lines = report(pruning_method="movement")
+    assert "criterion 4 weight in scope 0.098" in lines
+    assert "checkpoint 16.339 parameter 0.567" in lines  # (12 x 34,688 + 24,576 / 8 + 4 x 24,576 + 4 x 12,288) / 34,688
+    assert "scores 16 40.48 %" in lines  # 16 x 24,576 of 28 x 34,688
+    assert "masked weights, forward and backward 36 91.09 %" in lines  # 18 for each of 2 micro-batches
+
+
+def test_soft_movement_has_no_target(report):
+    lines = report(pruning_method="movement", pruning_movement="soft")
+    assert "total 8 24,576 70.85 % a result" in lines
+    assert "non-zeros as many as have scores above the threshold; the plot shows its rise" in lines
+    assert any(line.startswith("threshold |") for line in lines)
+
+
+def test_state_pruning_names_its_formula_and_the_bases_memory(report):
+    lines = report(optimizer="adamwprune", pruning_state="fisher")
+    assert "formula fisher: w^2 v" in lines
+    assert "state of adamwprune 8 parameter 0.278" in lines
+    assert "magnitudes likewise, to compare." in lines
+
+
+def test_without_pruning_it_says_how_to_choose(report):
+    assert report() == [
+        "PRUNING_METHOD=none: nothing is pruned; choose a method in `make menuconfig` or by a word, as in",
+        "make prune-report PRUNING_METHOD=magnitude",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"pruning_warmup": 0.8},
+            "PRUNING_END=0.75 is step 30, before pruning starts at step 32 (PRUNING_WARMUP=0.8); end it later or start "
+            "it sooner",
+        ),
+        (
+            {"pruning_scope": "h.*.weight,nothing"},
+            "PRUNING_SCOPE: 'nothing' matches no parameter; names look like wte.weight and h.0.attn.c_attn.weight",
+        ),
+    ],
+)
+def test_what_cannot_be_is_training_s_sentence(report, tmp_path, changes, sentence):
+    changes = {"pruning_method": "magnitude"} | changes
+    for refused in (lambda: report(**changes), lambda: run(schema(tmp_path, **changes))):
+        with pytest.raises(UserError) as error:
+            refused()
+        assert (str(error.value), error.value.exit_code) == (sentence, 2)

@@ -1,0 +1,97 @@
+"""The plan of pruning against values worked out by hand, and its refusals."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.errors import UsageError
+from lib.kconf import Schema
+from lib.prune.schedule import Plan, PruningScheduleOptions, plan
+
+
+def made(**values):
+    schema = Schema()
+    pairs = {"MAX_ITERS": "1000", "PRUNING_METHOD": "magnitude"} | values
+    schema.override([(name, text, "test") for name, text in pairs.items()])
+    return plan(schema.bind(PruningScheduleOptions))
+
+
+@pytest.mark.parametrize(
+    ("curve", "quarter", "half", "late"),
+    [
+        ("cubic", 0.578125, 0.875, 0.984375),  # 1 - (3/4)^3, 1 - (1/2)^3, 1 - (1/4)^3
+        ("linear", 0.25, 0.5, 0.75),
+        ("late-cubic", 0.015625, 0.125, 0.421875),
+        ("one-shot", 1.0, 1.0, 1.0),
+    ],
+)
+def test_the_curves_have_the_published_values(curve, quarter, half, late):
+    path = Plan(100, 500, 50, curve)
+    assert [path.share(step) for step in (99, 200, 300, 400, 500, 501)] == [0.0, quarter, half, late, 1.0, 1.0]
+
+
+def test_a_polynomial_of_power_two():
+    path = made(PRUNING_SCHEDULE="polynomial", PRUNING_POWER="2", PRUNING_WARMUP="100", PRUNING_END="500")
+    assert path.share(300) == 0.75
+
+
+def test_the_default_is_a_quarter_to_three_quarters_of_the_run():
+    assert made() == Plan(250, 750, 50, "cubic", None)
+
+
+def test_up_to_one_is_a_share_and_above_one_are_steps():
+    assert made(PRUNING_WARMUP="120", PRUNING_END="1") == Plan(120, 1000, 50, "cubic", None)
+    assert made(PRUNING_WARMUP="0", PRUNING_END="0.5").start == 1
+
+
+def test_masks_are_chosen_at_every_interval_and_at_the_end():
+    path = Plan(10, 55, 20, "cubic")
+    assert [step for step in range(100) if path.due(step)] == [10, 30, 50, 55]
+
+
+def test_the_dynamics_have_plans_of_their_own():
+    assert made(PRUNING_DYNAMICS="static") == Plan(1, 1, 1, "one-shot")
+    assert made(PRUNING_DYNAMICS="rigl") == Plan(1, 750, 100, "one-shot")
+    assert made(PRUNING_DYNAMICS="sr-ste") == Plan(1, 1, 1, "one-shot", goes_on=True)
+    assert made(PRUNING_DYNAMICS="ste", PRUNING_INTERVAL="10") == Plan(250, 750, 10, "cubic", None, goes_on=True)
+    assert made(PRUNING_DISTRIBUTION="n-m") == Plan(250, 250, 1, "one-shot", None)
+    assert made(PRUNING_SCHEDULE="one-shot", PRUNING_WARMUP="7").due(7)
+
+
+def test_ste_goes_on_choosing_after_the_end():
+    path = Plan(10, 20, 5, "linear", goes_on=True)
+    assert [step for step in range(40) if path.due(step)] == [10, 15, 20, 25, 30, 35]
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.sampled_from(["cubic", "linear", "late-cubic", "one-shot"]))
+def test_the_share_never_falls_and_ends_at_one(start, length, curve):
+    path = Plan(start, start + length, 7, curve)
+    shares = [path.share(step) for step in range(start + length + 2)]
+    assert shares == sorted(shares)
+    assert (shares[start - 1], shares[-1]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"PRUNING_WARMUP": "0.8", "PRUNING_END": "0.5"},
+            "PRUNING_END=0.5 is step 500, before pruning starts at step 800 (PRUNING_WARMUP=0.8); end it later or "
+            "start it sooner",
+        ),
+        ({"PRUNING_END": "1001"}, "PRUNING_END=1001 lies beyond MAX_ITERS=1000, so the target would never be reached"),
+        (
+            {"PRUNING_WARMUP": "5000"},
+            "PRUNING_WARMUP=5000 lies beyond MAX_ITERS=1000, so the target would never be reached",
+        ),
+    ],
+)
+def test_a_plan_that_a_run_cannot_follow_is_refused(values, message):
+    with pytest.raises(UsageError) as error:
+        made(**values)
+    assert str(error.value) == message
+
+
+def test_a_plan_may_start_and_end_at_the_same_step():
+    path = made(PRUNING_WARMUP="0.5", PRUNING_END="0.5")
+    assert [(step, path.share(step)) for step in range(1001) if path.due(step)] == [(500, 1.0)]

@@ -1,0 +1,266 @@
+"""The exact threshold against a full stable sort, on every path of the search, in one process and in two."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.prune import select
+from lib.prune.select import FIRST, LAST, Cut, PruningError, keys, smallest
+
+ROOT = Path(__file__).resolve().parents[1]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 1.5, float("inf"), -float("inf"), 1e-45, -1e-45, 3e-39, 1e-38, 3.4e38, -3.4e38]
+FLOATS = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32, allow_nan=False))
+TENSORS = st.lists(st.lists(FLOATS, min_size=1, max_size=20), min_size=1, max_size=6)
+
+
+def sources_of(tensors):
+    return [lambda t=t: keys(t, "t") for t in tensors]
+
+
+def masks_of(cut, tensors):
+    masks = []
+    for tensor in tensors:
+        mask, cut = select.apply(cut, keys(tensor, "t"))
+        masks.append(mask)
+    return masks
+
+
+def brute(tensors, k):
+    """Masks by a stable sort of all scores: 0 for the k lowest, of equal ones the first."""
+    flat = np.concatenate([tensor.numpy().astype(np.float64).ravel() for tensor in tensors])
+    mask = np.ones(len(flat), np.uint8)
+    mask[np.argsort(flat, kind="stable")[:k]] = 0
+    parts = np.split(mask, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
+    return [torch.from_numpy(part).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def assert_exact(tensors, k):
+    found = masks_of(smallest(sources_of(tensors), k), tensors)
+    for mask, expected in zip(found, brute(tensors, k), strict=True):
+        assert mask.dtype == torch.uint8
+        assert torch.equal(mask, expected)
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """How many keys each full search looked at: those of the sample (twice), and of the window or of everything."""
+    seen, search = [], select._search
+
+    def counted(sources, k, all_reduce):
+        seen.append(sum(source().numel() for source in sources))
+        return search(sources, k, all_reduce)
+
+    monkeypatch.setattr(select, "_search", counted)
+    return seen
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_of_known_floats():
+    scores = torch.tensor([-float("inf"), -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, float("inf")])
+    expected = [-0x7F800000, -0x3F800000, -1, 0, 0, 1, 0x3F800000, 0x7F800000]
+    assert keys(scores, "t").tolist() == expected
+    assert keys(scores, "t").dtype == torch.int32
+
+
+@given(FLOATS, FLOATS)
+def test_keys_keep_the_order(a, b):
+    x, y = keys(torch.tensor([a, b]), "t").tolist()
+    assert (x < y, x == y) == (a < b, a == b)
+    assert FIRST < x < LAST
+
+
+def test_keys_of_a_transposed_tensor_have_its_shape_and_order():
+    scores = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    assert torch.equal(keys(scores.t(), "t"), keys(scores, "t").t())
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, 0x7FFFFFFF, -0x00400000, -0x007FFFFF, -1])
+def test_nan_is_refused_by_name(bits):
+    scores = torch.tensor([0, bits, 0x3F800000], dtype=torch.int32).view(torch.float32)
+    assert scores.isnan().any()
+    with pytest.raises(PruningError, match=r"^the scores of h\.0\.attn\.c_attn\.weight are not numbers \(NaN\); lower"):
+        keys(scores, "h.0.attn.c_attn.weight")
+
+
+# ---- against a full sort ---------------------------------------------------------------------------------------------
+
+
+@given(TENSORS, st.data())
+def test_small_tensors(lists, data):
+    tensors = [torch.tensor(values) for values in lists]
+    assert_exact(tensors, data.draw(st.integers(0, sum(map(len, lists)))))
+
+
+@given(st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([1, 3, 1000]), st.floats(0, 1))
+def test_tensors_with_many_ties(size, seed, levels, share):
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randint(-levels, levels, (size, n), generator=generator) / 8 for n in (1, 7, 8, 9)]
+    assert_exact(tensors, round(share * sum(tensor.numel() for tensor in tensors)))
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.001, 0.3, 0.5, 0.9999, 1.0])
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_window_is_enough_for_large_tensors(share, signed, searches):
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(700, 300), (1001,), (333, 1000), (1,)]
+    tensors = [
+        torch.randn(shape, generator=generator) * scale for shape, scale in zip(shapes, (1, 9, 2, 1), strict=True)
+    ]
+    tensors = tensors if signed else [tensor.abs() for tensor in tensors]
+    total = sum(tensor.numel() for tensor in tensors)
+    assert_exact(tensors, round(share * total))
+    assert all(seen < total / 16 for seen in searches)
+
+
+def test_keys_that_go_first_and_stay_last_do_not_widen_the_window(searches):
+    scores = torch.randn(600_000, generator=torch.Generator().manual_seed(2)).abs()
+    found = keys(scores, "t").clone()
+    found[:300_000], found[-100_000:] = FIRST, LAST
+    cut = smallest([lambda: found], 300_100)
+    assert cut == Cut(int(found[300_000:].sort().values[99]), 1)
+    assert all(seen < 600_000 / 16 for seen in searches)
+    assert smallest([lambda: found], 300_000) == Cut(FIRST, 300_000)
+    assert smallest([lambda: found], 1) == Cut(FIRST, 1)
+    assert smallest([lambda: found], 600_000) == Cut(LAST, 100_000)
+
+
+@pytest.mark.parametrize("k", [1, 50_000, 150_000, 245_000])
+def test_a_sample_that_misleads_does_no_harm(k, searches):
+    scores = torch.rand(250_000, generator=torch.Generator().manual_seed(3))
+    scores[:: select._STRIDE] += 5  # all that the sample sees
+    assert_exact([scores], k)
+    assert max(searches) == 250_000
+
+
+def test_equal_scores_fill_no_memory(searches):
+    scores = torch.zeros(400_000)
+    scores[::7] = 1.0
+    assert_exact([scores], 100_001)
+    assert_exact([scores], 399_999)
+    assert max(searches) == 400_000
+
+
+def test_permuting_equal_values_changes_nothing():
+    scores = torch.randint(0, 50, (3000,), generator=torch.Generator().manual_seed(4)).float()
+    swapped = scores.clone()
+    at = (scores == 7).nonzero().view(-1)
+    swapped[at] = scores[at.flip(0)]
+    assert smallest(sources_of([scores]), 300) == smallest(sources_of([swapped]), 300)
+    assert smallest(sources_of([scores]), 300) == smallest(sources_of([scores.flip(0)]), 300)
+
+
+def test_nothing_and_everything():
+    tensors = [torch.tensor([3.0]), torch.tensor([1.0, 2.0])]
+    assert smallest(sources_of(tensors), 0) == Cut(FIRST, 0)
+    assert smallest(sources_of(tensors), 2) == Cut(0x40000000, 1)
+    assert [mask.tolist() for mask in masks_of(smallest(sources_of(tensors), 3), tensors)] == [[0], [0, 0]]
+
+
+def test_ties_go_by_tensor_and_index():
+    tensors = [torch.tensor([2.0, 1.0, 2.0]), torch.tensor([2.0, 0.0]), torch.tensor([2.0])]
+    masks = masks_of(smallest(sources_of(tensors), 5), tensors)
+    assert [mask.tolist() for mask in masks] == [[0, 0, 0], [0, 0], [1]]
+
+
+def test_scores_are_left_alone():
+    scores = torch.randn(5000, generator=torch.Generator().manual_seed(5))
+    before = scores.clone()
+    assert_exact([scores, scores.abs()], 2500)
+    assert torch.equal(scores, before)
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def shards():
+    generator = torch.Generator().manual_seed(6)
+    shapes = [(300, 1000), (5,), (700, 300), (2000,)]
+    return [torch.randn(shape, generator=generator).abs() for shape in shapes]
+
+
+def in_threads(parts, k):
+    """The cut that each of several ranks finds, and the shapes that each of them reduces."""
+    barrier, waiting, cuts, shapes = threading.Barrier(len(parts)), {}, {}, {rank: [] for rank in range(len(parts))}
+
+    def run(rank):
+        def all_reduce(tensor):
+            waiting[rank] = tensor.clone()
+            shapes[rank].append((tensor.dtype, tuple(tensor.shape)))
+            barrier.wait(timeout=60)
+            total = sum(waiting[other] for other in range(len(parts)))
+            barrier.wait(timeout=60)
+            return tensor.copy_(total)
+
+        cuts[rank] = smallest(sources_of(parts[rank]), k, all_reduce)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    return cuts, shapes
+
+
+@pytest.mark.parametrize("k", [1, 1000, 256_000, 512_005])
+def test_shards_find_the_cut_of_the_whole(k):
+    tensors = shards()
+    cuts, shapes = in_threads([tensors[:1], tensors[1:]], k)
+    assert cuts[0] == cuts[1] == smallest(sources_of(tensors), k)
+    assert shapes[0] == shapes[1] and {dtype for dtype, _ in shapes[0]} == {torch.int64}
+
+
+def test_shards_share_ties_by_rank():
+    tensors = [torch.zeros(30), torch.zeros(20), torch.ones(9)]
+    cuts, _ = in_threads([tensors[:1], tensors[1:]], 35)
+    assert cuts[0] == cuts[1] == Cut(0, 35)
+    before = 30  # the keys equal to the cut's on rank 0
+    masks = masks_of(cuts[0], tensors[:1]) + masks_of(Cut(0, 35 - before), tensors[1:])
+    assert [int((mask == 0).sum()) for mask in masks] == [30, 5, 0]
+
+
+def test_a_shard_that_is_too_crowded_makes_all_search_again():
+    tensors = [torch.cat([torch.full((50_000,), 0.5), torch.rand(50_000)]), torch.rand(1_000_000) * 100]
+    k = int((tensors[0] < 0.5).sum() + (tensors[1] < 0.5).sum()) + 20_000
+    cuts, shapes = in_threads([tensors[:1], tensors[1:]], k)
+    assert cuts[0] == cuts[1] == smallest(sources_of(tensors), k) == Cut(0x3F000000, 20_000)
+    assert shapes[0] == shapes[1]
+
+
+CODE = """
+import sys
+import torch
+sys.path.insert(0, {root!r})
+from tests.test_prune_select import shards, smallest, sources_of
+
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+
+
+def total(tensor):
+    torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+print([tuple(smallest(sources_of(shards()[rank::2]), k, total)) for k in (1, 256_000, 512_005)])
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_find_the_cut_of_the_whole(tmp_path):
+    command = [sys.executable, "-c", CODE.format(root=str(ROOT))]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    printed = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    expected = str([tuple(smallest(sources_of(shards()), k)) for k in (1, 256_000, 512_005)])
+    assert printed == [expected, expected]
