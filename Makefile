@@ -20,7 +20,7 @@ CONFIG_FILE   := $(or $(KCONFIG_CONFIG),.config)
 unexport CONFIG_ srctree
 
 # Variables given on make's command line, as NAME="$NAME" words: make exports their values, so quotes and spaces survive.
-OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS
+OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS
 GIVEN     := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
 
@@ -28,7 +28,8 @@ CONFIG_PY := $(PYTHON) scripts/config.py
 
 .DEFAULT_GOAL := help
 .PHONY: help menuconfig defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain \
-	checkconfig randconfig docs train resume sample data sync dashboard test lint format clean mrproper
+	checkconfig randconfig docs train sweep prune-report resume sample data sync dashboard test bench lint format \
+	clean mrproper
 
 ##@ Configure
 
@@ -73,8 +74,14 @@ docs: env-config ## Write docs/config.md anew from the Kconfig files
 train: env-train $(CONFIG_FILE) ## Prepare the data if it is missing, and train: make train LEARNING_RATE=1e-3
 	@$(PYTHON) gpt2/train.py $(OVERRIDES)
 
+prune-report: env-train $(CONFIG_FILE) ## Say before training what pruning will do, and its cost in memory and work
+	@$(PYTHON) scripts/prune_report.py $(OVERRIDES)
+
 resume: env-train ## Continue a run from its last checkpoint: make resume RUN=runs/name (default: the latest)
 	@$(PYTHON) gpt2/train.py --resume "$${RUN:-latest}" $(OVERRIDES)
+
+sweep: env-train ## Compare configurations x seeds at equal budget: make sweep SWEEP=sweeps/pruning JOBS=2
+	@$(PYTHON) scripts/sweep.py "$$SWEEP" $(if $(JOBS),--jobs "$$JOBS") $(ARGS) $(OVERRIDES)
 
 data: env-train $(CONFIG_FILE) ## Download and tokenise the dataset
 	@$(PYTHON) gpt2/prepare_data.py $(OVERRIDES)
@@ -94,6 +101,9 @@ sync: env-train ## Deliver to the trackers what they lack of a run: make sync RU
 
 test: env-test ## Run the test suite
 	@$(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
+
+bench: env-train ## Measure what pruning and optimizers cost on this machine: make bench ARGS='--size tiny'
+	@$(PYTHON) scripts/bench.py $(ARGS)
 
 lint: env-test ## Check style and format
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .

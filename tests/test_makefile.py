@@ -13,7 +13,7 @@ from tests.training import ROOT, TEXT, arguments
 
 TARGETS = (
     "menuconfig defconfig <name>_defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain "
-    "checkconfig randconfig train resume sample data sync dashboard test lint clean mrproper help"
+    "checkconfig randconfig train sweep resume sample data sync dashboard test lint clean mrproper help"
 ).split()
 
 

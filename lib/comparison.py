@@ -1,0 +1,158 @@
+"""The table of a sweep: each configuration's mean and spread over the seeds, from the folders of the finished runs."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from lib import journal
+from lib.errors import UserError
+from lib.sweep import Configuration, Run, Sweep
+
+# Key of a run's result -> the summary's name for it.
+_SUMMARY = {
+    "val_loss": "final_val_loss",
+    "best_val_loss": "best_val_loss",
+    "sparsity": "sparsity",
+    "tokens": "tokens",
+    "seconds": "total_time_seconds",
+}
+
+Results = dict[str, Any]
+
+
+def results(sweep: Sweep) -> Results:
+    """Everything that the table shows and what it is computed from, as it goes into results.json."""
+    runs = {run: _result(run) for run in sweep.runs()}
+    rows = [_row(one, [runs[run] for run in runs if run.configuration == one]) for one in sweep.configurations]
+    for row in rows[1:]:
+        row["difference"] = _spread(_differences(row["runs"], rows[0]["runs"]))
+    return {
+        "sweep": sweep.name,
+        "seeds": list(sweep.seeds),
+        "tuned": sweep.tuned(),
+        "made_by": sorted({version for run in runs if run.finished for version in _versions(run.folder)}),
+        "configurations": rows,
+    }
+
+
+def _result(run: Run) -> Results:
+    """The figures of a run, or only its seed and folder while it is not finished."""
+    found = {"seed": run.seed, "folder": str(run.folder), "finished": run.finished}
+    if run.finished:
+        summary = read(run.folder / "summary.json")
+        found |= {name: summary[key] for name, key in _SUMMARY.items()}
+        trained = [journal.numbers(r) for (event, _), r in journal.history(run.folder).items() if event == "train"]
+        found["average_nonzeros"] = trained[-1]["average_nonzeros"] if trained else None
+    return found
+
+
+def _row(configuration: Configuration, runs: list[Results]) -> Results:
+    """A configuration with its runs and, by figure, what `_spread` says of them."""
+    figures = {name: _spread([run[name] for run in runs if run.get(name) is not None]) for name in _FIGURES}
+    return {
+        "configuration": configuration.name,
+        "options": {name: text for name, text, _ in configuration.own},
+        "runs": runs,
+        **figures,
+    }
+
+
+def _spread(values: Sequence[float]) -> Results:
+    """n, mean and sample standard deviation (n - 1) of values; None where there are too few."""
+    return {
+        "n": len(values),
+        "mean": mean(values) if values else None,
+        "sd": stdev(values) if len(values) > 1 else None,
+    }
+
+
+def _differences(runs: list[Results], to: list[Results]) -> list[float]:
+    """Losses minus those of the runs with the same seed, which have the same data in the same order."""
+    pairs = zip(runs, to, strict=True)
+    return [one["val_loss"] - other["val_loss"] for one, other in pairs if one["finished"] and other["finished"]]
+
+
+def _versions(folder: Path) -> Iterable[str]:
+    """What the sessions of a run were made with: commit, a hash of the uncommitted changes, torch."""
+    for path in folder.glob("provenance*.json"):
+        made = read(path)
+        changes = made["uncommitted_changes"] or ""
+        changed = f" with changes {hashlib.md5(changes.encode()).hexdigest()[:6]}" if changes else ""
+        yield f"commit {(made['commit'] or 'unknown')[:10]}{changed}, torch {made['packages'].get('torch', 'unknown')}"
+
+
+def read(path: Path) -> Results:
+    """A JSON file of a run; raises UserError if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def _loss(spread: Results, sign: str = "") -> str:
+    if not spread["n"]:
+        return "-"
+    return f"{spread['mean']:{sign}.4f}" + (f" ± {spread['sd']:.4f}" if spread["sd"] is not None else "")
+
+
+def _plain(form: str) -> Callable[[Results], str]:
+    return lambda spread: f"{spread['mean']:{form}}" if spread["n"] else "-"
+
+
+# Figure -> title of its column and how a spread is shown there.
+_FIGURES = {
+    "val_loss": ("validation loss", _loss),
+    "sparsity": ("sparsity", _plain(".4f")),
+    "average_nonzeros": ("average non-zeros", _plain(",.0f")),
+    "tokens": ("tokens", _plain(",.0f")),
+    "seconds": ("seconds", _plain(",.0f")),
+}
+
+
+def table(found: Results) -> str:
+    """The results as a Markdown table with the notes that it needs, readable as plain text too."""
+    rows, seeds = found["configurations"], len(found["seeds"])
+    titles = ["configuration", "n", *(title for title, _ in _FIGURES.values())]
+    titles[3:3] = [f"against {rows[0]['configuration']}"] if len(rows) > 1 else []
+    cells = [titles + [name.lower().replace("_", " ") for name in found["tuned"]]]
+    for number, row in enumerate(rows):
+        n = row["val_loss"]["n"]
+        figures = {name: show(row[name]) for name, (_, show) in _FIGURES.items()}
+        line = [row["configuration"], str(n) if n == seeds else f"{n} of {seeds}", *figures.values()]
+        if len(rows) > 1:
+            line.insert(3, _loss(row["difference"], "+") if "difference" in row else "")
+        cells.append(line + [values[number] for values in found["tuned"].values()])
+    return f"{_markdown(cells)}\n\n" + "\n".join(f"- {note}" for note in _notes(found)) + "\n"
+
+
+def _markdown(cells: list[list[str]]) -> str:
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def _notes(found: Results) -> Iterable[str]:
+    rows, first = found["configurations"], found["configurations"][0]["configuration"]
+    yield (
+        "Validation loss after the last step, in nats per token: mean ± sample standard deviation (n - 1) of n runs, "
+        f"seed{'s' * (len(found['seeds']) > 1)} {', '.join(map(str, found['seeds']))}."
+    )
+    if len(rows) > 1:
+        yield f"Against {first}: the same for the difference between runs with the same seed, so the same data."
+    yield "Sparsity is counted at the end and non-zeros are averaged over training, both of the weights in scope."
+    if found["tuned"]:
+        names = " and ".join(found["tuned"])
+        yield f"Not the same in all configurations: {names}. That compares methods only if each was tuned alike."
+    if missing := [Path(run["folder"]).name for row in rows for run in row["runs"] if not run["finished"]]:
+        yield f"Not finished, so not in these figures: {', '.join(missing)}."
+    if len(found["made_by"]) > 1:
+        yield f"Made by different code, which alone can change losses: {'; '.join(found['made_by'])}."
+    elif found["made_by"]:
+        yield f"Made by {found['made_by'][0]}."

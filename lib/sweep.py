@@ -1,0 +1,238 @@
+"""A sweep: configurations x seeds at equal budget, declared in a text file and checked before anything is trained."""
+
+import dataclasses
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from lib import run, schedule
+from lib.config_file import ConfigError
+from lib.errors import UsageError
+from lib.kconf import ROOT, Schema
+from lib.option import nearest
+
+COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares
+FREE = ("Experiment tracking", "Output")  # menus whose options do not change what is learned
+# Part of a method in that it needs a value of its own; a table shows them where they differ.
+TUNED = ("LEARNING_RATE", "MIN_LR", "GRAD_CLIP")
+_OURS = {
+    "SEED": "the line of seeds says it",
+    "TRACKER_RUN_NAME": "configuration and seed name a run",
+    "JSON_OUTPUT": "all runs would write the same file; results.json has them all",
+}
+_EXAMPLES = {"defconfig": "defconfig gpt2_tiny", "seeds": "seeds 1 2 3"}
+
+Assignment = tuple[str, str, str]  # name, text, place
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One line of a sweep: what is trained once per seed."""
+
+    name: str
+    place: str  # file:line
+    base: Path  # the preset or configuration file that it starts from
+    own: tuple[Assignment, ...]  # what its line says
+    assignments: tuple[Assignment, ...]  # all, the strongest last
+
+    def schema(self, *more: Assignment) -> Schema:
+        """The resolved configuration; raises ConfigError with every problem."""
+        schema = Schema()
+        schema.load(self.base)
+        schema.override([*self.assignments, *more])
+        return schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One configuration with one seed."""
+
+    configuration: Configuration
+    seed: int
+    parent: Path  # the sweep's folder
+
+    @property
+    def name(self) -> str:
+        """What its folder, its log and trackers call it."""
+        return f"{self.configuration.name}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, which the trainer makes."""
+        return self.parent / self.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to the end."""
+        return (self.folder / "summary.json").exists()
+
+    def words(self) -> list[str]:
+        """The trainer's arguments for a new run."""
+        given = {name: text for name, text, _ in self.configuration.assignments}
+        given |= {"SEED": str(self.seed), "OUTPUT_DIR": str(self.parent), "TRACKER_RUN_NAME": self.name}
+        return ["--config", str(self.configuration.base), *(f"{name}={text}" for name, text in given.items())]
+
+    def check(self) -> None:
+        """Raise UsageError if its folder holds something else than this configuration with this seed."""
+        if not self.folder.exists():
+            return
+        if not run.configuration(self.folder).exists():
+            raise UsageError(f"{self.folder}: the trainer died there before it began; remove this folder")
+        there, here = Schema(), self.configuration.schema(("SEED", str(self.seed), self.configuration.place))
+        there.load(self.folder / ".config")
+        for name, is_now in here.options.items():
+            was = there.options[name].text
+            if is_now.menu[0] not in FREE and name != "THREADS" and was != is_now.text:
+                raise UsageError(
+                    f"{self.folder}: was begun with {name}={was or 'none'}, and the sweep has {is_now.text or 'none'} "
+                    "now; remove this folder or give the changed sweep another name"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep whose every configuration is valid and whose budgets are equal."""
+
+    name: str
+    folder: Path  # <OUTPUT_DIR>/<name>
+    seeds: tuple[int, ...]
+    configurations: tuple[Configuration, ...]
+
+    def runs(self) -> list[Run]:
+        """All runs, each seed with all configurations before the next seed: stopped early, it has whole comparisons."""
+        return [Run(configuration, seed, self.folder) for seed in self.seeds for configuration in self.configurations]
+
+    def tuned(self) -> dict[str, list[str]]:
+        """Option -> its value in each configuration, of those of TUNED that differ."""
+        schemas = [configuration.schema() for configuration in self.configurations]
+        values = {name: [schema.options[name].text for schema in schemas] for name in TUNED}
+        return {name: texts for name, texts in values.items() if len(set(texts)) > 1}
+
+
+def read(path: Path, words: Iterable[str] = ()) -> Sweep:
+    """The sweep in a file, with NAME=value words on top; raises ConfigError with every problem in it."""
+    file = _File(path)
+    over = file.assignments(words, "command line")
+    configurations = [
+        Configuration(name, place, file.base, tuple(own), (*file.common, *own, *over))
+        for name, place, own in file.configurations
+    ]
+    schemas = {}
+    for one in configurations:
+        try:
+            schemas[one] = one.schema()
+            schedule.check(schemas[one].bind(schedule.ScheduleOptions))
+        except UsageError as error:
+            places = "" if isinstance(error, ConfigError) else f"{one.place}: "
+            file.problems += [places + problem for problem in str(error).splitlines()]
+    for one in list(schemas)[1:]:
+        file.problems += _unequal(next(iter(schemas)), one, schemas)
+    if file.problems:
+        raise ConfigError(dict.fromkeys(file.problems))
+    folder = Path(schemas[configurations[0]]["OUTPUT_DIR"]) / path.name
+    if (folder / "run.json").exists():
+        raise UsageError(f"{folder}: is the folder of a run; give the sweep another name")
+    return Sweep(path.name, folder, tuple(file.seeds), tuple(configurations))
+
+
+def _unequal(first: Configuration, other: Configuration, schemas: Mapping[Configuration, Schema]) -> Iterator[str]:
+    """A sentence for every option that makes two configurations incomparable."""
+    for name, option in schemas[other].options.items():
+        fair = option.menu[0] in COMPARED + FREE or name in TUNED
+        expected = schemas[first].options[name].text
+        if (not fair or name == "OUTPUT_DIR") and option.text != expected:
+            yield (
+                f"{other.place}: {other.name} has {name}={option.text or 'none'}, and {first.name} has "
+                f"{expected or 'none'}: a table needs equal budgets, so only options of the menus "
+                f"{' and '.join(COMPARED)}, and {', '.join(TUNED)}, may differ"
+            )
+
+
+class _File:
+    """What the lines of a sweep's file say, and what is wrong with them."""
+
+    def __init__(self, path: Path):
+        """Read `path`; raises ConfigError when nothing can be made of it, else `problems` has what is wrong."""
+        self.problems: list[str] = []
+        self.base, self.seeds = Path(), []
+        self.common: list[Assignment] = []
+        self.configurations: list[tuple[str, str, list[Assignment]]] = []
+        places: dict[str, str] = {}  # first word of a line -> where it stands
+        for place, words in self._lines(path):
+            first, *rest = words
+            if first != "common" and first in places:
+                self.problems.append(f"{place}: there is a second line {first}; the first is {places[first]}")
+                continue
+            places[first] = place
+            if first == "defconfig":
+                self.base = self._base(rest, place)
+            elif first == "seeds":
+                self.seeds = self._seeds(rest, place)
+            elif first == "common":
+                self.common += self.assignments(rest, place)
+            else:
+                self._configuration(first, rest, place)
+        missing = [keyword for keyword in ("defconfig", "seeds") if keyword not in places]
+        self.problems += [f"{path}: lacks a line such as: {_EXAMPLES[keyword]}" for keyword in missing]
+        if not self.configurations:
+            self.problems.append(f"{path}: lacks configurations: lines of a name and what NAME=value sets it apart")
+        if missing or not self.configurations:
+            raise ConfigError(self.problems)
+
+    def _lines(self, path: Path) -> Iterator[tuple[str, list[str]]]:
+        """(file:line, words) of the lines that are neither empty nor a comment."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError([f"{path}: cannot be read as a sweep: {reason}"]) from None
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                words = shlex.split(line, comments=True)
+            except ValueError as error:
+                self.problems.append(f"{path}:{number}: cannot be understood: {str(error).lower()}")
+                continue
+            if words:
+                yield f"{path}:{number}", words
+
+    def _base(self, words: list[str], place: str) -> Path:
+        presets = {p.name.removesuffix("_defconfig"): p for p in (ROOT / "defconfigs").glob("*_defconfig")}
+        name = " ".join(words).removesuffix("_defconfig")
+        if name in presets:
+            return Path(os.path.relpath(presets[name]))
+        path = Path(" ".join(words))
+        if path.is_file():
+            return path
+        raise ConfigError([*self.problems, f"{place}: there is no preset or file {name!r}{nearest(name, presets)}"])
+
+    def _seeds(self, words: list[str], place: str) -> list[int]:
+        option = Schema().options["SEED"]
+        wrong = {word: problem for word in words if (problem := option.complaint(word))}
+        self.problems += [f"{place}: a seed {problem}" for problem in wrong.values()]
+        seeds = [int(word) for word in words if word not in wrong]
+        if not words:
+            self.problems.append(f"{place}: expected whole numbers, as in: {_EXAMPLES['seeds']}")
+        if len(set(seeds)) < len(seeds):
+            self.problems.append(f"{place}: a seed stands here twice")
+        return seeds
+
+    def _configuration(self, name: str, words: list[str], place: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,60}", name, re.ASCII):
+            self.problems.append(f"{place}: {name!r} cannot name folders; use up to 60 letters, digits, '.', '_', '-'")
+        self.configurations.append((name, place, self.assignments(words, place)))
+
+    def assignments(self, words: Iterable[str], place: str) -> list[Assignment]:
+        """NAME=value words as assignments from `place`; what is none becomes a problem."""
+        found = []
+        for word in words:
+            name, equals, text = word.partition("=")
+            name = name.removeprefix("CONFIG_")
+            if not equals:
+                self.problems.append(f"{place}: expected NAME=value; got {word!r}")
+            elif name in _OURS:
+                self.problems.append(f"{place}: a sweep cannot assign {name}: {_OURS[name]}")
+            else:
+                found.append((name, text, place))
+        return found

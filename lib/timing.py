@@ -1,0 +1,95 @@
+"""Times variants side by side in one process, one after the other in every round, and compares them round by round.
+
+What disturbs a whole round (another program, a clock that slows down) then disturbs no ratio.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+@dataclasses.dataclass
+class Case:
+    """Something to be timed."""
+
+    name: str
+    run: Callable[[], object]
+    base: str = ""  # name of the case that this one is compared with
+    goal: str = ""  # of the ratio to that: "<= 0.35"
+    work: float = 0.0  # in one run, in `unit`
+    unit: str = ""  # GFLOP or GB
+    every: int = 1  # steps: how often training does this
+    seconds: list[float] = dataclasses.field(default_factory=list)  # of each round
+    ratios: list[float] = dataclasses.field(default_factory=list)
+
+    def result(self) -> dict[str, Any]:
+        """The figures: median and spread of the seconds, rate, and the median of the ratios round by round."""
+        low, middle, high = quartiles(self.seconds)
+        figures = {"name": self.name, "median_seconds": middle, "iqr_seconds": high - low, "rounds": self.seconds}
+        if self.work:
+            figures |= {"rate": self.work / middle, "rate_unit": f"{self.unit}/s"}
+        if self.ratios:
+            ratio = quartiles(self.ratios)[1]
+            figures |= {"base": self.base, "ratio": ratio, "every": self.every, "ratio_per_step": ratio / self.every}
+            if self.goal:
+                figures |= {"goal": self.goal, "met": meets(ratio, self.goal)}
+        return figures
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """The 25th, 50th and 75th percentile, interpolated."""
+    shares = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    return tuple(torch.tensor(values, dtype=torch.float64).quantile(shares).tolist())
+
+
+def meets(ratio: float, goal: str) -> bool:
+    """Whether `ratio` is as `goal`, such as "<= 0.35" or ">= 5", wants it."""
+    sign, bound = goal.split()
+    return ratio <= float(bound) if sign == "<=" else ratio >= float(bound)
+
+
+class Timer:
+    """Runs cases on a device, with a progress bar on a terminal."""
+
+    def __init__(self, device: torch.device, rounds: int):
+        self.device, self.rounds = device, rounds
+
+    def measure(self, title: str, cases: list[Case]) -> None:
+        """Run every case once to warm up and once in each round; an exception leaves the figures of what was run."""
+        total = len(cases) * (self.rounds + 1)
+        layout = "{desc} |{bar}| {n_fmt}/{total_fmt}"
+        with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False, bar_format=layout) as bar:
+            for warm in [False] + [True] * self.rounds:
+                for case in cases:
+                    bar.set_description_str(f"{title}: {case.name}")
+                    seconds = self._time(case.run)
+                    if warm:
+                        case.seconds.append(seconds)
+                    bar.update()
+                if warm:
+                    _compare(cases)
+
+    def _time(self, run: Callable[[], object]) -> float:
+        self._wait()
+        began = time.perf_counter()
+        run()
+        self._wait()
+        return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).synchronize()
+
+
+def _compare(cases: list[Case]) -> None:
+    """Note the ratios of the round that just ended."""
+    latest = {case.name: case.seconds[-1] for case in cases}
+    for case in cases:
+        if case.base:
+            case.ratios.append(latest[case.name] / latest[case.base])

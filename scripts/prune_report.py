@@ -1,0 +1,293 @@
+"""Say before training what pruning will do: which tensors, when and how much, the memory and the work it takes.
+
+Computed from the configuration that training would read; it needs neither data nor the memory of the model.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+
+from gpt2 import model as models
+from gpt2 import tokenizer
+from lib import command_line, optim, prune, schedule
+from lib.console import columns, table
+from lib.errors import run_program
+from lib.kconf import Schema
+from lib.prune import mask
+from lib.prune.pruner import Pruner, StraightThrough
+from lib.prune.rewire import Rewiring
+
+_COLUMNS, _ROWS = 60, 8  # of the plot, in characters
+_MOST_SAMPLES = 100_000  # of a plan with more updates, its average is taken over so many
+_CHOICES = {  # the options whose chosen value a reader wants explained, in Kconfig's words
+    "PRUNING_METHOD": "criterion",
+    "PRUNING_STATE": "formula",
+    "PRUNING_MOVEMENT": "form",
+    "PRUNING_DYNAMICS": "masks",
+    "PRUNING_DISTRIBUTION": "compared",
+    "PRUNING_SCHEDULE": "path",
+}
+
+
+def main() -> int:
+    """Print the report; returns 0."""
+    schema, _ = command_line.resolve(__doc__, sys.argv[1:])
+    for warning in [*schema.warnings, *schedule.check(schema.bind(schedule.ScheduleOptions))]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if schema["PRUNING_METHOD"] == "none":
+        print(
+            "PRUNING_METHOD=none: nothing is pruned; choose a method in `make menuconfig` or by a word, as in\n"
+            "make prune-report PRUNING_METHOD=magnitude"
+        )
+        return 0
+    run = Planned(schema)
+    sections = {
+        "What a weight is worth, and which go": table(choices(schema)),
+        "Tensors in scope": scope(run),
+        "Schedule: sparsity over the steps": when(run),
+        "Memory": memory(run),
+        "Work: a model of memory traffic, not a measurement; make bench measures": work(run),
+    }
+    print("\n\n".join(f"{title}\n{indented(text)}" for title, text in sections.items()))
+    return 0
+
+
+class Planned:
+    """The run that the configuration describes: the model and its pruner, made of shapes without memory."""
+
+    def __init__(self, schema: Schema):
+        """Raises UserError for what training would refuse."""
+        self.schema, self.steps = schema, schema["MAX_ITERS"]
+        shape = schema.bind(models.ModelOptions)
+        with torch.device("meta"):
+            self.model = models.GPT2(shape, tokenizer.load(schema["TOKENIZER"]).vocab_size)
+        self.state_bytes = state_bytes(shape, schema)  # kind of a parameter -> bytes
+        self.parameters = dict(self.model.named_parameters())  # before masked layers take their places
+        # Pruners need of an optimizer that it lists the parameters; none of torch's fused ones accepts these.
+        self.pruner: Pruner = prune.build(self.model, torch.optim.SGD(self.model.parameters()), schema)
+        self.total = self.pruner.total
+
+    def kept_at(self, share: float) -> int:
+        """Weights in scope that are left when this share of the target is pruned."""
+        return self.total - mask.count(self.pruner.target * share, self.total)
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether how much is pruned is a result and no setting."""
+        return self.schema["PRUNING_MOVEMENT"] == "soft"
+
+
+def kind(name: str) -> str:
+    """The name of a parameter without the number of its layer."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def indented(text: str) -> str:
+    """`text`, two columns to the right."""
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def percent(share: float) -> str:
+    """`12.50 %`."""
+    return f"{share * 100:.2f} %"
+
+
+# ---- what is pruned --------------------------------------------------------------------------------------------------
+
+
+def choices(schema: Schema) -> dict[str, str]:
+    """Kconfig's words for the chosen values."""
+    options = {label: schema.options[name] for name, label in _CHOICES.items() if schema.options[name].active}
+    return {label: option.members[option.value].nodes[0].prompt[0] for label, option in options.items()}
+
+
+def scope(run: Planned) -> str:
+    """The tensors in scope by kind, with the share of each that goes in the end."""
+    groups: dict[str, list] = {}
+    for weight, share in zip(run.pruner.weights, shares(run), strict=True):
+        groups.setdefault(kind(weight.name), []).append((weight, share))
+    parameters = sum(parameter.numel() for parameter in run.parameters.values())
+    rows = [("", "tensors", "weights", "of model", "pruned in the end")]
+    for name, members in groups.items():
+        count = sum(weight.mask.numel() for weight, _ in members)
+        pruned = " to ".join(sorted({share for _, share in members}))
+        rows.append((name, f"{len(members)}", f"{count:,}", percent(count / parameters), pruned))
+    end = "a result" if run.is_soft else percent(1 - run.kept_at(1.0) / run.total)
+    rows.append(("total", f"{len(run.pruner.weights)}", f"{run.total:,}", percent(run.total / parameters), end))
+    return columns(rows)
+
+
+def shares(run: Planned) -> list[str]:
+    """How much of each tensor goes in the end, as far as the options decide it."""
+    if run.is_soft:
+        return ["by its scores"] * len(run.pruner.weights)
+    options = run.schema.bind(mask.MaskOptions)
+    if options.pruning_distribution in ("global", "global-rms"):
+        return [f"at most {percent(options.pruning_layer_cap)}"] * len(run.pruner.weights)
+    shapes = {weight.name: weight.mask.shape for weight in run.pruner.weights}
+    budgets = mask.budgets(options, shapes, run.pruner.target)
+    return [percent(budgets[weight.name] / weight.mask.numel()) for weight in run.pruner.weights]
+
+
+# ---- when ------------------------------------------------------------------------------------------------------------
+
+
+def in_force(plan: prune.schedule.Plan, step: int) -> float:
+    """Share of the target that the masks which `step` is made with have pruned."""
+    if step < plan.start or step >= plan.end:
+        return plan.share(step)
+    return plan.share(step - (step - plan.start) % plan.interval)
+
+
+def updates(plan: prune.schedule.Plan, steps: int) -> int:
+    """How often masks are chosen in a run of `steps`."""
+    until_end, odd = divmod(plan.end - plan.start, plan.interval)
+    after = (steps - plan.start) // plan.interval - until_end if plan.goes_on else 0
+    return 1 + until_end + bool(odd) + after
+
+
+def average_kept(run: Planned) -> float:
+    """Weights in scope that are not pruned, averaged over the steps of the run."""
+    plan = run.pruner.plan
+    stride = plan.interval * max(1, (plan.end - plan.start) // plan.interval // _MOST_SAMPLES)
+    times = [1, *range(plan.start, plan.end, stride), plan.end, run.steps + 1]
+    kept = [run.kept_at(in_force(plan, time)) for time in times[:-1]]
+    return sum(n * (end - begin) for n, begin, end in zip(kept, times, times[1:], strict=False)) / run.steps
+
+
+def when(run: Planned) -> str:
+    """The schedule as a plot, and its figures."""
+    plan, steps = run.pruner.plan, run.steps
+    count = updates(plan, steps)
+    rhythm = "at every step" if plan.interval == 1 else f"every {plan.interval:,} steps"
+    if (plan.end - plan.start) % plan.interval:
+        rhythm += " and at the end"
+    facts = {
+        "start": f"step {plan.start:,} of {steps:,}",
+        "end": f"step {plan.end:,}",
+        "updates": f"masks are chosen {'once' if count == 1 else f'{count:,} times, {rhythm}'}",
+    }
+    if run.is_soft:
+        facts["non-zeros"] = "as many as have scores above the threshold; the plot shows its rise"
+    else:
+        end, average = run.kept_at(1.0), average_kept(run)
+        facts["non-zeros"] = f"{end:,} of {run.total:,} in the end, {average:,.1f} on average over the run"
+    return f"{plot(run)}\n\n{table(facts)}"
+
+
+def plot(run: Planned) -> str:
+    """Sparsity over steps, drawn with characters."""
+    steps = [1 + round(column * (run.steps - 1) / (_COLUMNS - 1)) for column in range(_COLUMNS)]
+    heights = [in_force(run.pruner.plan, step) * _ROWS for step in steps]
+    top = "threshold" if run.is_soft else percent(run.pruner.target)
+    lines = [
+        f"{top if row == _ROWS else '':>9} |{''.join('#' if h >= row - 0.5 else ' ' for h in heights)}"
+        for row in range(_ROWS, 0, -1)
+    ]
+    last = f"{run.steps:,}"
+    return "\n".join([*lines, f"{'0':>9} +{'-' * _COLUMNS}", f"{'step':>9}  1{last:>{_COLUMNS - 1}}"])
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def state_bytes(shape: models.ModelOptions, schema: Schema) -> dict[str, float]:
+    """Kind of a parameter -> bytes that the optimizer keeps for each of its numbers, counted on a small model."""
+    model = models.GPT2(dataclasses.replace(shape, n_layer=1, n_head=1, n_embd=16, block_size=16), vocab_size=64)
+    optimizer = optim.build(model, schema)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optim.skip_if(optimizer, torch.zeros(()))
+    optimizer.step()
+    return {
+        kind(name): sum(map(nbytes, like(p, optimizer.state[p].values()))) / p.numel()
+        for name, p in model.named_parameters()
+    }
+
+
+def like(parameter: Tensor, values: Iterable[object]) -> list[Tensor]:
+    """The tensors among `values` that hold something for each number of `parameter`."""
+    return [value for value in values if isinstance(value, Tensor) and value.numel() == parameter.numel()]
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Its size, on the device "meta" too."""
+    return tensor.numel() * tensor.element_size()
+
+
+def memory(run: Planned) -> str:
+    """Bytes for weights, gradients, optimizer, masks and criterion, and in a checkpoint."""
+    numbers = sum(p.numel() for p in run.parameters.values())
+    state = sum(p.numel() * run.state_bytes[kind(name)] for name, p in run.parameters.items())
+    criterion = sum(nbytes(tensor) for weight in run.pruner.weights for tensor in weight.memory.values())
+    rows = [("", "bytes each", "", "MB")]
+
+    def row(name: str, size: float, count: int, what: str) -> None:
+        rows.append((name, f"{size / count:.3f}".rstrip("0").rstrip("."), what, f"{size / 1e6:,.3f}"))
+
+    row("weights", 4 * numbers, numbers, "parameter")
+    row("gradients", 4 * numbers, numbers, "parameter")
+    row(f"state of {run.schema['OPTIMIZER']}", state, numbers, "parameter")
+    row("masks", run.total, run.total, "weight in scope")
+    row("criterion", criterion, run.total, "weight in scope")
+    hidden = 0 if run.pruner.zeroes_weights or run.is_soft else 4 * (run.total - run.kept_at(1.0))
+    packed = sum((weight.mask.numel() + 7) // 8 for weight in run.pruner.weights)
+    row("checkpoint", 4 * numbers + state + packed + criterion + hidden, numbers, "parameter")
+    note = "A checkpoint holds weights, state, masks at a bit each, and what the criterion remembers"
+    if not run.pruner.zeroes_weights:
+        note += ",\nand the values under the masks" + (", as many as there will be" if run.is_soft else "")
+    return f"{columns(rows)}\n{note}."
+
+
+def work(run: Planned) -> str:
+    """What pruning moves through memory beside what the optimizer moves."""
+    optimizer = run.schema["OPTIMIZER"]
+    moved = sum(p.numel() * (12 + 2 * run.state_bytes[kind(name)]) for name, p in run.parameters.items())
+    rows = [("every step", "bytes per weight in scope", f"of a fused step of {optimizer}")]
+    for what, size in every_step(run):
+        rows.append((what, f"{size:g}", percent(size * run.total / moved)))
+    weights = run.pruner.weights
+    block = next((run.state_bytes[kind(w.name)] for w in weights), 0)
+    lines = [columns(rows)] if len(rows) > 1 else ["Nothing at every step."]
+    return "\n".join(
+        [*lines, f"A fused step of {optimizer} moves {12 + 2 * block:g} bytes for each such weight.", each_update(run)]
+    )
+
+
+def every_step(run: Planned) -> list[tuple[str, float]]:
+    """(what, bytes read and written for a weight in scope) of what pruning does at every step."""
+    pruner, found = run.pruner, []
+    if not isinstance(pruner, StraightThrough):
+        found.append(("zeroing pruned gradients", 9))  # read and write a gradient, read a mask
+    elif pruner.decay:
+        found.append(("decay of masked weights", 13))  # read a weight too
+    if remembered := sum(map(nbytes, like(pruner.weights[0].parameter, pruner.weights[0].memory.values()))):
+        found.append(("scores", 8 + 2 * remembered / pruner.weights[0].mask.numel()))  # read weight and gradient
+    if not pruner.zeroes_weights:  # read a weight and a mask, write their product, in both directions
+        found.append(("masked weights, forward and backward", 18 * run.schema["GRADIENT_ACCUMULATION"]))
+    return found
+
+
+def each_update(run: Planned) -> str:
+    """What choosing masks takes."""
+    if run.is_soft:
+        what = "compares every score with the threshold"
+    elif isinstance(run.pruner, Rewiring):
+        what = "ranks every weight twice, tensor by tensor: to drop and to grow"
+    elif run.schema["PRUNING_DISTRIBUTION"] in ("global", "global-rms"):
+        what = "computes every score 3 times: for a sample, the threshold, the masks"
+    else:
+        what = "computes every score once and ranks them tensor by tensor"
+    likewise = "" if run.pruner.criterion.is_magnitude else ";\nmagnitudes likewise, to compare"
+    return f"An update of the masks {what}{likewise}."
+
+
+if __name__ == "__main__":
+    run_program(main)

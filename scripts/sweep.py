@@ -1,0 +1,243 @@
+"""Train a matrix of configurations x seeds at equal budget, and compare them: mean ± standard deviation over the seeds.
+
+A sweep is a text file. The first word of a line says what the line is:
+
+  # a comment
+  defconfig gpt2_tiny                        the preset, or configuration file, that all start from
+  seeds 1 2 3                                each configuration is trained once with each
+  common MAX_ITERS=1200 TRACKER=none         what all have on top of it (any number of such lines)
+  dense                                      a configuration: its name and what sets it apart; the others are
+  half PRUNING_METHOD=magnitude TARGET_SPARSITY=0.5        compared with the first
+
+All lines are checked before anything is trained. Configurations may differ in the options of the menus Optimizer and
+Pruning; if they differ in LEARNING_RATE, MIN_LR or GRAD_CLIP, the table shows it; any other difference is refused,
+because it would make the budgets unequal. CONFIG_ variables of the environment and .config are not read.
+
+The runs are <OUTPUT_DIR>/<sweep>/<configuration>-seed<n>, each with a log beside it, and with them are table.md and
+results.json. Ctrl-C saves the runs that are being trained. The same command goes on: finished runs are left alone,
+others are resumed. The exit code is 0 when all runs are finished, 1 when one has failed, 130 after Ctrl-C.
+"""
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tqdm import tqdm
+
+from lib import comparison, files, journal, sweep
+from lib.console import duration, say
+from lib.errors import UsageError, UserError, run_program
+from lib.kconf import ROOT
+from lib.signals import StopSignals
+from lib.sweep import Run, Sweep
+
+_POLL = 0.2  # seconds between looks at the trainers
+
+
+def main() -> int:
+    """Train what is not trained yet and show the table; returns the exit code."""
+    args = _arguments()
+    plan = sweep.read(Path(args.file), args.words)
+    for run in plan.runs():
+        run.check()
+    code, failures = 0, {}
+    if not args.table_only and not all(run.finished for run in plan.runs()):
+        with files.held(plan.folder, "training this sweep"):
+            code, failures = train(plan, args.jobs)
+    found = comparison.results(plan)
+    if not any(run.finished for run in plan.runs()):
+        say(f"{plan.folder}: no run is finished yet, so there is no table")
+    else:
+        write(plan.folder, found)
+    for run, sentence in failures.items():
+        print(f"error: {run.name} failed: {sentence}; see {_log(run)}", file=sys.stderr)
+    if code > 1:
+        say("stopped; the same command goes on")
+    return code
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", default="", help="the sweep, such as sweeps/pruning")
+    parser.add_argument("words", nargs="*", metavar="NAME=value", help="options to change in all configurations")
+    parser.add_argument("--jobs", type=int, default=1, help="runs to train at a time, each with its part of the cores")
+    parser.add_argument("--table-only", action="store_true", help="train nothing; show what is there")
+    args = parser.parse_intermixed_args()
+    if not args.file:
+        raise UsageError("name a sweep, such as: make sweep SWEEP=sweeps/pruning")
+    if args.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1; got {args.jobs}")
+    if ours := [name for name in os.environ if name.startswith(("CONFIG_", "KCONFIG_CONFIG")) and name != "CONFIG_"]:
+        print(f"warning: a sweep does not read the environment's {', '.join(sorted(ours))}", file=sys.stderr)
+    return args
+
+
+def write(folder: Path, found: comparison.Results) -> None:
+    """Show the table and put it into the sweep's folder."""
+    text = comparison.table(found)
+    say(f"\n{text}")
+    files.write_json(folder / "results.json", found)
+    try:
+        with files.whole(folder / "table.md") as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise UserError(f"{folder}/table.md: cannot be written: {error.strerror}") from None
+    say(f"{folder}/table.md, {folder}/results.json")
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def train(plan: Sweep, jobs: int) -> tuple[int, dict[Run, str]]:
+    """Train the runs that are not finished; returns the exit code and, of each run that failed, why."""
+    with StopSignals() as stopped:
+        prepared = subprocess.run(_program("prepare_data.py", *plan.runs()[0].words()), env=_environment(), check=False)
+        if prepared.returncode and not stopped():
+            raise UserError("the data could not be prepared, so no run was started")
+        failures = {}
+        with contextlib.closing(Trainers(plan, jobs)) as trainers:
+            while trainers.work(stopped()):
+                for one in trainers.ended():
+                    if not one.run.finished and not stopped():
+                        failures[one.run] = one.reason()
+                    trainers.count(one, failures.get(one.run))
+                time.sleep(_POLL)
+        return stopped.exit_code or int(bool(failures)), failures
+
+
+class Trainer:
+    """A trainer's process for one run, new or resumed; it gets Ctrl-C from us alone."""
+
+    def __init__(self, run: Run, threads: int):
+        """Start it; `threads` is what it may compute with, 0 for what its configuration says."""
+        self.run, self.offset, self.step = run, 0, 0
+        words = ["--resume", str(run.folder)] if run.folder.exists() else run.words()
+        if threads and not run.folder.exists():  # a resumed run keeps its own
+            words.append(f"THREADS={threads}")
+        command = _program("train.py", *words)
+        try:
+            with _log(run).open("ab") as log:
+                log.write(f"$ {shlex.join(command)}\n".encode())
+                log.flush()
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), process_group=0
+                )
+        except OSError as error:
+            raise UserError(f"{_log(run)}: the trainer cannot be started: {error.strerror}") from None
+
+    def progress(self) -> int:
+        """The step that the run is at, as its journal has it."""
+        if (self.run.folder / journal.FILE).exists():
+            for record, offset in journal.tail(self.run.folder, self.offset):
+                self.step, self.offset = record["step"], offset
+        return self.step
+
+    def reason(self) -> str:
+        """Why it ended before the run did: its error, or else the last line of its log."""
+        session = _log(self.run).read_text(errors="replace").rpartition("\n$ ")[2]
+        lines = [line for line in session.splitlines() if line.strip()]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        code = self.process.returncode
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else [*lines, *errors][-1]
+
+
+class Trainers:
+    """The trainers of a sweep, `jobs` at a time, and the bar that shows how far they are."""
+
+    def __init__(self, plan: Sweep, jobs: int):
+        self.runs, self.jobs = plan.runs(), jobs
+        self.waiting = [run for run in self.runs if not run.finished]
+        self.active: list[Trainer] = []
+        self.stopping = False
+        settings = plan.configurations[0].schema()
+        self.steps = settings["MAX_ITERS"]  # of every run: budgets are equal
+        self.threads = max(1, _cores() // jobs) if jobs > 1 and settings["THREADS"] == 0 else 0
+        self.done = len(self.runs) - len(self.waiting)
+        self.began, self.start = time.monotonic(), float(self.done)  # start: the position that we found
+        self.bar = tqdm(
+            total=len(self.runs),
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            leave=False,
+            bar_format="{percentage:3.0f}%|{bar}| {desc}",
+        )
+
+    def work(self, stop: bool) -> bool:
+        """Start what there is room for, or with `stop` let all save and end; returns whether any is left."""
+        if stop and not self.stopping:
+            self.stopping = True
+            self.waiting.clear()
+            for one in self.active:
+                one.process.send_signal(signal.SIGINT)
+        while self.waiting and len(self.active) < self.jobs:
+            self.active.append(one := Trainer(self.waiting.pop(0), self.threads))
+            self.start += one.progress() / self.steps
+        self._show()
+        return bool(self.active)
+
+    def ended(self) -> list[Trainer]:
+        """The trainers that have ended and are not counted yet."""
+        return [one for one in self.active if one.process.poll() is not None]
+
+    def count(self, one: Trainer, failure: str | None) -> None:
+        """Note and say that a trainer has ended: with its run finished, failed or stopped."""
+        if one.run.finished:
+            summary = comparison.read(one.run.folder / "summary.json")
+            line = f"val loss {summary['final_val_loss']:.4f}  {duration(summary['total_time_seconds'])}"
+        else:
+            line = f"failed: {failure}" if failure else f"stopped after step {one.progress()}"
+        self.active.remove(one)
+        self.done += one.run.finished or failure is not None
+        with self.bar.external_write_mode(file=sys.stdout):
+            say(f"{one.run.name}  {line}  ({self._status()})")
+        self._show()
+
+    def _show(self) -> None:
+        self.bar.n = self._position()
+        self.bar.set_description_str(self._status())
+
+    def _status(self) -> str:
+        """`5 of 57 runs, 48:00 left`."""
+        now = self._position()
+        left = (len(self.runs) - now) / (now - self.start) * (time.monotonic() - self.began) if now > self.start else 0
+        return f"{self.done} of {len(self.runs)} runs" + (f", {duration(left)} left" if left else "")
+
+    def _position(self) -> float:
+        """Runs that are behind us, with the finished parts of the present ones."""
+        return self.done + sum(one.progress() / self.steps for one in self.active)
+
+    def close(self) -> None:
+        """Remove the bar; trainers that are still there save and end."""
+        self.work(stop=True)
+        for one in self.active:
+            one.process.wait()
+        self.bar.close()
+
+
+def _program(name: str, *words: str) -> list[str]:
+    return [sys.executable, os.path.relpath(ROOT / "gpt2" / name), *words]
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would configure a trainer."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("CONFIG_", "KCONFIG_CONFIG"))}
+
+
+def _log(run: Run) -> Path:
+    return run.parent / f"{run.name}.log"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,233 @@
+"""Sweeps of the real trainer: the table, stopping and going on, and what is refused before anything is trained."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lib import comparison, sweep
+from lib.config_file import ConfigError
+from tests.training import ROOT, TEXT, TINY
+
+HEAD = "defconfig gpt2_tiny\nseeds 1 2\n"
+OWN = {"seed", "tracker_run_name"}  # what a sweep sets itself
+COMMON = " ".join(f"{k.upper()}={v}" for k, v in (TINY | {"tracker": "none"}).items() if k not in OWN)
+
+
+def write(folder, *lines, head=HEAD):
+    (folder / "corpus.txt").write_text(TEXT)
+    path = folder / "few"
+    path.write_text(head + "".join(f"{line}\n" for line in lines))
+    return path
+
+
+def start(folder, *words):
+    environment = {**os.environ, "CONFIG_SEED": "9"}  # must not matter
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/sweep.py"), "few", *words],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def run(folder, *words, code=0):
+    process = start(folder, *words)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
+def events(folder):
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+# ---- whole sweeps ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_trained_to_the_end_and_compared(tmp_path):
+    write(tmp_path, f"common {COMMON}", "dense MAX_ITERS=20 # a comment", "still MAX_ITERS=20 WEIGHT_DECAY=0")
+    output = run(tmp_path, "--jobs", "2")
+    home = tmp_path / "runs/few"
+    assert "warning: a sweep does not read the environment's CONFIG_SEED" in output
+    text = (home / "table.md").read_text()
+    assert text in output
+    found = {}
+    for name in ("dense", "still"):
+        summaries = [json.loads((home / f"{name}-seed{seed}/summary.json").read_text()) for seed in (1, 2)]
+        found[name] = [summary["final_val_loss"] for summary in summaries]
+        assert [summary["tokens"] for summary in summaries] == [20 * 4 * 2 * 32] * 2
+    (a, b), (c, d) = found["dense"], found["still"]
+    assert a != b  # the seeds act
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
+    assert rows[0][:4] == ["configuration", "n", "validation loss", "against dense"]
+    assert rows[2][:4] == ["dense", "2", f"{(a + b) / 2:.4f} ± {abs(a - b) / 2**0.5:.4f}", ""]
+    gap = [c - a, d - b]
+    assert rows[3][:4] == [
+        "still", "2", f"{(c + d) / 2:.4f} ± {abs(c - d) / 2**0.5:.4f}",
+        f"{sum(gap) / 2:+.4f} ± {abs(gap[0] - gap[1]) / 2**0.5:.4f}",
+    ]  # fmt: skip
+    assert rows[3][4:7] == ["0.0000", "24,576", "5,120"]
+    results = json.loads((home / "results.json").read_text())
+    assert results["configurations"][1]["val_loss"] == {
+        "n": 2, "mean": statistics.mean([c, d]), "sd": statistics.stdev([c, d])
+    }  # fmt: skip
+    assert results["configurations"][1]["options"] == {"MAX_ITERS": "20", "WEIGHT_DECAY": "0"}
+    provenance = json.loads((home / "still-seed2/provenance.json").read_text())["options"]
+    assert (provenance["WEIGHT_DECAY"]["value"], provenance["SEED"]["value"]) == ("0", "2")
+    assert "validation loss" in (home / "still-seed2.log").read_text()
+    # Nothing is left to do, and a changed sweep does not take the old runs for its own.
+    before = {path: path.stat().st_mtime_ns for path in home.glob("*-seed*/*")}
+    assert "prepared" not in run(tmp_path)
+    assert run(tmp_path, "--table-only").count("| dense") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in home.glob("*-seed*/*")}
+    assert "was begun with ADAM_BETA2=0.95, and the sweep has 0.9 now" in run(tmp_path, "ADAM_BETA2=0.9", code=2)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on_past_a_run_that_fails(tmp_path):
+    late = "late PRUNING_METHOD=magnitude PRUNING_WARMUP=0.9"  # pruning would end before it starts: the trainer refuses
+    lines = (
+        f"common {COMMON} MAX_ITERS=160 CHECKPOINT_INTERVAL=0 EVAL_INTERVAL=0",
+        "dense",
+        late,
+        "sgd OPTIMIZER=sgd LEARNING_RATE=0.1",
+    )
+    write(tmp_path, *lines, head="defconfig gpt2_tiny\nseeds 3\n")
+    home = tmp_path / "runs/few"
+    process = start(tmp_path)
+    journal = home / "dense-seed3/journal.jsonl"
+    while not (journal.exists() and journal.read_text().count('"train"') > 5):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    stopped = int(re.search(r"^dense-seed3  stopped after step (\d+)  \(0 of 3 runs", output, re.MULTILINE)[1])
+    assert (home / f"dense-seed3/checkpoints/step-{stopped:09}.pt").exists()
+    assert not (home / "late-seed3").exists() and not (home / "sgd-seed3").exists()
+
+    output = run(tmp_path, code=1)
+    assert [e["step"] for e in events(home / "dense-seed3") if e["event"] == "resume"] == [stopped]
+    assert [e["step"] for e in events(home / "dense-seed3") if e["event"] == "train"] == list(range(1, 161))
+    assert re.search(r"^late-seed3  failed: PRUNING_END=0.75 is step 120, .* \(2 of 3 runs", output, re.MULTILINE)
+    assert re.search(r"^error: late-seed3 failed: PRUNING_END.*; see runs/few/late-seed3.log$", output, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
+    assert [(row[1], row[2], row[-2]) for row in rows[2:]] == [
+        ("dense", "1", "0.003"), ("late", "0 of 1", "0.003"), ("sgd", "1", "0.1")
+    ]  # fmt: skip
+    assert "- Not the same in all configurations: LEARNING_RATE." in output
+    assert "- Not finished, so not in these figures: late-seed3." in output
+
+
+def test_a_sweep_is_trained_by_one_process(tmp_path):
+    write(tmp_path, "dense")
+    (tmp_path / "runs/few").mkdir(parents=True)
+    with (tmp_path / "runs/few/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "error: runs/few: another process is training this sweep" in run(tmp_path, code=1)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def problems(path, *words):
+    with pytest.raises(ConfigError) as error:
+        sweep.read(path, words)
+    return [problem.removeprefix(f"{path}:") for problem in error.value.problems]
+
+
+def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path):
+    path = write(
+        tmp_path,
+        "common MAX_ITERS=10 WARMUP_STEPS=ten SEED=4",  # line 3
+        "dense",
+        "dense OPTIMIZER=sgd",
+        "bad/name",
+        "typo LERNING_RATE=1",
+        "range WEIGHT_DECAY=11",
+        "useless PRUNING_STATE=fisher",
+        "word magnitude",
+        "quote 'x",
+        "high LEARNING_RATE=1e-5",
+        "seeds 2",
+        head="defconfig gpt2_tiny\nseeds 1 1 x\n",
+    )
+    assert problems(path) == [
+        "2: a seed must be a whole number; got 'x'",
+        "2: a seed stands here twice",
+        "3: a sweep cannot assign SEED: the line of seeds says it",
+        f"5: there is a second line dense; the first is {path}:4",
+        "6: 'bad/name' cannot name folders; use up to 60 letters, digits, '.', '_', '-'",
+        "10: expected NAME=value; got 'magnitude'",
+        "11: cannot be understood: no closing quotation",
+        f"13: there is a second line seeds; the first is {path}:2",
+        "3: WARMUP_STEPS must be a whole number; got 'ten'",
+        "7: unknown option LERNING_RATE; did you mean LEARNING_RATE?",
+        "8: WEIGHT_DECAY must lie between 0 and 10; got 11",
+        "9: PRUNING_STATE=fisher has no effect: it needs PRUNING_METHOD=state",
+    ]
+    path.write_text(path.read_text().replace("=ten", "=5"))
+    assert "12: MIN_LR=0.0001 exceeds LEARNING_RATE=1e-05; lower it or use --no-decay-lr" in problems(path)
+
+
+def test_a_file_that_lacks_something_says_what(tmp_path):
+    path = write(tmp_path, head="")
+    assert [problem.strip() for problem in problems(path)] == [
+        "lacks a line such as: defconfig gpt2_tiny",
+        "lacks a line such as: seeds 1 2 3",
+        "lacks configurations: lines of a name and what NAME=value sets it apart",
+    ]
+    path = write(tmp_path, "dense", head="defconfig gpt2_tinny\nseeds 1\n")
+    assert problems(path) == ["1: there is no preset or file 'gpt2_tinny'; did you mean gpt2_tiny?"]
+    with pytest.raises(ConfigError, match="cannot be read as a sweep: No such file or directory"):
+        sweep.read(tmp_path / "none")
+    assert problems(write(tmp_path, "dense"), "MAX_ITERS") == ["command line: expected NAME=value; got 'MAX_ITERS'"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "MAX_ITERS=1201", "BATCH_SIZE=9", "GRADIENT_ACCUMULATION=2", "BLOCK_SIZE=65", "DATASET=shakespeare",
+        "TOKENIZER=gpt2", "VAL_FRACTION=0.1", "DATA_DIR=elsewhere", "WARMUP_STEPS=99", "DECAY_LR=n", "EVAL_SAMPLES=9",
+        "EVAL_INTERVAL=9", "N_LAYER=5", "DROPOUT=0.1", "DTYPE=bfloat16", "OUTPUT_DIR=elsewhere",
+    ],
+)  # fmt: skip
+def test_unequal_budgets_are_refused(tmp_path, word):
+    name, _, value = word.partition("=")
+    told = problems(write(tmp_path, "dense", f"other OPTIMIZER=adam {word}"))
+    assert any(problem.startswith(f"4: other has {name}={value}, and dense has ") for problem in told)
+    assert told[0].endswith(
+        ": a table needs equal budgets, so only options of the menus Optimizer and Pruning, and LEARNING_RATE, MIN_LR, "
+        "GRAD_CLIP, may differ"
+    )
+
+
+def test_what_is_compared_may_differ(tmp_path):
+    path = write(
+        tmp_path,
+        "dense",
+        "state OPTIMIZER=adam PRUNING_METHOD=state TARGET_SPARSITY=0.8 LOG_INTERVAL=10 CHECKPOINT_INTERVAL=7",
+        "clip GRAD_CLIP=0",
+    )
+    plan = sweep.read(path, ["OUTPUT_DIR=out"])
+    assert plan.tuned() == {"GRAD_CLIP": ["1.0", "1.0", "0"]}
+    assert [str(one.folder) for one in plan.runs()] == [
+        f"out/few/{name}-seed{seed}" for seed in (1, 2) for name in ("dense", "state", "clip")
+    ]
+
+
+def test_one_seed_has_no_spread():
+    assert comparison._spread([2.0]) == {"n": 1, "mean": 2.0, "sd": None}
+    assert comparison._spread([1.0, 2.0, 4.0]) == {"n": 3, "mean": 7 / 3, "sd": pytest.approx((7 / 3) ** 0.5)}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").iterdir()), ids=lambda path: path.name)
+def test_the_sweeps_of_the_repository_are_valid(path):
+    plan = sweep.read(path)
+    assert len(plan.seeds) >= 3
+    assert len({tuple(one.schema().values().items()) for one in plan.configurations}) == len(plan.configurations)
