@@ -10,11 +10,10 @@ HARMLESS = set(
     "TRACKER WANDB_OFFLINE JSON_OUTPUT PROMPT SAMPLE_TOKENS TEMPERATURE TOP_K CHECKPOINT_INTERVAL LOG_INTERVAL "
     "EVAL_INTERVAL DATA_DIR OUTPUT_DIR".split()
 )
-# Changing these would make it another run.
+# Changing these, or an option of the menu Pruning, would make it another run.
 FIXED = set(
-    "MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER OPTIMIZER ADAMWPRUNE_BASE_OPTIMIZER_NAME SEED "
-    "PRUNING_METHOD PRUNING_MOVEMENT PRUNING_DYNAMICS PRUNING_SCOPE EVAL_SAMPLES TRACKER_PROJECT "
-    "TRACKER_RUN_NAME".split()
+    "MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER OPTIMIZER ADAMWPRUNE_BASE_OPTIMIZER_NAME "
+    "ADAMWADV_AMSGRAD SPAM_DENSITY SEED EVAL_SAMPLES TRACKER_PROJECT TRACKER_RUN_NAME".split()
 )
 
 
@@ -27,7 +26,8 @@ def of_course(schema: Schema, folder: Path) -> dict[str, list[str]]:
     before.load(folder / ".config")
     old, new = ({name: entry["value"] for name, entry in s.provenance().items()} for s in (before, schema))
     differ = {n: [old.get(n, ""), new.get(n, "")] for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)}
-    if fixed := sorted(differ.keys() & FIXED):
+    pruning = {name for name, option in schema.options.items() if option.menu[0] == "Pruning"}
+    if fixed := sorted(differ.keys() & (FIXED | pruning)):
         values = ", ".join(f"{was} -> {now}" for was, now in map(differ.get, fixed))
         raise UsageError(f"{folder}: a run keeps its {', '.join(fixed)} ({values}); start a new run for that")
     if _windows_per_step(before) != _windows_per_step(schema):

@@ -114,7 +114,7 @@ def train(
 ) -> None:
     """Make steps until the schedule ends or `stopped` says so; on Diverged `training` holds the last good weights.
 
-    The device is waited for at steps that log, evaluate or save, at no other.
+    The device is waited for at steps that log, evaluate, save or choose masks, at no other.
     """
     if stopped():
         return

@@ -20,6 +20,7 @@ from lib import checkpoint, device, files, journal, optim, prune, run, schedule,
 from lib.console import Console, duration, say, table
 from lib.errors import UsageError, UserError
 from lib.kconf import Options, Schema
+from lib.prune.select import PruningError
 from lib.signals import StopSignals
 
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
@@ -162,7 +163,9 @@ class Session:
             again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
             raise UserError(f"the run has diverged; go on from its last good weights with: {again}") from None
         except Exception as error:
-            with contextlib.suppress(UserError):  # the journal may be what failed
+            with contextlib.suppress(UserError):  # the journal or the disk may be what failed
+                if isinstance(error, PruningError):  # before the step changed a weight
+                    recorder.save(training.step)
                 recorder.write("finish", training.step, {}, status="failed", message=str(error))
             raise
         if stopped():

@@ -19,6 +19,7 @@ RATES = {"sgd": 0.1}
 BRIEF = {
     "dropout": 0, "max_iters": 20, "eval_interval": 0, "eval_samples": 1, "warmup_steps": 2,
     "spam_interval": 8, "spam_warmup_steps": 3, "spam_clip_free_steps": 2, "stablespam_interval": 8,
+    "movement_threshold": 0.6, "movement_learning_rate": 1,
     "pruning_warmup": 4, "pruning_end": 16, "pruning_interval": 3, "target_sparsity": 0.6,
 }  # fmt: skip
 

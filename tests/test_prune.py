@@ -24,7 +24,6 @@ METHODS = {
     "movement": {"PRUNING_METHOD": "movement"},
     "static": {"PRUNING_METHOD": "random", "PRUNING_DYNAMICS": "static"},
     "snip": {"PRUNING_METHOD": "gradient", "PRUNING_DYNAMICS": "static"},
-    "regrow": {"PRUNING_METHOD": "gradient", "PRUNING_REGROW": "y"},
     "global": {"PRUNING_METHOD": "magnitude", "PRUNING_DISTRIBUTION": "global"},
     "layer": {"PRUNING_METHOD": "magnitude", "PRUNING_DISTRIBUTION": "layer"},
     "erk": {"PRUNING_METHOD": "magnitude", "PRUNING_DISTRIBUTION": "erk"},
@@ -119,7 +118,7 @@ def test_sparsity_is_exactly_what_was_asked_for_at_every_step(name):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "adamwadv", "adamwspam", "stablespam", "muon"])
-@pytest.mark.parametrize("name", ["magnitude", "movement", "rigl", "regrow"])
+@pytest.mark.parametrize("name", ["magnitude", "movement", "rigl", "gradient"])
 def test_pruned_weights_and_their_moments_are_exactly_zero_under_every_optimizer(kind, name):
     if name == "movement" and kind in ("sgd", "adam"):
         with pytest.raises(ConfigError, match="PRUNING_METHOD=movement has no effect: it needs"):
@@ -256,6 +255,57 @@ def test_a_checkpoint_continues_bit_for_bit(name, tmp_path):
         assert torch.equal(a.value, b.value)
         assert torch.equal(a.mask, b.mask)
     assert whole.pruner.metrics(40) == second.pruner.metrics(40)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "static", "one-shot", "rigl", "set", "movement"])
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_masks_that_were_due_at_a_skipped_step_are_chosen_at_the_next(name, when):
+    trained = Trained(case(name))
+    due = [step for step in range(1, 41) if trained.pruner.plan.due(step) and trained.pruner.plan.share(step) > 0]
+    skipped = due[0] if when == "first" else due[-1]
+    before = None
+    for step in range(1, 41):
+        trained.step((lambda: torch.tensor(False)) if step == skipped else YES)
+        if step == skipped:
+            before = trained.pruner.kept
+        if step == skipped + 1:
+            expected = round(0.7 * trained.pruner.plan.share(skipped) * TOTAL)
+            assert trained.pruner.kept <= min(before, TOTAL - expected)
+    assert trained.pruner.kept == TOTAL - 202
+
+
+@pytest.mark.parametrize("name", ["magnitude", "movement", "rigl", "one-shot", "static"])
+def test_a_run_that_is_made_longer_keeps_what_it_has_pruned(name):
+    short = Trained(case(name))
+    for _ in range(40):
+        short.step()
+    values = METHODS[name] or {"PRUNING_METHOD": name}
+    one_shot = name in ("one-shot", "static")
+    longer = Trained(schema(**values, MAX_ITERS="200", **({"PRUNING_INTERVAL": None} if one_shot else {})))
+    longer.load(short.state())
+    longer.done = 40
+    for _ in range(160):
+        longer.step()
+        assert longer.pruner.kept == TOTAL - 202
+
+
+def test_soft_movement_prunes_what_falls_below_its_threshold():
+    values = {"PRUNING_MOVEMENT": "soft", "TARGET_SPARSITY": None, "MOVEMENT_THRESHOLD": "0.2"}
+    trained = Trained(schema(PRUNING_METHOD="movement", MOVEMENT_LEARNING_RATE="0.1", MOVEMENT_PENALTY="10", **values))
+    for step in range(1, 41):
+        trained.step()
+        if trained.pruner.plan.due(step):
+            threshold = 0.2 * trained.pruner.plan.share(step)
+            for weight in trained.pruner.weights:
+                assert torch.equal(weight.mask == 1, weight.memory["movement"].sigmoid() > threshold)
+    assert 0.05 < trained.pruner.sparsity() < 0.95
+    assert trained.pruner.sparsity() == 1 - trained.pruner.kept / TOTAL
+    assert "mask_overlap_magnitude" in trained.pruner.metrics(40)
+
+
+def test_state_pruning_needs_moments_of_all_weights():
+    with pytest.raises(UserError, match=r"SPAM_DENSITY=0\.5: weights without momentum have no moments"):
+        Trained(schema(PRUNING_METHOD="state", OPTIMIZER="adamwspam", SPAM_DENSITY="0.5"), "adamwspam")
 
 
 def test_a_checkpoint_holds_a_bit_per_mask_and_the_weights_the_model_computes_with(tmp_path):

@@ -71,9 +71,21 @@ def test_the_share_never_falls_and_ends_at_one(start, length, curve):
     assert (shares[start - 1], shares[-1]) == (0.0, 1.0)
 
 
+def test_the_last_step_at_which_masks_were_due():
+    path = Plan(10, 55, 20, "cubic")
+    assert [path.last(step) for step in (9, 10, 29, 30, 54, 55, 90)] == [None, 10, 10, 30, 50, 55, 55]
+    path = Plan(10, 25, 10, "linear", goes_on=True)
+    assert [path.last(step) for step in (10, 24, 25, 29, 30, 41)] == [10, 20, 25, 25, 30, 40]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"PRUNING_WARMUP": "0.4001", "PRUNING_END": "0.4"},
+            "PRUNING_END=0.4 is step 400, before pruning starts at step 400 (PRUNING_WARMUP=0.4001); end it later or "
+            "start it sooner",
+        ),
         (
             {"PRUNING_WARMUP": "0.8", "PRUNING_END": "0.5"},
             "PRUNING_END=0.5 is step 500, before pruning starts at step 800 (PRUNING_WARMUP=0.8); end it later or "

@@ -29,7 +29,6 @@ class PruningOptions(Options):
     pruning_method: str
     pruning_dynamics: str | None
     pruning_movement: str | None
-    pruning_regrow: bool | None
     pruning_scope: str | None
     target_sparsity: float | None  # None: the distribution n:m says it, or nothing does
     rigl_drop_fraction: float | None
@@ -97,6 +96,11 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) ->
         for name, parameter in parameters.items()
     ]
     criterion = _criterion(options, schema.bind, plan)
+    if criterion.reads_state and (schema["SPAM_DENSITY"] or 1) < 1:
+        raise UsageError(
+            f"SPAM_DENSITY={schema['SPAM_DENSITY']:g}: weights without momentum have no moments that "
+            f"PRUNING_METHOD={options.pruning_method} could read; set it to 1 or choose another method"
+        )
     criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
 
     def choose(score: Callable[[Weight], Tensor], sparsity: float, monotone: bool) -> list[Tensor]:
@@ -130,15 +134,15 @@ def _criterion(options: PruningOptions, bind: Callable[[type], Any], plan: sched
 
 def _pruner(options: PruningOptions, parts: tuple) -> Pruner:
     if options.pruning_method == "movement":
-        pruner = Movement(*parts, regrow=True)
+        pruner = Movement(*parts)
         pruner.penalised = options.pruning_movement == "soft"
     elif options.pruning_dynamics in ("ste", "sr-ste"):
-        pruner = StraightThrough(*parts, regrow=True)
+        pruner = StraightThrough(*parts)
         pruner.decay = options.sr_ste_decay or 0.0
     elif options.pruning_dynamics in ("rigl", "set"):
-        pruner = Rewiring(*parts, regrow=True)
+        pruner = Rewiring(*parts)
         pruner.fraction, pruner.by_gradient = options.rigl_drop_fraction, options.pruning_dynamics == "rigl"
         pruner.seed = options.seed
     else:
-        pruner = Pruner(*parts, regrow=bool(options.pruning_regrow))
+        pruner = Pruner(*parts)
     return pruner

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.checkpoint import CheckpointError
+from lib.prune.mask import count
 from lib.prune.schedule import Plan
 from lib.prune.score import Criterion
 from lib.prune.score.magnitude import magnitude
@@ -27,13 +28,12 @@ class Pruner:
     """
 
     zeroes_weights = True  # False: pruned weights keep their value under a mask
+    regrows = False  # whether pruned weights may return
 
-    def __init__(
-        self, weights: Sequence[Weight], criterion: Criterion, plan: Plan, target: float, choose: Chooser, regrow: bool
-    ):
+    def __init__(self, weights: Sequence[Weight], criterion: Criterion, plan: Plan, target: float, choose: Chooser):
         """`target` is the sparsity at the end of the plan."""
         self.weights, self.criterion, self.plan, self.target = weights, criterion, plan, target
-        self.choose, self.regrow = choose, regrow
+        self.choose = choose
         self.total = sum(weight.mask.numel() for weight in weights)
         self.kept = self.total
         self.changed_at, self.kept_steps = 0, 0  # kept_steps: sum over steps up to changed_at of the weights kept
@@ -45,9 +45,14 @@ class Pruner:
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
         """Choose masks if they are due and mask the gradients; `healthy()` says whether the update will be made."""
         self.criterion.observe(self.weights, healthy)
-        if self.plan.due(step) and healthy():
+        if (self.plan.due(step) or self._behind(step)) and healthy():
             self._update(step)
         self.hold()
+
+    def _behind(self, step: int) -> bool:
+        """Whether fewer weights are pruned than are by plan: a step when masks were due was skipped."""
+        last = self.plan.last(step)
+        return last is not None and self.kept > self.total - count(self.target * self.plan.share(last), self.total)
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -59,7 +64,8 @@ class Pruner:
     @torch.no_grad()
     def _update(self, step: int) -> None:
         masks = self.masks(step)
-        self._compare(masks)
+        if not self.regrows and not self.criterion.is_magnitude:
+            self._compare(masks)
         self.kept_steps += self.kept * (step - 1 - self.changed_at)
         self.changed_at = step - 1
         for weight, mask in zip(self.weights, masks, strict=True):
@@ -70,8 +76,9 @@ class Pruner:
         self.criterion.chosen(self.weights)
 
     def masks(self, step: int) -> list[Tensor]:
-        """The masks to keep from this step on."""
-        return self.choose(self.criterion.score, self.target * self.plan.share(step), not self.regrow)
+        """The masks to keep from this step on; never fewer zeros than now, even if a longer run has a later plan."""
+        sparsity = max(self.target * self.plan.share(step), 1 - self.kept / self.total)
+        return self.choose(self.criterion.score, sparsity, not self.regrows)
 
     def forget(self, weight: Weight) -> None:
         """Zero what is pruned, and its moments, so that it stays and restarts from nothing should it return."""
@@ -82,15 +89,13 @@ class Pruner:
                 value.mul_(weight.mask)
 
     def _compare(self, masks: list[Tensor]) -> None:
-        """Count how far the choice is plain magnitude's: what both prune now, beside what is pruned already."""
-        if self.criterion.is_magnitude:
-            return
+        """Count how far the choice is plain magnitude's, among what is not pruned for good: what both prune."""
         sparsity = 1 - sum(int(torch.count_nonzero(mask)) for mask in masks) / self.total
-        others = self.choose(lambda weight: magnitude(weight.value), sparsity, not self.regrow)
-        if self.regrow:  # the masks are chosen from nothing each time
+        others = self.choose(lambda weight: magnitude(weight.value), sparsity, not self.regrows)
+        if self.regrows:  # masks are chosen from nothing each time
             self.common = self.joint = 0
         for weight, mask, other in zip(self.weights, masks, others, strict=True):
-            before = torch.ones_like(mask) if self.regrow else weight.mask
+            before = torch.ones_like(mask) if self.regrows else weight.mask
             gone, gone_too = before & (mask ^ 1), before & (other ^ 1)
             self.common += int(torch.count_nonzero(gone & gone_too))
             self.joint += int(torch.count_nonzero(gone | gone_too))
@@ -113,6 +118,8 @@ class Pruner:
         """What a log line says of pruning; `mask_flips` counts since the last one."""
         kept_steps = self.kept_steps + self.kept * (step - self.changed_at)
         metrics = {"sparsity": self.sparsity(), "average_nonzeros": kept_steps / step, "mask_flips": self.flips}
+        if self.regrows and not self.criterion.is_magnitude:  # masks follow the scores: here is often enough
+            self._compare([weight.mask for weight in self.weights])
         if self.joint:
             metrics["mask_overlap_magnitude"] = self.common / self.joint
         self.flips = 0
@@ -175,7 +182,7 @@ class StraightThrough(Pruner):
     SR-STE (Zhou et al., arXiv 2102.04010, equation 4) adds `decay` times the masked weights to the gradient.
     """
 
-    zeroes_weights = False
+    zeroes_weights, regrows = False, True
     decay = 0.0
 
     def hold(self) -> None:
@@ -191,7 +198,7 @@ class StraightThrough(Pruner):
 class Movement(Pruner):
     """Movement pruning (Sanh et al., arXiv 2005.07683): masked weights keep their value, learn nothing, may return."""
 
-    zeroes_weights = False
+    zeroes_weights, regrows = False, True
     penalised = False  # soft: the criterion has a threshold and a penalty instead of a target
 
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lib.prune import select
+from lib.prune.mask import count
 from lib.prune.pruner import Pruner
 from lib.prune.score.magnitude import magnitude
 from lib.prune.score.random import uniform
@@ -20,13 +21,14 @@ class Rewiring(Pruner):
     that is dropped and grown at once keeps its value.
     """
 
+    regrows = True
     fraction: float  # alpha: the share replaced at the start
     by_gradient: bool
     seed: int
 
     def masks(self, step: int) -> list[Tensor]:
-        """Keep as many in every tensor as before, but at the start, where the distribution says how many."""
-        if step == self.plan.start:
+        """Keep as many in every tensor as before, but at first, when the distribution says how many."""
+        if self.kept > self.total - count(self.target, self.total):
             return self.choose(lambda weight: self._chance(weight, 0), self.target, False)
         share = self.fraction / 2 * (1 + math.cos(math.pi * step / self.plan.end))
         return [self._rewired(weight, share, step) for weight in self.weights]

@@ -32,11 +32,18 @@ class Plan:
     power: float | None = None
     goes_on: bool = False  # after `end` masks are still chosen at every interval, at the target
 
+    def last(self, step: int) -> int | None:
+        """The latest step up to this one at which masks are chosen; None before the first."""
+        if step < self.start:
+            return None
+        if step >= self.end and not self.goes_on:
+            return self.end
+        regular = step - (step - self.start) % self.interval
+        return self.end if regular < self.end <= step else regular
+
     def due(self, step: int) -> bool:
         """Whether masks are chosen at this step."""
-        if step < self.start or (step > self.end and not self.goes_on):
-            return False
-        return (step - self.start) % self.interval == 0 or step == self.end
+        return self.last(step) == step
 
     def share(self, step: int) -> float:
         """How much of the target is due at this step, 0 to 1."""
@@ -64,9 +71,11 @@ def plan(options: PruningScheduleOptions) -> Plan:
         return Plan(1, 1, interval, "one-shot", goes_on=True)
     start = _step("PRUNING_WARMUP", options.pruning_warmup, options.max_iters)
     curve = options.pruning_schedule or "one-shot"  # n:m has no half-way
-    once = curve == "one-shot" and dynamics == "gradual"
-    end = start if once else _step("PRUNING_END", options.pruning_end, options.max_iters)
-    if end < start:
+    end = start  # where nothing is left to do after it, PRUNING_END is no option
+    if options.pruning_end is not None:
+        end = _step("PRUNING_END", options.pruning_end, options.max_iters)
+    shares = options.pruning_end is not None and options.pruning_end <= 1 >= options.pruning_warmup
+    if end < start or (shares and options.pruning_end < options.pruning_warmup):
         raise UsageError(
             f"PRUNING_END={options.pruning_end:g} is step {end}, before pruning starts at step {start} "
             f"(PRUNING_WARMUP={options.pruning_warmup:g}); end it later or start it sooner"

@@ -1,0 +1,103 @@
+"""Whole pruned runs through the command line: kills, longer runs, what a resume may not change, what is recorded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lib import checkpoint, journal
+from tests.test_train import assert_same, wait_for_step
+from tests.training import arguments, start, train
+
+TOTAL = 2 * 12 * 32 * 32  # weights in the blocks' matrices
+CASES = {
+    "state of adamwprune on SPAM": {
+        "optimizer": "adamwprune", "adamwprune_base_optimizer_name": "adamwspam", "spam_interval": 12,
+        "spam_warmup_steps": 4, "spam_clip_free_steps": 3, "pruning_interval": 3,
+    },
+    "movement": {"pruning_method": "movement", "pruning_interval": 3, "target_sparsity": 0.7},
+    "rigl with muon": {
+        "optimizer": "muon", "pruning_method": "magnitude", "pruning_dynamics": "rigl", "pruning_interval": 3
+    },
+    "sr-ste": {"pruning_method": "magnitude", "pruning_dynamics": "sr-ste", "optimizer": "stablespam"},
+    "wanda": {"pruning_method": "wanda", "pruning_interval": 3},
+}  # fmt: skip
+
+
+def zeros(run):
+    """Counted in the weights of the newest checkpoint."""
+    model = checkpoint.load(checkpoint.find(run / "checkpoints")[-1])["model"]
+    return sum(int((w == 0).sum()) for name, w in model.items() if name.startswith("h.") and w.dim() == 2)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_pruned_run_resumes_bit_for_bit(tmp_path, case):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    train(tmp_path / "whole", *arguments(**CASES[case]))
+    process = start(tmp_path / "killed", *arguments(**CASES[case]))
+    whole, killed = (tmp_path / name / "runs/run" for name in ("whole", "killed"))
+    wait_for_step(killed, 23)
+    process.kill()
+    process.communicate()
+    train(tmp_path / "killed", "--resume", "runs/run")
+    mine, theirs = journal.history(killed), journal.history(whole)
+    assert mine.keys() == theirs.keys()
+    for key in mine:
+        speed = {"tokens_per_second": None}
+        assert mine[key]["metrics"] | speed == theirs[key]["metrics"] | speed, key
+    a, b = (checkpoint.load(run / "checkpoints/step-000000040.pt") for run in (killed, whole))
+    for name in ("model", "optimizer", "pruner", "random"):
+        assert_same(a[name], b[name])
+    target = CASES[case].get("target_sparsity", 0.5)
+    assert zeros(killed) == round(target * TOTAL)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was pruned to 50 % in 20 steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    output = train(folder, *arguments(pruning_method="magnitude", pruning_interval=2, max_iters=20))
+    return folder, output
+
+
+def test_the_end_of_a_pruned_run_says_how_sparse_it_is(finished):
+    folder, output = finished
+    summary = json.loads((folder / "runs/run/summary.json").read_text())
+    assert summary["sparsity"] == 0.5 == zeros(folder / "runs/run") / TOTAL
+    assert TOTAL / 2 < summary["average_nonzeros"] < TOTAL
+    assert f"50.00% of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average" in output
+    history = journal.history(folder / "runs/run")
+    assert history["train", 20]["metrics"].keys() >= {"sparsity", "mask_flips", "average_nonzeros"}
+    layers = {k: v for k, v in history["eval", 20]["metrics"].items() if k.startswith("sparsity/")}
+    assert len(layers) == 8
+    sizes = {"c_attn": 3, "c_proj": 1, "c_fc": 4}  # in units of 32 x 32; mlp.c_proj is 4
+    weighed = sum(v * (4 if "mlp" in k else sizes[k.rpartition(".")[2]]) * 32 * 32 for k, v in layers.items())
+    assert weighed == TOTAL / 2
+
+
+def test_a_run_that_is_made_longer_stays_as_sparse(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    train(tmp_path / "copy", "--resume", "runs/run", "MAX_ITERS=50")
+    history = journal.history(tmp_path / "copy/runs/run")
+    assert {history["train", step]["metrics"]["sparsity"] for step in range(20, 51)} == {0.5}
+    assert zeros(tmp_path / "copy/runs/run") == TOTAL / 2
+
+
+@pytest.mark.parametrize("change", ["TARGET_SPARSITY=0.8", "PRUNING_DISTRIBUTION=n-m", "PRUNING_END=0.9"])
+def test_a_run_keeps_its_pruning(finished, tmp_path, change):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    output = train(tmp_path / "copy", "--resume", "runs/run", "MAX_ITERS=50", change, code=2)
+    assert f"a run keeps its {change.partition('=')[0]}" in output
+
+
+def test_a_checkpoint_with_damaged_masks_is_refused(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "copy")
+    path = checkpoint.find(tmp_path / "copy/runs/run/checkpoints")[-1]
+    state = torch.load(path, weights_only=True)
+    state["pruner"]["shapes"]["h.0.attn.c_attn.weight"] = [96, 31]
+    torch.save(state, path)
+    output = train(tmp_path / "copy", "--resume", "runs/run", "MAX_ITERS=50", code=1)
+    assert output.count("error:") == 1
+    assert "h.0.attn.c_attn.weight is [96, 31] there and [96, 32] here" in output
