@@ -7,8 +7,10 @@ own ceilings are measured in the same run, for figures to be compared across mac
 import argparse
 import dataclasses
 import functools
+import itertools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ _STEPS_PER_UPDATE = 50  # PRUNING_INTERVAL's default
 # Half of the weights go at once, at step 2: the first at which there are moments to read.
 _PRUNED = {"PRUNING_SCHEDULE": "one-shot", "PRUNING_WARMUP": "2", "TARGET_SPARSITY": "0.5"}
 _CHOICE_STEP, _LATER_STEP = 2, 3
+# In the middle of a gradual schedule, every update prunes 0.45 % more.
+_GRADUAL = {"PRUNING_SCHEDULE": "linear", "PRUNING_END": "202", "PRUNING_INTERVAL": "1", "TARGET_SPARSITY": "0.9"}
 
 
 class Bench:
@@ -119,21 +123,20 @@ def threshold(bench: Bench) -> None:
 
 
 def masks(bench: Bench) -> None:
-    """Keeping half of the weights at zero, and choosing which, as training does it."""
-    model = bench.model()
-    weights = model.prunable()
-    step = unit(bench, weights)
-    step.run()  # so that there are moments to read
-    optimizer = step.run.__self__
-    total = sum(weight.numel() for weight in weights)
-    pruners = {name: pruner(bench, model, optimizer, name) for name in ("magnitude", "state")}
-    choose(pruners["magnitude"])
-    gigabytes = total * _HOLD_BYTES / 1e9
-    hold = Case("keeping a mask", pruners["magnitude"].hold, step.name, "<= 0.35", work=gigabytes, unit="GB")
-    cases = [step, hold]
-    for name, one in pruners.items():
-        cases.append(Case(f"mask update, {name}", lambda one=one: choose(one), step.name, every=_STEPS_PER_UPDATE))
-    bench.measure("masks", cases, weights=total)
+    """Keeping half of the weights at zero, and choosing which, as training does it; each method on its own model."""
+    cases = []
+    for name, every in {"magnitude": _STEPS_PER_UPDATE, "state": _STEPS_PER_UPDATE, "movement": 1}.items():
+        model = bench.model()
+        step = unit(bench, model.prunable())
+        step.run()  # so that there are moments to read
+        one = pruner(bench, model, step.run.__self__, name, **_GRADUAL)
+        update = updates(one)
+        if not cases:
+            update()  # so that there is something to keep
+            gigabytes = one.total * _HOLD_BYTES / 1e9
+            cases = [step, Case("keeping a mask", one.hold, step.name, "<= 0.35", work=gigabytes, unit="GB")]
+        cases.append(Case(f"mask update, {name}", update, step.name, every=every))
+    bench.measure("masks", cases, weights=one.total)
 
 
 def pruner(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, method: str, **options: str) -> Pruner:
@@ -141,9 +144,10 @@ def pruner(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, met
     return prune.build(model, optimizer, bench.schema(PRUNING_METHOD=method, **_PRUNED | options))
 
 
-def choose(one: Pruner) -> None:
-    """Make the step at which `one` chooses masks."""
-    one.step(_CHOICE_STEP, lambda: torch.ones((), dtype=torch.bool, device=one.weights[0].mask.device))
+def updates(one: Pruner) -> Callable[[], None]:
+    """Makes step after step in the middle of `one`'s schedule, each of which prunes more."""
+    steps, yes = itertools.count(100), torch.ones((), dtype=torch.bool, device=one.weights[0].mask.device)
+    return lambda: one.step(next(steps), lambda: yes)
 
 
 def optimizers(bench: Bench) -> None:

@@ -38,7 +38,7 @@ class StateOptions(Options):
 
 def hybrid(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
     """sqrt(w^2 |m| / sqrt(v)): large weights with a gradient of constant sign; 0 where there never was a gradient."""
-    ratio = v.rsqrt().mul_(m).masked_fill_(v == 0, 0.0)  # v that is 0, or underflowed to it, says nothing
+    ratio = v.rsqrt().mul_(m).nan_to_num_(0.0, 0.0, 0.0)  # v that is 0, or underflowed to it, says nothing
     return ratio.abs_().sqrt_().mul_(w).abs_()
 
 
