@@ -18,7 +18,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert path == tmp_path / "step-000000040.pt"
     loaded = checkpoint.load(path)
     assert torch.equal(loaded["model"]["w"], state["model"]["w"])
-    assert (loaded["step"], loaded["best_val_loss"], loaded["version"]) == (40, 1.5, 1)
+    assert (loaded["step"], loaded["best_val_loss"], loaded["version"]) == (40, 1.5, 2)
 
 
 def test_the_newest_two_are_kept(tmp_path):

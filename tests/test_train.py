@@ -138,7 +138,7 @@ def test_training_records_carry_the_promised_metrics(whole):
     history = journal.history(whole[0] / "runs/run")
     train_metrics, eval_metrics = history["train", 10]["metrics"], history["eval", 10]["metrics"]
     assert train_metrics.keys() == {
-        "train_loss", "learning_rate", "sparsity", "grad_norm", "tokens", "tokens_per_second",
+        "train_loss", "learning_rate", "sparsity", "average_nonzeros", "grad_norm", "tokens", "tokens_per_second",
     }  # fmt: skip
     assert train_metrics["tokens"] == 10 * 4 * 2 * 32
     assert train_metrics["sparsity"] == 0.0
