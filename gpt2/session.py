@@ -146,6 +146,8 @@ class Session:
             "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens",
             "run folder": folder,
         }
+        if (method := self.schema["PRUNING_METHOD"]) != "none":
+            facts["pruning"] = f"{method}, {self.training.pruner.total:,} weights in scope; see make prune-report"
         console.say(table(facts))
 
     def _loop(self, recorder: Recorder, stopped: StopSignals) -> None:

@@ -43,6 +43,8 @@ class Console:
                 f"loss {metrics['train_loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
                 f"{metrics['tokens_per_second']:,.0f} tokens/s"
             )
+            if metrics.get("sparsity"):
+                line += f"  sparsity {metrics['sparsity']:.1%}"
             self.bar.set_postfix_str(line)
             if not self.live:
                 say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}")

@@ -33,6 +33,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from tqdm import tqdm
 
 from lib import comparison, files, journal, sweep
+from lib.config_file import ConfigError
 from lib.console import duration, say
 from lib.errors import UsageError, UserError, run_program
 from lib.kconf import ROOT
@@ -48,6 +49,8 @@ def main() -> int:
     plan = sweep.read(Path(args.file), args.words)
     for run in plan.runs():
         run.check()
+    if not args.table_only:
+        check_pruning(plan)
     code, failures = 0, {}
     if not args.table_only and not all(run.finished for run in plan.runs()):
         with files.held(plan.folder, "training this sweep"):
@@ -62,6 +65,26 @@ def main() -> int:
     if code > 1:
         say("stopped; the same command goes on")
     return code
+
+
+def check_pruning(plan: Sweep) -> None:
+    """Build every configuration's pruner, without memory for its model; raises ConfigError with all that cannot be."""
+    import torch  # takes seconds, which a look at a table need not wait for
+
+    from gpt2 import model as models
+    from lib import prune
+
+    problems = []
+    for configuration in plan.configurations:
+        schema = configuration.schema()
+        try:
+            with torch.device("meta"):
+                model = models.GPT2(schema.bind(models.ModelOptions), vocab_size=256)
+                prune.build(model, torch.optim.SGD(model.parameters()), schema)
+        except UserError as error:
+            problems.append(f"{configuration.place}: {error}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _arguments() -> argparse.Namespace:

@@ -39,6 +39,8 @@ def count(sparsity: float, total: int) -> int:
 
 def check(options: MaskOptions, shapes: Shapes, sparsity: float) -> None:
     """Raise UsageError if masks of this sparsity cannot be had from tensors of these shapes."""
+    if options.pruning_distribution == "n-m" and options.pruning_n >= options.pruning_m:
+        raise UsageError(f"PRUNING_N={options.pruning_n} must be less than PRUNING_M={options.pruning_m}")
     if not 0 <= sparsity <= 1:
         raise UsageError(f"TARGET_SPARSITY must be from 0 to 1; got {sparsity}")
     if options.pruning_distribution in _MATRICES:
@@ -61,8 +63,6 @@ def check(options: MaskOptions, shapes: Shapes, sparsity: float) -> None:
 
 def _check_groups(options: MaskOptions, shapes: Shapes, sparsity: float) -> None:
     n, m = options.pruning_n, options.pruning_m
-    if n >= m:
-        raise UsageError(f"PRUNING_N={n} must be less than PRUNING_M={m}")
     for name, (_, inputs) in shapes.items():
         if inputs % m:
             raise UsageError(
