@@ -177,14 +177,19 @@ def update(training: Training, data: Data, machine: Machine, options: LoopOption
 
 def healthy(training: Training, loss: Tensor) -> Tensor:
     """Whether loss and gradients are numbers and the update will be made (a bool scalar on the device)."""
-    norm = nn.utils.get_total_norm([p.grad for p in training.model.parameters() if p.grad is not None])
+    norm = gradient_norm(list(training.model.parameters()))
     finite = torch.isfinite(loss) & torch.isfinite(norm)
     return finite if training.scaler.is_enabled() else finite & (training.skipped == 0)
 
 
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Joint norm of all gradients (a scalar on the device)."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint norm is at most `max_norm` (0: leave them); returns the norm before."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = gradient_norm(parameters)
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

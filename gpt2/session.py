@@ -32,6 +32,7 @@ class SessionOptions(Options):
 
     seed: int
     eval_interval: int
+    pruning_method: str
     tracker: tuple[str, ...]
     json_output: str  # file; empty: none
 
@@ -146,8 +147,10 @@ class Session:
             "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens",
             "run folder": folder,
         }
-        if (method := self.schema["PRUNING_METHOD"]) != "none":
-            facts["pruning"] = f"{method}, {self.training.pruner.total:,} weights in scope; see make prune-report"
+        if self.options.pruning_method != "none":
+            facts["pruning"] = (
+                f"{self.options.pruning_method}, {self.training.pruner.total:,} weights in scope; see make prune-report"
+            )
         console.say(table(facts))
 
     def _loop(self, recorder: Recorder, stopped: StopSignals) -> None:

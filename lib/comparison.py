@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lib import journal
 from lib.errors import UserError
 from lib.sweep import Configuration, Run, Sweep
 
@@ -16,6 +15,7 @@ _SUMMARY = {
     "val_loss": "final_val_loss",
     "best_val_loss": "best_val_loss",
     "sparsity": "sparsity",
+    "average_nonzeros": "average_nonzeros",
     "tokens": "tokens",
     "seconds": "total_time_seconds",
 }
@@ -44,8 +44,6 @@ def _result(run: Run) -> Results:
     if run.finished:
         summary = read(run.folder / "summary.json")
         found |= {name: summary[key] for name, key in _SUMMARY.items()}
-        trained = [journal.numbers(r) for (event, _), r in journal.history(run.folder).items() if event == "train"]
-        found["average_nonzeros"] = trained[-1]["average_nonzeros"] if trained else None
     return found
 
 

