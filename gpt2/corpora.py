@@ -60,17 +60,27 @@ def describe(options: CorpusOptions) -> str:
     return "/".join(filter(None, (options.dataset_source, options.dataset_subset)))
 
 
+def size(options: CorpusOptions) -> int:
+    """How many bytes of text there are, about; 0 where only reading them tells, as with a stream."""
+    if options.dataset == "stdlib":
+        return sum(path.stat().st_size for path in _library())
+    return sources.text_bytes(_own_files(options), options.dataset_text_field) if options.dataset == "files" else 0
+
+
 # ---- the datasets ----------------------------------------------------------------------------------------------------
 
 
 def stdlib(options: CorpusOptions) -> Iterator[Text]:
     """Python's standard library: the sources of the interpreter that runs this, without its tests."""
+    return _assign(map(sources.python_source, _library()), options.val_fraction)
+
+
+def _library() -> list[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
     paths = [path for path in root.rglob("*.py") if not _NOT_LIBRARY.intersection(path.relative_to(root).parts)]
     if not paths:
         raise DataError(f"{root}: this Python comes without sources of its standard library; choose another dataset")
-    in_order = sorted(paths, key=lambda path: path.relative_to(root).as_posix())
-    return _assign(map(sources.python_source, in_order), options.val_fraction)
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
 def shakespeare(options: CorpusOptions, sha256: str = SHAKESPEARE_SHA256) -> Iterator[Text]:
@@ -135,7 +145,7 @@ def _assign(documents: Iterable[str | Iterator[str]], val_fraction: float) -> It
     for document in documents:
         split = "val" if val < val_fraction * seen else "train"
         size = 0
-        for piece, ends in _marked([document] if isinstance(document, str) else document):
+        for piece, ends in _marked(sources.cut(document) if isinstance(document, str) else document):
             size += len(piece)
             yield Text(split, piece, ends)
         seen += size

@@ -2,17 +2,12 @@
 
 import contextlib
 import fcntl
-import itertools
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -29,9 +24,8 @@ from lib.errors import run_program
 from lib.kconf import Schema
 
 SHARD_TOKENS = 100_000_000  # 200 MB; an interruption costs the shard that is being written
-_BATCH_CHARACTERS, _BATCH_TEXTS = 1 << 20, 4096  # what a process tokenises at once: about 0.1 s of work
-# Two processes start in 0.36 s, which they have won back after 10 MB: a corpus of that size is done before they are up.
-_INLINE_BATCHES = 16
+_BATCH_CHARACTERS, _BATCH_TEXTS = 1 << 20, 4096  # what a thread tokenises at once: about 0.1 s of work
+_MOST_THREADS = 32  # each holds some 25 MB: an encoder and texts on their way
 _REPORT_SECONDS = 10
 
 Numbered = tuple[int, Text]  # a text with its number in the corpus
@@ -44,10 +38,10 @@ def ensure(schema: Schema) -> None:
         prepare(options)
 
 
-def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, processes: int | None = None) -> Path:
+def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threads: int | None = None) -> Path:
     """Tokenise the dataset into `options.folder`, or finish what was interrupted, and return the folder.
 
-    `processes` tokenise at once, by default one per core. Raises DataError for a corpus that cannot be read or is too
+    `threads` tokenise at once, by default one per core. Raises DataError for a corpus that cannot be read or is too
     small and for a disk that cannot be written, UsageError when other settings have been prepared there.
     """
     folder, begin = options.folder, time.monotonic()
@@ -60,12 +54,8 @@ def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, proce
     partial = folder.with_name(folder.name + ".partial")
     try:
         with _locked(partial):
-            meta = _fill(partial, options, shard_tokens, processes or _cores())
+            meta = _fill(partial, options, shard_tokens, threads or default_threads())
             partial.rename(folder)
-    except BrokenProcessPool:
-        raise DataError(
-            "a process that tokenised was killed, perhaps for lack of memory; run the same command again to go on"
-        ) from None
     except KeyboardInterrupt:
         print(f"\nfinished shards are kept in {partial}; run the same command again to go on", file=sys.stderr)
         raise
@@ -113,7 +103,7 @@ def _locked(partial: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, processes: int) -> dict:
+def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, threads: int) -> dict:
     """Write all shards and meta.json into the folder, but those that are there; returns what meta.json says."""
     meta = _meta(options)
     done = _finished(partial, meta)
@@ -123,7 +113,7 @@ def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, processes:
         meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
         files.write_json(partial / "meta.json", meta)
 
-    _tokenise(options, writers, save, processes)
+    _tokenise(options, writers, save, threads)
     if not all(writer.tokens for writer in writers.values()):
         raise DataError(
             f"{options.dataset} {options.dataset_source or ''}".strip() + ": holds too little text for training and "
@@ -184,15 +174,15 @@ def _summary(folder: Path, meta: dict) -> str:
 
 
 def _tokenise(
-    options: PreparedOptions, writers: dict[str, ShardWriter], save: Callable[[], None], processes: int
+    options: PreparedOptions, writers: dict[str, ShardWriter], save: Callable[[], None], threads: int
 ) -> None:
     """Hand the tokens of every text that no finished shard holds to its split's writer, up to the limit."""
     train, val = writers["train"], writers["val"]
     limit, end = options.dataset_max_tokens or float("inf"), tokenizer.load(options.tokenizer).end_of_text
     done = {split: writer.texts for split, writer in writers.items()}
     wanted = ((n, text) for n, text in enumerate(corpora.texts(options)) if n >= done[text.split])
-    with contextlib.closing(_encoded(options.tokenizer, wanted, processes)) as encoded:
-        for (number, text), ids in _reported(encoded, options.dataset_max_tokens):
+    with contextlib.closing(_encoded(options.tokenizer, wanted, threads)) as encoded:
+        for (number, text), ids in _reported(encoded, options):
             if train.tokens >= limit and number >= train.texts:
                 if val.tokens:
                     break
@@ -204,25 +194,18 @@ def _tokenise(
                 save()
 
 
-def _encoded(name: str, texts: Iterable[Numbered], processes: int) -> Iterator[tuple[Numbered, np.ndarray]]:
+def _encoded(name: str, texts: Iterable[Numbered], threads: int) -> Iterator[tuple[Numbered, np.ndarray]]:
     """The texts in order, each with its token ids.
 
-    Other processes do it once there is enough for them; bytes are never worth a process. At most two batches per
-    process are on their way, so memory does not grow with the corpus.
+    tiktoken computes outside the interpreter's lock, so that threads use all cores. At most two batches per thread are
+    on their way, so memory does not grow with the corpus.
     """
-    batches = _batches(texts)
-    inline = batches if name == "bytes" or processes == 1 else itertools.islice(batches, _INLINE_BATCHES)
-    for batch in inline:
-        yield from zip(batch, tokenizer.load(name).encode_batch(text.text for _, text in batch), strict=True)
-    if (first := next(batches, None)) is None:
-        return
-    context = multiprocessing.get_context("spawn")  # fork is not safe under the threads of the libraries that read
-    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker)
+    waiting, encode = deque(), tokenizer.load(name).encode_batch
+    pool = ThreadPoolExecutor(threads)
     try:
-        waiting = deque()
-        for batch in itertools.chain([first], batches):
-            waiting.append((batch, pool.submit(_encode, name, [text.text for _, text in batch])))
-            if len(waiting) > 2 * processes:
+        for batch in _batches(texts):
+            waiting.append((batch, pool.submit(encode, [text.text for _, text in batch])))
+            if len(waiting) > 2 * threads:
                 batch, future = waiting.popleft()
                 yield from zip(batch, future.result(), strict=True)
         for batch, future in waiting:
@@ -243,39 +226,35 @@ def _batches(texts: Iterable[Numbered]) -> Iterator[list[Numbered]]:
         yield batch
 
 
-def _encode(name: str, texts: list[str]) -> list[np.ndarray]:
-    return tokenizer.load(name).encode_batch(texts)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers in order
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without this, workers whose parent was killed would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def _reported(
-    encoded: Iterable[tuple[Numbered, np.ndarray]], limit: int | None
+    encoded: Iterable[tuple[Numbered, np.ndarray]], options: PreparedOptions
 ) -> Iterator[tuple[Numbered, np.ndarray]]:
-    """Pass the tokens on, with a progress bar on a terminal and a line now and then elsewhere."""
-    tokens, begin = 0, time.monotonic()
-    said = begin
-    with tqdm(total=limit or None, unit=" tokens", unit_scale=True, disable=None, leave=False) as bar:
-        for numbered, ids in encoded:
-            yield numbered, ids
+    """Pass the tokens on, with a progress bar on a terminal and a line now and then elsewhere.
+
+    The bar is of training tokens where they are limited, else of bytes of text; without a known end it has no total.
+    """
+    limit, tokens, begin = options.dataset_max_tokens, 0, time.monotonic()
+    total, unit, said = limit or corpora.size(options), " tokens" if limit else "B", begin
+    with tqdm(total=total or None, unit=unit, unit_scale=True, disable=None, leave=False) as bar:
+        for (number, text), ids in encoded:
+            yield (number, text), ids
             tokens += len(ids)
-            bar.update(len(ids) if numbered[1].split == "train" else 0)
+            bar.set_postfix_str(f"{tokens / 1e6:,.1f} M tokens", refresh=False)
+            bar.update(_bytes(text.text) if not limit else len(ids) if text.split == "train" else 0)
             if bar.disable and (now := time.monotonic()) - said > _REPORT_SECONDS:
                 said = now
                 print(f"{tokens:,} tokens, {tokens / (now - begin):,.0f} per second", file=sys.stderr, flush=True)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _bytes(text: str) -> int:
+    """Its size in UTF-8, without making that of the many texts that are ASCII."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
+def default_threads() -> int:
+    """One per core that this process may use, up to _MOST_THREADS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_THREADS)
 
 
 if __name__ == "__main__":

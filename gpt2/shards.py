@@ -121,7 +121,7 @@ class ShardWriter:
         """Append the tokens of text number `text`; True when that finished a shard."""
         if self._file is None:
             self._file, self._hash = files.partial(self._path).open("wb"), hashlib.sha256()
-        content = ids.astype(TOKEN).tobytes()
+        content = np.ascontiguousarray(ids, TOKEN).data
         self._file.write(content)
         self._hash.update(content)
         self._open_tokens += len(ids)

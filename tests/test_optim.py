@@ -1,5 +1,8 @@
 """Optimizers of torch against float64 transcriptions of their papers, composition, and that every option acts."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from lib import optim
 from lib.config_file import ConfigError
 from lib.kconf import Schema
 from lib.optim.adam import AdamOptions
+from tests.training import ROOT
 
 KINDS = ["sgd", "adam", "adamw", "adamwadv", "adamwspam", "stablespam", "adamwprune", "muon"]
 BUSY = {  # options with which much happens in few steps
@@ -214,3 +218,27 @@ def test_options_reach_the_optimizer():
     assert (adam.defaults["betas"], adam.defaults["eps"]) == ((0.8, 0.7), 1e-3)
     sgd = optim.build(Small(), schema(OPTIMIZER="sgd", SGD_MOMENTUM="0.5", LEARNING_RATE="0.25"))
     assert (sgd.defaults["momentum"], sgd.param_groups[0]["lr"]) == (0.5, 0.25)
+
+
+def test_no_optimizer_imports_torchs_compiler():
+    """Which takes longer than everything else between the imports and the first step."""
+    code = f"""
+import sys, torch
+from lib import optim
+from lib.kconf import Schema
+for kind in {KINDS}:
+    schema = Schema()
+    schema.override([("OPTIMIZER", kind, "test")])
+    model = torch.nn.Linear(4, 4)
+    model.prunable = lambda: [model.weight]
+    optimizer = optim.build(model, schema)
+    model(torch.ones(1, 4)).sum().backward()
+    before = model.weight.clone()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

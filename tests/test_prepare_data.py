@@ -135,15 +135,14 @@ def test_a_limit_cuts_a_long_text_and_ends_it(tmp_path, monkeypatch):
     assert bytes(tokens(folder, "val").astype(np.uint8)) == b"aaaa aaaa \0"
 
 
-def test_processes_give_what_one_gives(tmp_path, monkeypatch):
+def test_threads_give_what_one_gives(tmp_path, monkeypatch):
     """Small batches, so that several are on their way, and shards of few tokens."""
-    monkeypatch.setattr(prepare_data, "_INLINE_BATCHES", 1)
     monkeypatch.setattr(prepare_data, "_BATCH_TEXTS", 7)
     source = write_lines(tmp_path / "a.jsonl", [f"the document {n} " * (n % 5) for n in range(300)])
     folders = []
-    for processes in 1, 2:
-        named = {"data_dir": tmp_path / str(processes), "dataset_source": source, "tokenizer": "gpt2"}
-        folders.append(prepare_data.prepare(options(tmp_path, **named), shard_tokens=500, processes=processes))
+    for threads in 1, 2:
+        named = {"data_dir": tmp_path / str(threads), "dataset_source": source, "tokenizer": "gpt2"}
+        folders.append(prepare_data.prepare(options(tmp_path, **named), shard_tokens=500, threads=threads))
     assert len(list(folders[0].iterdir())) > 4
     for path in folders[0].iterdir():
         assert path.read_bytes() == (folders[1] / path.name).read_bytes()
@@ -215,10 +214,10 @@ def main():
     schema = Schema()
     named = {{"DATASET": "files", "DATASET_SOURCE": "a.jsonl", "TOKENIZER": "gpt2", "DATA_DIR": sys.argv[1]}}
     schema.override([(name, value, "test") for name, value in named.items()])
-    prepare_data._INLINE_BATCHES, prepare_data._BATCH_TEXTS = 3, 10
+    prepare_data._BATCH_TEXTS = 10
     add = shards.ShardWriter.add
     shards.ShardWriter.add = lambda *args: time.sleep(float(sys.argv[2])) or add(*args)
-    prepare_data.prepare(schema.bind(shards.PreparedOptions), shard_tokens=2000, processes=2)
+    prepare_data.prepare(schema.bind(shards.PreparedOptions), shard_tokens=2000, threads=2)
 
 if __name__ == "__main__":
     run_program(main)
@@ -371,19 +370,6 @@ def test_a_folder_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "data" / "files-bytes").mkdir(parents=True)
     with pytest.raises(DataError, match=r"files-bytes: is in the way: it holds no meta\.json; remove it or choose"):
         prepare_data.prepare(options(tmp_path, dataset_source=source))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
-def test_a_killed_worker_is_one_sentence(tmp_path, slow):
-    child = start_and_wait_for_shards([*slow, "cut", "0.002"], tmp_path)
-    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(int(worker), signal.SIGKILL)
-    _, err = child.communicate(timeout=30)
-    assert (child.returncode, err) == (
-        1,
-        "error: a process that tokenised was killed, perhaps for lack of memory; run the same command again to go on\n",
-    )
 
 
 def test_other_tokenizers_live_side_by_side_and_settings_are_named(tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,20 @@ def test_the_byte_tokenizer_needs_no_other_package():
     code = "import sys; from gpt2 import tokenizer; tokenizer.load('bytes'); print('tiktoken' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_each_thread_has_an_encoding_of_its_own_and_the_same_ids():
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: (GPT2.encoding, ids(GPT2, "Hello world"))).result()
+    assert other[1] == [15496, 995]
+    assert other[0] is not GPT2.encoding
+    assert GPT2.encoding is GPT2.encoding
+
+
+def test_tiktoken_is_imported_by_the_first_text_and_not_before():
+    code = (
+        "import sys; from gpt2 import tokenizer; t = tokenizer.load('gpt2'); print(t.vocab_size, 'tiktoken' in "
+        "sys.modules); print(t.encode_batch(['Hello world'])[0].tolist(), 'tiktoken' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "50257 False\n[15496, 995] True\n"

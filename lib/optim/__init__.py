@@ -4,6 +4,7 @@ Those that torch doesn't have are built on `skippable`.
 """
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -53,8 +54,23 @@ def build(model: nn.Module, schema: Schema) -> torch.optim.Optimizer:
     ]
     for group in groups:
         group["lr"] = options.learning_rate
+    _leave_compiler_alone()
     module: Module = importlib.import_module(f"lib.optim.{options.optimizer}")
     return module.build(groups, schema.bind)
+
+
+@functools.cache
+def _leave_compiler_alone() -> None:
+    """Keep torch's optimizers from importing its compiler, which took 1.1 s of every start.
+
+    They import it to tell it not to compile them, and no optimizer is compiled here. `__dynamo_disable` is where
+    torch._compile keeps the function to call in place of its import; `step` is wrapped by more than that.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = getattr(torch.optim.Optimizer, name).__wrapped__
+        method.__dynamo_disable = method
+    for kind in (torch.optim.SGD, torch.optim.Adam):  # AdamW is an Adam
+        kind.step = torch.no_grad()(kind.step.__wrapped__)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
