@@ -14,6 +14,7 @@ class Recorder:
 
     def __init__(self, folder: Path, book: journal.Journal, console: Console, lanes: track.Lanes, training: Training):
         self.folder, self.journal, self.console, self.lanes, self.training = folder, book, console, lanes, training
+        self.writer = checkpoint.Writer(folder / "checkpoints", book.sync, console.say)
         self.began, self.before = time.perf_counter(), training.total_seconds
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
@@ -31,11 +32,15 @@ class Recorder:
         return self.console.busy(what)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint, after the journal's lines up to this step are safe."""
+        """Begin to save a checkpoint, which gets its name after the journal's lines up to this step are safe."""
         with self.busy("saving"):
-            self.journal.sync()
             self.training.total_seconds = self.seconds()
-            checkpoint.save(self.folder / "checkpoints", step, self.training.state_dict())
+            self.writer.save(step, self.training.state_dict())
+
+    def settle(self) -> None:
+        """Return when the last checkpoint is there; raises CheckpointError if it could not be written."""
+        with self.busy("saving"):
+            self.writer.wait()
 
     def seconds(self) -> float:
         """How long the run has taken, over all its sessions up to now."""

@@ -74,12 +74,12 @@ class Session:
         self.data = datasets.load(schema.bind(datasets.DataOptions), pin=self.machine.device.type == "cuda")
         torch.manual_seed(self.options.seed)
         self.model = models.GPT2(shape, self.data.vocab_size).to(self.machine.device)
-        if system.compile:
-            device.check_compiler(self.machine.device)
         optimizer = optim.build(self.model, schema)
         pruner = prune.build(self.model, optimizer, schema)
-        self.training = loop.Training(self.model, optimizer, pruner, self.machine, system.compile)
         self.schedule = schema.bind(schedule.ScheduleOptions)
+        flops = self.model.flops_per_token() * self.data.tokens_per_step * self.schedule.max_iters
+        compiled, self.compiled = device.compiles(system.compile, self.machine, flops)
+        self.training = loop.Training(self.model, optimizer, pruner, self.machine, compiled)
 
     def train(self, folder: Path, changed: dict[str, list[str]]) -> int:
         """Train to the end of the schedule, a signal or a failure; journal and trackers are closed in every case.
@@ -98,6 +98,7 @@ class Session:
                 lanes = track.Lanes(folder, self.options.tracker)
                 stack.callback(_close_trackers, lanes)
                 recorder = Recorder(folder, book, console, lanes, self.training)
+                stack.enter_context(recorder.writer)
                 self._loop(recorder, stopped)
             if stopped():
                 again = f"make resume RUN={shlex.quote(str(folder))}"
@@ -143,7 +144,7 @@ class Session:
         facts = {
             "model": f"{self.model.options.model_name}, {self.model.count_parameters() / 1e6:.2f} M parameters",
             "data": self.data.description,
-            "machine": self.machine.name,
+            "machine": f"{self.machine.name}, {self.compiled}",
             "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens",
             "run folder": folder,
         }
@@ -160,9 +161,11 @@ class Session:
             self._evaluate_if_missing(recorder, stopped)
             options = self.schema.bind(loop.LoopOptions)
             loop.train(training, self.data, self.machine, options, self.schedule, recorder, stopped)
+            recorder.settle()
             self._evaluate_if_missing(recorder, stopped)
         except loop.Diverged as error:
             recorder.save(training.step)
+            recorder.settle()
             recorder.write("alert", training.step, {}, message=str(error))
             recorder.write("finish", training.step, {}, status="diverged")
             again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
@@ -176,6 +179,7 @@ class Session:
         if stopped():
             if not (recorder.folder / "checkpoints" / checkpoint.name(training.step)).exists():
                 recorder.save(training.step)
+                recorder.settle()
             recorder.write("finish", training.step, {}, status="interrupted")
             recorder.console.close()
 

@@ -1,10 +1,14 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, in one file, there whole or not at all."""
 
 import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lib import files
 from lib.errors import UserError
@@ -18,20 +22,112 @@ class CheckpointError(UserError):
     """A checkpoint cannot be written, read or used."""
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, state: dict[str, Any], sync: Callable[[], object] = lambda: None) -> Path:
     """Write `state` (tensors and plain values) as the checkpoint of `step` and drop all but the newest two.
 
-    Raises CheckpointError when it cannot be written; the checkpoints before it are then still there.
+    `sync` is called before the file gets its name. Raises CheckpointError when it cannot be written; the checkpoints
+    before it are then still there.
     """
     path = folder / name(step)
     try:
         with files.whole(path) as file:
             torch.save({"version": VERSION, "step": step, **state}, file)
+            sync()
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(f"{path}: the checkpoint cannot be written ({_first_line(error)}); free space") from None
     for old in find(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
+
+
+class Writer:
+    """Saves the checkpoints of a run while it goes on: training waits for a copy of the state, a thread writes that.
+
+    The copy takes as much host memory as the state, and keeps it for the next one: copying the 1.5 GB of GPT-2 124M
+    takes 0.10 s into the tensors of the copy before, and 0.46 s into new ones, as the system clears their pages. Of
+    what is on a CUDA device the copy is in pinned memory; that is not measured yet. Where memory is too short for the
+    copy, `save` says so once and writes the state itself, for which training waits.
+
+    Used as a context; leaving it waits for what is being written.
+    """
+
+    def __init__(self, folder: Path, sync: Callable[[], object], say: Callable[[str], object]):
+        """`sync` is called before a checkpoint in `folder` gets its name, `say` with sentences for the user."""
+        self.folder, self.sync, self.say = folder, sync, say
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[None] | None = None
+        self.copies: dict[tuple[Any, ...], Tensor] = {}  # of the tensors of the last state, by where those are
+        self.warned = False
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Begin to save `state` (see `checkpoint.save`), which may change as soon as this returns.
+
+        Waits for the checkpoint before it, and raises CheckpointError if that could not be written.
+        """
+        self.wait()
+        if copy := self._copy(state):
+            self.pending = self.thread.submit(self._write, step, *copy)
+        else:
+            save(self.folder, step, state, self.sync)
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises CheckpointError, every time, once one could not be."""
+        if self.pending:
+            self.pending.result()
+
+    def _copy(self, state: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event | None] | None:
+        """A copy of `state` in host memory, or None, said once, where that is too short.
+
+        With it what tells when a CUDA device has made the copy: what it is asked to do later it does later, so that
+        training need not wait for it.
+        """
+        before, self.copies = self.copies, {}
+        try:
+            with torch.no_grad():
+                copy = self._copied(state, before)
+        except (RuntimeError, MemoryError) as error:
+            self.copies = {}
+            if not self.warned:
+                self.say(f"note: no memory to copy the state ({_first_line(error)}); training waits for checkpoints")
+            self.warned = True
+            return None
+        on_cuda = any(device.type == "cuda" for device, *_ in self.copies)
+        return copy, torch.cuda.current_stream().record_event() if on_cuda else None
+
+    def _copied(self, value: Any, before: dict[tuple[Any, ...], Tensor]) -> Any:
+        """`value` with copies in place of all tensors, those in `before` where they fit; one for those that are one."""
+        if isinstance(value, dict):
+            return {key: self._copied(entry, before) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copied(entry, before) for entry in value)
+        if not isinstance(value, Tensor):
+            return value
+        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if key not in self.copies:
+            copy = before.get(key)
+            if copy is None:
+                copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            self.copies[key] = copy.copy_(value, non_blocking=value.is_cuda)
+        return self.copies[key]
+
+    def _write(self, step: int, copy: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+        if copied:
+            copied.synchronize()
+        save(self.folder, step, copy, self.sync)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        try:
+            self.wait()
+        except CheckpointError as failed:
+            if error is None:
+                raise
+            if error is not failed:  # it is what ends the program
+                self.say(f"alert: {failed}")
+        finally:
+            self.thread.shutdown()
 
 
 def name(step: int) -> str:

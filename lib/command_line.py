@@ -80,7 +80,7 @@ def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
         text = f"{option.prompt}. {first}" + (f" [{option.text}]" if option.text else "")
         how = (
             {"action": argparse.BooleanOptionalAction}
-            if option.kind == "bool"
+            if option.switch
             else {"metavar": option.restrict().replace(" ", "")}
         )
         groups[option.menu].add_argument(option.flag, dest=name, default=None, help=text.replace("%", "%%"), **how)

@@ -13,6 +13,9 @@ import torch
 from lib.errors import UsageError
 from lib.kconf import Options
 
+# What `auto` chooses: the operations of a whole run from which compiling, which takes half a minute on 2 CPU cores and
+# up to one beside a GPU, wins its time back. Devices that are not here are not compiled for.
+_COMPILING_PAYS = {"cpu": 2e13, "cuda": 2e16}
 # Dense matrix rate in TFLOP/s that the maker states, by words of the device's name; no entry, no `mfu`.
 _PEAK_TFLOPS = {
     torch.bfloat16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165},
@@ -26,7 +29,7 @@ class SystemOptions(Options):
 
     device: str
     dtype: str
-    compile: bool
+    compile: str
     threads: int
 
 
@@ -56,11 +59,13 @@ def choose(options: SystemOptions) -> Machine:
         torch.set_num_threads(options.threads)
     dtype = _automatic_dtype(kind) if options.dtype == "auto" else getattr(torch, options.dtype)
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
-    threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
     rates = _PEAK_TFLOPS.get(dtype, {}).items()
     peak = next((tflops * 1e12 for words, tflops in rates if re.search(rf"\b{words}\b", name)), None)
-    description = f"{name}, {str(dtype).removeprefix('torch.')}{', compiled' if options.compile else ''}{threads}"
-    return Machine(torch.device(kind), dtype, description, peak)
+    reason = ""
+    if options.dtype == "auto":
+        reason = f" (auto: this device multiplies {'it' if dtype == torch.bfloat16 else 'no bfloat16'} in hardware)"
+    threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
+    return Machine(torch.device(kind), dtype, f"{name}, {str(dtype).removeprefix('torch.')}{reason}{threads}", peak)
 
 
 def _automatic_dtype(kind: str) -> torch.dtype:
@@ -72,9 +77,27 @@ def _automatic_dtype(kind: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def check_compiler(device: torch.device) -> None:
-    """Raise UsageError if torch.compile, which writes C++ on a CPU, would find no compiler at the first step."""
+def compiles(option: str, machine: Machine, flops: float) -> tuple[bool, str]:
+    """Whether to compile a model that a run of `flops` operations trains, and the answer in words for people.
+
+    `option` is COMPILE's value: y, n or auto. Raises UsageError if it is y and there is no C++ compiler to call.
+    """
+    kind = machine.device.type
+    missing = _missing_compiler() if kind == "cpu" else ""
+    if option == "y" and missing:
+        raise UsageError(f"--compile: the C++ compiler {missing} is not installed; install one or use --no-compile")
+    if option != "auto":
+        return option == "y", "compiled" if option == "y" else "not compiled"
+    if kind not in _COMPILING_PAYS:
+        return False, f"not compiled (auto: only for {' and '.join(_COMPILING_PAYS)})"
+    if missing:
+        return False, f"not compiled (auto: the C++ compiler {missing} is not installed)"
+    pays = flops >= _COMPILING_PAYS[kind]
+    work = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win its time back"
+    return pays, f"{'compiled' if pays else 'not compiled'} (auto: {work})"
+
+
+def _missing_compiler() -> str:
+    """The C++ compiler that torch.compile would call and that is not there; empty if there is one."""
     compilers = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else ["g++", "clang++"]
-    if device.type == "cpu" and not any(map(shutil.which, compilers)):
-        names = " or ".join(compilers)
-        raise UsageError(f"--compile: the C++ compiler {names} is not installed; install one or use --no-compile")
+    return "" if any(map(shutil.which, compilers)) else " or ".join(compilers)

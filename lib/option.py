@@ -47,6 +47,11 @@ class Option:
         return tuple(titles[:-1] if self.kind == "set" and len(titles) > 1 else titles)[::-1]
 
     @property
+    def switch(self) -> bool:
+        """Whether a flag without a value sets it: to y, and as --no-name to n."""
+        return self.kind == "bool" or {"y", "n"} <= self.members.keys()
+
+    @property
     def active(self) -> bool:
         """Whether the option has a value: the rest of the configuration leaves it a meaning."""
         return self.kind == "set" or (

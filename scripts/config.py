@@ -216,7 +216,7 @@ def docs(args: argparse.Namespace) -> None:
 
 def _documented(option: Option) -> str:
     """The section of docs/config.md on one option."""
-    flag = option.flag + (f" / --no-{option.flag[2:]}" if option.kind == "bool" else "")
+    flag = option.flag + (f" / --no-{option.flag[2:]}" if option.switch else "")
     facts = [f"`{flag}`", f"{option.kind}: `{option.restrict()}`", f"default: `{option.default}`"]
     if option.needs:
         facts.append(f"needs `{option.needs}`")
@@ -327,8 +327,10 @@ def _forms(option: Option) -> Iterable[str]:
         yield f"CONFIG_{option.name}={text} in .config"
     yield f"CONFIG_{option.name}={shlex.quote(text)} in the environment"
     yield f"make train {option.name}={shlex.quote(text)}"
-    negated = f"--no-{option.flag[2:]}" if text == "n" else option.flag
-    yield "python gpt2/train.py " + (negated if option.kind == "bool" else f"{option.flag} {shlex.quote(text)}")
+    if not option.switch:
+        yield f"python gpt2/train.py {option.flag} {shlex.quote(text)}"
+    elif text in ("y", "n"):
+        yield f"python gpt2/train.py {option.flag if text == 'y' else f'--no-{option.flag[2:]}'}"
 
 
 if __name__ == "__main__":

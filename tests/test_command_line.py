@@ -161,7 +161,7 @@ def test_every_form_of_an_assignment_gives_the_same_value(folder, name):
     option, text = SCHEMA.options[name], EXAMPLES[name]
     first = NEEDS.get(name, "").split()
     (folder / "full").write_text(in_file(name, text) + "".join(in_file(*word.split("=")) for word in first))
-    if option.kind == "bool":
+    if option.switch:
         flag = [option.flag if text == "y" else f"--no-{option.flag[2:]}"]
     else:
         flag = [f"{option.flag}={text}"] if text.startswith("-") else [option.flag, text]

@@ -9,7 +9,7 @@ from lib.errors import UsageError
 
 
 def options(**changes):
-    return SystemOptions(**{"device": "cpu", "dtype": "float32", "compile": False, "threads": 0} | changes)
+    return SystemOptions(**{"device": "cpu", "dtype": "float32", "compile": "n", "threads": 0} | changes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -23,7 +23,10 @@ def test_the_chosen_arithmetic_is_used(dtype):
 
 def test_automatic_arithmetic_is_what_the_processor_has():
     native = torch.cpu._is_avx512_bf16_supported()
-    assert device.choose(options(dtype="auto")).dtype == (torch.bfloat16 if native else torch.float32)
+    found = device.choose(options(dtype="auto"))
+    assert found.dtype == (torch.bfloat16 if native else torch.float32)
+    words = "bfloat16 (auto: this device multiplies it in hardware)"
+    assert found.name.startswith(f"cpu, {words if native else 'float32 (auto: this device multiplies no bfloat16'}")
 
 
 def test_threads_are_set_and_shown():
@@ -41,7 +44,30 @@ def test_a_device_that_is_not_there_is_refused():
         device.choose(options(device="cuda"))
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch):
+def machine(kind="cpu"):
+    return device.Machine(torch.device(kind), torch.float32, kind, None)
+
+
+def test_compiling_without_a_compiler_is_refused_or_left(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++ -O2")
     with pytest.raises(UsageError, match=r"^--compile: the C\+\+ compiler /nowhere/c\+\+ is not installed"):
-        device.check_compiler(torch.device("cpu"))
+        device.compiles("y", machine(), 1e20)
+    words = "not compiled (auto: the C++ compiler /nowhere/c++ is not installed)"
+    assert device.compiles("auto", machine(), 1e20) == (False, words)
+    assert device.compiles("n", machine(), 1e20) == (False, "not compiled")
+    assert device.compiles("y", machine("cuda"), 1.0) == (True, "compiled")
+
+
+@pytest.mark.parametrize(
+    ("kind", "flops", "compiled", "words"),
+    [
+        ("cpu", 1.9e13, False, "not compiled (auto: 1.9e+13 operations are too few to win its time back)"),
+        ("cpu", 2e13, True, "compiled (auto: 2.0e+13 operations are enough to win its time back)"),
+        ("cuda", 1.9e16, False, "not compiled (auto: 1.9e+16 operations are too few to win its time back)"),
+        ("cuda", 2e16, True, "compiled (auto: 2.0e+16 operations are enough to win its time back)"),
+        ("mps", 1e20, False, "not compiled (auto: only for cpu and cuda)"),
+    ],
+)
+def test_long_runs_are_compiled(monkeypatch, kind, flops, compiled, words):
+    monkeypatch.setenv("CXX", "/bin/sh")  # anything that is there
+    assert device.compiles("auto", machine(kind), flops) == (compiled, words)

@@ -91,7 +91,7 @@ def test_the_lines_that_are_to_blame_are_named_and_can_be_left_out(tmp_path):
     [
         (b"\xff\xfe", ["F: cannot be read as a configuration: it is not UTF-8 text"]),
         (b"CONFIG_SEED=5\0\n", ["F:1: SEED must be a whole number; got '5\\x00'"]),
-        (b"CONFIG_COMPILE=\n", ["F:1: COMPILE must be y or n; got ''"]),
+        (b"CONFIG_DECAY_LR=\n", ["F:1: DECAY_LR must be y or n; got ''"]),
         (b"CONFIG_=y\n", ["F:1: cannot be understood; expected CONFIG_NAME=value; got 'CONFIG_=y'"]),
         (b"SEED=5\n", ["F:1: cannot be understood; expected CONFIG_NAME=value; got 'SEED=5'"]),
         (b"# CONFIG_SEED is not set\n", ["F:1: SEED must be a whole number; got 'n'"]),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shutil
 import signal
 import subprocess
@@ -336,3 +337,25 @@ def test_two_trainers_do_not_share_a_run(tmp_path):
     assert "another process is training this run; wait for it or stop it" in output
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+
+
+@pytest.mark.parametrize(("interval", "last"), [(0, 40), (10, 20)])
+def test_a_run_whose_checkpoint_cannot_be_written_is_not_finished(tmp_path, interval, last):
+    """A periodic checkpoint is written while training goes on: the next one meets the error."""
+    limit = 200_000  # bytes of a file; a checkpoint has 400,000, everything else less than half of the limit
+    process = start(
+        tmp_path,
+        *arguments(checkpoint_interval=interval),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    run = tmp_path / "runs/run"
+    failed = run.relative_to(tmp_path) / "checkpoints" / checkpoint.name(interval or 40)
+    assert output.count("the checkpoint cannot be written") == 1
+    assert output.splitlines()[-1].startswith(f"error: {failed}: the checkpoint cannot be written (")
+    assert "Traceback" not in output
+    [finish] = [r for r in journal.read(run) if r["event"] == "finish"]
+    assert (finish["status"], finish["step"]) == ("failed", last)
+    assert list((run / "checkpoints").iterdir()) == []
+    assert not (run / "summary.json").exists()

@@ -1,0 +1,74 @@
+"""The loss at a language model's head, in chunks of rows: the logits of a whole batch never exist, in any precision.
+
+A chunk's logits are turned into their gradient at once, in the forward pass, as Liger Kernel does it (Hsu et al., arXiv
+2410.10989, section 3.2): no logits are kept for the backward pass, and nothing is computed twice.
+
+Letters of shapes: N tokens, C width, V vocabulary, P the vocabulary padded, R rows of a chunk.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rows of a chunk. Each chunk after the first reads and writes a float32 gradient of P * C: at GPT-2's size on 2 CPU
+# cores, 1024 rows at once trained 1.05 x, and chunks of 256 rows 0.93 x as fast as F.cross_entropy on all logits.
+_ROWS = {"cpu": 1024, "cuda": 8192}
+# Gradients of logits lie in [-1, 1]. Times _SCALE / N, what they sum up to is at most _SCALE times the largest input,
+# which float16 (up to 65504) holds, and yet its small ones do not vanish. A power of 2: it rounds nothing else.
+_SCALE = 1024
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """Mean of -log softmax(x weight^T)[target] in nats: x (N, C), weight (P, C), targets (N,); a float32 scalar.
+
+    Rows of `weight` from `vocab_size` on take no probability. Matrix products are in autocast's dtype.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
+    x, head, loss = x.to(dtype), weight.to(dtype), torch.zeros((), device=x.device)
+    for part, target in zip(x.split(_rows(x)), targets.split(_rows(x)), strict=True):
+        loss = loss + F.nll_loss(_log_probabilities(part, head, vocab_size), target, reduction="sum")
+    return loss / len(x)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Computes both gradients beside the loss; `backward` only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype) -> Tensor:
+        rows, head = x.to(dtype), weight.to(dtype)
+        loss, parts, grad_weight, scale = torch.zeros((), device=x.device), [], None, _SCALE / len(x)
+        for part, target in zip(rows.split(_rows(x)), targets.split(_rows(x)), strict=True):
+            log = _log_probabilities(part, head, vocab_size)  # (R, P)
+            log_target = log.gather(1, target[:, None])
+            loss = loss - log_target.sum()
+            errors = (log.exp_() * scale).to(dtype)  # softmax - one-hot, the gradient of the logits, as soon as
+            errors.scatter_(1, target[:, None], (log_target.expm1() * scale).to(dtype))  # the targets are in
+            parts.append(errors @ head)
+            grad = errors.T @ part
+            grad_weight = grad if grad_weight is None else grad_weight.float() + grad
+        ctx.save_for_backward(torch.cat(parts), grad_weight)
+        ctx.dtypes = x.dtype, weight.dtype
+        return loss / len(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (saved.to(dtype) * (grad / _SCALE) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        return *grads, None, None, None
+
+
+def _rows(x: Tensor) -> int:
+    return _ROWS.get(x.device.type, _ROWS["cpu"])
+
+
+def _log_probabilities(x: Tensor, head: Tensor, vocab_size: int) -> Tensor:
+    """(R, C), (P, C) -> (R, P) float32."""
+    logits = F.linear(x, head).float()
+    if len(head) > vocab_size:
+        logits[:, vocab_size:] = -math.inf
+    return F.log_softmax(logits, dim=1)
