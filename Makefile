@@ -20,7 +20,7 @@ CONFIG_FILE   := $(or $(KCONFIG_CONFIG),.config)
 unexport CONFIG_ srctree
 
 # Variables given on make's command line, as NAME="$NAME" words: make exports their values, so quotes and spaces survive.
-OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS
+OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF
 GIVEN     := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
 
@@ -28,8 +28,8 @@ CONFIG_PY := $(PYTHON) scripts/config.py
 
 .DEFAULT_GOAL := help
 .PHONY: help menuconfig defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain \
-	checkconfig randconfig docs train sweep prune-report resume sample data sync dashboard test bench lint format \
-	clean mrproper
+	checkconfig randconfig docs train sweep prune-report resume sample data sync dashboard test bench bench-check lint \
+	format clean mrproper
 
 ##@ Configure
 
@@ -102,8 +102,11 @@ sync: env-train ## Deliver to the trackers what they lack of a run: make sync RU
 test: env-test ## Run the test suite
 	@$(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
 
-bench: env-train ## Measure what pruning and optimizers cost on this machine: make bench ARGS='--size tiny'
-	@$(PYTHON) scripts/bench.py $(ARGS)
+bench: env-train ## Measure what this machine makes of it; beside nanoGPT: make bench REF=path/to/nanoGPT
+	@$(PYTHON) scripts/bench.py $(if $(REF),--ref "$$REF") $(ARGS)
+
+bench-check: env-train ## The same, and fail where a ratio is 10 % worse than in docs/performance.md
+	@$(PYTHON) scripts/bench.py --check $(if $(REF),--ref "$$REF") $(ARGS)
 
 lint: env-test ## Check style and format
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .

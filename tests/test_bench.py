@@ -13,12 +13,18 @@ from lib.timing import Case, Timer, meets, quartiles
 from tests.training import ROOT
 
 MEASURED = {
-    "ceilings": {"matrix product, 64 x 64, float32", "copy"},
+    "ceilings": {"float32, 64 x 64 x 64, mm", "float32, 64 x 64 x 64, linear", "copy"},
     "threshold": {"fused AdamW step", "exact threshold", "torch.kthvalue"},
     "masks": {"fused AdamW step", "keeping a mask", "mask update, magnitude", "mask update, state"},
     "optimizers": {"fused AdamW step", "sgd", "adam", "adamw", "adamwadv", "adamwspam", "stablespam", "muon"},
     "step": {"dense step", "step with a 50 % mask", "keeping the mask alone"},
+    "saving": {"copy of the state", "save as the loop sees it", "save until it is written", "blocking save"},
+    "scale of the threshold": {"threshold of 1,000 weights", "threshold of 10,000 weights"},
+    "scale of the journal": {"history of 10 steps", "history of 100 steps", "a record"},
 }
+# 6 for each weight of a block of width 32 (12,704), of the last norm (64) and of the head (256 x 32), and attention
+# over 16 tokens: 12 x 32 x 16.
+FLOPS_PER_TOKEN = 6 * (12_704 + 64 + 8_192) + 6_144
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def bench(tmp_path_factory):
 def test_every_section_has_its_cases_and_positive_numbers(bench):
     _, report = bench
     assert report["machine"].startswith("cpu, float32, ")
-    assert list(report["sections"]) == ["ceilings", "memory", "threshold", "masks", "optimizers", "step"]
+    assert MEASURED.keys() | {"memory", "utilisation", "scale of training"} <= report["sections"].keys()
     for title, names in MEASURED.items():
         cases = report["sections"][title]["cases"]
         assert names <= {case["name"] for case in cases}
@@ -61,12 +67,23 @@ def test_ratios_are_to_the_case_they_name(bench):
 
 
 def test_memory_is_counted_from_the_tensors(bench):
-    methods = bench[1]["sections"]["memory"]["methods"]
-    assert {name: methods[name]["bytes_per_weight"] for name in ("magnitude", "state", "movement")} == {
+    methods = bench[1]["sections"]["memory"]["rows"]
+    assert {name: methods[name]["bytes per weight"] for name in ("magnitude", "state", "movement")} == {
         "magnitude": 1, "state": 1, "movement": 5,
     }  # fmt: skip
-    assert methods["soft movement"]["bytes_per_weight"] == pytest.approx(13, abs=0.01)  # and a counter per tensor
-    assert {sizes["mask_bytes_in_checkpoint"] for sizes in methods.values()} == {0.125}
+    assert methods["soft movement"]["bytes per weight"] == pytest.approx(13, abs=0.01)  # and a counter per tensor
+    assert {sizes["mask in a checkpoint"] for sizes in methods.values()} == {0.125}
+
+
+def test_whole_runs_are_measured(bench):
+    used = bench[1]["sections"]["utilisation"]["rows"]["tiny, 2 x 16 tokens"]
+    grown = bench[1]["sections"]["scale of training"]["rows"]["tiny"]
+    assert grown["tokens"] == 32
+    assert used["to"] == "best matrix product"
+    rates = [case["rate"] for case in bench[1]["sections"]["ceilings"]["cases"] if case["name"].startswith("float32, ")]
+    assert used["ratio"] == pytest.approx(used["GFLOP/s"] / max(rates))
+    assert used["GFLOP/s"] == pytest.approx(used["tokens/s"] * FLOPS_PER_TOKEN / 1e9)
+    assert 100 < used["peak MiB"] < 2000 and 100 < grown["peak MiB"] < 2000
 
 
 def test_the_table_has_a_line_per_case(bench):
@@ -85,6 +102,9 @@ def test_bad_arguments_are_one_sentence(program):
     sentence = (
         "error: --json nowhere/bench.json: cannot be written; name a file in a folder that is there and writable\n"
     )
+    assert (done.returncode, done.stderr) == (2, sentence)
+    done = program("scripts/bench.py", "--size", "tiny", "--check")
+    sentence = "error: --size tiny: the table is of size gpt2; leave --check and --write-table, or --size\n"
     assert (done.returncode, done.stderr) == (2, sentence)
     done = program("scripts/bench.py", "--dtype", "float8")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -123,7 +143,7 @@ def test_variants_take_turns_and_the_first_round_warms_up():
     calls = []
     cases = [Case("a", lambda: calls.append("a")), Case("b", lambda: calls.append("b"), base="a")]
     Timer(torch.device("cpu"), rounds=2).measure("order", cases)
-    assert "".join(calls) == "ababab"
+    assert "".join(calls) == "baabba"  # every other round backwards
     assert [len(case.seconds) for case in cases] == [2, 2]
     assert cases[1].ratios == [b / a for a, b in zip(cases[0].seconds, cases[1].seconds, strict=True)]
 
@@ -135,3 +155,14 @@ def test_a_ratio_is_the_median_over_rounds_and_not_of_medians():
     assert (figures["median_seconds"], figures["iqr_seconds"]) == (3.0, 14.0)
     assert (figures["ratio"], figures["ratio_per_step"], figures["met"]) == (2.0, 1.0, True)
     assert (figures["rate"], figures["rate_unit"]) == (2.0, "GB/s")
+
+
+def test_a_case_may_report_its_seconds_and_have_a_goal_for_them():
+    import torch
+
+    seconds = iter([4.0, 6.0])
+    case = Case("a process", lambda: next(seconds), goal="<= 4.5", reports=True)  # two runs: none to warm up
+    Timer(torch.device("cpu"), rounds=2).measure("processes", [case])
+    figures = case.result()
+    assert (figures["rounds"], figures["median_seconds"], figures["met"]) == ([4.0, 6.0], 5.0, False)
+    assert "ratio" not in figures

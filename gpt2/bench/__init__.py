@@ -1,0 +1,69 @@
+"""What `scripts/bench.py` measures, a module per section, and what the sections have in common."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpt2 import model as models
+from lib import device
+from lib.kconf import Schema
+from lib.timing import Case, Timer
+
+SIZES = {
+    "gpt2": {"MODEL_NAME": "gpt2", "BLOCK_SIZE": "1024"},
+    "tiny": {"MODEL_NAME": "custom", "N_LAYER": "2", "N_HEAD": "2", "N_EMBD": "32", "BLOCK_SIZE": "32"},
+}
+VOCABULARY = 50257
+_ADAMW_BYTES = 28  # per weight: read w, g, m, v and write w, m, v
+
+
+class Bench:
+    """What the sections have in common: the machine, the size of the model, and what has been measured so far."""
+
+    def __init__(self, machine: device.Machine, size: str, rounds: int, ref: Path | None = None):
+        """`ref` is a checkout of nanoGPT to compare with."""
+        self.machine, self.size, self.ref = machine, size, ref
+        self.timer = Timer(machine.device, rounds)
+        self.sections: dict[str, dict[str, Any]] = {}
+
+    def measure(self, title: str, cases: list[Case], **facts: int) -> None:
+        """Add a section with the timings of `cases`, complete or as far as they came."""
+        if self.size != "gpt2":  # goals are for its shapes
+            cases = [dataclasses.replace(case, goal="") for case in cases]
+        try:
+            self.timer.measure(title, cases)
+        finally:  # Ctrl-C
+            self.sections[title] = {**facts, "cases": [case.result() for case in cases if case.seconds]}
+
+    def note(self, title: str, rows: dict[str, dict[str, float | str]]) -> None:
+        """Add a section of figures that are counted or measured once: row -> column -> figure.
+
+        The columns `ratio`, `to` and `goal` mean what they mean for a Case.
+        """
+        if self.size != "gpt2":
+            rows = {row: {name: figure for name, figure in rows[row].items() if name != "goal"} for row in rows}
+        self.sections[title] = {"rows": rows}
+
+    def schema(self, **options: str) -> Schema:
+        """The configuration of a run at this size, with changes."""
+        schema = Schema()
+        values = SIZES[self.size] | {"BATCH_SIZE": "4", "MAX_ITERS": "1000"} | options
+        schema.override([(name, text, "bench") for name, text in values.items()])
+        return schema
+
+    def model(self) -> models.GPT2:
+        """A new GPT-2 of this size."""
+        torch.manual_seed(0)
+        return models.GPT2(self.schema().bind(models.ModelOptions), VOCABULARY).to(self.machine.device)
+
+
+def unit(bench: Bench, weights: list[nn.Parameter]) -> Case:
+    """One fused AdamW step over `weights`, which get gradients: what all else is compared with."""
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)
+    gigabytes = sum(weight.numel() for weight in weights) * _ADAMW_BYTES / 1e9
+    return Case("fused AdamW step", optimizer.step, work=gigabytes, unit="GB")

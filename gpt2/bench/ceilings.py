@@ -1,0 +1,39 @@
+"""What the machine can do at best, for figures to be compared across machines."""
+
+import torch
+import torch.nn.functional as F
+
+from gpt2.bench import Bench
+from lib.timing import Case
+
+
+def shapes(bench: Bench) -> list[tuple[int, int, int]]:
+    """The (n, k, m) of matrix products: square ones, and those of GPT-2's blocks."""
+    if bench.size == "tiny":
+        return [(64, 64, 64)]
+    square, tokens = (4096, 4096) if bench.machine.device.type == "cpu" else (8192, 16384)
+    return [(square, square, square), (tokens, 768, 3072), (tokens, 3072, 768)]
+
+
+def ceilings(bench: Bench) -> None:
+    """Matrix products by both of torch's calls, which take different kernels, and a copy too large for caches."""
+    where, cases = bench.machine.device, []
+    for dtype in dict.fromkeys((torch.float32, bench.machine.dtype)):
+        for n, k, m in shapes(bench):
+            a, b, weight = (torch.randn(*shape, device=where).to(dtype) for shape in ((n, k), (k, m), (m, k)))
+            name, work = f"{str(dtype).removeprefix('torch.')}, {n} x {k} x {m}", 2 * n * k * m / 1e9
+            cases.append(Case(f"{name}, mm", lambda a=a, b=b: torch.mm(a, b), work=work, unit="GFLOP"))
+            cases.append(Case(f"{name}, linear", lambda a=a, w=weight: F.linear(a, w), work=work, unit="GFLOP"))
+    source = torch.randn(1 << (12 if bench.size == "tiny" else 26), device=where)
+    target = torch.empty_like(source)
+    gigabytes = 2 * source.numel() * 4 / 1e9  # read and written
+    cases.append(Case("copy", lambda: target.copy_(source), work=gigabytes, unit="GB"))
+    bench.measure("ceilings", cases)
+
+
+def matrix_rate(bench: Bench) -> float:
+    """The best rate of matrix products in the machine's arithmetic, in GFLOP/s; measured if it is not yet."""
+    if "ceilings" not in bench.sections:
+        ceilings(bench)
+    name = str(bench.machine.dtype).removeprefix("torch.")
+    return max(case["rate"] for case in bench.sections["ceilings"]["cases"] if case["name"].startswith(f"{name}, "))

@@ -1,0 +1,18 @@
+"""What a step of each optimizer costs."""
+
+import torch
+
+from gpt2.bench import Bench, unit
+from lib import optim
+from lib.timing import Case
+
+
+def optimizers(bench: Bench) -> None:
+    """A step of each optimizer over the matrices of the blocks; it leaves alone what has no gradient."""
+    model = bench.model()
+    cases = [unit(bench, model.prunable())]
+    for name in bench.schema().options["OPTIMIZER"].members:
+        optimizer = optim.build(model, bench.schema(OPTIMIZER=name))
+        optim.skip_if(optimizer, torch.zeros((), device=bench.machine.device))
+        cases.append(Case(name, optimizer.step, cases[0].name))
+    bench.measure("optimizers", cases, weights=sum(p.numel() for p in model.prunable()))

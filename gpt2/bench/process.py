@@ -1,0 +1,94 @@
+"""Runs a program as a user would, in a process of its own, and tells its time and its memory."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lib.errors import UserError
+
+# The kernel counts the parent's memory for a child that it starts, so a small parent stands between this process and
+# the program; its last line is the program's peak.
+_STARTER = """\
+import os, sys
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, used = os.wait4(pid, 0)
+print(f"\\n{used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}", flush=True)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+_OURS = "GOMP_SPINCOUNT"  # set for this process by lib.threads, and not part of a user's environment
+_LOOKS_PER_SECOND = 50  # at the memory of a GPU
+
+
+class Finished(NamedTuple):
+    """What a program left behind."""
+
+    lines: list[tuple[float, str]]  # what it printed, and when: seconds after its start
+    began: float  # unix seconds
+    seconds: float
+    peak_bytes: int  # resident, of its largest process; on a GPU what the card gave to it
+
+
+def run(words: Sequence[str], folder: Path, device: torch.device, **variables: str) -> Finished:
+    """Run this Python with `words` in `folder` and more environment variables; a failure is a UserError."""
+    inherited = {name: value for name, value in os.environ.items() if name != _OURS}
+    environment = inherited | {"PYTHONUNBUFFERED": "1"} | variables
+    began = time.time()
+    with (
+        _gpu_peak(device) as gpu,
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _STARTER, sys.executable, *words],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the others
+        ) as process,
+    ):
+        try:
+            lines = [(time.time() - began, line.rstrip()) for line in process.stdout]
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        printed = [line for _, line in lines[:-1] if line]
+        raise UserError(f"{shlex.join(words)}: failed: {printed[-1] if printed else 'it printed nothing'}")
+    peak = max(gpu) if gpu else int(lines[-1][1])
+    return Finished(lines[:-1], began, time.time() - began, peak)
+
+
+@contextlib.contextmanager
+def _gpu_peak(device: torch.device) -> Iterator[list[int]]:
+    """Note what the GPU's memory gives to others meanwhile, in bytes; stays empty for other devices.
+
+    The card tells its sum alone, so nothing else may start or end on it.
+    """
+    found: list[int] = []
+    if device.type != "cuda":
+        yield found
+        return
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(1 / _LOOKS_PER_SECOND):
+            found.append(free - torch.cuda.mem_get_info(device)[0])
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,50 @@
+"""What a checkpoint costs: the wait of the training that goes on, and the writing."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from gpt2 import loop
+from gpt2.bench import Bench
+from lib import checkpoint, optim, prune
+from lib.timing import Case
+
+
+def saving(bench: Bench) -> None:
+    """A save as the loop sees it, and the same state written while it waits, beside a plain copy of its tensors.
+
+    Checkpoints go to the system's folder for temporary files; TMPDIR names another. The first save, which makes room
+    for the copy, is not in the figures.
+    """
+    model = bench.model()
+    optimizer = optim.build(model, bench.schema())
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    training = loop.Training(model, optimizer, prune.NoPruning(model.prunable()), bench.machine, compiled=False)
+    tensors = [*model.state_dict().values(), *(value for state in optimizer.state.values() for value in state.values())]
+    copies = [torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda) for tensor in tensors]
+
+    def copy() -> None:
+        for mine, tensor in zip(copies, tensors, strict=True):
+            mine.copy_(tensor, non_blocking=tensor.is_cuda)
+
+    with tempfile.TemporaryDirectory() as name, checkpoint.Writer(Path(name), bool, print) as writer:
+
+        def save() -> float:
+            began = time.perf_counter()
+            writer.save(1, training.state_dict())
+            seconds = time.perf_counter() - began
+            writer.wait()
+            return seconds
+
+        save()
+        gigabytes = sum(tensor.nbytes for tensor in tensors) / 1e9
+        plain = Case("copy of the state", copy, work=gigabytes, unit="GB")
+        seen = Case("save as the loop sees it", save, plain.name, "<= 1.2", reports=True)
+        whole = Case("save until it is written", save, plain.name)
+        blocking = Case("blocking save", lambda: checkpoint.save(Path(name), 1, training.state_dict()), plain.name)
+        bench.measure("saving", [plain, seen, whole, blocking])

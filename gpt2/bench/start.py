@@ -1,0 +1,50 @@
+"""How long the default preset takes to its first step, and how much of that is torch's own import."""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from gpt2.bench import Bench, process
+from lib import journal
+from lib.kconf import ROOT
+from lib.timing import Case
+
+_GOAL, _OWN_GOAL = 6.0, 0.5  # seconds
+_OPTIONS = {
+    "MAX_ITERS": 1, "WARMUP_STEPS": 0, "SAMPLE_TOKENS": 0, "TRACKER": "none", "TRACKER_RUN_NAME": "run",
+    "LOG_INTERVAL": 1,
+}  # fmt: skip
+
+
+def start(bench: Bench) -> None:
+    """Seconds from the start of the process until the first event and step of `gpt2_tiny`, whose data is prepared."""
+    torch, first_event = [], []
+    with tempfile.TemporaryDirectory(prefix="espalier-bench-") as made:
+        _program(bench, "prepare_data.py", Path(made), "DATA_DIR=data")
+
+        def import_torch() -> float:
+            done = process.run(["-c", "import torch; print()"], Path(made), bench.machine.device)
+            torch.append(done.lines[0][0])
+            return torch[-1]
+
+        def train() -> float:
+            with tempfile.TemporaryDirectory(dir=made) as output:
+                words = [f"{name}={value}" for name, value in (_OPTIONS | {"OUTPUT_DIR": output}).items()]
+                done = _program(bench, "train.py", Path(made), "DATA_DIR=data", *words)
+                times = {record["event"]: record["time"] - done.began for record in journal.read(Path(output, "run"))}
+            first_event.append(times["start"])
+            return times["train"]
+
+        cases = [
+            Case("import torch", import_torch, reports=True),
+            Case("gpt2_tiny to its first step", train, goal=f"<= {_GOAL}", reports=True),
+        ]
+        bench.measure("start", cases)
+    own = statistics.median(event - alone for event, alone in zip(first_event, torch, strict=True))
+    row = {"seconds": own, "ratio": own / _OWN_GOAL, "to": f"{_OWN_GOAL} s", "goal": "<= 1"}
+    bench.note("start, until the first event", {"without import torch": row})
+
+
+def _program(bench: Bench, name: str, folder: Path, *words: str) -> process.Finished:
+    preset = ["--config", str(ROOT / "defconfigs" / "gpt2_tiny_defconfig")]
+    return process.run([str(ROOT / "gpt2" / name), *preset, *words], folder, bench.machine.device)

@@ -1,0 +1,55 @@
+"""What a whole training step costs, dense and with a mask."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from gpt2 import loop
+from gpt2.bench import VOCABULARY, Bench
+from gpt2.bench.pruning import CHOICE_STEP, pruner
+from lib import optim, prune
+from lib.kconf import Schema
+from lib.timing import Case
+
+
+class RandomTokens:
+    """Stands for the data: the same random tokens at every step."""
+
+    def __init__(self, schema: Schema):
+        shape = schema["BATCH_SIZE"], schema["BLOCK_SIZE"] + 1
+        self.tokens = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
+
+    def batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        """See gpt2.data.Data."""
+        return self.tokens[:, :-1], self.tokens[:, 1:]
+
+
+def step(bench: Bench) -> None:
+    """A whole training step, dense and with half of the weights kept at zero: one model, one optimizer.
+
+    What the mask adds is less than what steps differ by on a busy machine, so it is timed alone as well.
+    """
+    schema, model, machine = bench.schema(), bench.model(), bench.machine
+    optimizer, data, options = optim.build(model, schema), RandomTokens(schema), schema.bind(loop.LoopOptions)
+    flops = model.flops_per_token() * schema["BATCH_SIZE"] * schema["BLOCK_SIZE"] / 1e9
+    held = pruner(bench, model, optimizer, "magnitude")
+    grads = [torch.randn_like(weight.value) for weight in held.weights]
+
+    def case(name: str, held: prune.AnyPruner, base: str = "", goal: str = "") -> Case:
+        training = loop.Training(model, optimizer, held, machine, compiled=False)
+        loop.update(training, data, machine, options, CHOICE_STEP)
+        run = functools.partial(loop.update, training, data, machine, options, CHOICE_STEP + 1)
+        return Case(name, run, base, goal, work=flops, unit="GFLOP")
+
+    def hold() -> None:
+        for weight, grad in zip(held.weights, grads, strict=True):
+            weight.parameter.grad = grad
+        held.hold()
+        optimizer.zero_grad(set_to_none=True)
+
+    share = 0.02 if machine.device.type == "cpu" else 0.01
+    dense = case("dense step", prune.NoPruning(model.prunable()))
+    masked = case("step with a 50 % mask", held, dense.name, f"<= {1 + share}")
+    alone = Case("keeping the mask alone", hold, dense.name, f"<= {share}")
+    bench.measure("step", [dense, masked, alone], tokens=schema["BATCH_SIZE"] * schema["BLOCK_SIZE"])
