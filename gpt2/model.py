@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.linear import Linear
 from gpt2.loss import linear_cross_entropy
 from lib.errors import UsageError
 from lib.kconf import Options
@@ -47,8 +48,8 @@ class Attention(nn.Module):
     def __init__(self, options: ModelOptions):
         super().__init__()
         self.n_head, self.dropout = options.n_head, options.dropout
-        self.c_attn = nn.Linear(options.n_embd, 3 * options.n_embd)
-        self.c_proj = nn.Linear(options.n_embd, options.n_embd)
+        self.c_attn = Linear(options.n_embd, 3 * options.n_embd)
+        self.c_proj = Linear(options.n_embd, options.n_embd)
         size = options.block_size
         causal = torch.full((size, size), -math.inf).triu(1) if size <= _WRITTEN_OUT else None
         self.register_buffer("causal", causal, persistent=False)
@@ -87,8 +88,8 @@ class MLP(nn.Module):
     def __init__(self, options: ModelOptions):
         super().__init__()
         self.dropout = options.dropout
-        self.c_fc = nn.Linear(options.n_embd, 4 * options.n_embd)
-        self.c_proj = nn.Linear(4 * options.n_embd, options.n_embd)
+        self.c_fc = Linear(options.n_embd, 4 * options.n_embd)
+        self.c_proj = Linear(4 * options.n_embd, options.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
