@@ -21,7 +21,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
         float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if torch.compiler.is_compiling() and x.device.type == "cpu" and float32:
+        onednn = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if torch.compiler.is_compiling() and onednn and float32:
             return _OneDNN.apply(x, self.weight, self.bias)
         return super().forward(x)
 

@@ -56,11 +56,9 @@ class Recorder(Protocol):
 class Training:
     """What changes while training: weights, optimizer, pruner, counters. A checkpoint holds its `state_dict`."""
 
-    def __init__(
-        self, model: GPT2, optimizer: torch.optim.Optimizer, pruner: AnyPruner, machine: Machine, compiled: bool
-    ):
+    def __init__(self, model: GPT2, optimizer: torch.optim.Optimizer, pruner: AnyPruner, machine: Machine):
         self.model, self.optimizer, self.pruner = model, optimizer, pruner
-        self.forward: Callable[..., Tensor] = torch.compile(model, dynamic=False) if compiled else model
+        self.compile(False)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
         self.skipped = torch.zeros((), device=machine.device)  # updates left out since the loss was no number
         self.data_fingerprint = ""
@@ -68,6 +66,11 @@ class Training:
         self.best_val_loss = float("inf")
         self.train_seconds = 0.0  # in steps alone
         self.total_seconds = 0.0  # with evaluations and checkpoints, over all sessions
+
+    def compile(self, compiled: bool) -> None:
+        """Compute with a compiled model from now on, or with the model as it is."""
+        self.compiled = compiled
+        self.forward: Callable[..., Tensor] = torch.compile(self.model, dynamic=False) if compiled else self.model
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on bit for bit."""
@@ -78,6 +81,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "random": checkpoint.random_state(),
             "data": self.data_fingerprint,
+            "compiled": self.compiled,
             "step": self.step,
             "best_val_loss": self.best_val_loss,
             "train_seconds": self.train_seconds,

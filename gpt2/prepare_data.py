@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 from tqdm import tqdm
 
-from gpt2 import corpora, shards, tokenizer
+from gpt2 import corpora, shards, sources, tokenizer
 from gpt2.corpora import Text
 from gpt2.shards import PreparedOptions, ShardWriter
 from gpt2.sources import DataError
@@ -133,6 +133,7 @@ def _meta(options: PreparedOptions) -> dict:
         "tokenizer": options.tokenizer,
         "vocab_size": tokenizer.load(options.tokenizer).vocab_size,
         "settings": options.settings,
+        "piece_bytes": sources.PIECE_BYTES,  # by which the texts of finished shards are counted
         "source": corpora.describe(options),
     }
 
@@ -146,7 +147,7 @@ def _finished(partial: Path, meta: dict) -> dict[str, list[dict]]:
         before = shards.read_meta(partial)
         if before is None:
             raise DataError("it was interrupted before the first shard was finished")
-        if {name: before[name] for name in meta} != meta:
+        if {name: before.get(name) for name in meta} != meta:
             raise DataError("what is there was made with other settings or from another source")
         shards.open_prepared(partial, before)
     except DataError as reason:

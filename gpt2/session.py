@@ -33,6 +33,7 @@ class SessionOptions(Options):
     seed: int
     eval_interval: int
     pruning_method: str
+    compile: str
     tracker: tuple[str, ...]
     json_output: str  # file; empty: none
 
@@ -77,9 +78,8 @@ class Session:
         optimizer = optim.build(self.model, schema)
         pruner = prune.build(self.model, optimizer, schema)
         self.schedule = schema.bind(schedule.ScheduleOptions)
-        flops = self.model.flops_per_token() * self.data.tokens_per_step * self.schedule.max_iters
-        compiled, self.compiled = device.compiles(system.compile, self.machine, flops)
-        self.training = loop.Training(self.model, optimizer, pruner, self.machine, compiled)
+        self.training = loop.Training(self.model, optimizer, pruner, self.machine)
+        self.compiled = self._compile(None)
 
     def train(self, folder: Path, changed: dict[str, list[str]]) -> int:
         """Train to the end of the schedule, a signal or a failure; journal and trackers are closed in every case.
@@ -107,11 +107,19 @@ class Session:
             self._finish(recorder)
             return 0
 
+    def _compile(self, before: bool | None) -> str:
+        """Compile the model or not, as configured; says which. `before` is what a run that goes on did."""
+        flops = self.model.flops_per_token() * self.data.tokens_per_step * self.schedule.max_iters
+        compiled, words = device.compiles(self.options.compile, self.machine, flops, before)
+        self.training.compile(compiled)
+        return words
+
     def _restore(self, folder: Path) -> None:
         """Continue from the newest checkpoint, if there is one; raises UserError when the run cannot go on from it."""
         if found := checkpoint.find(folder / "checkpoints"):
             state = checkpoint.load(found[-1], self.machine.device)
             self.training.load_state_dict(state)
+            self.compiled = self._compile(state.get("compiled"))
             if state.get("data") != self.data.fingerprint:
                 raise UserError(
                     f"{folder}: was trained on other data than what {self.data.folder} holds; put that back"
@@ -129,7 +137,8 @@ class Session:
         provenance = f"provenance-{book.seq}.json" if resumed else "provenance.json"
         run.save_configuration(self.schema, folder, sys.argv, provenance)
         (folder / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
-        details = {"config": self.schema.values(), **dataclasses.asdict(run.Identity.load(folder))}
+        machine = f"{self.machine.name}, {self.compiled}"
+        details = {"config": self.schema.values(), "machine": machine, **dataclasses.asdict(run.Identity.load(folder))}
         if resumed:
             book.write("resume", step, changed=changed, **details)
             console.say(
@@ -144,7 +153,7 @@ class Session:
         facts = {
             "model": f"{self.model.options.model_name}, {self.model.count_parameters() / 1e6:.2f} M parameters",
             "data": self.data.description,
-            "machine": f"{self.machine.name}, {self.compiled}",
+            "machine": machine,
             "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens",
             "run folder": folder,
         }
@@ -164,16 +173,19 @@ class Session:
             recorder.settle()
             self._evaluate_if_missing(recorder, stopped)
         except loop.Diverged as error:
-            recorder.save(training.step)
-            recorder.settle()
             recorder.write("alert", training.step, {}, message=str(error))
-            recorder.write("finish", training.step, {}, status="diverged")
+            try:
+                recorder.save(training.step)
+                recorder.settle()
+            finally:
+                recorder.write("finish", training.step, {}, status="diverged")
             again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
             raise UserError(f"the run has diverged; go on from its last good weights with: {again}") from None
         except Exception as error:
             with contextlib.suppress(UserError):  # the journal or the disk may be what failed
                 if isinstance(error, PruningError):  # before the step changed a weight
                     recorder.save(training.step)
+            with contextlib.suppress(UserError):
                 recorder.write("finish", training.step, {}, status="failed", message=str(error))
             raise
         if stopped():
@@ -256,7 +268,7 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not device.is_out_of_memory(error):
             raise
         raise UserError(
             "memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same, or "

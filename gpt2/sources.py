@@ -15,7 +15,7 @@ from lib.errors import UsageError, UserError
 KINDS = (".txt", ".jsonl", ".parquet")
 # Long texts come in pieces of about this size. With 1 MB the process grew with the text, its memory in fragments: to
 # 137 MiB for 94 MB and to 223 for 900 MB; with this it takes 87 and 93, and is faster.
-_PIECE_BYTES = 1 << 16
+PIECE_BYTES = 1 << 16
 _TIMEOUT_SECONDS = 20  # for a server to answer
 # Between two words that one space or newline separates, and between a word and the mark that follows it, as in JSON
 # without spaces: GPT-2's pattern never looks across such a place, so the parts have the tokens of the whole.
@@ -90,7 +90,7 @@ def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]
 
 def cut(text: str) -> Iterator[str]:
     """A text in pieces whose tokens are the tokens of the whole."""
-    return _joined(text[n : n + _PIECE_BYTES] for n in range(0, len(text), _PIECE_BYTES))
+    return _joined(text[n : n + PIECE_BYTES] for n in range(0, len(text), PIECE_BYTES))
 
 
 def text_bytes(paths: list[Path], field: str | None) -> int:
@@ -125,7 +125,7 @@ def _chunks(path: Path, start: int, stop: int | None) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     with _open(path) as file:
         file.seek(start)
-        while chunk := file.read(_PIECE_BYTES if stop is None else min(_PIECE_BYTES, stop - file.tell())):
+        while chunk := file.read(PIECE_BYTES if stop is None else min(PIECE_BYTES, stop - file.tell())):
             try:
                 yield decoder.decode(chunk)
             except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lib import files
+from lib.device import is_out_of_memory
 from lib.errors import UserError
 
 KEEP = 2  # newest checkpoints of a run: the last one and one to fall back on
@@ -33,10 +34,10 @@ def save(folder: Path, step: int, state: dict[str, Any], sync: Callable[[], obje
         with files.whole(path) as file:
             torch.save({"version": VERSION, "step": step, **state}, file)
             sync()
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        for old in find(folder)[:-KEEP]:
+            old.unlink()
+    except (OSError, RuntimeError, MemoryError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(f"{path}: the checkpoint cannot be written ({_first_line(error)}); free space") from None
-    for old in find(folder)[:-KEEP]:
-        old.unlink(missing_ok=True)
     return path
 
 
@@ -56,22 +57,31 @@ class Writer:
         self.folder, self.sync, self.say = folder, sync, say
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
-        self.copies: dict[tuple[Any, ...], Tensor] = {}  # of the tensors of the last state, by where those are
+        self.copies: dict[tuple[Any, ...], Tensor] = {}  # of the tensors of the last state, by their place in it,
+        self.before: dict[tuple[Any, ...], Tensor] = {}  # of the one before that, to be used again,
+        self.aliases: dict[tuple[Any, ...], Tensor] = {}  # and of the last, by their places in memory
         self.warned = False
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to save `state` (see `checkpoint.save`), which may change as soon as this returns.
 
-        Waits for the checkpoint before it, and raises CheckpointError if that could not be written.
+        Waits for the checkpoint before it. If that could not be written, it says so and writes this one before it
+        returns; raises CheckpointError if that fails too.
         """
-        self.wait()
+        try:
+            self.wait()
+        except CheckpointError as error:
+            self.pending = None
+            self.say(f"alert: {error}")
+            save(self.folder, step, state, self.sync)
+            return
         if copy := self._copy(state):
             self.pending = self.thread.submit(self._write, step, *copy)
         else:
             save(self.folder, step, state, self.sync)
 
     def wait(self) -> None:
-        """Return when nothing is being written; raises CheckpointError, every time, once one could not be."""
+        """Return when nothing is being written; raises CheckpointError if the last one could not be."""
         if self.pending:
             self.pending.result()
 
@@ -81,34 +91,37 @@ class Writer:
         With it what tells when a CUDA device has made the copy: what it is asked to do later it does later, so that
         training need not wait for it.
         """
-        before, self.copies = self.copies, {}
+        self.before, self.copies, self.aliases = self.copies, {}, {}
         try:
             with torch.no_grad():
-                copy = self._copied(state, before)
+                copy = self._copied(state, ())
         except (RuntimeError, MemoryError) as error:
-            self.copies = {}
+            if not is_out_of_memory(error):
+                raise
+            self.before, self.copies = {}, {}
             if not self.warned:
                 self.say(f"note: no memory to copy the state ({_first_line(error)}); training waits for checkpoints")
             self.warned = True
             return None
-        on_cuda = any(device.type == "cuda" for device, *_ in self.copies)
+        self.before = {}
+        on_cuda = any(device.type == "cuda" for device, *_ in self.aliases)
         return copy, torch.cuda.current_stream().record_event() if on_cuda else None
 
-    def _copied(self, value: Any, before: dict[tuple[Any, ...], Tensor]) -> Any:
-        """`value` with copies in place of all tensors, those in `before` where they fit; one for those that are one."""
+    def _copied(self, value: Any, path: tuple[Any, ...]) -> Any:
+        """`value`, at `path` of the state, with copies in place of all tensors; one copy for those that are one."""
         if isinstance(value, dict):
-            return {key: self._copied(entry, before) for key, entry in value.items()}
+            return {key: self._copied(entry, (*path, key)) for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self._copied(entry, before) for entry in value)
+            return type(value)(self._copied(entry, (*path, place)) for place, entry in enumerate(value))
         if not isinstance(value, Tensor):
             return value
-        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if key not in self.copies:
-            copy = before.get(key)
-            if copy is None:
+        memory = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if memory not in self.aliases:
+            copy = self.before.get(path)
+            if copy is None or (copy.dtype, copy.shape, copy.stride()) != memory[2:]:
                 copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-            self.copies[key] = copy.copy_(value, non_blocking=value.is_cuda)
-        return self.copies[key]
+            self.copies[path] = self.aliases[memory] = copy.copy_(value, non_blocking=value.is_cuda)
+        return self.aliases[memory]
 
     def _write(self, step: int, copy: dict[str, Any], copied: torch.cuda.Event | None) -> None:
         if copied:
@@ -121,7 +134,7 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
             self.wait()
-        except CheckpointError as failed:
+        except Exception as failed:
             if error is None:
                 raise
             if error is not failed:  # it is what ends the program

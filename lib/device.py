@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
-import shlex
 import shutil
+import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -29,7 +32,6 @@ class SystemOptions(Options):
 
     device: str
     dtype: str
-    compile: str
     threads: int
 
 
@@ -77,27 +79,48 @@ def _automatic_dtype(kind: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def compiles(option: str, machine: Machine, flops: float) -> tuple[bool, str]:
+def compiles(option: str, machine: Machine, flops: float, before: bool | None = None) -> tuple[bool, str]:
     """Whether to compile a model that a run of `flops` operations trains, and the answer in words for people.
 
-    `option` is COMPILE's value: y, n or auto. Raises UsageError if it is y and there is no C++ compiler to call.
+    `option` is COMPILE's value: y, n or auto; `before` is what a run that goes on did. Raises UsageError if it is y and
+    there is no C++ compiler to call.
     """
     kind = machine.device.type
-    missing = _missing_compiler() if kind == "cpu" else ""
-    if option == "y" and missing:
-        raise UsageError(f"--compile: the C++ compiler {missing} is not installed; install one or use --no-compile")
-    if option != "auto":
-        return option == "y", "compiled" if option == "y" else "not compiled"
+    if option == "n":
+        return False, "not compiled"
+    missing = _missing(machine.device)
+    if option == "y":
+        if missing:
+            raise UsageError(f"--compile: {missing}; install it or use --no-compile")
+        return True, "compiled"
     if kind not in _COMPILING_PAYS:
         return False, f"not compiled (auto: only for {' and '.join(_COMPILING_PAYS)})"
-    if missing:
-        return False, f"not compiled (auto: the C++ compiler {missing} is not installed)"
-    pays = flops >= _COMPILING_PAYS[kind]
-    work = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win its time back"
-    return pays, f"{'compiled' if pays else 'not compiled'} (auto: {work})"
+    pays = flops >= _COMPILING_PAYS[kind] if before is None else before
+    if pays and missing:
+        return False, f"not compiled (auto: {missing})"
+    reason = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win its time back"
+    return pays, f"{'compiled' if pays else 'not compiled'} (auto: {reason if before is None else 'as before'})"
 
 
-def _missing_compiler() -> str:
-    """The C++ compiler that torch.compile would call and that is not there; empty if there is one."""
-    compilers = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else ["g++", "clang++"]
-    return "" if any(map(shutil.which, compilers)) else " or ".join(compilers)
+def _missing(device: torch.device) -> str:
+    """What torch.compile needs on this device and does not find, as a clause; empty if it finds everything.
+
+    It writes C++ for a CPU. For a GPU it writes Triton, whose launcher is C.
+    """
+    if device.type == "cuda":
+        programs = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+        if torch.cuda.get_device_capability(device) < (7, 0):
+            return "this GPU is older than what Triton compiles for"
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+    else:
+        programs = [os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")]
+    if not any(map(shutil.which, programs)):
+        return f"the compiler {' or '.join(programs)} is not installed"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if header.exists() else f"Python's header {header} is not installed"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is one of torch's and Python's ways of saying that memory is short."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -37,7 +37,7 @@ class Case:
         if self.ratios:
             ratio = quartiles(self.ratios)[1]
             figures |= {"base": self.base, "ratio": ratio, "every": self.every, "ratio_per_step": ratio / self.every}
-        if self.goal:
+        if self.goal and (self.ratios or not self.base):
             figures |= {"goal": self.goal, "met": meets(figures["ratio"] if self.base else middle, self.goal)}
         return figures
 

@@ -62,6 +62,7 @@ def main() -> int:
     """Measure the chosen sections, or read what was, and print, store or compare it. Returns the exit code."""
     args = _parser().parse_args()
     _check(args)
+    table = report.read_table(args.table) if args.check else []
     found, problems, code = _read(args.report) if args.report else _measure(args)
     for title, section in found["sections"].items():
         print(f"\n{report.text(title, section)}")
@@ -73,7 +74,7 @@ def main() -> int:
     if args.write_table:
         report.write_table(args.table, found)
     if args.check:
-        note, worse = report.compare(found, report.read_table(args.table))
+        note, worse = report.compare(found, table)
         print(f"\n{note}")
         problems += worse
     if problems:

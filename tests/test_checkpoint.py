@@ -137,17 +137,31 @@ def test_the_journal_is_safe_before_a_checkpoint_has_its_name(tmp_path):
     assert [path.name for path in checkpoint.find(tmp_path)] == ["step-000000002.pt", "step-000000003.pt"]
 
 
-def test_what_could_not_be_written_is_said_at_the_next_save_and_at_the_end(tmp_path):
+def test_after_one_that_could_not_be_written_the_next_is_written_at_once(tmp_path):
+    folder, said = tmp_path / "later", []
     sentence = (
-        f"{tmp_path}/none/step-000000001.pt: the checkpoint cannot be written "
-        f"([Errno 2] No such file or directory: '{tmp_path}/none/step-000000001.pt.tmp'); free space"
+        f"{folder}/step-000000001.pt: the checkpoint cannot be written "
+        f"([Errno 2] No such file or directory: '{folder}/step-000000001.pt.tmp'); free space"
     )
-    saving = writer(tmp_path / "none")
-    saving.save(1, {})
-    for again in (lambda: saving.save(2, {}), saving.wait, lambda: saving.__exit__(None, None, None)):
+    with writer(folder, said=said) as saving:
+        saving.save(1, {})
         with pytest.raises(CheckpointError) as caught:
-            again()
+            saving.wait()
         assert str(caught.value) == sentence
+        with pytest.raises(CheckpointError, match=r"step-000000002.pt: the checkpoint cannot be written"):
+            saving.save(2, {})
+        assert said == [f"alert: {sentence}"]
+        saving.save(3, {})
+        with pytest.raises(CheckpointError, match=r"step-000000003.pt"):
+            saving.wait()
+        folder.mkdir()
+        saving.save(4, {})
+        assert [path.name for path in checkpoint.find(folder)] == ["step-000000004.pt"]
+
+
+def test_one_that_could_not_be_written_is_raised_at_the_end(tmp_path):
+    with pytest.raises(CheckpointError, match=r"step-000000001.pt: "), writer(tmp_path / "none") as saving:
+        saving.save(1, {})
 
 
 def test_what_could_not_be_written_hides_no_other_error(tmp_path):

@@ -128,7 +128,7 @@ def test_many_texts_are_documents_each_of_one_split(tmp_path):
 
 @pytest.mark.parametrize("separator", [" ", "\n", "\n\n", "  ", "\t", "'s ", "\r\n "])
 def test_long_texts_come_in_pieces_that_tokenise_like_the_whole(tmp_path, monkeypatch, separator):
-    monkeypatch.setattr(sources, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 100)
     whole = separator.join(f"wörd{n} {n}!" for n in range(200))
     (tmp_path / "a.txt").write_bytes(whole.encode())
     pieces = list(sources.pieces(tmp_path / "a.txt"))
@@ -149,7 +149,7 @@ def test_a_cut_never_changes_the_tokens(text, place):
 
 
 def test_the_pieces_of_a_document_stay_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_PIECE_BYTES", 8)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 8)
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("one two three four")
     found = texts("files", tmp_path)
@@ -284,7 +284,7 @@ def test_a_longer_corpus_leaves_earlier_documents_where_they_are():
 
 
 def test_a_long_document_of_json_lines_comes_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_PIECE_BYTES", 8)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 8)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one two three four"}\n{"text": "five"}\n')
     assert texts("files", path) == [

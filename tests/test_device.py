@@ -9,7 +9,7 @@ from lib.errors import UsageError
 
 
 def options(**changes):
-    return SystemOptions(**{"device": "cpu", "dtype": "float32", "compile": "n", "threads": 0} | changes)
+    return SystemOptions(**{"device": "cpu", "dtype": "float32", "threads": 0} | changes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -49,13 +49,29 @@ def machine(kind="cpu"):
 
 
 def test_compiling_without_a_compiler_is_refused_or_left(monkeypatch):
-    monkeypatch.setenv("CXX", "/nowhere/c++ -O2")
-    with pytest.raises(UsageError, match=r"^--compile: the C\+\+ compiler /nowhere/c\+\+ is not installed"):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(UsageError, match=r"^--compile: the compiler /nowhere/c\+\+ is not installed; install it or"):
         device.compiles("y", machine(), 1e20)
-    words = "not compiled (auto: the C++ compiler /nowhere/c++ is not installed)"
+    words = "not compiled (auto: the compiler /nowhere/c++ is not installed)"
     assert device.compiles("auto", machine(), 1e20) == (False, words)
+    assert device.compiles("auto", machine(), 1e20, before=True) == (False, words)
     assert device.compiles("n", machine(), 1e20) == (False, "not compiled")
-    assert device.compiles("y", machine("cuda"), 1.0) == (True, "compiled")
+
+
+def test_compiling_without_pythons_headers_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "/bin/sh")
+    monkeypatch.setattr(device.sysconfig, "get_path", lambda name: "/nowhere")
+    with pytest.raises(UsageError, match=r"^--compile: Python's header /nowhere/Python.h is not installed; "):
+        device.compiles("y", machine(), 1e20)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_that_goes_on_is_compiled_as_before(monkeypatch, before):
+    monkeypatch.setattr(device, "_missing", lambda device: "")
+    words = f"{'compiled' if before else 'not compiled'} (auto: as before)"
+    assert device.compiles("auto", machine(), 2e13, before) == (before, words)
+    assert device.compiles("auto", machine(), 1e13, before) == (before, words)
+    assert device.compiles("y", machine(), 1e13, before) == (True, "compiled")
 
 
 @pytest.mark.parametrize(
@@ -69,5 +85,5 @@ def test_compiling_without_a_compiler_is_refused_or_left(monkeypatch):
     ],
 )
 def test_long_runs_are_compiled(monkeypatch, kind, flops, compiled, words):
-    monkeypatch.setenv("CXX", "/bin/sh")  # anything that is there
+    monkeypatch.setattr(device, "_missing", lambda device: "")
     assert device.compiles("auto", machine(kind), flops) == (compiled, words)

@@ -81,8 +81,8 @@ def test_there_are_losses_of_every_pair_of_the_menu(found):
 
 @pytest.mark.parametrize("name", recorded() if GOLDEN.exists() else [])
 def test_losses_are_the_golden_ones(found, name):
-    # Of weights that score alike, another processor's rounding keeps another.
-    assert losses(found[name]) == pytest.approx(recorded()[name], rel=5e-4)
+    # On another processor rounding differs, and of weights that score alike another is kept.
+    assert losses(found[name]) == pytest.approx(recorded()[name], rel=1e-4 if name.endswith(" none") else 5e-4)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,15 @@ def test_float16_gradients_of_large_batches_neither_overflow_nor_vanish():
     torch.testing.assert_close(weight.grad[1:], torch.full((999, 4), 0.02), rtol=2e-2, atol=0)
 
 
+def test_float16_keeps_the_gradient_of_tokens_of_little_probability():
+    n, p = 32_768, 8.3e-7
+    x = torch.full((n, 1), 1.0, requires_grad=True)
+    weight = torch.tensor([[0.0], [-14.0]], requires_grad=True)  # e^-14 = 8.3e-7
+    with torch.autocast("cpu", torch.float16):
+        linear_cross_entropy(x, weight, torch.zeros(n, dtype=torch.long), 2).backward()
+    assert weight.grad[1].item() == pytest.approx(p, rel=0.05)
+
+
 def test_a_confident_prediction_keeps_its_small_gradient_in_bfloat16():
     """1 - p is taken before rounding: p = 0.9990 would round to 1."""
     x = torch.tensor([[7.0]], requires_grad=True)

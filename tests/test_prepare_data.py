@@ -87,6 +87,7 @@ def test_json_lines_with_every_document_ended(tmp_path):
             "dataset_max_tokens": 0,
             "val_fraction": 0.05,
         },
+        "piece_bytes": 65536,
         "source": "1 files, 50 bytes",
         "splits": {
             "train": {
@@ -127,7 +128,7 @@ def test_a_limit_that_the_first_document_reaches_leaves_some_for_validation(tmp_
 
 
 def test_a_limit_cuts_a_long_text_and_ends_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt2.sources._PIECE_BYTES", 10)
+    monkeypatch.setattr("gpt2.sources.PIECE_BYTES", 10)
     (tmp_path / "a.txt").write_text("aaaa " * 20)
     named = {"dataset_source": tmp_path / "a.txt", "dataset_max_tokens": 12, "val_fraction": "0.1"}
     folder = prepare_data.prepare(options(tmp_path, **named))
@@ -253,7 +254,7 @@ def test_an_interruption_costs_no_finished_shard(tmp_path, slow, sent, code):
     assert subprocess.run([*slow, "whole", "0"], cwd=tmp_path, capture_output=True).returncode == 0
     child = start_and_wait_for_shards([*slow, "cut", "0.002"], tmp_path)
     if sent == signal.SIGINT:
-        os.killpg(child.pid, sent)  # as a terminal does: to the workers too
+        os.killpg(child.pid, sent)  # as a terminal does
     else:
         child.send_signal(sent)
     _, err = child.communicate(timeout=30)

@@ -322,12 +322,22 @@ def test_a_compiled_run_resumes_bit_for_bit(tmp_path):
     a, b = (checkpoint.load(tmp_path / f"runs/{name}/checkpoints/step-000000020.pt") for name in ("run", "whole"))
     assert_same(a["model"], b["model"])
     assert sum(record["event"] == "eval" for record in journal.read(run)) == 5  # none was recorded twice
+    train(tmp_path, *arguments(**compiled | {"compile": False}, tracker_run_name="eager"))
+    assert losses(tmp_path / "runs/whole") == pytest.approx(losses(tmp_path / "runs/eager"), rel=1e-4)
 
 
 def test_another_arithmetic_may_be_chosen_on_resume(tmp_path):
     train(tmp_path, *arguments(max_iters=10))
     output = train(tmp_path, "--resume", "runs/run", "--max-iters", "20", "--dtype", "float16")
     assert "changed: DTYPE float32 -> float16" in output
+
+
+def test_bfloat16_learns_what_float32_learns(tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        train(tmp_path, *arguments(dtype=dtype, dropout=0, tracker_run_name=dtype))
+    found, plain = (losses(tmp_path / "runs" / dtype) for dtype in ("bfloat16", "float32"))
+    assert found != plain
+    assert found == pytest.approx(plain, rel=0.01)
 
 
 def test_two_trainers_do_not_share_a_run(tmp_path):

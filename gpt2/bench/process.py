@@ -25,7 +25,8 @@ _, status, used = os.wait4(pid, 0)
 print(f"\\n{used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}", flush=True)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
-_OURS = "GOMP_SPINCOUNT"  # set for this process by lib.threads, and not part of a user's environment
+# Set for this process by lib.threads, and not part of a user's environment.
+_OURS = ("GOMP_SPINCOUNT", "2000")
 _LOOKS_PER_SECOND = 50  # at the memory of a GPU
 
 
@@ -40,7 +41,7 @@ class Finished(NamedTuple):
 
 def run(words: Sequence[str], folder: Path, device: torch.device, **variables: str) -> Finished:
     """Run this Python with `words` in `folder` and more environment variables; a failure is a UserError."""
-    inherited = {name: value for name, value in os.environ.items() if name != _OURS}
+    inherited = {n: v for n, v in os.environ.items() if (n, v) != _OURS and not n.startswith("CONFIG_")}
     environment = inherited | {"PYTHONUNBUFFERED": "1"} | variables
     began = time.time()
     with (

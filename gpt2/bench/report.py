@@ -63,10 +63,11 @@ def read_table(page: Path) -> list[Ratio]:
 
 
 def write_table(page: Path, report: Report) -> None:
-    """Put the ratios of `report` into the table of `page`, in place of what this machine had there; others stay."""
+    """Put the ratios of `report` into the table of `page`, in place of what this machine had in the same sections."""
     before, _, after = _parts(page)
-    table = {(*ratio.place, ratio.machine): ratio for ratio in [*read_table(page), *ratios(report)]}
-    lines = [f"| {' | '.join([*r.place, f'{r.ratio:.3g}', r.goal, r.date, r.machine])} |\n" for r in table.values()]
+    others = [r for r in read_table(page) if r.machine != report["machine"] or r.section not in report["sections"]]
+    table = [*ratios(report), *others]
+    lines = [f"| {' | '.join([*r.place, f'{r.ratio:.3g}', r.goal, r.date, r.machine])} |\n" for r in table]
     with files.whole(page) as file:
         file.write(f"{before}{_BEGIN}\n{_HEAD}{''.join(lines)}{_END}{after}".encode())
 
@@ -83,10 +84,7 @@ def _parts(page: Path) -> list[str]:
 
 
 def compare(report: Report, table: list[Ratio]) -> tuple[str, list[str]]:
-    """(with what the ratios were compared, a sentence for each that is worse than in the table by more than 10 %).
-
-    Raises UserError when the table has no ratio of such a device that was measured now.
-    """
+    """(with what the ratios were compared, a sentence for each that is worse than in the table by more than 10 %)."""
     machine = report["machine"]
     kind = machine.split(",")[0]
     known = {r.place: r for r in table if r.machine.split(",")[0] == kind} | {
@@ -94,9 +92,11 @@ def compare(report: Report, table: list[Ratio]) -> tuple[str, list[str]]:
     }
     pairs = [(now, known[now.place]) for now in ratios(report) if now.place in known]
     if not pairs:
-        raise UserError(f"the table has none of the ratios that were measured on {machine}; add them by --write-table")
+        return "no ratios compared", [f"the table has none of what was measured on {machine}; add it by --write-table"]
     others = sorted({then.machine for _, then in pairs} - {machine})
     note = f"{len(pairs)} ratios compared"
+    if left := len(known) - len(pairs):
+        note += f", {left} of the table were not measured"
     if others:
         note += f"; this machine is {machine!r}, the table's {' and '.join(map(repr, others))}"
     complaints = []

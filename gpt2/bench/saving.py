@@ -24,7 +24,7 @@ def saving(bench: Bench) -> None:
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    training = loop.Training(model, optimizer, prune.NoPruning(model.prunable()), bench.machine, compiled=False)
+    training = loop.Training(model, optimizer, prune.NoPruning(model.prunable()), bench.machine)
     tensors = [*model.state_dict().values(), *(value for state in optimizer.state.values() for value in state.values())]
     copies = [torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda) for tensor in tensors]
 

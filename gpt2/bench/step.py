@@ -37,7 +37,7 @@ def step(bench: Bench) -> None:
     grads = [torch.randn_like(weight.value) for weight in held.weights]
 
     def case(name: str, held: prune.AnyPruner, base: str = "", goal: str = "") -> Case:
-        training = loop.Training(model, optimizer, held, machine, compiled=False)
+        training = loop.Training(model, optimizer, held, machine)
         loop.update(training, data, machine, options, CHOICE_STEP)
         run = functools.partial(loop.update, training, data, machine, options, CHOICE_STEP + 1)
         return Case(name, run, base, goal, work=flops, unit="GFLOP")

@@ -142,8 +142,8 @@ def choose(
     k = count(sparsity, sum(map(math.prod, shapes.values())))
     if k < sum(gone):
         raise UsageError(
-            f"a sparsity of {sparsity:g} prunes {k:,} weights, but {sum(gone):,} are pruned already and stay so; raise "
-            "TARGET_SPARSITY or start a new run"
+            f"a sparsity of {sparsity:g} prunes {k:,} weights, but {sum(gone):,} are pruned already and stay so; start "
+            "a new run"
         )
     if k == sum(gone):
         return [weight.mask.clone() if monotone else torch.ones_like(weight.mask) for weight in weights]
