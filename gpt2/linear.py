@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_ONEDNN = torch.backends.mkldnn.is_available()
 _LIBRARY = torch.library.Library("espalier", "DEF")  # an operator of its own: torch.compile cannot look into oneDNN's
 _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 
@@ -21,8 +22,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
         float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        onednn = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if torch.compiler.is_compiling() and onednn and float32:
+        if torch.compiler.is_compiling() and _ONEDNN and x.device.type == "cpu" and float32:
             return _OneDNN.apply(x, self.weight, self.bias)
         return super().forward(x)
 

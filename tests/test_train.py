@@ -351,7 +351,7 @@ def test_two_trainers_do_not_share_a_run(tmp_path):
 
 @pytest.mark.parametrize(("interval", "last"), [(0, 40), (10, 20)])
 def test_a_run_whose_checkpoint_cannot_be_written_is_not_finished(tmp_path, interval, last):
-    """A periodic checkpoint is written while training goes on: the next one meets the error."""
+    """A periodic checkpoint is written while training goes on: at the next one it is said, and that one fails."""
     limit = 200_000  # bytes of a file; a checkpoint has 400,000, everything else less than half of the limit
     process = start(
         tmp_path,
@@ -361,9 +361,10 @@ def test_a_run_whose_checkpoint_cannot_be_written_is_not_finished(tmp_path, inte
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1, output
     run = tmp_path / "runs/run"
-    failed = run.relative_to(tmp_path) / "checkpoints" / checkpoint.name(interval or 40)
-    assert output.count("the checkpoint cannot be written") == 1
-    assert output.splitlines()[-1].startswith(f"error: {failed}: the checkpoint cannot be written (")
+    names = [checkpoint.name(step) for step in range(interval, last + 1, interval or 40) if step]
+    lines = [line for line in output.splitlines() if "the checkpoint cannot be written (" in line]
+    assert [line.split(":")[0] for line in lines] == ["alert"] * (len(names) - 1) + ["error"]
+    assert all(f"runs/run/checkpoints/{name}: " in line for name, line in zip(names, lines, strict=True))
     assert "Traceback" not in output
     [finish] = [r for r in journal.read(run) if r["event"] == "finish"]
     assert (finish["status"], finish["step"]) == ("failed", last)
