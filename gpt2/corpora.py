@@ -4,6 +4,7 @@ A function takes the options and yields `Text`s one after the other, always in t
 a time. Adding a dataset is one function here and one entry in Kconfig.
 """
 
+import functools
 import hashlib
 import re
 import sys
@@ -63,7 +64,7 @@ def describe(options: CorpusOptions) -> str:
 def size(options: CorpusOptions) -> int:
     """How many bytes of text there are, about; 0 where only reading them tells, as with a stream."""
     if options.dataset == "stdlib":
-        return sum(path.stat().st_size for path in _library())
+        return sum(path.stat().st_size for path in _library(_root()))
     return sources.text_bytes(_own_files(options), options.dataset_text_field) if options.dataset == "files" else 0
 
 
@@ -72,11 +73,15 @@ def size(options: CorpusOptions) -> int:
 
 def stdlib(options: CorpusOptions) -> Iterator[Text]:
     """Python's standard library: the sources of the interpreter that runs this, without its tests."""
-    return _assign(map(sources.python_source, _library()), options.val_fraction)
+    return _assign(map(sources.python_source, _library(_root())), options.val_fraction)
 
 
-def _library() -> list[Path]:
-    root = Path(sysconfig.get_paths()["stdlib"])
+def _root() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+@functools.cache  # finding them takes 0.4 s, and both the reader and the progress bar ask
+def _library(root: Path) -> list[Path]:
     paths = [path for path in root.rglob("*.py") if not _NOT_LIBRARY.intersection(path.relative_to(root).parts)]
     if not paths:
         raise DataError(f"{root}: this Python comes without sources of its standard library; choose another dataset")

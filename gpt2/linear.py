@@ -12,8 +12,19 @@ import torch
 from torch import Tensor, nn
 
 _ONEDNN = torch.backends.mkldnn.is_available()
-_LIBRARY = torch.library.Library("espalier", "DEF")  # an operator of its own: torch.compile cannot look into oneDNN's
-_LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+
+# An operator of its own, since torch.compile takes oneDNN's with constant weights alone.
+torch.library.define("espalier::linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+
+
+@torch.library.impl("espalier::linear", "CPU")
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.library.register_fake("espalier::linear")
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):
@@ -21,10 +32,13 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if torch.compiler.is_compiling() and _ONEDNN and x.device.type == "cpu" and float32:
+        if torch.compiler.is_compiling() and _ONEDNN and x.device.type == "cpu" and _is_float32(x):
             return _OneDNN.apply(x, self.weight, self.bias)
         return super().forward(x)
+
+
+def _is_float32(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 class _OneDNN(torch.autograd.Function):
@@ -38,15 +52,3 @@ class _OneDNN(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         return torch.ops.espalier.linear(grad, weight.T, None), rows.T @ x.flatten(0, -2), rows.sum(0)
-
-
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(weight))
-
-
-_LIBRARY.impl("linear", _multiply, "CPU")
-_LIBRARY.impl("linear", _shape, "Meta")

@@ -7,6 +7,7 @@ Letters of shapes: N tokens, C width, V vocabulary, P the vocabulary padded, R r
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size:
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(x, weight, targets, vocab_size, dtype)
     x, head, loss = x.to(dtype), weight.to(dtype), torch.zeros((), device=x.device)
-    for part, target in zip(x.split(_rows(x)), targets.split(_rows(x)), strict=True):
+    for part, target in _chunks(x, targets):
         loss = loss + F.nll_loss(_log_probabilities(part, head, vocab_size), target, reduction="sum")
     return loss / len(x)
 
@@ -43,7 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype) -> Tensor:
         rows, head = x.to(dtype), weight.to(dtype)
         loss, parts, grad_weight, scale = torch.zeros((), device=x.device), [], None, _SCALE / _rows(x)
-        for part, target in zip(rows.split(_rows(x)), targets.split(_rows(x)), strict=True):
+        for part, target in _chunks(rows, targets):
             log = _log_probabilities(part, head, vocab_size)  # (R, P)
             log_target = log.gather(1, target[:, None])
             loss = loss - log_target.sum()
@@ -64,6 +65,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _rows(x: Tensor) -> int:
     return min(len(x), _ROWS.get(x.device.type, _ROWS["cpu"]))
+
+
+def _chunks(x: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(x.split(_rows(x)), targets.split(_rows(x)), strict=True)
 
 
 def _log_probabilities(x: Tensor, head: Tensor, vocab_size: int) -> Tensor:

@@ -22,6 +22,7 @@ from gpt2.sources import DataError
 from lib import command_line, files
 from lib.errors import run_program
 from lib.kconf import Schema
+from lib.threads import cores
 
 SHARD_TOKENS = 100_000_000  # 200 MB; an interruption costs the shard that is being written
 _BATCH_CHARACTERS, _BATCH_TEXTS = 1 << 20, 4096  # what a thread tokenises at once: about 0.1 s of work
@@ -254,8 +255,7 @@ def _bytes(text: str) -> int:
 
 def default_threads() -> int:
     """One per core that this process may use, up to _MOST_THREADS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_THREADS)
+    return min(cores(), _MOST_THREADS)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ KEEP = 2  # newest checkpoints of a run: the last one and one to fall back on
 VERSION = 2
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
+Place = tuple[Any, ...]  # keys and indices that lead to a tensor of a state, or what tells its memory
+
 
 class CheckpointError(UserError):
     """A checkpoint cannot be written, read or used."""
@@ -57,9 +59,7 @@ class Writer:
         self.folder, self.sync, self.say = folder, sync, say
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
-        self.copies: dict[tuple[Any, ...], Tensor] = {}  # of the tensors of the last state, by their place in it,
-        self.before: dict[tuple[Any, ...], Tensor] = {}  # of the one before that, to be used again,
-        self.aliases: dict[tuple[Any, ...], Tensor] = {}  # and of the last, by their places in memory
+        self.copies: dict[Place, Tensor] = {}  # of the tensors of the last state, by their place in it
         self.warned = False
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -91,37 +91,41 @@ class Writer:
         With it what tells when a CUDA device has made the copy: what it is asked to do later it does later, so that
         training need not wait for it.
         """
-        self.before, self.copies, self.aliases = self.copies, {}, {}
+        before, self.copies = self.copies, {}
+        aliases: dict[Place, Tensor] = {}
         try:
             with torch.no_grad():
-                copy = self._copied(state, ())
+                copy = self._copied(state, (), before, aliases)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self.before, self.copies = {}, {}
+            self.copies = {}
             if not self.warned:
                 self.say(f"note: no memory to copy the state ({_first_line(error)}); training waits for checkpoints")
             self.warned = True
             return None
-        self.before = {}
-        on_cuda = any(device.type == "cuda" for device, *_ in self.aliases)
+        on_cuda = any(device.type == "cuda" for device, *_ in aliases)
         return copy, torch.cuda.current_stream().record_event() if on_cuda else None
 
-    def _copied(self, value: Any, path: tuple[Any, ...]) -> Any:
-        """`value`, at `path` of the state, with copies in place of all tensors; one copy for those that are one."""
+    def _copied(self, value: Any, path: Place, before: dict[Place, Tensor], aliases: dict[Place, Tensor]) -> Any:
+        """`value`, at `path` of the state, with copies in place of all tensors: into those in `before` where they fit.
+
+        `aliases` has the copies by where their originals are in memory: tensors that are one have one copy.
+        """
         if isinstance(value, dict):
-            return {key: self._copied(entry, (*path, key)) for key, entry in value.items()}
+            return {key: self._copied(entry, (*path, key), before, aliases) for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self._copied(entry, (*path, place)) for place, entry in enumerate(value))
+            entries = enumerate(value)
+            return type(value)(self._copied(entry, (*path, place), before, aliases) for place, entry in entries)
         if not isinstance(value, Tensor):
             return value
         memory = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if memory not in self.aliases:
-            copy = self.before.get(path)
+        if memory not in aliases:
+            copy = before.get(path)
             if copy is None or (copy.dtype, copy.shape, copy.stride()) != memory[2:]:
                 copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-            self.copies[path] = self.aliases[memory] = copy.copy_(value, non_blocking=value.is_cuda)
-        return self.aliases[memory]
+            self.copies[path] = aliases[memory] = copy.copy_(value, non_blocking=value.is_cuda)
+        return aliases[memory]
 
     def _write(self, step: int, copy: dict[str, Any], copied: torch.cuda.Event | None) -> None:
         if copied:

@@ -49,6 +49,11 @@ def config_path(env: Mapping[str, str]) -> Path:
     return Path(env.get("KCONFIG_CONFIG") or ".config")
 
 
+def unconfigured(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what would configure a program of ours that is started with it."""
+    return {name: value for name, value in env.items() if not name.startswith(("CONFIG_", "KCONFIG_CONFIG"))}
+
+
 def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:
     """The files to load: those named, else $KCONFIG_CONFIG, else .config when there is one."""
     if named:

@@ -33,12 +33,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from tqdm import tqdm
 
 from lib import comparison, files, journal, sweep
+from lib.command_line import unconfigured
 from lib.config_file import ConfigError
 from lib.console import duration, say
 from lib.errors import UsageError, UserError, run_program
 from lib.kconf import ROOT
 from lib.signals import StopSignals
 from lib.sweep import Run, Sweep
+from lib.threads import cores
 
 _POLL = 0.2  # seconds between looks at the trainers
 
@@ -122,7 +124,9 @@ def write(folder: Path, found: comparison.Results) -> None:
 def train(plan: Sweep, jobs: int) -> tuple[int, dict[Run, str]]:
     """Train the runs that are not finished; returns the exit code and, of each run that failed, why."""
     with StopSignals() as stopped:
-        prepared = subprocess.run(_program("prepare_data.py", *plan.runs()[0].words()), env=_environment(), check=False)
+        prepared = subprocess.run(
+            _program("prepare_data.py", *plan.runs()[0].words()), env=unconfigured(os.environ), check=False
+        )
         if prepared.returncode and not stopped():
             raise UserError("the data could not be prepared, so no run was started")
         failures = {}
@@ -151,7 +155,12 @@ class Trainer:
                 log.write(f"$ {shlex.join(command)}\n".encode())
                 log.flush()
                 self.process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), process_group=0
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=unconfigured(os.environ),
+                    process_group=0,
                 )
         except OSError as error:
             raise UserError(f"{_log(run)}: the trainer cannot be started: {error.strerror}") from None
@@ -182,7 +191,7 @@ class Trainers:
         self.stopping = False
         settings = plan.configurations[0].schema()
         self.steps = settings["MAX_ITERS"]  # of every run: budgets are equal
-        self.threads = max(1, _cores() // jobs) if jobs > 1 and settings["THREADS"] == 0 else 0
+        self.threads = max(1, cores() // jobs) if jobs > 1 and settings["THREADS"] == 0 else 0
         self.done = len(self.runs) - len(self.waiting)
         self.began, self.start = time.monotonic(), float(self.done)  # start: the position that we found
         self.bar = tqdm(
@@ -249,17 +258,8 @@ def _program(name: str, *words: str) -> list[str]:
     return [sys.executable, os.path.relpath(ROOT / "gpt2" / name), *words]
 
 
-def _environment() -> dict[str, str]:
-    """Ours, without what would configure a trainer."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("CONFIG_", "KCONFIG_CONFIG"))}
-
-
 def _log(run: Run) -> Path:
     return run.parent / f"{run.name}.log"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What `scripts/bench.py` measures, a module per section, and what the sections have in common."""
 
 import dataclasses
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Bench:
     def __init__(self, machine: device.Machine, size: str, rounds: int, ref: Path | None = None):
         """`ref` is a checkout of nanoGPT to compare with."""
         self.machine, self.size, self.ref = machine, size, ref
+        self.dtype = str(machine.dtype).removeprefix("torch.")
         self.timer = Timer(machine.device, rounds)
         self.sections: dict[str, dict[str, Any]] = {}
 
@@ -58,6 +60,12 @@ class Bench:
         """A new GPT-2 of this size."""
         torch.manual_seed(0)
         return models.GPT2(self.schema().bind(models.ModelOptions), VOCABULARY).to(self.machine.device)
+
+
+def documents() -> list[str]:
+    """Texts that are there wherever this runs, 5 MB of them: sources of this Python's standard library."""
+    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
 
 def unit(bench: Bench, weights: list[nn.Parameter]) -> Case:

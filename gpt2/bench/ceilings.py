@@ -35,5 +35,6 @@ def matrix_rate(bench: Bench) -> float:
     """The best rate of matrix products in the machine's arithmetic, in GFLOP/s; measured if it is not yet."""
     if "ceilings" not in bench.sections:
         ceilings(bench)
-    name = str(bench.machine.dtype).removeprefix("torch.")
-    return max(case["rate"] for case in bench.sections["ceilings"]["cases"] if case["name"].startswith(f"{name}, "))
+    return max(
+        case["rate"] for case in bench.sections["ceilings"]["cases"] if case["name"].startswith(f"{bench.dtype}, ")
+    )

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
 from gpt2 import prepare_data, shards, tokenizer
-from gpt2.bench import Bench, process
-from lib.kconf import ROOT
+from gpt2.bench import Bench, documents, process
 from lib.timing import Case
 
 _REPEATS = 20  # of 5 MB
@@ -21,15 +19,15 @@ def prepare(bench: Bench) -> None:
 
     Of tiktoken on one core the time is that of as many such cores as ours has.
     """
-    documents, cores = _documents(bench.size), prepare_data.default_threads()
+    texts, cores = documents()[: 10 if bench.size == "tiny" else None], prepare_data.default_threads()
     repeats = 1 if bench.size == "tiny" else _REPEATS
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as made:
         folder = Path(made)
         few, many, one = (folder / name for name in ("few.jsonl", "many.jsonl", "one.txt"))
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         few.write_text(lines, encoding="utf-8")
         many.write_text(lines * repeats, encoding="utf-8")
-        one.write_text("".join(documents) * repeats, encoding="utf-8")
+        one.write_text("".join(texts) * repeats, encoding="utf-8")
         memory = {}
         for name, path in {"few documents": few, "many documents": many, "one document": one}.items():
             peak, size = _run(bench, path).peak_bytes / 2**20, path.stat().st_size / 1e6
@@ -39,7 +37,7 @@ def prepare(bench: Bench) -> None:
         cases = [
             Case(ours, lambda: _run(bench, many).seconds, work=tokens, unit="tokens", reports=True),
             *(
-                Case(name, lambda n=n: _tiktoken(documents, repeats, n) * n / cores, ours, ">= 0.9", tokens, "tokens",
+                Case(name, lambda n=n: _tiktoken(texts, repeats, n) * n / cores, ours, ">= 0.9", tokens, "tokens",
                      reports=True)
                 for name, n in {"tiktoken, all cores": cores, "tiktoken, one core": 1}.items()
             ),
@@ -48,18 +46,12 @@ def prepare(bench: Bench) -> None:
     bench.note("memory of preparation", memory)
 
 
-def _documents(size: str) -> list[str]:
-    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[: 10 if size == "tiny" else None]
-    return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
-
-
 def _run(bench: Bench, source: Path) -> process.Finished:
     """Prepare a file anew."""
     data = source.with_suffix("")
     shutil.rmtree(data, ignore_errors=True)
     options = {"DATASET": "files", "DATASET_SOURCE": source, "TOKENIZER": "gpt2", "DATA_DIR": data}
-    words = [f"{name}={value}" for name, value in options.items()]
-    return process.run([str(ROOT / "gpt2" / "prepare_data.py"), *words], source.parent, bench.machine.device)
+    return process.ours("prepare_data.py", options, source.parent, bench.machine.device)
 
 
 def _tokens(source: Path) -> int:
@@ -67,10 +59,10 @@ def _tokens(source: Path) -> int:
     return sum(split["tokens"] for split in splits.values())
 
 
-def _tiktoken(documents: list[str], repeats: int, threads: int) -> float:
-    """Seconds of tiktoken's own batches for the documents, `repeats` times."""
+def _tiktoken(texts: list[str], repeats: int, threads: int) -> float:
+    """Seconds of tiktoken's own batches for the texts, `repeats` times."""
     encoding, began = tokenizer.load("gpt2").encoding, time.perf_counter()
     for _ in range(repeats):
-        for first in range(0, len(documents), _CHUNK):
-            encoding.encode_ordinary_batch(documents[first : first + _CHUNK], num_threads=threads)
+        for first in range(0, len(texts), _CHUNK):
+            encoding.encode_ordinary_batch(texts[first : first + _CHUNK], num_threads=threads)
     return time.perf_counter() - began

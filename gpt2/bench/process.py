@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from lib import command_line, threads
 from lib.errors import UserError
+from lib.kconf import ROOT
 
 # The kernel counts the parent's memory for a child that it starts, so a small parent stands between this process and
 # the program; its last line is the program's peak.
@@ -25,8 +27,6 @@ _, status, used = os.wait4(pid, 0)
 print(f"\\n{used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}", flush=True)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
-# Set for this process by lib.threads, and not part of a user's environment.
-_OURS = ("GOMP_SPINCOUNT", "2000")
 _LOOKS_PER_SECOND = 50  # at the memory of a GPU
 
 
@@ -40,9 +40,12 @@ class Finished(NamedTuple):
 
 
 def run(words: Sequence[str], folder: Path, device: torch.device, **variables: str) -> Finished:
-    """Run this Python with `words` in `folder` and more environment variables; a failure is a UserError."""
-    inherited = {n: v for n, v in os.environ.items() if (n, v) != _OURS and not n.startswith("CONFIG_")}
-    environment = inherited | {"PYTHONUNBUFFERED": "1"} | variables
+    """Run this Python with `words` in `folder` and more environment variables; a failure is a UserError.
+
+    What lib.threads set for this process is no part of a user's environment, nor is a configuration.
+    """
+    environment = command_line.unconfigured(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    environment = {name: value for name, value in environment.items() if (name, value) != threads.SPIN} | variables
     began = time.time()
     with (
         _gpu_peak(device) as gpu,
@@ -66,6 +69,14 @@ def run(words: Sequence[str], folder: Path, device: torch.device, **variables: s
         raise UserError(f"{shlex.join(words)}: failed: {printed[-1] if printed else 'it printed nothing'}")
     peak = max(gpu) if gpu else int(lines[-1][1])
     return Finished(lines[:-1], began, time.time() - began, peak)
+
+
+def ours(
+    program: str, options: Mapping[str, object], folder: Path, device: torch.device, *flags: str, **variables: str
+) -> Finished:
+    """Run one of our programs, gpt2/`program`, with `flags` and NAME=value `options`; see `run`."""
+    words = [f"{name}={value}" for name, value in options.items()]
+    return run([str(ROOT / "gpt2" / program), *flags, *words], folder, device, **variables)
 
 
 @contextlib.contextmanager

@@ -109,9 +109,8 @@ def speed(bench: Bench, name: str) -> None:
     compared, device = COMPARISONS[name], bench.machine.device
     shape = compared.shape._replace(**compared.on_cuda) if device.type == "cuda" else compared.shape
     shape = whole.TINY if bench.size == "tiny" else shape
-    own = str(bench.machine.dtype).removeprefix("torch.")
     with whole.scratch({shape.tokenizer}) as folder:
-        for dtype in [own] if device.type == "cuda" else dict.fromkeys([own, "float32"]):
+        for dtype in [bench.dtype] if device.type == "cuda" else dict.fromkeys([bench.dtype, "float32"]):
             title, ours = f"{name} beside nanoGPT, {dtype}", "Espalier"
             programs = {ours: Program(functools.partial(whole.train, shape, folder, device, DTYPE=dtype))}
             cases = [Case(ours, programs[ours], work=shape.tokens, unit="tokens", reports=True)]
@@ -124,7 +123,7 @@ def speed(bench: Bench, name: str) -> None:
 
 def memory(bench: Bench) -> None:
     """The peak of 2 steps of GPT-2 124M at 8 x 1024 tokens, ours over nanoGPT's as shipped; one process each."""
-    device, dtype = bench.machine.device, str(bench.machine.dtype).removeprefix("torch.")
+    device, dtype = bench.machine.device, bench.dtype
     shape = whole.TINY if bench.size == "tiny" else _MEMORY
     shipped = Variant(dtype, compiled=True) if device.type == "cuda" else Variant("float32", compiled=False)
     with whole.scratch({shape.tokenizer}) as folder:

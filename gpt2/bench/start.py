@@ -10,6 +10,7 @@ from lib.kconf import ROOT
 from lib.timing import Case
 
 _GOAL, _OWN_GOAL = 6.0, 0.5  # seconds
+_DATA = {"DATA_DIR": "data"}
 _OPTIONS = {
     "MAX_ITERS": 1, "WARMUP_STEPS": 0, "SAMPLE_TOKENS": 0, "TRACKER": "none", "TRACKER_RUN_NAME": "run",
     "LOG_INTERVAL": 1,
@@ -20,7 +21,7 @@ def start(bench: Bench) -> None:
     """Seconds from the start of the process until the first event and step of `gpt2_tiny`, whose data is prepared."""
     torch, first_event = [], []
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as made:
-        _program(bench, "prepare_data.py", Path(made), "DATA_DIR=data")
+        _program(bench, "prepare_data.py", Path(made), _DATA)
 
         def import_torch() -> float:
             done = process.run(["-c", "import torch; print()"], Path(made), bench.machine.device)
@@ -29,8 +30,7 @@ def start(bench: Bench) -> None:
 
         def train() -> float:
             with tempfile.TemporaryDirectory(dir=made) as output:
-                words = [f"{name}={value}" for name, value in (_OPTIONS | {"OUTPUT_DIR": output}).items()]
-                done = _program(bench, "train.py", Path(made), "DATA_DIR=data", *words)
+                done = _program(bench, "train.py", Path(made), _DATA | _OPTIONS | {"OUTPUT_DIR": output})
                 times = {record["event"]: record["time"] - done.began for record in journal.read(Path(output, "run"))}
             first_event.append(times["start"])
             return times["train"]
@@ -45,6 +45,6 @@ def start(bench: Bench) -> None:
     bench.note("start, until the first event", {"without import torch": row})
 
 
-def _program(bench: Bench, name: str, folder: Path, *words: str) -> process.Finished:
-    preset = ["--config", str(ROOT / "defconfigs" / "gpt2_tiny_defconfig")]
-    return process.run([str(ROOT / "gpt2" / name), *preset, *words], folder, bench.machine.device)
+def _program(bench: Bench, name: str, folder: Path, options: dict[str, object]) -> process.Finished:
+    preset = str(ROOT / "defconfigs" / "gpt2_tiny_defconfig")
+    return process.ours(name, options, folder, bench.machine.device, "--config", preset)

@@ -62,9 +62,8 @@ def flops_per_token(shape: Shape) -> int:
 
 
 def _train(bench: Bench, shape: Shape, cold: bool = False, **options: str) -> Outcome:
-    dtype = str(bench.machine.dtype).removeprefix("torch.")
     with whole.scratch({shape.tokenizer}) as folder:
-        return whole.train(shape, folder, bench.machine.device, cold, DTYPE=dtype, **options)
+        return whole.train(shape, folder, bench.machine.device, cold, DTYPE=bench.dtype, **options)
 
 
 def _first_step(bench: Bench, options: dict[str, str]) -> float:

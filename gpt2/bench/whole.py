@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import statistics
-import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import NamedTuple
 import torch
 
 from gpt2 import tokenizer
-from gpt2.bench import process
+from gpt2.bench import documents, process
 from gpt2.shards import TOKEN
 from lib import journal
-from lib.kconf import ROOT
 
 _VAL_SHARE = 20  # the last 1 / 20 of the text
 LEARNING_RATE = 1e-4  # without warm-up more makes the first losses leap, which are compared
@@ -86,8 +84,7 @@ class Program:
 def scratch(names: set[str]) -> Iterator[Path]:
     """A folder for runs that is removed at the end, with this Python's sources as `<tokenizer>/{train,val}.bin`."""
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as made:
-        paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-        text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
+        text = "".join(documents())
         for name in names:
             ids = tokenizer.load(name).encode_batch([text])[0].astype(TOKEN)
             (folder := Path(made, name)).mkdir()
@@ -110,9 +107,8 @@ def train(shape: Shape, folder: Path, device: torch.device, cold: bool = False, 
             "TOKENIZER": shape.tokenizer, "MAX_ITERS": shape.warmup + shape.steps, "EVAL_SAMPLES": shape.batch_size,
             "DEVICE": device.type, "COMPILE": "n" if shape == TINY or device.type == "mps" else "y",
         }  # fmt: skip
-        words = [f"{name}={value}" for name, value in (given | options).items()]
         caches = {name: str(here / name) for name in _CACHES} if cold else {}
-        done = process.run([str(ROOT / "gpt2" / "train.py"), *words], here, device, **caches)
+        done = process.ours("train.py", given | options, here, device, **caches)
         records = [r for r in journal.history(here / "runs" / "run").values() if r["event"] == "train"]
     counted = [record for record in records if record["step"] >= shape.warmup]  # the first of them starts the clock
     seconds = statistics.median(
