@@ -20,7 +20,7 @@ CONFIG_FILE   := $(or $(KCONFIG_CONFIG),.config)
 unexport CONFIG_ srctree
 
 # Variables given on make's command line, as NAME="$NAME" words: make exports their values, so quotes and spaces survive.
-OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF
+OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT
 GIVEN     := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
 
@@ -28,8 +28,8 @@ CONFIG_PY := $(PYTHON) scripts/config.py
 
 .DEFAULT_GOAL := help
 .PHONY: help menuconfig defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain \
-	checkconfig randconfig docs train sweep prune-report resume sample data sync dashboard test bench bench-check lint \
-	format clean mrproper
+	checkconfig randconfig docs train sweep prune-report resume sample data runs show compare tail export reproduce \
+	dashboard sync tracker-doctor test bench bench-check lint format clean mrproper
 
 ##@ Configure
 
@@ -91,11 +91,32 @@ sample: env-train ## Continue a text with a trained model: make sample PROMPT='d
 
 ##@ Watch
 
+runs: env-train ## List the runs: state, best validation loss, sparsity, speed, age
+	@$(PYTHON) scripts/runs.py list $(OVERRIDES) $(ARGS)
+
+show: env-train ## Show one run: its configuration, metrics as sparklines, trackers: make show RUN=runs/name
+	@$(PYTHON) scripts/runs.py show $(if $(RUN),"$$RUN") $(ARGS)
+
+compare: env-train ## Say what differs between two runs: make compare A=runs/one B=runs/two
+	@$(PYTHON) scripts/runs.py compare "$$A" "$$B" $(ARGS)
+
+tail: env-train ## Follow a run until it ends: make tail RUN=runs/name (ARGS=--wait: also its resume)
+	@$(PYTHON) scripts/runs.py tail $(if $(RUN),"$$RUN") $(ARGS)
+
+export: env-train ## Write a run's metrics as a table: make export RUN=runs/name FORMAT=csv (parquet, json; OUT=file)
+	@$(PYTHON) scripts/runs.py export $(if $(RUN),"$$RUN") $(if $(FORMAT),--format "$$FORMAT") $(if $(OUT),--out "$$OUT") $(ARGS)
+
+reproduce: env-train ## Train a run again from its own code, and say whether it is bit-identical: make reproduce RUN=...
+	@$(PYTHON) scripts/reproduce.py $(if $(RUN),"$$RUN") $(ARGS)
+
 dashboard: env-train ## Open Trackio's dashboard on a run's project: make dashboard (RUN=... PORT=...)
 	@$(PYTHON) scripts/dashboard.py $(if $(RUN),"$$RUN") $(if $(PORT),--port "$$PORT")
 
 sync: env-train ## Deliver to the trackers what they lack of a run: make sync RUN=runs/name TRACKER=trackio
 	@$(PYTHON) scripts/sync.py $(if $(RUN),"$$RUN") $(if $(TRACKER),--tracker "$$TRACKER")
+
+tracker-doctor: env-train ## Say what each tracker has and lacks: versions, paths, keys, network
+	@$(PYTHON) scripts/tracker_doctor.py $(if $(TRACKER),"$$TRACKER") $(ARGS)
 
 ##@ Develop
 

@@ -1,10 +1,12 @@
-"""Train a tiny model once per tracker, read every tracker's own storage back, and compare it with the run's journal.
+"""Train a tiny model with each tracker, read every tracker's own storage back, and compare it with the run's journal.
 
 `python test_tracking.py` prints a table and exits with 1 when anything differs. Nothing is sent anywhere and nothing of
-yours is touched: Trackio gets a database of its own, and wandb stays offline.
+yours is touched: Trackio and MLflow get databases of their own, and wandb stays offline. Trackers whose package is not
+installed are named and left out.
 """
 
 import contextlib
+import csv
 import json
 import math
 import os
@@ -12,18 +14,23 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from lib import journal, run
+from lib.track import registry
 from lib.track.lane import configuration
 
 ROOT = Path(__file__).resolve().parent
 PROJECT = "test-tracking"
-COMBINATIONS = (("trackio",), ("wandb",), ("trackio", "wandb"))
+COMBINATIONS = (("trackio",), ("wandb",), ("trackio", "wandb"), ("tensorboard", "mlflow", "csv"))
 MODEL = "--model-name custom --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --tokenizer bytes --dataset files"
 LENGTH = "--batch-size 4 --max-iters 20 --eval-interval 10 --eval-samples 8 --log-interval 2 --warmup-steps 2"
 SYSTEM = "--device cpu --dtype float32 --threads 1 --sample-tokens 0 --checkpoint-interval 0"
+PREFIXES = ("WANDB_", "TRACKIO_", "MLFLOW_", "CONFIG_")  # of variables that would send the runs elsewhere
 PUBLISHED = {
     "train_loss",
     "val_loss",
@@ -37,18 +44,32 @@ PUBLISHED = {
 Rows = list[tuple[str, int, str, float]]  # (event, step, metric, value)
 
 
+class Found(NamedTuple):
+    """What a tracker holds of a run."""
+
+    rows: Rows
+    names: tuple[str, str] | None = None  # project and run; None: it keeps none of its own
+    config: dict[str, Any] | None = None
+    option: Callable[[Any], Any] = lambda value: value  # how it holds the value of an option
+    number: Callable[[float], float] = float  # and of a metric
+
+
 def main() -> int:
     """Test each combination of trackers and print what was found; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="test_tracking-") as name:
         folder = Path(name)
         (folder / "text.txt").write_text("Trained along a trellis, pruned to what bears fruit.\n" * 400)
-        results = [result for trackers in COMBINATIONS for result in check(folder, trackers)]
-    print(f"{'trained with':<16}{'read back':<11}{'expected':>8}{'found':>7}{'differ':>8}  verdict")
+        here = {name for names in COMBINATIONS for name in names if not registry.problem(name)}
+        combinations = [tuple(name for name in names if name in here) for names in COMBINATIONS]
+        results = [result for trackers in combinations if trackers for result in check(folder, trackers)]
+    print(f"{'trained with':<24}{'read back':<13}{'expected':>8}{'found':>7}{'differ':>8}  verdict")
     for trackers, tracker, expected, found, differences in results:
         verdict = "ok" if not differences else "FAILED"
-        print(f"{','.join(trackers):<16}{tracker:<11}{expected:>8}{found:>7}{len(differences):>8}  {verdict}")
+        print(f"{','.join(trackers):<24}{tracker:<13}{expected:>8}{found:>7}{len(differences):>8}  {verdict}")
         for difference in differences[:10]:
             print(f"  {difference}")
+    for name in sorted({name for names in COMBINATIONS for name in names} - here):
+        print(f"not tested: {registry.problem(name)}")
     failed = any(differences for *_, differences in results)
     print("some trackers do not hold what the journal says" if failed else "every tracker holds what the journal says")
     return 1 if failed else 0
@@ -63,17 +84,17 @@ def check(folder: Path, trackers: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
     expected = journal_rows(one)
     for tracker in trackers:
         try:
-            config, called, found = read_trackio(one, storage) if tracker == "trackio" else read_wandb(one)
+            found = READERS[tracker](one, storage)
         except Exception as error:  # whatever keeps a tracker from being read is what this program is to tell
             yield trackers, tracker, len(expected), 0, [f"cannot be read back: {type(error).__name__}: {error}"]
             continue
         differences = compare(expected, found)
-        for option, value in configuration(one).items():
-            if option not in config or config[option] != value:
-                differences.append(f"configuration: {option} is {value!r}, found {config.get(option)!r}")
-        if called != (PROJECT, name):
-            differences.append(f"project and run are called {called}")
-        yield trackers, tracker, len(expected), len(found), differences
+        for option, value in configuration(one).items() if found.config is not None else ():
+            if option not in found.config or found.config[option] != found.option(value):
+                differences.append(f"configuration: {option} is {value!r}, found {found.config.get(option)!r}")
+        if found.names not in (None, (PROJECT, name)):
+            differences.append(f"project and run are called {found.names}")
+        yield trackers, tracker, len(expected), len(found.rows), differences
 
 
 def train(folder: Path, name: str, trackers: tuple[str, ...], storage: Path) -> None:
@@ -82,7 +103,7 @@ def train(folder: Path, name: str, trackers: tuple[str, ...], storage: Path) -> 
     command += ["--dataset-source", str(folder / "text.txt"), "--data-dir", str(folder / "data")]
     command += ["--output-dir", str(folder / "runs"), "--tracker-project", PROJECT, "--tracker-run-name", name]
     command += ["--tracker", ",".join(trackers)]
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "TRACKIO_", "CONFIG_"))}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(PREFIXES)}
     env |= {"WANDB_MODE": "offline", "TRACKIO_DIR": str(storage), "KCONFIG_CONFIG": os.devnull}
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode:
@@ -98,49 +119,116 @@ def journal_rows(folder: Path) -> Rows:
     return [(r["event"], r["step"], name, value) for r in events for name, value in journal.numbers(r).items()]
 
 
-def read_trackio(folder: Path, storage: Path) -> tuple[dict, tuple[str, str], Rows]:
-    """The configuration, (project, run name) and rows in Trackio's database."""
+def read_trackio(folder: Path, storage: Path) -> Found:
+    """What is in Trackio's database."""
     identity = run.Identity.load(folder)
     with contextlib.closing(sqlite3.connect(storage / f"{identity.project}.db")) as database:
         names = database.execute("select distinct run_name from metrics where run_id = ?", [identity.run_id]).fetchall()
         [[config]] = database.execute("select config from configs where run_id = ?", [identity.run_id]).fetchall()
         stored = database.execute("select step, metrics from metrics where run_id = ?", [identity.run_id]).fetchall()
+        # These have no step there; it is the end of our id.
+        query = "select log_id, metrics from system_metrics where run_id = ?"
+        system = database.execute(query, [identity.run_id]).fetchall()
+    stored += [(int(log_id.rpartition("-")[2]), metrics) for log_id, metrics in system]
     rows = [(step, {name: float(v) for name, v in json.loads(metrics).items()}) for step, metrics in stored]
-    return json.loads(config), (identity.project, ", ".join(name for [name] in names)), with_events(rows)
+    return Found(with_events(rows), (identity.project, ", ".join(name for [name] in names)), json.loads(config))
 
 
-def read_wandb(folder: Path) -> tuple[dict, tuple[str, str], Rows]:
-    """The configuration, (project, run name), rows and final metrics in the run's .wandb file (wandb's reader)."""
-    [path] = (folder / "wandb").glob("offline-run-*/*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    records = [json.loads(line) for line in subprocess.check_output(command, text=True).splitlines()]
+def read_wandb(folder: Path, storage: Path) -> Found:
+    """What is in the run's .wandb files, one for each process that delivered to it, by wandb's reader."""
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    paths = map(str, sorted((folder / "wandb").glob("*run-*/*.wandb")))
+    texts = [subprocess.check_output([*inspect, path], text=True) for path in paths]
+    records = [json.loads(line) for text in texts for line in text.splitlines()]
     begun = next(r["run"] for r in records if r["type"] == "run")
     items = [r["history"]["item"] for r in records if r["type"] == "history"]
     rows = [(i["step"], {k: float(v) for k, v in i.items() if k != "step" and not k.startswith("_")}) for i in items]
     # The final metrics are wandb's summary: they come in one update after the last row.
     final = [r["summary"]["update"] for r in records if "final_val_loss" in r.get("summary", {}).get("update", {})]
     rows += [(items[-1]["step"], {name: float(v) for name, v in update.items()}) for update in final]
-    return begun["config"]["update"], (begun["project"], begun["display_name"]), with_events(rows)
+    return Found(with_events(rows), (begun["project"], begun["display_name"]), begun["config"]["update"])
+
+
+def read_tensorboard(folder: Path, storage: Path) -> Found:
+    """What is in the run's event files, by TensorBoard's reader: numbers of 32 bits."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    rows = []
+    for tag in events.PluginTagToContent("scalars"):
+        about = events.SummaryMetadata(tag)
+        for point in events.Tensors(tag):
+            value = make_ndarray(point.tensor_proto).item()
+            rows.append((about.summary_description, point.step, about.display_name, value))
+    [text] = (point.tensor_proto.string_val[0].decode() for point in events.Tensors("run"))
+    config = dict(line.removeprefix("    ").split(" = ", 1) for line in text.splitlines())
+
+    def option(value: Any) -> str:
+        return ",".join(value) if isinstance(value, list) else str(value)
+
+    return Found(rows, (config["project"], config["name"]), config, option, lambda value: float(np.float32(value)))
+
+
+def read_mlflow(folder: Path, storage: Path) -> Found:
+    """What is in MLflow's database beside the runs, by its client."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
+    [experiment] = [one for one in client.search_experiments() if one.name == PROJECT]
+    [one] = client.search_runs([experiment.experiment_id])
+    rows = [
+        (event_of(name), point.step, name, point.value)
+        for name in one.data.metrics
+        for point in client.get_metric_history(one.info.run_id, name)
+    ]
+
+    def option(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return Found(rows, (experiment.name, one.info.run_name), one.data.params, option)
+
+
+def read_csv(folder: Path, storage: Path) -> Found:
+    """What is in the run's metrics.csv."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    return Found([(line["event"], int(line["step"]), line["metric"], float(line["value"])) for line in lines])
+
+
+READERS = {
+    "trackio": read_trackio,
+    "wandb": read_wandb,
+    "tensorboard": read_tensorboard,
+    "mlflow": read_mlflow,
+    "csv": read_csv,
+}
+
+
+def event_of(metric: str) -> str:
+    """The event that a metric comes from: no two events share a name."""
+    if metric in ("final_val_loss", "best_val_loss", "total_time_seconds"):
+        return "finish"
+    if metric.startswith("system/"):
+        return "system"
+    return "eval" if metric.startswith(("val_", "sparsity/")) else "train"
 
 
 def with_events(rows: list[tuple[int, dict[str, float]]]) -> Rows:
     """Rows with the event that their metrics show them to come from."""
-    found = []
-    for step, metrics in rows:
-        event = "finish" if "final_val_loss" in metrics else "eval" if "val_loss" in metrics else "train"
-        found += [(event, step, name, value) for name, value in metrics.items()]
-    return found
+    return [(event_of(name), step, name, value) for step, metrics in rows for name, value in metrics.items()]
 
 
-def compare(expected: Rows, found: Rows) -> list[str]:
+def compare(expected: Rows, found: Found) -> list[str]:
     """Every value that is missing, unexpected, repeated or different, in words; and the published metrics are there."""
-    differences = [f"{name} is in no row" for name in sorted(PUBLISHED - {row[2] for row in found})]
+    differences = [f"{name} is in no row" for name in sorted(PUBLISHED - {row[2] for row in found.rows})]
     values: dict[tuple[str, int, str], list[float]] = {}
-    for event, step, name, value in found:
+    for event, step, name, value in found.rows:
         values.setdefault((event, step, name), []).append(value)
     for event, step, name, value in expected:
         have = values.pop((event, step, name), [])
-        if len(have) != 1 or not (have[0] == value or (math.isnan(have[0]) and math.isnan(value))):
+        wanted = found.number(value)
+        if len(have) != 1 or not (have[0] == wanted or (math.isnan(have[0]) and math.isnan(value))):
             differences.append(f"{event} {step} {name}: {value!r} in the journal, found {have}")
     return differences + [
         f"{' '.join(map(str, key))}: not in the journal, found {have}" for key, have in values.items()

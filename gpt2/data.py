@@ -21,6 +21,7 @@ from torch import Tensor
 from gpt2 import shards
 from gpt2 import tokenizer as tokenizers
 from gpt2.sources import DataError
+from lib.errors import UsageError
 
 Batch = tuple[Tensor, Tensor]  # token ids and, for each, the id that follows it; (B, T) int64
 
@@ -34,6 +35,21 @@ class DataOptions(shards.PreparedOptions):
     gradient_accumulation: int  # micro-batches
     seed: int
     eval_samples: int  # windows
+
+
+def check_shares(options: DataOptions, ranks: int) -> None:
+    """Raise UsageError unless every rank gets as many micro-batches of a step as the others."""
+    micro, windows = options.gradient_accumulation, options.gradient_accumulation * options.batch_size
+    if micro % ranks == 0:
+        return
+    same = [count for count in range(ranks, windows + 1, ranks) if windows % count == 0]
+    count = min((n for n in same if n > micro), default=max(same, default=0))
+    advice = (
+        f"GRADIENT_ACCUMULATION={count} BATCH_SIZE={windows // count}, which learns the same"
+        if count
+        else f"a multiple of {ranks}, such as GRADIENT_ACCUMULATION={-(-micro // ranks) * ranks}"
+    )
+    raise UsageError(f"GRADIENT_ACCUMULATION={micro}: cannot be shared by {ranks} ranks evenly; set {advice}")
 
 
 def load(options: DataOptions, pin: bool = False) -> "Data":
@@ -133,12 +149,16 @@ class Data:
         sequence = np.arange(first, first + size, dtype=np.int64)
         return self._tensors(self.train, training_starts(sequence, self.train, self.options.seed))
 
-    def val_batches(self) -> Iterator[Batch]:
-        """EVAL_SAMPLES windows spread evenly over the validation split, or all it has: the same ones every time."""
-        available = (self.val.tokens - 1) // self.options.block_size
-        count = min(self.options.eval_samples, available)
+    @property
+    def val_windows(self) -> int:
+        """How many windows `val_batches` has: EVAL_SAMPLES, or all there are."""
+        return min(self.options.eval_samples, (self.val.tokens - 1) // self.options.block_size)
+
+    def val_batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+        """Windows spread evenly over the validation split, the same ones every time; `rank` has its share of them."""
+        available, count = (self.val.tokens - 1) // self.options.block_size, self.val_windows
         starts = np.arange(count, dtype=np.int64) * available // count * self.options.block_size
-        for first in range(0, count, self.options.batch_size):
+        for first in range(rank * self.options.batch_size, count, ranks * self.options.batch_size):
             yield self._tensors(self.val, starts[first : first + self.options.batch_size])
 
     def _tensors(self, split: Split, starts: np.ndarray) -> Batch:

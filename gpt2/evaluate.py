@@ -10,23 +10,26 @@ from lib.device import Machine
 
 @torch.no_grad()
 def validation_loss(
-    model: torch.nn.Module, data: Data, machine: Machine, stopped: Callable[[], bool] = lambda: False
+    model: torch.nn.Module, data: Data, machine: Machine, asked: Callable[[], bool] = lambda: False
 ) -> float | None:
-    """Mean loss in nats per token over the windows that `data` evaluates on; None if `stopped` before the end.
+    """Mean loss in nats per token over the windows that `data` evaluates on; None if `asked` to stop before the end.
 
-    Dropout is off meanwhile. Training data, its order and the random state are not touched.
+    Each rank evaluates its share of the batches, and all return the same. Dropout is off meanwhile. Training data, its
+    order and the random state are not touched.
     """
     model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=machine.device if machine.device.type != "mps" else "cpu")
-    count = 0
+    ranks, device = machine.ranks, machine.device if machine.device.type != "mps" else "cpu"
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     try:
-        for x, y in data.val_batches():
-            if stopped():
-                return None
+        for x, y in data.val_batches(ranks.rank, ranks.size):
+            if asked():
+                break
             with machine.autocast():
                 loss = model(x.to(machine.device, non_blocking=True), y.to(machine.device, non_blocking=True))
             total += loss.to(total) * len(x)
             count += len(x)
     finally:
         model.train()
-    return total.item() / count
+    counts = torch.full_like(total, count)
+    ranks.sum([total, counts])
+    return total.item() / counts.item() if counts == data.val_windows else None  # fewer: some rank was asked to stop

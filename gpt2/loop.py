@@ -114,13 +114,16 @@ def train(
     options: LoopOptions,
     schedule: ScheduleOptions,
     recorder: Recorder,
-    stopped: Callable[[], bool],
+    asked: Callable[[], bool],
 ) -> None:
-    """Make steps until the schedule ends or `stopped` says so; on Diverged `training` holds the last good weights.
+    """Make steps until the schedule ends or some rank is `asked` to stop.
+
+    On Diverged `training` holds the last good weights.
 
     The device is waited for at steps that log, evaluate, save or choose masks, at no other.
     """
-    if stopped():
+    stopped = machine.ranks.agreed(asked)
+    if machine.ranks.any(asked()):
         return
     watch = Stopwatch(training)
     for step in range(training.step + 1, schedule.max_iters + 1):
@@ -143,7 +146,7 @@ def train(
                 "train", step, train_metrics(training, data, machine, schedule, loss, grad_norm, watch.speed)
             )
         if evaluates:
-            evaluate(training, data, machine, recorder, stopped)
+            evaluate(training, data, machine, recorder, asked)
         if saves or stopped():
             recorder.save(step)
         if stopped():
@@ -157,14 +160,18 @@ def due(step: int, interval: int) -> bool:
 
 
 def update(training: Training, data: Data, machine: Machine, options: LoopOptions, step: int) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns loss and gradient norm (scalars on the device) without waiting for them."""
+    """One optimizer step; returns loss and gradient norm (scalars on the device) without waiting for them.
+
+    Every rank computes its share of the micro-batches, and from their sum all make the same step.
+    """
     loss = torch.zeros((), device=machine.device)
-    for micro in range(options.gradient_accumulation):
+    for micro in machine.ranks.share(options.gradient_accumulation):
         x, y = (part.to(machine.device, non_blocking=True) for part in data.batch(step - 1, micro))
         with machine.autocast():
             part = training.forward(x, y) / options.gradient_accumulation
         training.scaler.scale(part).backward()
         loss += part.detach()
+    machine.ranks.sum_step(loss, training.model.parameters())
     training.scaler.unscale_(training.optimizer)
     training.pruner.step(step, functools.cache(lambda: healthy(training, loss)))
     grad_norm = clip(list(training.model.parameters()), options.grad_clip)
@@ -234,14 +241,16 @@ def train_metrics(
         "tokens_per_second": tokens_per_second,
     }
     if machine.peak_flops:
-        metrics["mfu"] = tokens_per_second * training.model.flops_per_token() / machine.peak_flops
+        metrics["mfu"] = (
+            tokens_per_second * training.model.flops_per_token() / (machine.peak_flops * machine.ranks.size)
+        )
     return metrics
 
 
-def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorder, stopped: Callable[[], bool]) -> None:
-    """Record the validation loss after the present step, unless stopped meanwhile (a resumed run then measures it)."""
+def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorder, asked: Callable[[], bool]) -> None:
+    """Record the validation loss after the present step, unless asked to stop (a resumed run then measures it)."""
     with recorder.busy("evaluating"):
-        loss = validation_loss(training.forward, data, machine, stopped)
+        loss = validation_loss(training.forward, data, machine, asked)
     if loss is not None:
         training.best_val_loss = min(training.best_val_loss, loss)
         perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()

@@ -1,27 +1,51 @@
 """What the loop talks to: puts events into the journal, shows them, and writes checkpoints."""
 
 import contextlib
+import shlex
 import time
 from pathlib import Path
 
+from gpt2.alerts import Watch
 from gpt2.loop import Training
 from lib import checkpoint, journal, track
-from lib.console import Console
+from lib.console import Console, say
+
+_IMPORT_SECONDS = 15.0  # to wait for the trackers' libraries at most
 
 
 class Recorder:
     """The journal, the console and the trackers of one session of a run."""
 
-    def __init__(self, folder: Path, book: journal.Journal, console: Console, lanes: track.Lanes, training: Training):
+    def __init__(
+        self,
+        folder: Path,
+        book: journal.Journal,
+        console: Console,
+        lanes: track.Lanes,
+        training: Training,
+        watch: Watch,
+    ):
         self.folder, self.journal, self.console, self.lanes, self.training = folder, book, console, lanes, training
+        self.watch = watch
         self.writer = checkpoint.Writer(folder / "checkpoints", book.sync, console.say)
         self.began, self.before = time.perf_counter(), training.total_seconds
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
-        """Put an event into the journal, from which everything else learns of it, and show it."""
+        """Put an event into the journal, from which everything else learns of it, and show it; alerts come first."""
+        for alert in self.watch.look(event, step, metrics, details.get("status", "")):
+            self.alert(*alert, step)
         self.console.show(self.journal.write(event, step, metrics, **details))
         for note in self.lanes.notes():
             self.console.say(note)
+
+    def alert(self, kind: str, level: str, message: str, step: int) -> None:
+        """Tell the user something at once, here and wherever trackers can."""
+        self.console.show(self.journal.write("alert", step, {}, kind=kind, level=level, message=message))
+
+    def ready(self) -> None:
+        """Return when trackers have imported their libraries, which takes processor time that steps would miss."""
+        with self.busy("starting trackers"):
+            self.lanes.imported(_IMPORT_SECONDS)
 
     def tick(self) -> None:
         """Move the progress bar."""
@@ -42,6 +66,51 @@ class Recorder:
         with self.busy("saving"):
             self.writer.wait()
 
+    def has(self, event: str, step: int) -> bool:
+        """Whether the journal has this event of this step."""
+        return (event, step) in journal.history(self.folder)
+
+    def stop(self, step: int) -> None:
+        """Leave a checkpoint of this step behind, and the word that the run was interrupted after it."""
+        if not (self.folder / "checkpoints" / checkpoint.name(step)).exists():
+            self.save(step)
+            self.settle()
+        self.write("finish", step, {}, status="interrupted")
+        self.console.close()
+        say(f"stopped after step {step}; continue with: make resume RUN={shlex.quote(str(self.folder))}")
+
     def seconds(self) -> float:
         """How long the run has taken, over all its sessions up to now."""
         return self.before + time.perf_counter() - self.began
+
+
+class Unrecorded:
+    """What every rank but the first talks to: nobody listens, and nothing is written."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
+        """Rank 0 does."""
+
+    def alert(self, kind: str, level: str, message: str, step: int) -> None:
+        """Rank 0 does."""
+
+    def ready(self) -> None:
+        """Rank 0 does."""
+
+    def tick(self) -> None:
+        """Rank 0 does."""
+
+    def busy(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Nothing to say."""
+        return contextlib.nullcontext()
+
+    def save(self, step: int) -> None:
+        """Rank 0 does; its weights are those of all."""
+
+    def settle(self) -> None:
+        """Rank 0 does."""
+
+    def stop(self, step: int) -> None:
+        """Rank 0 does."""

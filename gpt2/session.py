@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import shutil
-import sys
-from collections.abc import Iterator
+import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from gpt2 import changes, loop, prepare_data, sample
 from gpt2 import data as datasets
 from gpt2 import model as models
-from gpt2.recorder import Recorder
-from lib import checkpoint, device, files, journal, optim, prune, run, schedule, track
+from gpt2.alerts import Watch
+from gpt2.recorder import Recorder, Unrecorded
+from lib import checkpoint, device, files, journal, monitor, optim, provenance, prune, run, schedule, track
 from lib.console import Console, duration, say, table
 from lib.errors import UsageError, UserError
 from lib.kconf import Options, Schema
@@ -38,41 +40,17 @@ class SessionOptions(Options):
     json_output: str  # file; empty: none
 
 
-def start(schema: Schema) -> int:
-    """Train a new run; returns the exit code."""
-    with _memory_errors():
-        session = Session(schema)  # before the folder is made: what cannot be built leaves none behind
-        folder, _ = run.create(schema.bind(run.RunOptions))
-        return session.train(folder, changed={})
-
-
-def resume(schema: Schema, folder: Path) -> int:
-    """Continue the run in `folder` from its last checkpoint; returns the exit code."""
-    changed = changes.of_course(schema, folder)
-    summary = folder / "summary.json"
-    if not changed and summary.exists():
-        if output := schema["JSON_OUTPUT"]:
-            _check_output(Path(output))
-            shutil.copyfile(summary, output)
-        say(f"{folder} is finished: see {summary}; to train on, raise MAX_ITERS")
-        return 0
-    with _memory_errors():
-        return Session(schema).train(folder, changed)
-
-
 class Session:
     """The parts of a run that do not need its folder, and what is done with them."""
 
-    def __init__(self, schema: Schema):
+    def __init__(self, schema: Schema, machine: device.Machine):
         """Build the parts; raises UserError for what cannot be built. Data is prepared if it is missing."""
-        self.schema, self.options = schema, schema.bind(SessionOptions)
-        system, shape = schema.bind(device.SystemOptions), schema.bind(models.ModelOptions)
+        self.schema, self.options, self.machine = schema, schema.bind(SessionOptions), machine
+        shape, data = schema.bind(models.ModelOptions), schema.bind(datasets.DataOptions)
         models.check(shape)
-        if self.options.json_output:
-            _check_output(Path(self.options.json_output))
-        self.machine = device.choose(system)
-        prepare_data.ensure(schema)
-        self.data = datasets.load(schema.bind(datasets.DataOptions), pin=self.machine.device.type == "cuda")
+        datasets.check_shares(data, machine.ranks.size)
+        machine.ranks.first(self._prepare)
+        self.data = datasets.load(data, pin=machine.device.type == "cuda")
         torch.manual_seed(self.options.seed)
         self.model = models.GPT2(shape, self.data.vocab_size).to(self.machine.device)
         optimizer = optim.build(self.model, schema)
@@ -81,42 +59,61 @@ class Session:
         self.training = loop.Training(self.model, optimizer, pruner, self.machine)
         self.compiled = self._compile(None)
 
-    def train(self, folder: Path, changed: dict[str, list[str]]) -> int:
+    def train(self, folder: Path, words: list[str], changed: dict[str, list[str]]) -> int:
         """Train to the end of the schedule, a signal or a failure; journal and trackers are closed in every case.
 
         `changed` is what a resumed run does otherwise from now on (see `changes.of_course`).
         """
-        with contextlib.ExitStack() as stack:
-            with StopSignals() as stopped:
-                stack.enter_context(files.held(folder, "training this run"))
-                book = journal.Journal(folder)
-                stack.callback(book.close)
+        ranks = self.machine.ranks
+        with ExitStack() as stack:
+            with StopSignals() as signals:
+                book = ranks.only_first(lambda: _open(folder, stack), None)
                 self._restore(folder)
-                console = Console(self.schedule.max_iters, self.training.step, self.training.best_val_loss)
-                stack.callback(console.close)
-                self._announce(folder, book, console, changed)
-                lanes = track.Lanes(folder, self.options.tracker)
-                stack.callback(_close_trackers, lanes)
-                recorder = Recorder(folder, book, console, lanes, self.training)
-                stack.enter_context(recorder.writer)
-                self._loop(recorder, stopped)
-            if stopped():
-                again = f"make resume RUN={shlex.quote(str(folder))}"
-                say(f"stopped after step {self.training.step}; continue with: {again}")
-                return stopped.exit_code
-            self._finish(recorder)
+                recorder = ranks.only_first(
+                    lambda: self._record(folder, book, words, changed, stack), Unrecorded(folder)
+                )
+                stopped = self._loop(recorder, signals)
+            if stopped:
+                return signals.exit_code or 128 + signal.SIGTERM  # which another rank received
+            ranks.first(lambda: self._finish(recorder))
             return 0
+
+    def _prepare(self) -> None:
+        """What one rank does for all before anything is built."""
+        if self.options.json_output:
+            check_output(Path(self.options.json_output))
+        prepare_data.ensure(self.schema)
+
+    def _record(
+        self, folder: Path, book: journal.Journal, words: list[str], changed: dict[str, list[str]], stack: ExitStack
+    ) -> Recorder:
+        """Begin to record this session; `stack` ends it."""
+        console = Console(self.schedule.max_iters, self.training.step, self.training.best_val_loss)
+        stack.callback(console.close)
+        self._announce(folder, book, console, words, changed)
+        lanes = track.Lanes(folder, track.names(self.options.tracker))
+        stack.callback(_close_trackers, lanes)
+        pruner = self.training.pruner
+        watch = Watch(self.data.vocab_size, pruner.goal(), pruner.sparsity())
+        recorder = Recorder(folder, book, console, lanes, self.training, watch)
+        stack.enter_context(recorder.writer)
+        seconds = self.schema.bind(monitor.MonitorOptions).system_metrics_interval
+        record, after = functools.partial(book.write, "system"), journal.last(folder, "system")
+        stack.enter_context(monitor.Monitor(seconds, lambda: self.training.step, record, after))
+        return recorder
 
     def _compile(self, before: bool | None) -> str:
         """Compile the model or not, as configured; says which. `before` is what a run that goes on did."""
-        flops = self.model.flops_per_token() * self.data.tokens_per_step * self.schedule.max_iters
+        tokens = self.data.tokens_per_step * self.schedule.max_iters / self.machine.ranks.size
+        flops = self.model.flops_per_token() * tokens
         compiled, words = device.compiles(self.options.compile, self.machine, flops, before)
         self.training.compile(compiled)
         return words
 
     def _restore(self, folder: Path) -> None:
         """Continue from the newest checkpoint, if there is one; raises UserError when the run cannot go on from it."""
-        if found := checkpoint.find(folder / "checkpoints"):
+        ranks = self.machine.ranks
+        if found := ranks.first(lambda: checkpoint.find(folder / "checkpoints")):
             state = checkpoint.load(found[-1], self.machine.device)
             self.training.load_state_dict(state)
             self.compiled = self._compile(state.get("compiled"))
@@ -129,13 +126,20 @@ class Session:
             raise UsageError(
                 f"{folder}: is at step {self.training.step}, beyond MAX_ITERS={self.schedule.max_iters}; raise that"
             )
+        options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
+        decisive = {name: value for name, value in options.items() if name not in changes.HARMLESS}
+        ranks.check_same({**decisive, "the data": self.data.fingerprint, "the step": self.training.step})
+        ranks.reseed(self.options.seed, self.training.step)
 
-    def _announce(self, folder: Path, book: journal.Journal, console: Console, changed: dict[str, list[str]]) -> None:
+    def _announce(
+        self, folder: Path, book: journal.Journal, console: Console, words: list[str], changed: dict[str, list[str]]
+    ) -> None:
         """Record the start of the session, in the journal and for the user."""
         step, resumed = self.training.step, book.seq > 0
         repeats = 0 if changed else book.expect(step)
-        provenance = f"provenance-{book.seq}.json" if resumed else "provenance.json"
-        run.save_configuration(self.schema, folder, sys.argv, provenance)
+        file = f"provenance-{book.seq}.json" if resumed else "provenance.json"
+        if note := provenance.save_configuration(self.schema, folder, words, file):
+            console.say(f"note: {note}")
         (folder / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
         machine = f"{self.machine.name}, {self.compiled}"
         details = {"config": self.schema.values(), "machine": machine, **dataclasses.asdict(run.Identity.load(folder))}
@@ -163,17 +167,22 @@ class Session:
             )
         console.say(table(facts))
 
-    def _loop(self, recorder: Recorder, stopped: StopSignals) -> None:
-        """Train, and leave a checkpoint behind and a `finish` event for what ends a session before the schedule."""
+    def _loop(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> bool:
+        """Train; whether some rank was asked to stop.
+
+        Leaves a checkpoint behind and a `finish` event for what ends a session before the schedule.
+        """
         training = self.training
         try:
-            self._evaluate_if_missing(recorder, stopped)
+            self._evaluate_if_missing(recorder, asked)
+            recorder.ready()
             options = self.schema.bind(loop.LoopOptions)
-            loop.train(training, self.data, self.machine, options, self.schedule, recorder, stopped)
+            loop.train(training, self.data, self.machine, options, self.schedule, recorder, asked)
             recorder.settle()
-            self._evaluate_if_missing(recorder, stopped)
+            self._evaluate_if_missing(recorder, asked)
+            stopped = self.machine.ranks.any(asked())
         except loop.Diverged as error:
-            recorder.write("alert", training.step, {}, message=str(error))
+            recorder.alert("nan", "error", str(error), training.step)
             try:
                 recorder.save(training.step)
                 recorder.settle()
@@ -188,19 +197,16 @@ class Session:
             with contextlib.suppress(UserError):
                 recorder.write("finish", training.step, {}, status="failed", message=str(error))
             raise
-        if stopped():
-            if not (recorder.folder / "checkpoints" / checkpoint.name(training.step)).exists():
-                recorder.save(training.step)
-                recorder.settle()
-            recorder.write("finish", training.step, {}, status="interrupted")
-            recorder.console.close()
+        if stopped:
+            recorder.stop(training.step)
+        return stopped
 
-    def _evaluate_if_missing(self, recorder: Recorder, stopped: StopSignals) -> None:
+    def _evaluate_if_missing(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> None:
         """Measure the validation loss where the schedule has one that the journal lacks: at the start, after a stop."""
         step = self.training.step
         wanted = step in (0, self.schedule.max_iters) or loop.due(step, self.options.eval_interval)
-        if wanted and ("eval", step) not in journal.history(recorder.folder):
-            loop.evaluate(self.training, self.data, self.machine, recorder, stopped)
+        if wanted and self.machine.ranks.first(lambda: not recorder.has("eval", step)):
+            loop.evaluate(self.training, self.data, self.machine, recorder, asked)
 
     def _finish(self, recorder: Recorder) -> None:
         """Record the end of the run, write its summary and show it."""
@@ -245,6 +251,14 @@ class Session:
         say(table(facts))
 
 
+def _open(folder: Path, stack: ExitStack) -> journal.Journal:
+    """The journal of the run in `folder`, which nobody else trains until `stack` is closed."""
+    stack.enter_context(files.held(folder, "training this run"))
+    book = journal.Journal(folder)
+    stack.callback(book.close)
+    return book
+
+
 def _close_trackers(lanes: track.Lanes) -> None:
     """Wait a while for the trackers and say what each has; they never change the exit code."""
     lanes.close()
@@ -256,21 +270,7 @@ def _close_trackers(lanes: track.Lanes) -> None:
         say(track.table(deliveries))
 
 
-def _check_output(path: Path) -> None:
+def check_output(path: Path) -> None:
     """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that is there and writable")
-
-
-@contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn torch's ways of saying that memory is short into a sentence."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not device.is_out_of_memory(error):
-            raise
-        raise UserError(
-            "memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same, or "
-            "choose a smaller model or BLOCK_SIZE"
-        ) from None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from lib import launch
 from lib.config_file import ConfigError
 from lib.kconf import ROOT, Schema
 from lib.option import nearest
@@ -50,8 +51,8 @@ def config_path(env: Mapping[str, str]) -> Path:
 
 
 def unconfigured(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what would configure a program of ours that is started with it."""
-    return {name: value for name, value in env.items() if not name.startswith(("CONFIG_", "KCONFIG_CONFIG"))}
+    """An environment without what would configure a program of ours that is started with it, or make it a rank."""
+    return {n: value for n, value in launch.without(env).items() if not n.startswith(("CONFIG_", "KCONFIG_CONFIG"))}
 
 
 def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:

@@ -77,8 +77,8 @@ def _versions(folder: Path) -> Iterable[str]:
     """What the sessions of a run were made with: commit, a hash of the uncommitted changes, torch."""
     for path in folder.glob("provenance*.json"):
         made = read(path)
-        changes = made["uncommitted_changes"] or ""
-        changed = f" with changes {hashlib.md5(changes.encode()).hexdigest()[:6]}" if changes else ""
+        changes = made["uncommitted_changes"]
+        changed = f" with changes {hashlib.md5(json.dumps(changes).encode()).hexdigest()[:6]}" if changes else ""
         yield f"commit {(made['commit'] or 'unknown')[:10]}{changed}, torch {made['packages'].get('torch', 'unknown')}"
 
 

@@ -55,10 +55,11 @@ def read_lines(path: Path) -> list[Line]:
 
 def unquote(option: Option, raw: str) -> str:
     """The text of a value in a file, where strings (and so floats) are quoted; raises ConfigError if it is not."""
-    if option.kind not in ("str", "float"):
+    if option.kind not in ("str", "float", "set"):
         return raw.strip()
+    name = option.other.name if option.other else option.name
     if quoted := _QUOTED.fullmatch(raw.strip()):
         return re.sub(r"\\(.)", r"\1", quoted[1])
     if '"' in raw:
-        raise ConfigError([f"{option.name} must be one quoted text with nothing around it; got {raw[:60]!r}"])
-    raise ConfigError([f'{option.name} must be quoted: CONFIG_{option.name}="{raw.strip()}"'])
+        raise ConfigError([f"{name} must be one quoted text with nothing around it; got {raw[:60]!r}"])
+    raise ConfigError([f'{name} must be quoted: CONFIG_{name}="{raw.strip()}"'])

@@ -30,6 +30,11 @@ class Console:
         """One more step was launched."""
         self.bar.update()
 
+    def move(self, step: int, steps: int) -> None:
+        """`step` of `steps` steps are behind us: for one who looks at another process's run."""
+        self.steps = self.bar.total = steps
+        self.bar.update(step - self.bar.n)
+
     def say(self, text: str) -> None:
         """A line above the bar."""
         with self.bar.external_write_mode(file=sys.stdout):
@@ -47,7 +52,7 @@ class Console:
                 line += f"  sparsity {metrics['sparsity']:.1%}"
             self.bar.set_postfix_str(line)
             if not self.live:
-                say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}")
+                self.say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}")
         elif record["event"] == "eval":
             better = metrics["val_loss"] < self.best
             self.best = min(self.best, metrics["val_loss"])
@@ -55,8 +60,8 @@ class Console:
                 f"step {step:>{len(str(self.steps))}}/{self.steps}  val loss {metrics['val_loss']:.4f}  "
                 f"perplexity {metrics['val_perplexity']:,.2f}{'  best' if better else ''}"
             )
-        elif record["event"] == "alert":
-            self.say(f"alert: {record['message']}")
+        elif record["event"] == "alert" and record.get("kind") != "finished":  # which the summary says at length
+            self.say(f"{'note' if record.get('level') == 'info' else 'alert'}: {record['message']}")
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import torch
 
+from lib.dist import ALONE, Ranks, join
 from lib.errors import UsageError
 from lib.kconf import Options
+from lib.launch import ALONE as UNLAUNCHED
+from lib.launch import Launch
 
 # What `auto` chooses: the operations of a whole run from which compiling, which takes half a minute on 2 CPU cores and
 # up to one beside a GPU, wins its time back. Devices that are not here are not compiled for.
@@ -43,6 +46,7 @@ class Machine:
     dtype: torch.dtype
     name: str  # for people: "cpu, bfloat16, 2 threads"
     peak_flops: float | None  # per second, dense matrix products in `dtype`; None where it is not known
+    ranks: Ranks = ALONE  # this process and others like it, each with a device of its own
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -51,14 +55,18 @@ class Machine:
             yield
 
 
-def choose(options: SystemOptions) -> Machine:
-    """Set up the machine that the options ask for; raises UsageError for what this one does not have."""
+def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
+    """Set up the machine that the options ask for, with the other ranks if this process was launched as one of several.
+
+    Raises UsageError for what this machine does not have.
+    """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     kind = next(k for k in ("cuda", "mps", "cpu") if available[k]) if options.device == "auto" else options.device
     if not available[kind]:
         raise UsageError(f"--device {kind}: PyTorch {torch.__version__} finds no such device here; use --device auto")
     if options.threads:
         torch.set_num_threads(options.threads)
+    device = _device(kind, launch)
     dtype = _automatic_dtype(kind) if options.dtype == "auto" else getattr(torch, options.dtype)
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     rates = _PEAK_TFLOPS.get(dtype, {}).items()
@@ -67,7 +75,27 @@ def choose(options: SystemOptions) -> Machine:
     if options.dtype == "auto":
         reason = f" (auto: this device multiplies {'it' if dtype == torch.bfloat16 else 'no bfloat16'} in hardware)"
     threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
-    return Machine(torch.device(kind), dtype, f"{name}, {str(dtype).removeprefix('torch.')}{reason}{threads}", peak)
+    several = f"{launch.size} x " if launch.size > 1 else ""
+    words = f"{several}{name}, {str(dtype).removeprefix('torch.')}{reason}{threads}"
+    return Machine(device, dtype, words, peak, join(launch, device))
+
+
+def _device(kind: str, launch: Launch) -> torch.device:
+    """The device of this rank among those of its machine; raises UsageError when there are too few."""
+    if launch.size == 1:
+        return torch.device(kind)
+    if kind == "mps":
+        raise UsageError("--device mps: torch.distributed has nothing for it; use --device cpu, or one process")
+    if kind == "cpu":
+        return torch.device(kind)
+    count = torch.cuda.device_count()
+    if launch.local_rank >= count > 1:
+        raise UsageError(
+            f"this machine shows {count} GPUs to local rank {launch.local_rank}; start {count} processes on it"
+        )
+    device = torch.device(kind, launch.local_rank % count)  # where a launcher shows each process its own GPU alone: 0
+    torch.cuda.set_device(device)
+    return device
 
 
 def _automatic_dtype(kind: str) -> torch.dtype:

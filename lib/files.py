@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -52,12 +53,33 @@ def held(folder: Path, work: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _locks(fd, fcntl.LOCK_EX):
+            time.sleep(0.1)  # `is_held` holds a lock for the instant in which it looks
+            if not _locks(fd, fcntl.LOCK_EX):
+                raise UserError(f"{folder}: another process is {work}; wait for it or stop it")
         yield
-    except BlockingIOError:
-        raise UserError(f"{folder}: another process is {work}; wait for it or stop it") from None
     finally:
         os.close(fd)
+
+
+def is_held(folder: Path, name: str = "lock") -> bool:
+    """Whether a process holds `folder`, or another lock in it; asks without writing, so of anybody's folder."""
+    try:
+        fd = os.open(folder / name, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _locks(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def _locks(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_json(path: Path, content: object) -> None:

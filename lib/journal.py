@@ -1,13 +1,16 @@
 """The journal: one JSON line per event of a run, append-only; the only truth, which everything downstream reads.
 
 A line is {"seq", "time" (unix seconds), "event", "step", "metrics", ...}. Events: `start`, `resume`, `train`, `eval`,
-`alert`, `finish`. A line is written by one system call, so another process sees it whole or not at all, and it survives
-the death of the trainer. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity": the file is strict JSON.
+`system`, `alert`, `finish`. A line is written by one system call, so another process sees it whole or not at all, and
+it survives the death of the trainer. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity": the file is
+strict JSON. A line that a disk or an editor damaged is passed over, and `damaged` says which.
 """
 
+import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +20,7 @@ from lib.errors import UserError
 
 SCHEMA = 1  # of the lines; written into every `start` event
 FILE = "journal.jsonl"
+_NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 VOLATILE = frozenset({"tokens_per_second", "mfu"})  # depend on the clock: not repeated when a step is run again
 
 Record = dict[str, Any]
@@ -27,7 +31,7 @@ class JournalError(UserError):
 
 
 class Journal:
-    """Appends events to a run's journal; opening one that a crash tore cuts the unfinished last line."""
+    """Appends events to a run's journal, from any thread; opening one cuts a last line that a crash tore."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time):
         """Open or create the journal in `folder`; raises JournalError when that is impossible."""
@@ -39,6 +43,7 @@ class Journal:
         os.ftruncate(self.fd, _whole_lines(self.path))
         self.seq = max((record["seq"] for record in read(folder)), default=-1) + 1
         self.ahead: dict[tuple[str, int], Record] = {}
+        self.lock = threading.Lock()
 
     def expect(self, step: int) -> int:
         """Prepare to go on after `step`; returns how many records beyond it the steps to come will repeat.
@@ -54,20 +59,33 @@ class Journal:
         Raises JournalError when the line cannot be written; nothing that was written before is lost.
         """
         encoded = {name: _encode(value) for name, value in (metrics or {}).items()}
-        before = self.ahead.pop((event, step), None)
-        if before is not None and _lasting(before["metrics"]) == _lasting(encoded):
-            return before
-        record = {"seq": self.seq, "time": self.clock(), "event": event, "step": step, "metrics": encoded, **details}
+        with self.lock:
+            before = self.ahead.pop((event, step), None)
+            if before is not None and _lasting(before["metrics"]) == _lasting(encoded):
+                return before
+            record = {
+                "seq": self.seq,
+                "time": self.clock(),
+                "event": event,
+                "step": step,
+                "metrics": encoded,
+                **details,
+            }
+            self._append(record)
+            self.seq += 1
+        return record
+
+    def _append(self, record: Record) -> None:
         line = json.dumps(record, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
         try:
             written = os.write(self.fd, line)
             if written != len(line):  # the disk filled up inside the line: take the half line back
                 os.ftruncate(self.fd, os.fstat(self.fd).st_size - written)
-                raise OSError(28, "no space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise JournalError(f"{self.path}: step {step} cannot be recorded: {error.strerror}; free space") from None
-        self.seq += 1
-        return record
+            raise JournalError(
+                f"{self.path}: step {record['step']} cannot be recorded: {error.strerror}; free space"
+            ) from None
 
     def sync(self) -> None:
         """Return when all lines are on the disk, so that they survive a power cut too."""
@@ -81,7 +99,7 @@ class Journal:
 def read(folder: Path, offset: int = 0) -> Iterator[Record]:
     """Every record of a run's journal in the order written, without one that is still being written.
 
-    `offset` (bytes) skips what was read before. Raises JournalError for a missing journal or a line that is no record.
+    `offset` (bytes) skips what was read before; damaged lines are passed over. Raises JournalError without a journal.
     """
     for record, _ in tail(folder, offset):
         yield record
@@ -89,6 +107,18 @@ def read(folder: Path, offset: int = 0) -> Iterator[Record]:
 
 def tail(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     """Like `read`, with each record's end (bytes from the start of the file): the offset to go on from."""
+    for record, end in _lines(folder, offset):
+        if record is not None:
+            yield record, end
+
+
+def damaged(folder: Path) -> list[int]:
+    """The numbers (from 1) of the lines that are no records, and which readers therefore pass over."""
+    return [number for number, (record, _) in enumerate(_lines(folder), 1) if record is None]
+
+
+def _lines(folder: Path, offset: int = 0) -> Iterator[tuple[Record | None, int]]:
+    """Every whole line as a record, None for one that is none, with its end in bytes."""
     path = Path(folder) / FILE
     try:
         file = path.open("rb")
@@ -100,13 +130,17 @@ def tail(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            try:
-                record = json.loads(line)
-                if not isinstance(record["metrics"], dict) or record["seq"] + record["step"] < 0 or not record["event"]:
-                    raise ValueError
-            except (ValueError, KeyError, TypeError):
-                raise JournalError(f"{path}: the line that ends at byte {offset} is no record of a journal") from None
-            yield record, offset
+            yield _record(line), offset
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+        good = all(isinstance(value, int | float) or value in _NO_NUMBERS for value in record["metrics"].values())
+        good = good and isinstance(record["event"], str) and record["event"]
+        return record if good and record["seq"] + record["step"] >= 0 and record["time"] >= 0 else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def history(folder: Path) -> dict[tuple[str, int], Record]:
@@ -121,6 +155,11 @@ def history(folder: Path) -> dict[tuple[str, int], Record]:
         if record["event"] in ("train", "eval"):
             rows[record["event"], record["step"]] = record
     return dict(sorted(rows.items(), key=lambda item: item[0][1]))
+
+
+def last(folder: Path, event: str) -> int:
+    """The highest step of the events of a kind; 0 if there is none."""
+    return max((record["step"] for record in read(folder) if record["event"] == event), default=0)
 
 
 def numbers(record: Record) -> dict[str, float]:

@@ -5,7 +5,8 @@ Values come from, weakest first: Kconfig default < configuration files in order 
 place; all of them are reported at once. Nothing is dropped or replaced in silence.
 
 Two conventions on top of plain Kconfig: a string with a range is a float, and a promptless bool that its members select
-is a set (one option, written `a,b`). A named choice CHOICE with members CHOICE_<VALUE> is one option with a value.
+is a set (one option, written `a,b`; a string <SET>_OTHER keeps what it may hold beside its members). A named choice
+CHOICE with members CHOICE_<VALUE> is one option with a value.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from lib.config_file import ConfigError, read_lines, unquote
 from lib.option import Option, Value, member_value, nearest, split_set
 
 ROOT = Path(__file__).resolve().parents[1]
+OTHER = ""  # in place of a member's value: the string that keeps the others of a set
 DEFAULT = "default"  # the source of a value that nobody assigned
 _FLOAT_NOTE = "has ranges, but is not int or hex"  # how kconfiglib greets a float
 
@@ -48,6 +50,7 @@ class Schema:
         self.parts = {
             symbol.name: (option, value) for option in self.options.values() for value, symbol in option.members.items()
         }
+        self.parts |= {o.other.name: (o, OTHER) for o in self.options.values() if o.other}
         self.wanted: dict[str, str] = {}  # option -> text last assigned
         self.sources: dict[str, str] = {}  # option -> place of that assignment
         self.warnings: list[str] = []
@@ -63,8 +66,11 @@ class Schema:
             if isinstance(item, kconfiglib.Choice):
                 yield Option(item, {member_value(s, item): s for s in item.syms}, "choice")
             elif item in sets:
-                yield Option(item, {member_value(s, item): s for s in sets[item]}, "set")
+                other = self.kconf.syms.get(f"{item.name}_OTHER")
+                yield Option(item, {member_value(s, item): s for s in sets[item]}, "set", other)
             elif isinstance(item, kconfiglib.Symbol) and node.prompt and not item.choice and not item.selects:
+                if item.name.endswith("_OTHER") and self.kconf.syms.get(item.name.removesuffix("_OTHER")) in sets:
+                    continue
                 yield Option(item, {}, _kind(item))
 
     # ---- assigning -------------------------------------------------------------------------------------------------
@@ -123,11 +129,15 @@ class Schema:
             return None, ""
         if member is None:
             return option, unquote(option, raw)
+        before = split_set(texts.get(option.name, option.text))
+        if member == OTHER:
+            members = [value for value in before if value in option.members]
+            return option, ",".join([*members, *split_set(unquote(option, raw))]) or "none"
         if raw not in ("y", "n"):
             raise ConfigError([f"{name} must be y or n; got {raw!r}"])
         if option.kind == "choice":
             return (option, member) if raw == "y" else (None, "")
-        chosen = [value for value in split_set(texts.get(option.name, option.text)) if value not in (member, "none")]
+        chosen = [value for value in before if value not in (member, "none")]
         return option, ",".join(chosen + [member] * (raw == "y")) or "none"
 
     def override(self, assignments: Iterable[tuple[str, str, str]]) -> None:
@@ -139,7 +149,7 @@ class Schema:
                 texts[name], self.sources[name] = text, source  # the strongest comes last
             elif name in self.parts:
                 option, value = self.parts[name]
-                problems.append((source, f"{name} is a value of {option.name}; write {option.name}={value}"))
+                problems.append((source, f"{name} is a value of {option.name}; write {option.name}={value or 'name'}"))
             else:
                 problems.append((source, f"unknown option {name}{self._near(name)}"))
         if problems := problems + self._assign(texts):

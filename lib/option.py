@@ -4,6 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 
 try:
     import kconfiglib
@@ -25,12 +26,17 @@ class Option:
 
     kind      "bool", "int", "float", "str", "choice" or "set"
     members   value -> kconfiglib symbol, for a choice and a set
+    other     symbol with the values of a set that are no members, `a,b`; None for a set that takes members alone
     """
 
     def __init__(
-        self, item: kconfiglib.Symbol | kconfiglib.Choice, members: Mapping[str, kconfiglib.Symbol], kind: str
+        self,
+        item: kconfiglib.Symbol | kconfiglib.Choice,
+        members: Mapping[str, kconfiglib.Symbol],
+        kind: str,
+        other: kconfiglib.Symbol | None = None,
     ):
-        self.name, self.item, self.members, self.kind = item.name, item, members, kind
+        self.name, self.item, self.members, self.kind, self.other = item.name, item, members, kind, other
         self.node = item.nodes[0]
         self.prompt = (self.node if self.node.prompt else self.node.parent).prompt[0]  # a set is named by its menu
         self.help = self.node.help or next((s.nodes[0].help for s in members.values() if s.nodes[0].help), "")
@@ -73,7 +79,8 @@ class Option:
         if self.kind == "choice":
             return next(value for value, symbol in self.members.items() if symbol is self.item.selection)
         if self.kind == "set":
-            return tuple(value for value, symbol in self.members.items() if symbol.str_value == "y")
+            chosen = [value for value, symbol in self.members.items() if symbol.str_value == "y"]
+            return tuple(dict.fromkeys([*chosen, *split_set(self.other.str_value)] if self.other else chosen))
         return self._convert(self.item.str_value)
 
     @property
@@ -140,12 +147,21 @@ class Option:
 
     def _set_complaint(self, text: str) -> str | None:
         names = split_set(text)
-        if unknown := [name for name in names if name not in (*self.members, "none", "all")]:
+        if unknown := [name for name in names if name not in (*self.members, "none", "all") and not self._takes(name)]:
             hint = nearest(unknown[0], self.members)
-            return f"takes none, all or some of {', '.join(self.members)}; got {unknown[0]!r}{hint}"
+            some = ", ".join(value for value in self.members if value != "all")
+            return f"takes none, all or some of {some}; got {unknown[0]!r}{hint}"
         if len(names) > 1 and {"none", "all"} & set(names):
             return f"takes none or all alone; got {text!r}"
         return None
+
+    def _takes(self, name: str) -> bool:
+        """Whether `name`, which is no member, is `member:more`, or what an installed package adds to an open set."""
+        if not self.other:
+            return False
+        if re.fullmatch(r"[a-z][\w-]*:[\w.-]+", name):
+            return True
+        return name in metadata.entry_points(group=f"espalier.{self.name.lower()}s").names
 
     def in_force(self, text: str) -> bool:
         """Whether `text`, once assigned, is what the option now is; dependencies and ranges can prevent it."""
@@ -160,7 +176,9 @@ class Option:
     def _chosen(self, text: str) -> set[str]:
         if self.kind == "choice":
             return {text}
-        return set(self.members) if text == "all" else set(split_set(text)) - {"none"}
+        if text == "all" and "all" not in self.members:
+            return set(self.members)
+        return set(split_set(text)) - {"none"}
 
     def assign(self, text: str) -> None:
         """Assign a value that has no complaint."""
@@ -169,6 +187,9 @@ class Option:
         elif self.kind == "set":
             for value, symbol in self.members.items():
                 symbol.set_value("y" if value in self._chosen(text) else "n")
+            if self.other:
+                others = [name for name in split_set(text) if name not in (*self.members, "none")]
+                self.other.set_value(",".join(dict.fromkeys(others)))
         else:
             self.item.set_value(text)
 
@@ -177,7 +198,7 @@ class Option:
         if not self.active:
             return False
         before = self.text
-        for item in (self.item, *self.members.values()):
+        for item in filter(None, (self.item, *self.members.values(), self.other)):
             item.unset_value()
         if self.text == before:
             return True
@@ -186,12 +207,10 @@ class Option:
 
     def restrict(self) -> str:
         """The values that the option takes, for people: `{sgd,adam}`, `0 .. 10`."""
-        if self.members:
-            return (
-                "{" + ",".join(self.members) + "}"
-                if self.kind == "choice"
-                else "none | all | " + ",".join(self.members)
-            )
+        if self.kind == "choice":
+            return "{" + ",".join(self.members) + "}"
+        if self.kind == "set":
+            return "none | all | " + ",".join(value for value in self.members if value != "all")
         return f"{self.range[0]} .. {self.range[1]}" if self.range else {"bool": "y, n"}.get(self.kind, "text")
 
 

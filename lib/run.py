@@ -3,22 +3,16 @@
 import dataclasses
 import hashlib
 import json
-import os
-import platform
 import re
-import subprocess
-import sys
 import time
 import uuid
-from importlib import metadata
 from pathlib import Path
 
 from lib import command_line
 from lib.errors import UsageError, UserError
 from lib.files import write_json
-from lib.kconf import ROOT, Options, Schema
-
-_PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "kconfiglib", "trackio", "wandb")
+from lib.kconf import ROOT, Options
+from lib.launch import Launch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +29,7 @@ class RunOptions(Options):
 class Identity:
     """What a run is called everywhere: in its folder and in every tracker."""
 
-    run_id: str  # 12 hex digits, unique
+    run_id: str  # 12 hex digits, unique; a job that is started again has its own again
     project: str
     name: str  # unique among the runs of an output folder
 
@@ -51,8 +45,11 @@ class Identity:
             raise UserError(f"{path}: the run's identity cannot be read: {error}") from None
 
 
-def create(options: RunOptions) -> tuple[Path, Identity]:
-    """Make a new folder for a run in `output_dir` and store its identity there; an existing folder is left alone."""
+def create(options: RunOptions, run_id: str = "") -> tuple[Path, Identity]:
+    """Make a new folder for a run in `output_dir` and store its identity there; an existing folder is left alone.
+
+    `run_id` is `job_id`'s; empty: one by chance.
+    """
     wanted = options.tracker_run_name or f"gpt2_{options.optimizer}_{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         Path(options.output_dir).mkdir(parents=True, exist_ok=True)
@@ -60,9 +57,29 @@ def create(options: RunOptions) -> tuple[Path, Identity]:
         (folder / "checkpoints").mkdir()
     except OSError as error:
         raise UserError(f"{options.output_dir}: the run's folder cannot be made there: {error.strerror}") from None
-    identity = Identity(uuid.uuid4().hex[:12], options.tracker_project or project_name(), name)
+    identity = Identity(run_id or uuid.uuid4().hex[:12], options.tracker_project or project_name(), name)
     write_json(folder / "run.json", dataclasses.asdict(identity))
     return folder, identity
+
+
+def job_id(options: RunOptions, launch: Launch) -> str:
+    """The run_id of what a launcher may start again: the same for the same job, folder and name; "" for other runs."""
+    if not launch.job:
+        return ""
+    parts = launch.launcher, launch.job, str(Path(options.output_dir).resolve()), options.tracker_run_name
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def find(output_dir: str, run_id: str) -> Path | None:
+    """The folder of the run with this id in `output_dir`, or None; what is damaged there is passed over."""
+    for path in Path(output_dir).glob("*/run.json"):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read to see whose run it is: {error.strerror}") from None
+        if f'"{run_id}"' in text:
+            return path.parent
+    return None
 
 
 def _new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
@@ -131,40 +148,3 @@ def repository(root: Path) -> Path:
         if common.is_file():
             return (gitdir / common.read_text(encoding="utf-8").strip()).resolve().parent
     return root.resolve()
-
-
-def save_configuration(schema: Schema, folder: Path, argv: list[str], provenance: str = "provenance.json") -> None:
-    """Write `.config`, the minimal `defconfig` and the file `provenance` into a run's folder."""
-    schema.write(folder / ".config")
-    schema.write(folder / "defconfig", minimal=True)
-    write_json(folder / provenance, {"options": schema.provenance(), "argv": argv, **environment()})
-
-
-def environment() -> dict[str, object]:
-    """The code and the machine that a run is made with: commit, uncommitted changes, packages, hardware."""
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": _git("diff", "HEAD"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "host": platform.node(),
-        "command": sys.executable,
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    """The output of a git command in the repository, or None without git or outside a clone."""
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from types import FrameType
 
 
@@ -14,6 +15,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread():
+            wanted = ()  # as in a worker of Ray: Python lets the main thread alone hear signals
         heard = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]  # nohup wants SIGHUP ignored
         self.before = {s: signal.signal(s, self._note) for s in heard}
         return self

@@ -35,6 +35,7 @@ from gpt2.bench import (
     scale,
     start,
     step,
+    tracking,
     utilisation,
 )
 from lib import device, files
@@ -49,6 +50,7 @@ SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # --only's words -> what
     "save": [saving.saving],
     "prepare": [prepare.prepare],
     "start": [start.start],
+    "track": [tracking.tracking],
     "train": [utilisation.utilisation, utilisation.start],
     "scale-prune": [scale.thresholds],
     "scale-train": [scale.training],

@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="port to serve on [the first free one from 7860]")
     args = parser.parse_args()
     name = wanted_project(args.run)
-    track.check_installed(["trackio"])
+    track.names(["trackio"])
     project = adapter.project(name)
     if not adapter.has_data(project):
         raise UserError(

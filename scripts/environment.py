@@ -3,7 +3,7 @@
     environment.py install LEVEL VENV     install a level into VENV, making it when it is missing
     environment.py check LEVEL            say what this Python lacks of a level, and how to install it
 
-Levels: `config` (Kconfiglib), `train` (everything that a run needs), `test` (the tests and the linter too).
+Levels: `config` (Kconfiglib), `train` (everything that a run needs), `test` (the tests, the linter and every tracker).
 """
 
 import sys
@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("config", "train", "test")
+TESTED = ("test", "tensorboard", "mlflow", "accelerate")  # extras; Ray is as large as all of them together
 
 
 def requirements(level: str) -> list[str]:
@@ -29,7 +30,8 @@ def requirements(level: str) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     if level == "config":
         return [name for name in project["dependencies"] if name.startswith("kconfiglib")]
-    return project["dependencies"] + (project["optional-dependencies"]["test"] if level == "test" else [])
+    extras = project["optional-dependencies"]
+    return project["dependencies"] + [name for extra in TESTED if level == "test" for name in extras[extra]]
 
 
 def install(level: str, folder: Path) -> None:

@@ -70,7 +70,7 @@ class Menu:
         return not self.path.exists() or bool(self.schema.warnings)
 
     def _option(self, symbol) -> Option:
-        return self.schema.options[symbol.name]
+        return self.schema.options.get(symbol.name) or self.schema.parts[symbol.name][0]
 
     def _check_valid(self, symbol, text: str) -> bool:
         if complaint := self._option(symbol).complaint(text):

@@ -20,8 +20,7 @@ def main() -> int:
     args = parser.parse_args()
     folder = Path(args.run or run.newest([]))
     run.Identity.load(folder)  # refuses a folder that holds no run
-    names = trackers(folder, args.tracker)
-    track.check_installed(names)
+    names = track.names(trackers(folder, args.tracker))
     deliveries = deliver(track.Lanes(folder, names))
     print(f"{folder}\n{track.table(deliveries)}")
     return 1 if any(one.pending or one.state == "failed" for one in deliveries) else 0

@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.tracking import run  # noqa: F401  # a fixture for every test of a tracker
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Reproducible, and without a data base of examples in the repository; a loaded machine is no failure.
@@ -34,7 +36,7 @@ def folder(tmp_path, monkeypatch):
 def program(folder):
     """Run a program of the repository in the empty folder: program("scripts/config.py", "docs", CONFIG_SEED="1")."""
 
-    def run(path: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    def start(path: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, str(ROOT / path), *arguments],
             cwd=folder,
@@ -44,4 +46,4 @@ def program(folder):
             timeout=120,
         )
 
-    return run
+    return start

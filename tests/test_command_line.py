@@ -96,9 +96,15 @@ EXAMPLES = {
     "PRUNING_END": "1",
     "PRUNING_INTERVAL": "10",
     "TRACKER": "trackio,wandb",
-    "WANDB_OFFLINE": "y",
     "TRACKER_PROJECT": 'a "quoted" name',
     "TRACKER_RUN_NAME": "back\\slash",
+    "TRACKER_GROUP": "lr sweep",
+    "TRACKER_TAGS": "baseline,old",
+    "TRACKIO_SPACE_ID": "me/metrics",
+    "WANDB_OFFLINE": "y",
+    "WANDB_ENTITY": "team",
+    "MLFLOW_TRACKING_URI": "sqlite:///here.db",
+    "SYSTEM_METRICS_INTERVAL": "0.5",
     "DEVICE": "cpu",
     "DTYPE": "bfloat16",
     "COMPILE": "y",
@@ -139,6 +145,9 @@ NEEDS = {
     **dict.fromkeys(["PRUNING_N", "PRUNING_M"], f"{MAGNITUDE} PRUNING_DISTRIBUTION=n-m"),
     "PRUNING_POWER": f"{MAGNITUDE} PRUNING_SCHEDULE=polynomial",
     "WANDB_OFFLINE": "TRACKER=wandb",
+    "WANDB_ENTITY": "TRACKER=wandb",
+    "TRACKIO_SPACE_ID": "TRACKER=trackio",
+    "MLFLOW_TRACKING_URI": "TRACKER=mlflow",
 }  # fmt: skip
 
 
@@ -245,7 +254,8 @@ def test_all_problems_of_files_environment_and_arguments_at_once(folder):
         "environment CONFIG_TEMPERATURE: TEMPERATURE must be a number; got 'hot'",
         "OPTIMIZER=between: OPTIMIZER must be one of "
         "sgd, adam, adamw, adamwadv, adamwspam, stablespam, adamwprune, muon; got 'between'",
-        "--tracker: TRACKER takes none, all or some of trackio, wandb; got 'wand'; did you mean wandb?",
+        "--tracker: TRACKER takes none, all or some of trackio, wandb, tensorboard, mlflow, csv; got 'wand'; "
+        "did you mean wandb?",
         "--min-lr: MIN_LR=1e-5 has no effect: it needs DECAY_LR",
     ]  # fmt: skip
 
@@ -256,11 +266,19 @@ def test_a_switch_names_itself_as_it_was_written(folder):
 
 
 def test_sets(folder):
-    assert resolve("--tracker", "all")["TRACKER"] == ("trackio", "wandb")
+    assert resolve("--tracker", "all")["TRACKER"] == ("all",)
     assert resolve("--tracker", "wandb , trackio")["TRACKER"] == ("trackio", "wandb")
     (folder / ".config").write_text("CONFIG_TRACKER_WANDB=y\n")
     assert resolve()["TRACKER"] == ("wandb",)
     assert resolve("TRACKER=none")["TRACKER"] == ()
+    both = resolve("TRACKER=csv,accelerate:comet_ml,accelerate:aim")["TRACKER"]
+    assert both == ("csv", "accelerate:comet_ml", "accelerate:aim")
+    (folder / ".config").write_text('CONFIG_TRACKER_WANDB=y\nCONFIG_TRACKER_OTHER="accelerate:aim"\n')
+    assert resolve()["TRACKER"] == ("wandb", "accelerate:aim")
+    assert resolve("TRACKER=csv")["TRACKER"] == ("csv",)
+    assert problems("TRACKER=all,csv") == ["TRACKER=all,csv: TRACKER takes none or all alone; got 'all,csv'"]
+    hint = "TRACKER_OTHER is a value of TRACKER; write TRACKER=name"
+    assert problems("TRACKER_OTHER=a:b") == [f"TRACKER_OTHER=a:b: {hint}"]
 
 
 def test_variables_of_others_are_left_alone_and_a_misspelt_one_is_told(folder):

@@ -146,6 +146,7 @@ def test_diffconfig_compares_values_of_files_presets_and_runs(config, folder):
         "SGD_MOMENTUM   0.9 -> -",
         "TRACKER        none -> wandb",
         "WANDB_OFFLINE  - -> n",
+        'WANDB_ENTITY   - -> ""',
         'PROMPT         "" -> hi',
     ]
     assert config("diffconfig", "b", "b") == "no option differs between b and b\n"
@@ -193,7 +194,7 @@ def test_explain_an_option_without_effect_a_value_and_an_override(config):
     assert config("explain", "OPTIMIZER_SGD").startswith("OPTIMIZER: Optimizer\n")
     assert "source   environment CONFIG_SEED" in config("explain", "seed", CONFIG_SEED="4")
     assert "CONFIG_TRACKER_TRACKIO=y, CONFIG_TRACKER_WANDB=y in .config" in config(
-        "explain", "tracker", CONFIG_TRACKER="all"
+        "explain", "tracker", CONFIG_TRACKER="trackio,wandb"
     )
 
 

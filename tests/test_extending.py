@@ -1,8 +1,8 @@
 """docs/extending.md, done to the letter in a copy of the repository: each addition is checked by the audit and used."""
 
-import csv
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,23 +10,24 @@ from pathlib import Path
 import pytest
 
 from lib import journal
-from tests.training import ROOT, TEXT, arguments
+from tests.training import ROOT, TEXT, arguments, train
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 
 
-def section(title: str) -> tuple[list[str], list[str]]:
-    """The python and the kconfig blocks of a section of the page."""
+def section(title: str, kinds: tuple[str, ...] = ("python", "kconfig")) -> list[list[str]]:
+    """The blocks of code in a section of the page, by kind."""
     text = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)[1]
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL), re.findall(r"```kconfig\n(.*?)```", text, re.DOTALL)
+    return [re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in kinds]
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of what the repository tracks, to add to."""
+    """A copy of the repository's files, to add to."""
     folder = tmp_path / "espalier"
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=True).stdout.decode()
-    for name in filter(None, listed.split("\0")):
+    command = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+    for name in filter(lambda name: (ROOT / name).is_file(), set(listed.split("\0"))):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "corpus.txt").write_text(TEXT)
@@ -79,22 +80,50 @@ def test_a_pruning_criterion(copy):
 
 def test_a_tracker(copy):
     [code], [entry] = section("A tracker")
-    (copy / "lib/track/csv.py").write_text(code)
+    (copy / "lib/track/sqlite.py").write_text(code)
     insert(copy / "lib/track/Kconfig", entry, "endmenu")
     audit(copy)
-    output = run(copy, "gpt2/train.py", *arguments(tracker="csv"))
-    assert "csv" in output
-    with (copy / "runs/run/metrics.csv").open(newline="") as file:
-        lines = {(event, int(step), name): float(value) for event, step, name, value in csv.reader(file)}
-    expected = {
+    output = run(copy, "gpt2/train.py", *arguments(tracker="sqlite"))
+    assert "sqlite    finished  " in output and "ask it with: sqlite3 runs/run/metrics.db" in output
+    assert_database_holds(copy / "runs/run")
+
+
+def assert_database_holds(folder: Path) -> None:
+    """Everything of the run is in the table that the page's tracker fills."""
+    database = sqlite3.connect(folder / "metrics.db")
+    found = {tuple(key): value for *key, value in database.execute("select event, step, name, value from metrics")}
+    assert {key: value for key, value in found.items() if key[0] in ("train", "eval")} == {
         (event, step, name): value
-        for (event, step), record in journal.history(copy / "runs/run").items()
+        for (event, step), record in journal.history(folder).items()
+        if event in ("train", "eval")
         for name, value in journal.numbers(record).items()
     }
-    assert {key: value for key, value in lines.items() if key[0] != "finish"} == expected
-    assert {name for event, _, name in lines if event == "finish"} == {
+    assert {name for event, _, name in found if event == "finish"} == {
         "final_val_loss", "best_val_loss", "total_time_seconds",
     }  # fmt: skip
+    told = [(r["kind"], r["step"], r["message"]) for r in journal.read(folder) if r["event"] == "alert"]
+    assert database.execute("select kind, step, message from alerts").fetchall() == told
+    database.close()
+
+
+def test_a_tracker_of_another_package(tmp_path, monkeypatch):
+    [code], [project] = section("A tracker", ("python", "toml"))
+    package, site = tmp_path / "package", tmp_path / "site"
+    package.mkdir()
+    (package / "espalier_sqlite.py").write_text(code)
+    (package / "pyproject.toml").write_text(project)
+    run(tmp_path, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", site, package)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))  # where trackio writes
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # where wandb would find a key of yours
+    tiny = {"max_iters": 10, "eval_samples": 4}
+    for trackers in ("sqlite", "all"):
+        folder = tmp_path / trackers
+        folder.mkdir()
+        output = train(folder, *arguments(tracker=trackers, **tiny))
+        assert re.search(r"^sqlite +finished  1\d rows delivered$", output, re.MULTILINE), output
+        assert_database_holds(folder / "runs/run")
+    assert re.search(r"^csv +finished  1\d rows delivered$", output, re.MULTILINE), output
 
 
 def test_a_dataset(copy):

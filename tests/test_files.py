@@ -1,6 +1,8 @@
 """Files that are there whole or not at all."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 
@@ -57,3 +59,21 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
     assert other().stdout == "held\n"
     with pytest.raises(UserError, match="cannot be written"), files.held(folder / "lock", "writing"):
         pass
+
+
+def test_whether_a_folder_is_held_can_be_asked_without_writing(tmp_path):
+    assert not files.is_held(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with files.held(tmp_path, "training"):
+        assert files.is_held(tmp_path)
+    assert not files.is_held(tmp_path)
+
+
+def test_a_look_at_a_lock_stops_nobody_from_taking_it(tmp_path, monkeypatch):
+    with files.held(tmp_path, "training"):
+        pass
+    look = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: os.close(look))  # the look is over meanwhile
+    with files.held(tmp_path, "training"):
+        assert files.is_held(tmp_path)

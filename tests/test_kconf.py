@@ -266,7 +266,7 @@ def test_written_files(tmp_path):
     schema.write(tmp_path / "min", minimal=True)
     assert (tmp_path / "min").read_text() == (
         "# Espalier configuration, what differs from the defaults\n"
-        "CONFIG_OPTIMIZER_SGD=y\nCONFIG_TRACKER_TRACKIO=y\nCONFIG_TRACKER_WANDB=y\n"
+        "CONFIG_OPTIMIZER_SGD=y\nCONFIG_TRACKER_ALL=y\n"
         'CONFIG_PROMPT="say \\"hi\\" \\\\ bye"\n'
     )
     assert load(tmp_path / "min").values() == schema.values()

@@ -56,7 +56,7 @@ def options():
         (
             "TRACKER",
             "trackio,wandbb",
-            "takes none, all or some of trackio, wandb; got 'wandbb'; did you mean wandb?",
+            "takes none, all or some of trackio, wandb, tensorboard, mlflow, csv; got 'wandbb'; did you mean wandb?",
         ),
         ("TRACKER", "none,trackio", "takes none or all alone; got 'none,trackio'"),
         ("PROMPT", "Once upon a time, “so”", None),
@@ -119,7 +119,7 @@ def test_what_an_option_takes_is_known_while_it_is_inactive(options):
     assert not options["SGD_MOMENTUM"].active
     assert options["SGD_MOMENTUM"].restrict() == "0 .. 0.999999"
     assert options["OPTIMIZER"].restrict() == "{sgd,adam,adamw,adamwadv,adamwspam,stablespam,adamwprune,muon}"
-    assert options["TRACKER"].restrict() == "none | all | trackio,wandb"
+    assert options["TRACKER"].restrict() == "none | all | trackio,wandb,tensorboard,mlflow,csv"
 
 
 def test_set_and_nearest():

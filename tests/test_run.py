@@ -1,7 +1,6 @@
-"""Identity, folder and provenance of a run."""
+"""Identity and folder of a run."""
 
 import hashlib
-import json
 import re
 import subprocess
 
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from lib import run
 from lib.errors import UsageError, UserError
-from lib.kconf import Schema
 from lib.run import RunOptions
 
 
@@ -110,17 +108,3 @@ def test_what_is_no_run_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"the run's folder cannot be made there: "):
         run.create(options(tmp_path / "file", "x"))
-
-
-def test_the_configuration_is_kept_with_its_sources(tmp_path):
-    schema = Schema()
-    schema.override([("MAX_ITERS", "7", "--max-iters")])
-    run.save_configuration(schema, tmp_path, ["gpt2/train.py", "--max-iters", "7"])
-    again = Schema()
-    again.load(tmp_path / ".config")
-    assert again.values() == schema.values()
-    assert (tmp_path / "defconfig").read_text().splitlines()[1:] == ["CONFIG_MAX_ITERS=7"]
-    provenance = json.loads((tmp_path / "provenance.json").read_text())
-    assert provenance["options"]["MAX_ITERS"] == {"value": "7", "source": "--max-iters"}
-    assert provenance["argv"] == ["gpt2/train.py", "--max-iters", "7"]
-    assert provenance.keys() >= {"commit", "uncommitted_changes", "python", "platform", "processors", "packages"}

@@ -5,4 +5,4 @@ import test_tracking
 
 def test_every_tracker_holds_what_the_journal_says(capsys):
     assert test_tracking.main() == 0
-    assert capsys.readouterr().out.count("  ok\n") == 4
+    assert capsys.readouterr().out.count("  ok\n") == 7

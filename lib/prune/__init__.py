@@ -6,6 +6,7 @@ there is a pruner that leaves all weights alone.
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -46,6 +47,10 @@ class NoPruning:
 
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
         """Keep all weights."""
+
+    def goal(self) -> float:
+        """No sparsity is the end of it."""
+        return math.inf
 
     def sparsity(self) -> float:
         """Share of the weights that are exactly zero, counted from the weights."""

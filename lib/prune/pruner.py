@@ -104,6 +104,10 @@ class Pruner:
 
     # ---- what a run shows --------------------------------------------------------------------------------------------
 
+    def goal(self) -> float:
+        """The sparsity at the end of the plan: the target, as a count of weights has it."""
+        return count(self.target, self.total) / self.total
+
     def sparsity(self) -> float:
         """Share of the weights in scope that are exactly zero in the model, counted from the weights."""
         return sum(self._zeros(weight) for weight in self.weights) / self.total

@@ -5,7 +5,6 @@ the journal for the next time. lib/track/tracker.py says what a tracker is.
 """
 
 import dataclasses
-import importlib.util
 import os
 import shlex
 import subprocess
@@ -14,13 +13,15 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lib.errors import UsageError, UserError
+from lib import launch
+from lib.errors import UserError
 from lib.kconf import ROOT
-from lib.track import lane
+from lib.track import lane, registry
 from lib.track.cursor import FOLDER, Cursor, path_of
-from lib.track.tracker import Row, Tracker, TrackOptions
+from lib.track.registry import names
+from lib.track.tracker import Alert, Row, Tracker, TrackOptions
 
-__all__ = ["Delivery", "Lanes", "Row", "TrackOptions", "Tracker", "check_installed", "table"]
+__all__ = ["Alert", "Delivery", "Lanes", "Row", "TrackOptions", "Tracker", "names", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,41 +29,22 @@ class Delivery:
     """What became of the rows of a run at one tracker."""
 
     name: str
-    state: str  # starting, live, finished or failed
-    delivered: int  # rows
-    pending: int  # rows
+    state: str  # starting, opening, live, finished or failed
+    delivered: int  # rows and alerts
+    pending: int  # rows and alerts
     message: str  # what is wrong, or what the tracker has to say; one sentence or empty
     command: str  # delivers what is pending
 
 
-def check_installed(names: Iterable[str]) -> None:
-    """Raise UsageError, one sentence per problem, unless each tracker exists and its package is installed."""
-    problems = []
-    for name in names:
-        try:
-            package = getattr(lane.module(name), "PACKAGE", None)
-        except ModuleNotFoundError:
-            problems.append(f"tracker {name}: there is no lib/track/{name}.py")
-            continue
-        spec = importlib.util.find_spec(package) if package else None
-        if package and (
-            spec is None or spec.origin is None
-        ):  # no origin: a mere folder called like it, such as ./wandb
-            problems.append(
-                f"tracker {name}: package {package} is not installed; run: {sys.executable} -m pip install {package}"
-            )
-    if problems:
-        raise UsageError("\n".join(problems))
-
-
 def table(deliveries: Iterable[Delivery]) -> str:
     """What the trackers have, a line each, and how to deliver what they lack."""
-    lines = []
+    lines, deliveries = [], list(deliveries)
+    width = max([8, *(len(one.name) for one in deliveries)]) + 2
     for one in deliveries:
         pending = f", {one.pending:,} pending" if one.pending else ""
-        lines.append(f"{one.name:<10}{one.state:<10}{one.delivered:,} rows delivered{pending}")
-        lines += [f"{'':<10}{one.message}"] if one.message else []
-        lines += [f"{'':<10}deliver the rest with: {one.command}"] if one.pending else []
+        lines.append(f"{one.name:<{width}}{one.state:<10}{one.delivered:,} rows delivered{pending}")
+        lines += [f"{'':<{width}}{one.message}"] if one.message else []
+        lines += [f"{'':<{width}}deliver the rest with: {one.command}"] if one.pending else []
     return "\n".join(lines)
 
 
@@ -71,7 +53,8 @@ class Lanes:
 
     def __init__(self, folder: Path, names: Iterable[str]):
         """Start a process per tracker; the journal in `folder` must have its start or resume event."""
-        self.lanes = [_Lane(Path(folder), name) for name in names]
+        found = registry.along(names, lane.configuration(folder) or {}) if (names := list(names)) else []
+        self.lanes = [_Lane(Path(folder), name) for name in found]
 
     def notes(self) -> Iterator[str]:
         """What trackers have to say since the last call, one line each; costs a `stat` per tracker."""
@@ -82,6 +65,15 @@ class Lanes:
         """Tell the lanes that the run has ended; each goes on until it has delivered what there is."""
         for one in self.lanes:
             one.process.stdin.close()
+
+    def imported(self, seconds: float) -> bool:
+        """Whether every lane has imported its library, which takes processor time; waits up to `seconds` in all."""
+        deadline = time.monotonic() + seconds
+        while any(one.importing() for one in self.lanes):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
 
     def wait(self, seconds: float) -> bool:
         """Whether all lanes have ended, waiting up to `seconds` in all."""
@@ -113,7 +105,7 @@ class _Lane:
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         try:
             (folder / FOLDER).mkdir(exist_ok=True)
-            with (folder / FOLDER / f"{name}.log").open("ab") as log:
+            with path_of(folder, name, "log").open("ab") as log:
                 self.process = subprocess.Popen(
                     # -P: the user's working directory may hold a folder `lib` or `wandb`
                     [sys.executable, "-P", "-m", "lib.track", str(folder), name],
@@ -121,7 +113,7 @@ class _Lane:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C in the terminal is for the trainer
-                    env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
+                    env={**launch.without(os.environ), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
                 )
         except OSError as error:
             raise UserError(f"{folder}: the process for tracker {name} cannot be started: {error}") from None
@@ -136,6 +128,9 @@ class _Lane:
             if text and text not in self.said:
                 self.said.add(text)
                 yield f"{self.name}: {text}"
+
+    def importing(self) -> bool:
+        return self.process.poll() is None and (self._stamp() == self.stamp or self._cursor().state == "starting")
 
     def delivery(self) -> Delivery:
         cursor, code = self._cursor(), self.process.poll()
@@ -153,12 +148,12 @@ class _Lane:
 
     def _trouble(self, cursor: Cursor, code: int | None) -> str:
         if code == lane.BUSY:
-            pid = (self.folder / FOLDER / f"{self.name}.lock").read_text(encoding="utf-8").strip()
+            pid = path_of(self.folder, self.name, "lock").read_text(encoding="utf-8").strip()
             return f"another process ({pid}) delivers this run to it already"
         if code in (None, 0) or cursor.state == "failed":
             return cursor.message
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"its process ended with {how}, see {self.folder / FOLDER / self.name}.log"
+        return f"its process ended with {how}, see {path_of(self.folder, self.name, 'log')}"
 
     def _stamp(self) -> tuple[int, int] | None:
         try:

@@ -9,10 +9,12 @@ from pathlib import Path
 from lib import journal
 from lib.errors import UserError
 from lib.files import write_json
-from lib.track.tracker import Row
+from lib.track.tracker import Alert, Row
 
-EVENTS = ("train", "eval", "finish")  # what trackers are told; the rest of the journal is for other readers
+ROWS = ("train", "eval", "system", "finish")  # what trackers are told, and alerts; the rest is for other readers
 FOLDER = "trackers"
+
+Entry = tuple[journal.Record, int, Row | Alert | None]
 
 
 @dataclasses.dataclass
@@ -21,13 +23,14 @@ class Cursor:
 
     A step is delivered once: a record at or below the highest delivered step of its event is passed over, because a
     resumed run repeats steps. When a resume changed the configuration, trackers keep what they got first for them.
+    Alerts count by their kind in the same way.
     """
 
     offset: int = 0  # bytes of the journal that are dealt with
     seq: int = -1  # of the last record dealt with
-    delivered: dict[str, int] = dataclasses.field(default_factory=dict)  # event -> highest step
-    rows: int = 0  # delivered so far
-    state: str = "starting"  # starting, live, finished (all delivered, tracker closed) or failed
+    delivered: dict[str, int] = dataclasses.field(default_factory=dict)  # event, or kind of alert -> highest step
+    rows: int = 0  # and alerts, delivered so far
+    state: str = "starting"  # importing; opening, live, finished (all delivered, tracker closed) or failed
     message: str = ""  # why it failed, one sentence
     note: str = ""  # what the tracker has to say: offline, where to look
 
@@ -46,34 +49,46 @@ class Cursor:
         """Store the state whole or not at all; raises UserError."""
         write_json(path_of(folder, name), dataclasses.asdict(self))
 
-    def ahead(self, folder: Path) -> Iterator[tuple[journal.Record, int, Row | None]]:
-        """The records that are not dealt with, each with its end in bytes and, when it is to be delivered, its row."""
+    def ahead(self, folder: Path) -> Iterator[Entry]:
+        """The records that are not dealt with, each with its end in bytes and, if it is to be delivered, as what."""
         marks = dict(self.delivered)
         for record, end in journal.tail(folder, self.offset):
-            event, step = record["event"], record["step"]
-            row = None
-            if event in EVENTS and record["metrics"] and step > marks.get(event, -1):
-                marks[event] = step
-                row = Row(event, step, record["time"], journal.numbers(record))
-            yield record, end, row
+            item = _item(record)
+            if item and item.step > marks.get(_key(item), -1):
+                marks[_key(item)] = item.step
+            else:
+                item = None
+            yield record, end, item
 
     def pending(self, folder: Path) -> int:
-        """How many rows are still to be delivered."""
-        return sum(row is not None for _, _, row in self.ahead(folder))
+        """How many rows and alerts are still to be delivered."""
+        return sum(item is not None for _, _, item in self.ahead(folder))
 
-    def batch(self, folder: Path, limit: int) -> list[tuple[journal.Record, int, Row | None]]:
+    def batch(self, folder: Path, limit: int) -> list[Entry]:
         """The next records, at most `limit`."""
         return list(itertools.islice(self.ahead(folder), limit))
 
-    def advance(self, batch: list[tuple[journal.Record, int, Row | None]]) -> None:
+    def advance(self, batch: list[Entry]) -> None:
         """Count a batch as dealt with."""
-        for record, end, row in batch:
+        for record, end, item in batch:
             self.offset, self.seq = end, record["seq"]
-            if row:
-                self.delivered[row.event] = row.step
+            if item:
+                self.delivered[_key(item)] = item.step
                 self.rows += 1
 
 
-def path_of(folder: Path, name: str) -> Path:
-    """Where the state of a tracker is stored."""
-    return Path(folder) / FOLDER / f"{name}.json"
+def _item(record: journal.Record) -> Row | Alert | None:
+    event, step, moment = record["event"], record["step"], record["time"]
+    if event == "alert":
+        return Alert(record.get("kind", "alert"), step, moment, record.get("level", "warn"), record.get("message", ""))
+    wanted = event.partition(".")[0] in ROWS and record["metrics"]
+    return Row(event, step, moment, journal.numbers(record)) if wanted else None
+
+
+def _key(item: Row | Alert) -> str:
+    return item.event if isinstance(item, Row) else f"alert {item.kind}"
+
+
+def path_of(folder: Path, name: str, kind: str = "json") -> Path:
+    """Where the state of a tracker is stored, or its `log` or `lock`."""
+    return Path(folder) / FOLDER / f"{name.replace(':', '-')}.{kind}"

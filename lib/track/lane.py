@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
-import importlib
+import functools
 import os
 import select
 import signal
@@ -18,10 +18,12 @@ from typing import Any
 from lib import journal
 from lib.errors import UserError
 from lib.run import Identity
-from lib.track.cursor import FOLDER, Cursor
-from lib.track.tracker import TrackOptions
+from lib.track import registry
+from lib.track.cursor import FOLDER, Cursor, Entry, path_of
+from lib.track.tracker import Alert, Row
 
-POLL = 0.25  # seconds between looks at the journal
+POLL = 1.0  # seconds between looks at the journal; each costs processor time that training could use
+ASK = 0.25  # seconds between attempts at the lock
 BATCH = 2000  # records handed to a tracker at once
 WAITS = (1, 2, 4, 8, 15)  # seconds between the attempts at a call that fails
 BUSY = 3  # exit code: another process delivers to this tracker of this run
@@ -33,6 +35,7 @@ def main(folder: Path, name: str) -> int:
     """The lane's process: deliver until the trainer's end of standard input closes and the journal is read."""
     # A scheduler's SIGTERM goes to every process of a job. The trainer answers it by finishing; the lane ends with it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(10)  # the processors are for training
     try:
         return deliver(folder, name, trainer_gone)
     except UserError as error:
@@ -54,7 +57,7 @@ def deliver(folder: Path, name: str, gone: Gone) -> int:
     What goes wrong ends up as one sentence in the tracker's state; what was not delivered stays for the next time.
     """
     (Path(folder) / FOLDER).mkdir(exist_ok=True)
-    with _lock(Path(folder) / FOLDER / f"{name}.lock", gone) as locked:
+    with _lock(path_of(folder, name, "lock"), gone) as locked:
         if not locked:
             return BUSY
         cursor = Cursor.load(folder, name)
@@ -80,14 +83,16 @@ class _Lane:
         if ended and self.cursor.state == "finished" and not self.cursor.pending(self.folder):
             return
         self.note(state="starting", message="", note="")
-        config = self._configuration(gone)
-        self.note(state="live", note=self._insist(lambda: self._open(config)))
+        self.tracker = registry.load(self.name)()
+        self.note(state="opening")
+        identity, config = Identity.load(self.folder), self._configuration(gone)
+        self.note(state="live", note=self._insist(lambda: self.tracker.open(identity, config, self.folder)))
         while True:
             # Asked before the journal is read, so that what the trainer wrote before it ended is delivered.
             ended = gone(0 if ended else POLL)
             batch = self.cursor.batch(self.folder, BATCH)
             if batch:
-                self._log(batch)
+                self._deliver(batch)
             elif ended:
                 break
         status = _status(self.folder)
@@ -109,15 +114,11 @@ class _Lane:
                 raise UserError(f"{self.folder}: the journal has no start event, so there is nothing to deliver")
             gone(POLL)
 
-    def _open(self, config: dict[str, Any]) -> str:
-        options = TrackOptions(**{field.name: config.get(field.name) for field in dataclasses.fields(TrackOptions)})
-        self.tracker = module(self.name).Tracker()
-        return self.tracker.open(Identity.load(self.folder), config, self.folder, options)
-
-    def _log(self, batch: list) -> None:
-        rows = [row for _, _, row in batch if row]
-        if rows:
-            self._insist(lambda: self.tracker.log(rows))
+    def _deliver(self, batch: list[Entry]) -> None:
+        items = [item for _, _, item in batch]
+        for kind, deliver in ((Row, self.tracker.log), (Alert, self.tracker.alert)):
+            if some := [item for item in items if isinstance(item, kind)]:
+                self._insist(functools.partial(deliver, some))
         self.cursor.advance(batch)
         self._insist(lambda: self.cursor.save(self.folder, self.name))
 
@@ -131,11 +132,6 @@ class _Lane:
         return action()
 
 
-def module(name: str) -> Any:
-    """The module of a tracker: lib/track/<name>.py."""
-    return importlib.import_module(f"lib.track.{name.replace('-', '_')}")
-
-
 def configuration(folder: Path) -> dict[str, Any] | None:
     """The resolved options of the run's newest start or resume, by name in lower case; None before it started."""
     found = None
@@ -146,8 +142,9 @@ def configuration(folder: Path) -> dict[str, Any] | None:
 
 
 def _status(folder: Path) -> str:
-    """How the run ended: what its last record says, or `crashed` when it did not get to say anything."""
-    last = deque(journal.read(folder), maxlen=1)
+    """How the run ended: what its last record of training says, or `crashed` when it did not get to say anything."""
+    told = (record for record in journal.read(folder) if record["event"] not in ("alert", "system"))
+    last = deque(told, maxlen=1)
     return last[0].get("status", "finished") if last and last[0]["event"] == "finish" else "crashed"
 
 
@@ -162,9 +159,9 @@ def _lock(path: Path, gone: Gone) -> Iterator[bool]:
     with path.open("a+") as file:
         patience = 8
         while not (locked := _try_lock(file.fileno())) and patience:
-            if gone(POLL):
+            if gone(ASK):
                 patience -= 1
-                time.sleep(POLL)
+                time.sleep(ASK)
         if locked:
             file.truncate(0)
             file.write(f"{os.getpid()}\n")

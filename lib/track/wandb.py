@@ -1,26 +1,35 @@
 """Weights & Biases: rows go through wandb's own files in the run's folder, which tell what is already delivered."""
 
-import hashlib
+import dataclasses
 import json
 import math
 import os
-import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
+from lib.kconf import Options
 from lib.run import Identity
-from lib.track.tracker import Row, TrackOptions
+from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 
-PACKAGE = "wandb"
+MODULE = "wandb"
+INIT_SECONDS = 15  # for wandb.init to reach the server, unless $WANDB_INIT_TIMEOUT says otherwise
 FLUSH_SECONDS = 0.5  # how often wandb writes its file; its default, 15 s, is what a kill would lose
 DURABLE_SECONDS = 60  # a batch that is not in the file after this long has failed
 QUIET_SECONDS = 2  # after the death of an earlier process, its wandb-core may write for a moment
 
 _BLOCK, _MAGIC = 32768, 7  # bytes: of a block, and of the file's header (the log format of LevelDB)
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbOptions(Options):
+    """Where the run goes at Weights & Biases."""
+
+    wandb_offline: bool
+    wandb_entity: str  # empty: wandb's own default
 
 
 class Tracker:
@@ -31,36 +40,30 @@ class Tracker:
     what is missing is logged. `wandb leet inspect` reads them too, but takes half a second and the whole file per look.
 
     What is in the file is safe, not yet uploaded: online, wandb uploads it, and what a killed process left goes up
-    with `wandb sync <run>/wandb/run-*`.
+    with `wandb sync <run>/wandb/run-*`. When the server cannot be reached at the start, the run is kept offline.
+
+    NaN, infinities and 64-bit integers arrive; wandb's JSON rounds whole numbers beyond that to floats. Rows of the
+    event `system` are rows like others, with their step, so wandb's own sampling of the machine is off. Alerts have
+    neither step nor time at wandb: the step is in their text.
     """
 
-    def open(self, identity: Identity, config: dict[str, Any], folder: Path, options: TrackOptions) -> str:
+    def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
         """Start a segment of the run: with an API key on the server, else in <folder>/wandb."""
-        import wandb
+        from wandb.errors import AuthenticationError, CommError
 
-        mode, note = _mode(options, folder)
+        mode, note = _mode(bind(WandbOptions, config), folder)
         self.contents, self.sent = Contents(), set()
         earlier = sorted((folder / "wandb").glob(f"*run-*/run-{identity.run_id}.wandb"))
         _wait_until_quiet(earlier)
         for path in earlier:
             self.contents.read(TransactionLog(path))
         try:
-            self.run = wandb.init(
-                project=project(identity.project),
-                name=identity.name,
-                id=identity.run_id,
-                config=config,
-                mode=mode,
-                dir=str(folder),
-                resume="allow",
-                reinit="create_new",
-                settings=wandb.Settings(
-                    silent=True, console="off", init_timeout=15, x_transaction_log_flush_interval=FLUSH_SECONDS
-                ),
-            )
-        except Exception:
-            wandb.teardown()  # or the next attempt is told that the run is in use
+            self.run = _init(identity, config, folder, mode)
+        except AuthenticationError:
             raise
+        except CommError:
+            self.run = _init(identity, config, folder, "offline")
+            note = _offline(folder, "because the server cannot be reached")
         if self.run.disabled:
             return "disabled by WANDB_MODE"
         file = Path(self.run.settings.sync_file)
@@ -72,40 +75,82 @@ class Tracker:
 
     def log(self, rows: list[Row]) -> None:
         """Log the rows that no file of the run holds, and wait until one does; raises UserError when none ever does."""
-        if self.run.disabled:
-            return
         ends = [row for row in rows if row.event == "finish"]  # of a run that was extended: the summary keeps the last
         rows = [row for row in rows if row not in ends[:-1]]
-        for row in rows:
-            if row not in self.contents and (row.event, row.step) not in self.sent:
-                self._send(row)
-                self.sent.add((row.event, row.step))
-        deadline = time.monotonic() + DURABLE_SECONDS
-        while missing := [row for row in rows if row not in self.contents]:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{self.file.path}: wandb has not written {len(missing)} rows within {DURABLE_SECONDS} s"
-                )
-            time.sleep(FLUSH_SECONDS / 5)
-            self.contents.read(self.file)
+        self._deliver([dataclasses.replace(row, metrics=within_64_bits(row.metrics)) for row in rows])
+
+    def alert(self, alerts: list[Alert]) -> None:
+        """Send the alerts that no file of the run holds, and wait until one does, like `log`."""
+        self._deliver(alerts)
 
     def finish(self, status: str) -> None:
         """Close the run; online, this returns when everything is uploaded."""
         self.run.finish(exit_code=0 if status == "finished" else 1)
 
-    def _send(self, row: Row) -> None:
-        if row.event == "finish":
-            self.run.summary.update(row.metrics)
+    def _deliver(self, items: Collection[Row | Alert]) -> None:
+        if self.run.disabled:
+            return
+        for item in items:
+            if item not in self.contents and _key(item) not in self.sent:
+                self._send(item)
+                self.sent.add(_key(item))
+        deadline = time.monotonic() + DURABLE_SECONDS
+        while missing := [item for item in items if item not in self.contents]:
+            if time.monotonic() > deadline:
+                raise UserError(f"{self.file.path}: wandb has not written {len(missing)} within {DURABLE_SECONDS} s")
+            time.sleep(FLUSH_SECONDS / 5)
+            self.contents.read(self.file)
+
+    def _send(self, item: Row | Alert) -> None:
+        if isinstance(item, Alert):
+            title, text = _message(item)
+            # A wait of more than nothing would suppress the second alert of a kind within that time.
+            self.run.alert(title, text, level=item.level.upper(), wait_duration=0.001)
+        elif item.event == "finish":
+            self.run.summary.update(item.metrics)
         else:
-            self.run.log({"step": row.step, **row.metrics, "_timestamp": row.time})
+            self.run.log({"step": item.step, **item.metrics, "_timestamp": item.time})
+
+
+def _init(identity: Identity, config: dict[str, Any], folder: Path, mode: str | None) -> Any:
+    """The run that `wandb.init` makes or resumes; raises what it raises."""
+    import wandb
+
+    options = bind(TrackOptions, config)
+    tags = [tag.strip() for tag in (options.tracker_tags or "").split(",")]
+    try:
+        return wandb.init(
+            project=project(identity.project),
+            entity=bind(WandbOptions, config).wandb_entity or None,
+            group=_short(options.tracker_group) if options.tracker_group else None,
+            tags=list(dict.fromkeys(plain_name(tag, r"[\x00-\x1f]", 64) for tag in tags if tag)) or None,
+            name=_short(identity.name),
+            id=identity.run_id,
+            config=config,
+            mode=mode,
+            dir=str(folder),
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
+                x_transaction_log_flush_interval=FLUSH_SECONDS,
+                x_disable_stats=True,
+            ),
+        )
+    except Exception:
+        wandb.teardown()  # or the next attempt is told that the run is in use
+        raise
 
 
 class Contents:
-    """The rows that are in the .wandb files of a run."""
+    """The rows and alerts that are in the .wandb files of a run."""
 
     def __init__(self):
         self.history: set[tuple[int, str]] = set()  # (step, names of the metrics)
         self.summary: dict[str, Any] = {}
+        self.alerts: set[tuple[str, str]] = set()  # (title, text)
 
     def read(self, log: "TransactionLog") -> None:
         """Add what was written to a file since it was last read."""
@@ -116,11 +161,15 @@ class Contents:
                     self.history.add((json.loads(items["step"]), _names(items)))
             elif record.HasField("summary"):
                 self.summary |= {item.key: json.loads(item.value_json) for item in record.summary.update if item.key}
+            elif record.HasField("alert"):
+                self.alerts.add((record.alert.title, record.alert.text))
 
-    def __contains__(self, row: Row) -> bool:
-        if row.event == "finish":
-            return all(name in self.summary and _same(self.summary[name], v) for name, v in row.metrics.items())
-        return (row.step, _names(row.metrics)) in self.history
+    def __contains__(self, item: Row | Alert) -> bool:
+        if isinstance(item, Alert):
+            return _message(item) in self.alerts
+        if item.event == "finish":
+            return all(name in self.summary and _same(self.summary[name], v) for name, v in item.metrics.items())
+        return (item.step, _names(item.metrics)) in self.history
 
 
 class TransactionLog:
@@ -165,15 +214,47 @@ class TransactionLog:
                 yield parts
 
 
+def examine(config: Mapping[str, Any]) -> list[Finding]:
+    """How the run would go to wandb: mode, whether there is a key, whether the server answers within 3 seconds."""
+    import requests
+    from wandb.sdk import wandb_setup
+
+    mode, note = _mode(bind(WandbOptions, config), Path("<run>"))
+    key, address = _has_key(os.environ), wandb_setup.singleton().settings.base_url
+    online = mode in (None, "online")
+    found = [
+        Finding("mode", note or mode or "online", True),
+        Finding("API key", "there" if key else "missing; run: wandb login", key or not online),
+    ]
+    if not online:
+        return found
+    try:
+        requests.get(address, timeout=3)
+    except requests.RequestException as error:
+        return [*found, Finding("server", f"{address} does not answer ({type(error).__name__})", False)]
+    return [*found, Finding("server", f"{address} answers", True)]
+
+
 def project(name: str) -> str:
-    """The name of a project at wandb, which refuses some characters; names that differ only in those carry a hash."""
-    plain = re.sub(r"[/\\#?%:\x00-\x1f]", "-", name)
-    if plain == name and len(name) <= 100:
-        return name
-    return f"{plain[:90]}-{hashlib.md5(name.encode()).hexdigest()[:8]}"
+    """The name of a project at wandb, which refuses some characters."""
+    return plain_name(name, r"[/\\#?%:\x00-\x1f]", 100)
 
 
-def _mode(options: TrackOptions, folder: Path, env: Mapping[str, str] = os.environ) -> tuple[str | None, str]:
+def _short(name: str) -> str:
+    """The name of a run or group at wandb."""
+    return plain_name(name, r"[\x00-\x1f]", 128)
+
+
+def _message(alert: Alert) -> tuple[str, str]:
+    """Title and text of an alert at wandb; together they tell it from others."""
+    return plain_name(alert.kind, r"[\x00-\x1f]", 63), f"{alert.message} (step {alert.step})"
+
+
+def _key(item: Row | Alert) -> tuple[str, int]:
+    return (item.event if isinstance(item, Row) else f"alert {item.kind}", item.step)
+
+
+def _mode(options: WandbOptions, folder: Path, env: Mapping[str, str] = os.environ) -> tuple[str | None, str]:
     """wandb's mode (None: whatever its own settings say, online unless told otherwise) and a note about it."""
     wanted = env.get("WANDB_MODE", "")
     if wanted:

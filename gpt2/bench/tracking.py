@@ -1,0 +1,37 @@
+"""What live trackers cost the training beside which they deliver."""
+
+import tempfile
+from pathlib import Path
+
+from gpt2.bench import Bench, process
+from lib import journal
+from lib.kconf import ROOT
+from lib.timing import Case
+
+_TRACKERS = ("trackio", "wandb", "tensorboard")
+_OPTIONS = {"TRACKER_RUN_NAME": "run", "SAMPLE_TOKENS": 0, "EVAL_INTERVAL": 0, "DATA_DIR": "data"}
+
+
+def tracking(bench: Bench) -> None:
+    """Seconds from the first record of `gpt2_tiny` to its last, with no tracker, with each, and with all at once.
+
+    Each in a folder of its own; wandb stays offline.
+    """
+    preset = str(ROOT / "defconfigs" / "gpt2_tiny_defconfig")
+    steps = {"MAX_ITERS": 1000, "LOG_INTERVAL": 10} if bench.size == "gpt2" else {"MAX_ITERS": 20, "LOG_INTERVAL": 2}
+
+    with tempfile.TemporaryDirectory(prefix="espalier-bench-") as made:
+        process.ours("prepare_data.py", {"DATA_DIR": "data"}, Path(made), bench.machine.device, "--config", preset)
+
+        def train(trackers: str) -> float:
+            with tempfile.TemporaryDirectory(dir=made) as output:
+                options = _OPTIONS | steps | {"OUTPUT_DIR": output, "TRACKER": trackers}
+                where = {"TRACKIO_DIR": str(Path(output, "trackio")), "WANDB_MODE": "offline"}
+                process.ours("train.py", options, Path(made), bench.machine.device, "--config", preset, **where)
+                times = [r["time"] for r in journal.read(Path(output, "run")) if r["event"] == "train"]
+                return times[-1] - times[0]
+
+        none = Case("no tracker", lambda: train("none"), reports=True)
+        together = Case("three live trackers", lambda: train(",".join(_TRACKERS)), none.name, "<= 1.02", reports=True)
+        alone = [Case(name, lambda name=name: train(name), none.name, reports=True) for name in _TRACKERS]
+        bench.measure("tracking", [none, together, *alone])

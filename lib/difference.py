@@ -1,0 +1,132 @@
+"""What differs between two runs: configuration, code, versions, machine and result; and whether the result compares."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lib import history, journal
+from lib.history import History
+from lib.kconf import Schema
+from lib.sweep import COMPARED, FREE, TUNED
+
+# Options that change neither what is learned nor from how much, but the clock or what lies where.
+_ELSEWHERE = frozenset({"SEED", "DEVICE", "COMPILE", "THREADS", "LOG_INTERVAL", "DATA_DIR"})
+_MACHINE = ("host", "platform", "cpu", "processors", "cores", "memory_bytes", "gpus", "gpu_driver")
+
+Pair = tuple[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One of the two runs."""
+
+    folder: Path
+    history: History
+    options: dict[str, str]  # name -> value as text, of the newest session
+    made: dict[str, Any]  # the newest session's provenance
+
+    @classmethod
+    def load(cls, folder: Path) -> "Side":
+        """Everything that the folder of a run tells; raises UserError for what is no run or is damaged."""
+        made = history.provenances(folder)
+        options = {name: value for name, (value, _) in history.options(folder).items()}
+        return cls(folder, history.load(folder), options, made[-1] if made else {})
+
+    def results(self) -> dict[str, float | None]:
+        """The run's result by name, None for what it does not have."""
+        final = journal.numbers(self.history.end) if self.history.end else {}
+        mean = history.summary(self.folder).get("tokens_per_second")
+        return {
+            "final val loss": final.get("final_val_loss"),
+            "best val loss": self.history.best(),
+            "sparsity": self.history.last("sparsity"),
+            "steps": self.history.step,
+            "tokens": self.history.last("tokens"),
+            "seconds": self.history.seconds(),
+            "tokens/s": mean or self.history.last("tokens_per_second"),
+        }
+
+
+def options(a: Side, b: Side) -> dict[str, Pair]:
+    """Option -> its two values, `-` where it has no meaning, of those that differ."""
+    names = dict.fromkeys([*a.options, *b.options])
+    pairs = {name: (a.options.get(name, "-"), b.options.get(name, "-")) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def code(a: Side, b: Side) -> dict[str, Pair]:
+    """The commits with their uncommitted changes, if they differ."""
+    return _pairs({"commit": history.code(a.made)}, {"commit": history.code(b.made)})
+
+
+def versions(a: Side, b: Side) -> dict[str, Pair]:
+    """Python and the packages whose versions differ."""
+    one, other = ({"python": s.made.get("python"), **s.made.get("packages", {})} for s in (a, b))
+    return _pairs(one, other)
+
+
+def machine(a: Side, b: Side) -> dict[str, Pair]:
+    """What differs of the machine and of how it was used."""
+    one, other = (
+        {name: s.made.get(name) for name in _MACHINE} | {"used": s.history.sessions[-1].get("machine")}
+        if s.history.sessions
+        else {}
+        for s in (a, b)
+    )
+    return _pairs(one, other)
+
+
+def _pairs(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Pair]:
+    return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
+
+
+def common_loss(a: Side, b: Side) -> tuple[int, float, float] | None:
+    """The last step at which both measured the validation loss, and what it was; None if there is none."""
+    one, other = (side.history.values("val_loss") for side in (a, b))
+    step = max(one.keys() & other.keys(), default=None)
+    return None if step is None else (step, one[step], other[step])
+
+
+def unequal(a: Side, b: Side) -> Iterator[str]:
+    """Why the results are not those of methods at equal budget, a few words each; the rules are those of sweeps."""
+    known = Schema().options
+    for name, (one, other) in options(a, b).items():
+        fair = name in known and known[name].menu[0] in COMPARED + FREE
+        if not (fair or name in TUNED or name in _ELSEWHERE):
+            yield f"{name} is {one} and {other}"
+    one, other = (side.history.last("tokens") for side in (a, b))
+    if one != other:
+        yield f"{_tokens(one)} and {_tokens(other)} tokens were trained"
+
+
+def _tokens(number: float | None) -> str:
+    return "no" if number is None else f"{number:,.0f}"
+
+
+def notes(a: Side, b: Side) -> Iterator[str]:
+    """What else to know before one result is called better."""
+    differ = options(a, b)
+    if tuned := [name for name in TUNED if name in differ]:
+        yield f"Not the same: {' and '.join(tuned)}. That compares methods only if each was tuned alike."
+    if "SEED" in differ:
+        yield "The seeds differ, and so do data order and first weights: part of the difference is chance."
+    if code(a, b) or versions(a, b):
+        yield "Code or versions differ, which alone can change losses."
+    if machine(a, b) or differ.keys() & {"DEVICE", "COMPILE", "THREADS"}:
+        yield "The machine or its use differs, so the times do not compare."
+
+
+def verdict(a: Side, b: Side) -> str:
+    """Which run has the lower validation loss at equal budget, or that nothing can be said."""
+    found = common_loss(a, b)
+    if found is None:
+        return "They have no validation loss at the same step, so neither is ranked."
+    step, one, other = found
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return f"At step {step} a validation loss is no number, so neither is ranked."
+    if one == other:
+        return f"Equal budgets, and the same validation loss at step {step}."
+    better, by = ("A", other - one) if one < other else ("B", one - other)
+    return f"Equal budgets: at step {step} {better} has the lower validation loss, by {by:.4f} nats per token."

@@ -1,0 +1,80 @@
+"""A run's metrics as a table for other programs: a row per step, in CSV, JSON or Parquet."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from lib import files
+from lib.errors import UserError
+from lib.history import History
+
+
+class Table(NamedTuple):
+    """A run's measurements in force, steps ascending."""
+
+    columns: list[str]  # `step`, `time` (unix seconds, of the step's first record), then metrics of train, eval, system
+    rows: list[dict[str, Any]]  # column -> a number, or "NaN", "Infinity", "-Infinity" as in the journal
+
+
+def table(history: History) -> Table:
+    """The table of a run; a step's records are one row, which lacks what was not measured then."""
+    rows: dict[int, dict[str, Any]] = {}
+    for (_, step), record in history.rows.items():
+        row = rows.setdefault(step, {"step": step, "time": record["time"]})
+        row["time"] = min(row["time"], record["time"])
+        row |= record["metrics"]
+    return Table(["step", "time", *history.names()], [rows[step] for step in sorted(rows)])
+
+
+def write(table: Table, form: str, path: Path) -> None:
+    """Write a table whole or not at all; raises UserError."""
+    try:
+        with files.whole(path) as file:
+            FORMATS[form](table, file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def to_csv(table: Table, file: IO[bytes]) -> None:
+    """NaN, Infinity and -Infinity as such; nothing where a step has no value."""
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer = csv.DictWriter(text, table.columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.rows)
+    text.detach()
+
+
+def to_json(table: Table, file: IO[bytes]) -> None:
+    """A list of objects, one a line, without what a step lacks; strict, so "NaN" and infinities are strings."""
+    lines = (json.dumps(row, allow_nan=False, ensure_ascii=False) for row in table.rows)
+    file.write(("[\n" + ",\n".join(lines) + "\n]\n").encode())
+
+
+def to_parquet(table: Table, file: IO[bytes]) -> None:
+    """Whole numbers in 64 bits, all else in double precision; null where a step has no value, which NaN is not."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({name: _array(name, table) for name in table.columns}), file)
+
+
+FORMATS: dict[str, Callable[[Table, IO[bytes]], None]] = {"csv": to_csv, "json": to_json, "parquet": to_parquet}
+
+
+def _array(name: str, table: Table) -> Any:
+    import pyarrow
+
+    values = [row.get(name) for row in table.rows]
+    known = [value for value in values if value is not None]
+    if not all(isinstance(value, int) for value in known):
+        return pyarrow.array([None if value is None else float(value) for value in values], pyarrow.float64())
+    kind = pyarrow.uint64() if max(known, default=0) >= 2**63 else pyarrow.int64()
+    try:
+        return pyarrow.array([None if value is None else int(value) for value in values], kind)
+    except OverflowError:
+        raise UserError(
+            f"{name}: has numbers of more than 64 bits, which parquet cannot hold; export csv or json"
+        ) from None

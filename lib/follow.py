@@ -1,0 +1,103 @@
+"""Follows a run that another process trains, from its journal, in the form in which the trainer shows it."""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lib import files, history, journal
+from lib.console import Console, duration
+from lib.history import History
+from lib.view import number
+
+_OURS = {"train": {"train_loss", "learning_rate", "tokens_per_second"}, "eval": {"val_loss", "val_perplexity"}}
+_FIRST = 10  # lines to begin with
+_POLL = 0.25  # seconds between looks at the journal
+_PATIENCE = 5.0  # seconds for the trainer to begin a journal in a new folder
+
+
+def follow(folder: Path, wait: bool) -> int:
+    """Show a run until it ends or Ctrl-C; returns 0 when it is finished or was left, else 1.
+
+    With `wait`, a run that ended unfinished is waited for to be resumed.
+    """
+    seen, screen = History(), None
+    try:
+        for batch in _batches(folder, seen, wait):
+            for record in batch if screen else _skip(batch, seen):
+                best = None if screen else seen.best()
+                seen.add(record)
+                screen = screen or _Screen(seen.steps or 0, seen.step, float("inf") if best is None else best)
+                screen.follow(record, seen)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if screen:
+            screen.close()
+    print(_ending(folder, seen))
+    return 0 if seen.end and history.state(seen, folder) == "finished" else 1
+
+
+class _Screen(Console):
+    """The trainer's display, for one who can leave."""
+
+    def say(self, text: str) -> None:
+        """A line above the bar; raises BrokenPipeError when nobody reads any more, unlike the trainer's."""
+        with self.bar.external_write_mode(file=sys.stdout):
+            print(text, flush=True)
+
+    def follow(self, record: journal.Record, seen: History) -> None:
+        """Show the next record of the run that has been `seen` up to it."""
+        self.move(seen.step, seen.steps or seen.step)
+        if record["event"] == "resume":
+            self.say(f"resumed after step {record['step']}")
+        metrics = record["metrics"]
+        if metrics and not _OURS.get(history.series(record["event"]), metrics.keys()) <= metrics.keys():
+            # Of a run of another program, which has other metrics.
+            values = "  ".join(f"{name} {number(value)}" for name, value in journal.numbers(record).items())
+            self.say(f"step {record['step']}  {values}")
+        else:
+            self.show(record)
+
+
+def _skip(batch: list[journal.Record], seen: History) -> list[journal.Record]:
+    """Take in what was recorded before the first of the last ten records that are lines, and return the rest."""
+    events = {"eval", "alert", "resume"} | (set() if sys.stderr.isatty() else {"train"})
+    lines = [n for n, record in enumerate(batch) if record["event"].partition(".")[0] in events]
+    first = lines[-_FIRST:][0] if lines else len(batch) - 1
+    for record in batch[:first]:
+        seen.add(record)
+    return batch[first:]
+
+
+def _batches(folder: Path, seen: History, wait: bool) -> Iterator[list[journal.Record]]:
+    """What is recorded, and then what is new until the run has ended; the caller takes each batch into `seen`."""
+    offset, old, deadline = 0, None, time.monotonic() + _PATIENCE
+    while True:
+        held = files.is_held(folder)  # asked before the journal is read, so that what was written before is seen
+        records = list(journal.tail(folder, offset)) if (folder / journal.FILE).exists() else []
+        if records:
+            yield [record for record, _ in records]
+            # An end that was there already, with the folder held: the trainer may be about to resume.
+            old, offset = (old if offset else seen.end), records[-1][1]
+        ended = seen.end is not None and (seen.end is not old or not held)
+        gone = not held and not records and (seen.sessions or time.monotonic() > deadline)
+        if (ended and history.state(seen, folder) == "finished") or ((ended or gone) and not wait):
+            return
+        time.sleep(_POLL)
+
+
+def _ending(folder: Path, seen: History) -> str:
+    """How the run ended, and how to go on."""
+    state = history.state(seen, folder)
+    if state == "finished":
+        final = journal.numbers(seen.end)
+        text = f"finished after step {seen.step} in {duration(seen.seconds())}"
+        if not {"final_val_loss", "best_val_loss"} <= final.keys():
+            return text
+        return f"{text}: val loss {final['final_val_loss']:.4f} final, {final['best_val_loss']:.4f} best"
+    if not seen.sessions:
+        return f"{folder}: the trainer went before it recorded anything"
+    reason = f": {seen.end['message']}" if seen.end and seen.end.get("message") else ""
+    return f"{state} after step {seen.step}{reason}; continue with: make resume RUN={shlex.quote(str(folder))}"

@@ -1,0 +1,112 @@
+"""Which process of how many this one is: as Ray Train, torchrun or SLURM says, and without them the only one."""
+
+import dataclasses
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+
+from lib.errors import UsageError
+
+# What says so in the environment of a process, and with it in that of every process it starts.
+_VARIABLES = frozenset(
+    "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME "
+    "NODE_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID SLURM_NTASKS".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """The place of a process in its job."""
+
+    launcher: str  # "ray", "torchrun", "slurm"; empty: none
+    rank: int
+    size: int  # processes of the job
+    local_rank: int  # among those on its machine
+    job: str  # the same each time the launcher starts this job again; empty: every start is another job
+    address: str  # where the processes meet, as torch.distributed takes it
+
+
+ALONE = Launch("", 0, 1, 0, "", "")
+
+
+def found(env: Mapping[str, str]) -> Launch:
+    """What launched this process; raises UsageError for an environment that contradicts itself."""
+    return _ray() or _torchrun(env) or _slurm(env) or ALONE
+
+
+def without(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that is no part of the job of this one."""
+    return {n: value for n, value in env.items() if n not in _VARIABLES and not n.startswith("TORCHELASTIC_")}
+
+
+def _ray() -> Launch | None:
+    """Ray's answer inside a worker of Ray Train, which has imported `ray.train`; nothing here imports it."""
+    train = sys.modules.get("ray.train")
+    if train is None:
+        return None
+    try:
+        context = train.get_context()
+    except (RuntimeError, DeprecationWarning):  # a driver, or a trial of Ray Tune
+        return None
+    rank, size, local = context.get_world_rank(), context.get_world_size(), context.get_local_rank()
+    return Launch("ray", rank, size, local, context.get_experiment_name() or "", "env://")
+
+
+def _torchrun(env: Mapping[str, str]) -> Launch | None:
+    if "RANK" not in env:
+        return None
+    needed = ["WORLD_SIZE", "LOCAL_RANK"]
+    if env.get("WORLD_SIZE") != "1":
+        needed += ["MASTER_ADDR", "MASTER_PORT"]
+    _require(env, "RANK", needed)
+    size = _number(env, "WORLD_SIZE", 1)
+    rank, local = _number(env, "RANK", 0, size), _number(env, "LOCAL_RANK", 0, size)
+    job = env.get("TORCHELASTIC_RUN_ID", "none")
+    return Launch("torchrun", rank, size, local, "" if job == "none" else job, "env://")
+
+
+def _slurm(env: Mapping[str, str]) -> Launch | None:
+    """A task that srun started; the batch script itself, and what it starts without srun, is none."""
+    if "SLURM_STEP_ID" not in env:
+        return None
+    _require(env, "SLURM_STEP_ID", ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"])
+    size = _number(env, "SLURM_NTASKS", 1)
+    rank, local = _number(env, "SLURM_PROCID", 0, size), _number(env, "SLURM_LOCALID", 0, size)
+    job = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
+    address = "" if size == 1 else f"tcp://{_first_host(env)}:{env.get('MASTER_PORT') or _port(job)}"
+    if "SLURM_PTY_PORT" in env:  # `srun --pty bash`: a person types there, and each start is another run
+        job = ""
+    return Launch("slurm", rank, size, local, job, address)
+
+
+def _first_host(env: Mapping[str, str]) -> str:
+    """MASTER_ADDR, else the first of SLURM_STEP_NODELIST: node07 of `node[07-09,12],login1`."""
+    if env.get("MASTER_ADDR"):
+        return env["MASTER_ADDR"]
+    _require(env, "SLURM_STEP_ID", ["SLURM_STEP_NODELIST"], "or set MASTER_ADDR to the machine of the first process")
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", env["SLURM_STEP_NODELIST"]).split(",")[0]
+
+
+def _port(job: str) -> int:
+    """A port that all processes of a job agree on, below those that systems give away (32768 and up)."""
+    return 12000 + int(hashlib.sha256(job.encode()).hexdigest(), 16) % 20000
+
+
+def _require(env: Mapping[str, str], because: str, names: list[str], otherwise: str = "") -> None:
+    if missing := [name for name in names if not env.get(name)]:
+        raise UsageError(
+            f"environment {because} says that this is one process of a job, and {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing; start the job by torchrun or srun, which set "
+            f"{'it' if len(missing) == 1 else 'them'}, {otherwise or f'or unset {because}'}"
+        )
+
+
+def _number(env: Mapping[str, str], name: str, least: int, below: int | None = None) -> int:
+    text = env[name]
+    if not text.isascii() or not text.isdigit() or int(text) < least or (below is not None and int(text) >= below):
+        wanted = f"a number from {least} to {below - 1}" if below else f"a number from {least} on"
+        raise UsageError(
+            f"environment {name}={text}: must be {wanted}; torchrun and srun set it, unset it for a run of one process"
+        )
+    return int(text)

@@ -1,0 +1,110 @@
+"""Use of the machine while a run trains: processors, memory and GPUs, read by a thread beside the loop."""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+
+import psutil
+import pynvml
+
+from lib.journal import JournalError
+from lib.kconf import Options
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class MonitorOptions(Options):
+    """How often the machine is looked at."""
+
+    system_metrics_interval: float  # seconds; 0: never
+
+
+Metrics = dict[str, float]
+
+
+class Monitor:
+    """Calls `record(step, metrics)` every so many seconds, in a thread, at most once per step.
+
+    Once per step, because trackers know a metric by its step; a resumed run that repeats steps waits for new ones. A
+    sample takes 0.2 ms of one core; what the machine cannot tell is left out.
+    """
+
+    def __init__(self, seconds: float, step: Callable[[], int], record: Callable[[int, Metrics], object], after: int):
+        """`seconds` between samples (0: none); `step` tells the step that the run is at; they begin beyond `after`."""
+        self.seconds, self.step, self.record, self.before = seconds, step, record, after
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="system metrics", daemon=True)
+
+    def __enter__(self) -> "Monitor":
+        if self.seconds:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.ended.set()
+        if self.seconds:
+            self.thread.join()
+
+    def _watch(self) -> None:
+        with _graphics() as gpus:
+            process = psutil.Process()
+            process.cpu_percent(), psutil.cpu_percent()  # the first call of each says nothing: use since the last one
+            while not self.ended.wait(self.seconds):
+                if (step := self.step()) > self.before:
+                    try:
+                        self.record(step, host(process) | gpu(gpus))
+                    except JournalError:  # the loop meets it too, and says so
+                        return
+                    self.before = step
+
+
+def host(process: psutil.Process) -> Metrics:
+    """Use of processors since the last call (percent of all cores), memory (GiB), and this process's share of them."""
+    memory = psutil.virtual_memory()
+    return {
+        "system/cpu_percent": psutil.cpu_percent(),
+        "system/memory_used_gib": (memory.total - memory.available) / GIB,
+        "system/process_cpu_percent": process.cpu_percent() / psutil.cpu_count(),
+        "system/process_memory_gib": process.memory_info().rss / GIB,
+        **_temperature(),
+    }
+
+
+def gpu(handles: list[object]) -> Metrics:
+    """Utilisation (percent), memory (GiB), power (W) and temperature (degrees Celsius) of each GPU that tells them."""
+    metrics = {}
+    for number, handle in enumerate(handles):
+        for name, read in _READINGS.items():
+            with contextlib.suppress(pynvml.NVMLError):  # a card or driver that lacks one has the others
+                metrics[f"system/gpu{number}_{name}"] = float(read(handle))
+    return metrics
+
+
+_READINGS = {
+    "utilization_percent": lambda handle: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+    "memory_used_gib": lambda handle: pynvml.nvmlDeviceGetMemoryInfo(handle).used / GIB,
+    "power_watts": lambda handle: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+    "temperature_celsius": lambda handle: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+}
+
+
+@contextlib.contextmanager
+def _graphics() -> Iterator[list[object]]:
+    """NVML's handles of the GPUs in this machine; none without NVIDIA's driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield []
+        return
+    try:
+        yield [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _temperature() -> Metrics:
+    sensors = getattr(psutil, "sensors_temperatures", dict)()  # Linux and FreeBSD have it
+    readings = [one.current for name in ("coretemp", "k10temp", "cpu_thermal") for one in sensors.get(name, [])]
+    return {"system/cpu_temperature_celsius": max(readings)} if readings else {}

@@ -1,0 +1,282 @@
+"""Provenance: the code, the packages and the machine that a run is made with, kept in its folder to repeat it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Container, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lib.errors import UserError
+from lib.files import whole, write_json
+from lib.kconf import ROOT, Schema
+
+LIMIT = 10_000_000  # bytes of uncommitted files that a run keeps
+_SECONDS = 60  # that a git command may take
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+_PRIVATE = re.compile(r"\.env(\..+)?|\.netrc|.+\.(pem|key)", re.IGNORECASE)  # files that tend to hold keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """How a checkout differs from its commit, untracked files that are not ignored included."""
+
+    patch: bytes  # for `git apply`; empty: it does not
+    left_out: tuple[str, ...]  # paths that the patch lacks: too much together, or likely to hold keys
+    failure: str = ""  # why git could not tell
+
+
+def save_configuration(schema: Schema, folder: Path, argv: list[str], name: str = "provenance.json") -> str:
+    """Write `.config`, the minimal `defconfig`, the uncommitted changes and the file `name` into a run's folder.
+
+    Returns what its user should know, or "". No environment variables are kept, and no words that look like secrets.
+    """
+    schema.write(folder / ".config")
+    schema.write(folder / "defconfig", minimal=True)
+    changes = uncommitted(ROOT, [folder, folder.parent, Path(schema["DATA_DIR"])])
+    kept = None
+    if changes and changes != Changes(b"", ()):
+        kept = {
+            "file": _keep(changes.patch, folder, name.replace("provenance", "changes").replace(".json", ".patch")),
+            "sha256": hashlib.sha256(changes.patch).hexdigest(),
+            "left_out": list(changes.left_out),
+            "note": _note(changes),
+        }
+    content = {
+        "options": schema.provenance(),
+        "argv": without_secrets(argv, schema.options),
+        "folder": str(Path.cwd()),
+        "commit": commit(ROOT),
+        "uncommitted_changes": kept,
+        **environment(),
+    }
+    write_json(folder / name, content)
+    return kept["note"] if kept else ""
+
+
+def _keep(patch: bytes, folder: Path, name: str) -> str | None:
+    """Write a patch into a run's folder, unless the run began with the same; returns the file's name."""
+    first = folder / "changes.patch"
+    if not patch:
+        return None
+    if first.exists() and first.read_bytes() == patch:
+        return first.name
+    try:
+        with whole(folder / name) as file:
+            file.write(patch)
+    except OSError as error:
+        raise UserError(f"{folder / name}: cannot be written: {error.strerror}") from None
+    return name
+
+
+def _note(changes: Changes) -> str:
+    if changes.failure:
+        return f"the uncommitted changes are not kept with the run: {changes.failure}"
+    if not changes.left_out:
+        return ""
+    names, more = ", ".join(changes.left_out[:5]), len(changes.left_out) - 5
+    return (
+        f"not kept with the run's uncommitted changes (at most {LIMIT / 1e6:.0f} MB, no keys, no other repositories): "
+        f"{names}{f' and {more} more, see provenance.json' if more > 0 else ''}"
+    )
+
+
+def without_secrets(argv: Iterable[str], options: Container[str]) -> list[str]:
+    """A command line with *** for what is given to a name like API_KEY or --token that is none of our `options`."""
+    words, hide = [], False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        plain = name.lstrip("-").upper().replace("-", "_").removeprefix("CONFIG_")
+        secret = bool(_SECRET.search(name)) and plain not in options
+        if hide and not word.startswith("--"):
+            word = "***"
+        elif secret and equals:
+            word = f"{name}=***"
+        words.append(word)
+        hide = secret and not equals and word.startswith("-")
+    return words
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the packages that a program of ours runs with now."""
+    import psutil
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "processors": os.cpu_count(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory_bytes": psutil.virtual_memory().total,
+        **_gpus(),
+        "packages": packages(),
+        "host": platform.node(),
+        "command": sys.executable,
+    }
+
+
+def packages() -> dict[str, str]:
+    """Name -> version of every installed distribution, sorted by name; of two with a name, the one that is imported."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        about = distribution.metadata  # parsed anew by each access
+        if about["Name"] and about["Version"]:  # a folder that a broken installation left has neither
+            found.setdefault(about["Name"], about["Version"])
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _cpu() -> str:
+    """The processor's name as its maker has it, where the system tells."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> dict[str, Any]:
+    """Names of NVIDIA's GPUs, which other makers' are not among, and the version of their driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # there is no driver
+        return {"gpus": [], "gpu_driver": None}
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return {"gpus": [*map(pynvml.nvmlDeviceGetName, handles)], "gpu_driver": pynvml.nvmlSystemGetDriverVersion()}
+    except pynvml.NVMLError as error:
+        return {"gpus": [f"unknown: {error}"], "gpu_driver": None}
+    finally:
+        pynvml.nvmlShutdown()
+
+
+# ---- the code --------------------------------------------------------------------------------------------------------
+
+
+class GitError(UserError):
+    """A git command failed, or there is no git."""
+
+
+def commit(root: Path) -> str | None:
+    """The commit that is checked out at `root`, or None without git or outside of a clone."""
+    try:
+        return git(root, "rev-parse", "--verify", "HEAD").decode().strip()
+    except GitError:
+        return None
+
+
+def uncommitted(root: Path, apart: Iterable[Path] = ()) -> Changes | None:
+    """What the checkout at `root` has that its commit has not; None without git or outside of a clone.
+
+    The untracked files in the folders `apart`, data and runs, do not count. Neither git's index nor its objects are
+    touched: a copy of the index learns of the untracked files by name alone, which suffices for `git diff`.
+    """
+    try:
+        places = git(root, "rev-parse", "--show-toplevel", "--git-path", "index", "--verify", "HEAD")
+    except GitError:
+        return None
+    top, own, _ = os.fsdecode(places).rstrip("\n").rsplit("\n", 2)
+    with tempfile.TemporaryDirectory(prefix="espalier-index-") as scratch:
+        index = Path(scratch, "index")
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(root / own, index)
+        try:
+            return _changes(root, Path(top), index, [folder.resolve() for folder in apart])
+        except GitError as error:
+            return Changes(b"", (), str(error))
+
+
+def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
+    """See `uncommitted`; `top` is the clone's folder, `index` a copy of its index, which is changed."""
+    status = "status --porcelain=v2 -z --no-renames --untracked-files=all -- .".split()
+    tracked, untracked = _parse(git(root, *status, index=index))
+    # ROOT itself may be a folder for runs; what is in it is code all the same.
+    apart = [folder for folder in apart if not root.resolve().is_relative_to(folder)]
+    untracked = {p for p in untracked if not any(Path(top, p).is_relative_to(folder) for folder in apart)}
+    sizes = _sizes(root, top, tracked) | {path: _size(top / path) for path in untracked}
+    unwanted = {p for p in untracked if p.endswith("/") or _PRIVATE.fullmatch(Path(p).name)}  # "/": another repository
+    kept = set(_within(LIMIT, {path: size for path, size in sizes.items() if path not in unwanted}))
+    if new := sorted(untracked & kept):
+        paths = b"\0".join(os.fsencode(f":(top,literal){path}") for path in new)
+        git(root, "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul", index=index, text=paths)
+    patch = b""
+    if kept:
+        without = [f":(top,exclude,literal){path}" for path in sorted(tracked.keys() - kept)]
+        # Every part of the format is asked for, because git's configuration may say otherwise.
+        form = "--binary --full-index --no-renames --no-color --no-ext-diff --no-textconv --no-relative --unified=3"
+        prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
+        patch = git(root, "diff", *form.split(), *prefixes, "HEAD", "--", ".", *without, index=index)
+    return Changes(patch, tuple(sorted(sizes.keys() - kept)))
+
+
+def _parse(status: bytes) -> tuple[dict[str, str], set[str]]:
+    """Changed path -> hash of what the commit has there, and the untracked paths, of `git status --porcelain=v2 -z`."""
+    tracked, untracked = {}, set()
+    for line in os.fsdecode(status).split("\0"):
+        if line.startswith("1 "):
+            *fields, path = line.split(" ", 8)
+            tracked[path] = fields[6]
+        elif line.startswith("u "):  # in conflict: stage 2 is what was checked out
+            *fields, path = line.split(" ", 10)
+            tracked[path] = fields[8]
+        elif line.startswith("? "):
+            untracked.add(line[2:])
+    return tracked, untracked
+
+
+def _sizes(root: Path, top: Path, tracked: dict[str, str]) -> dict[str, int]:
+    """Bytes of each tracked path, in the commit or now, whichever is more: a patch may hold both."""
+    if not tracked:
+        return {}
+    objects = "\n".join(tracked.values()).encode()
+    found = git(root, "cat-file", "--batch-check=%(objectsize)", text=objects).decode().splitlines()
+    before = [int(size) if size.isdigit() else 0 for size in found]  # a new file has no object
+    return {path: max(size, _size(top / path)) for path, size in zip(tracked, before, strict=True)}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:  # deleted
+        return 0
+
+
+def _within(limit: int, sizes: dict[str, int]) -> Iterator[str]:
+    """The smallest of the paths, as many as fit into `limit` bytes together."""
+    for path, size in sorted(sizes.items(), key=lambda item: (item[1], item[0])):
+        limit -= size
+        if limit < 0:
+            return
+        yield path
+
+
+def git(root: Path, *words: str, index: Path | None = None, text: bytes = b"") -> bytes:
+    """The output of a git command, which reads `text` and uses `index` in place of its own; raises GitError."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    if index:
+        environment["GIT_INDEX_FILE"] = str(index)
+        if words[0] == "add":  # it stores the empty file
+            environment["GIT_OBJECT_DIRECTORY"] = str(index.parent)
+    try:
+        command = ["git", "-C", str(root), *words]
+        done = subprocess.run(command, input=text, capture_output=True, timeout=_SECONDS, env=environment, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GitError(f"git {words[0]} in {root} cannot be run: {error}") from None
+    if done.returncode:
+        reason = " ".join(done.stderr.decode(errors="replace").split()) or f"exit code {done.returncode}"
+        raise GitError(f"git {words[0]} in {root} failed: {reason}")
+    return done.stdout

@@ -1,0 +1,100 @@
+"""CSV: one line per metric in <run>/metrics.csv, for spreadsheets and data frames; needs no package."""
+
+import csv
+import io
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lib.errors import UserError
+from lib.run import Identity
+from lib.track.tracker import Alert, Row
+
+_ONE_LINE = {ord("\n"): "\\n", ord("\r"): "\\r"}  # so that a line is a record, whatever a name or a message holds
+
+
+class Tracker:
+    """Appends lines; times are ISO 8601 in UTC, numbers are written so that they read back bit for bit.
+
+    NaN and infinities are nan, inf and -inf, whole numbers keep all their digits. Identity and configuration are in the
+    run's folder already, in run.json and .config.
+    """
+
+    def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
+        """Find out what the files hold; raises UserError for files that are not this tracker's."""
+        self.metrics = Table(folder / "metrics.csv", ("time", "event", "step", "metric", "value"))
+        self.alerts = Table(folder / "alerts.csv", ("time", "kind", "step", "level", "message"))
+        return f"writing {self.metrics.path}"
+
+    def log(self, rows: list[Row]) -> None:
+        """Append the lines that are not there."""
+        self.metrics.append(
+            [_time(row.time), row.event, str(row.step), name, repr(+value)]  # +: True and False as 1 and 0
+            for row in rows
+            for name, value in row.metrics.items()
+        )
+
+    def alert(self, alerts: list[Alert]) -> None:
+        """Append alerts to a file of their own, which a run without alerts does not have."""
+        self.alerts.append([_time(a.time), a.kind, str(a.step), a.level, a.message] for a in alerts)
+
+    def finish(self, status: str) -> None:
+        """Nothing is left to do: how the run ended is in its journal."""
+
+
+class Table:
+    """A file of lines whose second and third field say which record they belong to; no record is stored twice.
+
+    A kill or a full disk may have stored a part of the last record; the rest is added when it comes again.
+    """
+
+    def __init__(self, path: Path, header: tuple[str, ...]):
+        """Read what is there; a torn last line is cut by the next `append`. Raises UserError for another file."""
+        self.path, self.header = path, _line(header)
+        self.stored: set[tuple[str, str]] = set()
+        self.last: set[bytes] = set()  # lines of the last record, which may be incomplete
+        self.size = 0  # bytes of whole lines
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            if not self.header.startswith(file.readline()):
+                raise UserError(f"{path}: this is not a file of the tracker csv; move it away")
+            file.seek(0)
+            self._read(file)
+
+    def _read(self, lines: Iterable[bytes]) -> None:
+        last = None
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            self.size += len(line)
+            fields = next(csv.reader([line.decode(errors="replace")]))
+            if (key := tuple(fields[1:3])) != last:
+                last, self.last = key, set()
+            self.last.add(line)
+            self.stored.add(key)
+        self.stored.discard(last)
+
+    def append(self, records: Iterable[list[str]]) -> None:
+        """Add the lines that are not there; a file is made for the first."""
+        new = [(tuple(record[1:3]), _line(record)) for record in records if tuple(record[1:3]) not in self.stored]
+        data = b"".join(line for _, line in new if line not in self.last)
+        if data:
+            data = data if self.size else self.header + data
+            with self.path.open("r+b" if self.size else "wb") as file:
+                file.seek(self.size)
+                file.truncate()  # what a kill or a full disk left of the last attempt
+                file.write(data)
+            self.size += len(data)
+        self.stored |= {key for key, _ in new}
+
+
+def _line(fields: Iterable[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([field.translate(_ONE_LINE) for field in fields])
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,215 @@
+"""MLflow: a local SQLite database or a server, either of which leaves alone a value that it holds already."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import posixpath
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from importlib import util
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lib import journal
+from lib.errors import UserError
+from lib.files import partial
+from lib.kconf import Options
+from lib.run import Identity
+from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
+
+MODULE = "mlflow"
+RUN_ID = "espalier.run_id"  # the tag by which a run is found again: MLflow makes ids of its own
+STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # else FAILED
+METRICS, PARAMS = 1000, 100  # MLflow's limits of one call
+SECONDS = 10  # for one request to a server
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class MlflowOptions(Options):
+    """Where MLflow keeps runs."""
+
+    mlflow_tracking_uri: str  # empty: $MLFLOW_TRACKING_URI, else mlflow.db beside the runs
+    output_dir: str
+
+
+class Tracker:
+    """Logs by MlflowClient, without the state that `mlflow.start_run` shares with others in the process.
+
+    A row may come again: in MLflow's tables a value is identified by run, name, step, milliseconds and value, and one
+    that is there is left alone. So nothing has to be read on open; a value that comes again costs 1.2 ms in SQLite, a
+    new one 0.2 ms. Rows of different events stay apart as long as their metrics differ in name, time or value.
+
+    Values are 64-bit floats: NaN is kept, infinities become ±1.797e308 (MLflow's way), whole numbers beyond 2^53 are
+    rounded. Times are kept to the millisecond, names without what MLflow refuses (`_key`), parameters up to 6000
+    characters. Parameters never change in MLflow: when a resume changes an option, the tag `resumed.<option>` says so.
+    """
+
+    def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
+        """Create the experiment and the run, or find them."""
+        _set_environment()
+        from mlflow import MlflowClient
+
+        uri = _without_password(address(bind(MlflowOptions, config), folder.resolve().parent))
+        if uri.startswith("sqlite:///"):
+            _make_database(Path(uri.removeprefix("sqlite:///")))
+        self.client, self.last = MlflowClient(uri), None
+        experiment = self._experiment(plain_name(identity.project, r"[\x00-\x1f]+", 250))
+        if found := self.client.search_runs([experiment], f"tags.`{RUN_ID}` = '{identity.run_id}'", max_results=1):
+            run = found[0]
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            began = next(journal.read(folder))["time"]
+            tags = {**_tags(bind(TrackOptions, config)), RUN_ID: identity.run_id}
+            name = plain_name(identity.name, r"[\x00-\x1f]+", 250)
+            run = self.client.create_run(experiment, int(began * 1000), tags, name)
+        self.run_id = run.info.run_id
+        self._store(config, run.data.params)
+        if not uri.startswith("http"):
+            return f"look at it with: mlflow server --backend-store-uri {public(uri)} (package mlflow)"
+        return f"see {public(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+
+    def log(self, rows: list[Row]) -> None:
+        """Insert values, at most 1000 per transaction; those that are there are left alone."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(_key(name), float(value), int(row.time * 1000), row.step)
+            for row in rows
+            for name, value in within_64_bits(row.metrics).items()
+        ]
+        for some in _parts(metrics, METRICS):
+            self.client.log_batch(self.run_id, metrics=some)
+        self.last = int(rows[-1].time * 1000)
+
+    def alert(self, alerts: list[Alert]) -> None:
+        """Keep alerts as tags: MLflow notifies nobody."""
+        for alert in alerts:
+            name = _key(f"alert.{alert.kind}.{alert.step}")
+            self.client.set_tag(self.run_id, name, f"{alert.level}: {alert.message}")
+
+    def finish(self, status: str) -> None:
+        """Set the run's status, and its end to the time of its last row."""
+        self.client.set_terminated(self.run_id, STATUS.get(status, "FAILED"), self.last)
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return self.client.create_experiment(name)
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"MLflow's experiment {name!r} was deleted; restore it with `mlflow experiments restore "
+                f"-x {found.experiment_id}`, or choose another TRACKER_PROJECT"
+            )
+        return found.experiment_id
+
+    def _store(self, config: dict[str, Any], stored: dict[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        texts = {_key(name): _text(value)[:6000] for name, value in config.items()}
+        for some in _parts([Param(*item) for item in texts.items() if item[0] not in stored], PARAMS):
+            self.client.log_batch(self.run_id, params=some)
+        changed = {name: text for name, text in texts.items() if stored.get(name, text) != text}
+        for some in _parts([RunTag(_key(f"resumed.{name}"), text) for name, text in changed.items()], PARAMS):
+            self.client.log_batch(self.run_id, tags=some)
+
+
+def address(options: MlflowOptions, runs: Path) -> str:
+    """The tracking URI: the option, else the environment's, else that of a database in `runs`, the folder of runs."""
+    wanted = options.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return wanted or f"sqlite:///{runs.resolve()}/mlflow.db"
+
+
+def public(uri: str) -> str:
+    """A URI without the password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def examine(config: dict[str, Any]) -> list[Finding]:
+    """Where runs would go, whether that can be reached or written, and whether there are credentials."""
+    options = bind(MlflowOptions, config)
+    uri = address(options, Path(options.output_dir))
+    findings = [Finding("tracking URI", public(uri), True)]
+    if uri.startswith("http"):
+        keys = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
+        here = [name for name in keys if os.environ.get(name)] or ["none in the environment"]
+        return [*findings, Finding("credentials", ", ".join(here), True), _reach(uri)]
+    if uri.startswith("sqlite:///"):
+        lacking = [name for name in ("sqlalchemy", "alembic") if not util.find_spec(name)]
+        findings.append(Finding("packages of the local database", ", ".join(lacking) or "installed", not lacking))
+        findings.append(_look(Path(uri.removeprefix("sqlite:///")).absolute()))
+    return findings
+
+
+def _look(path: Path) -> Finding:
+    there = next(one for one in (path, *path.parents) if one.exists())
+    writable = os.access(there, os.W_OK) and (path.is_file() or there.is_dir())
+    size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "will be made"
+    return Finding("database", f"{path}: {size if writable else f'{there} cannot be written'}", writable)
+
+
+def _reach(uri: str) -> Finding:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3) as answer:
+            return Finding("server", f"answers ({answer.status})", True)
+    except (OSError, ValueError) as error:
+        return Finding("server", f"{public(uri)} does not answer within 3 s: {error}", False)
+
+
+def _set_environment() -> None:
+    """One attempt per request, since the lane repeats it and a repeated `create` may create twice; no telemetry."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SECONDS))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.telemetry import set_telemetry_client
+
+    set_telemetry_client()  # again: the import did it, before these variables
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's tables under another name: two processes that make them at once, or a kill, leave a broken file."""
+    from mlflow import MlflowClient
+
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not path.exists():
+            partial(path).unlink(missing_ok=True)
+            MlflowClient(f"sqlite:///{partial(path)}").search_experiments(max_results=1)
+            partial(path).replace(path)
+    finally:
+        os.close(folder)
+
+
+def _without_password(uri: str) -> str:
+    """A server's address without the credentials in it, which go where MLflow never quotes them: its variables."""
+    parts = urllib.parse.urlsplit(uri)
+    if not uri.startswith("http") or parts.password is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(parts.username or "")
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(parts.password)
+    return public(uri)
+
+
+def _tags(options: TrackOptions) -> dict[str, str]:
+    words = [word.strip() for word in (options.tracker_tags or "").split(",")]
+    group = {"group": options.tracker_group} if options.tracker_group else {}
+    return {_key(word): "true" for word in words if word} | group
+
+
+def _key(name: str) -> str:
+    """A name as MLflow takes it: letters, digits, `_-.: ` and `/`, and no path that has a shorter form."""
+    fits = re.fullmatch(r"[\w\-.: /]+", name) and posixpath.normpath(name) == name and not name.startswith(("/", ".."))
+    return plain_name(name, r"(?!)" if fits and name != "." else r"[^\w\-: ]+", 250)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

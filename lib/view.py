@@ -1,0 +1,185 @@
+"""How runs look in a terminal: tables, facts, sparklines; plain text without colours or cuts where there is none."""
+
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+_BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.,-~=+#"
+_COLOURS = {"running": "cyan", "starting": "cyan", "finished": "green", "interrupted": "yellow"}
+_BAD = "red"  # every other state
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    show: Callable[[Any], str] = str  # a value as people read it
+    left: bool = False
+    style: Callable[[Any], str] = lambda value: ""
+
+
+def terminal() -> bool:
+    """Whether standard output is one."""
+    return sys.stdout.isatty()
+
+
+def width() -> int:
+    """Columns of the terminal; of a plain text, enough for any name."""
+    return _console().width if terminal() else 10_000
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    if terminal():
+        return Console(highlight=False, emoji=False, markup=False)
+    return Console(file=io.StringIO(), width=10_000, color_system=None, highlight=False, emoji=False, markup=False)
+
+
+def out(*parts: Any) -> None:
+    """Print texts and grids."""
+    console = _console()
+    for part in parts:
+        console.print(part)
+    if not terminal():
+        print("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))
+
+
+def heading(text: str) -> Any:
+    """A line that begins a part of a page."""
+    return styled(f"\n{text}", "bold")
+
+
+def grid(rows: Iterable[Sequence[Any]], titles: Sequence[str] = (), right: int = 0) -> Any:
+    """Rows of texts in columns, the last `right` of them flush right; the first column is what the others are about."""
+    from rich.table import Table
+
+    rows = list(rows)
+    number = len(rows[0])
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=bool(titles), header_style="dim")
+    for n in range(number):
+        numeric = n >= number - right
+        shown.add_column(
+            titles[n] if titles else "",
+            justify="right" if numeric else "left",
+            style="dim" if n == 0 else "",
+            overflow="fold",
+            no_wrap=numeric,
+        )
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table: in a terminal for people, elsewhere tab-separated with numbers in full; None is nothing there."""
+    if not terminal():
+        print("\t".join(column.title for column in columns))
+        for row in rows:
+            print("\t".join("" if value is None else str(value) for value in row))
+        return
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        header_style="dim",
+        border_style="dim",
+    )
+    for n, column in enumerate(columns):
+        shown.add_column(column.title, justify="left" if column.left else "right", overflow="fold", no_wrap=n > 0)
+    for row in rows:
+        shown.add_row(*(_cell(column, value) for column, value in zip(columns, row, strict=True)))
+    _console().print(shown)
+
+
+def _cell(column: Column, value: Any) -> Any:
+    return styled("-" if value is None else column.show(value), column.style(value))
+
+
+def colour(state: str) -> str:
+    """The style of a run's state."""
+    return _COLOURS.get(state, _BAD)
+
+
+def styled(text: str, style: str) -> Any:
+    """A text in a style."""
+    from rich.text import Text
+
+    return Text(text, style=style)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def sparkline(series: Mapping[int, float], last_step: int, cells: int) -> str:
+    """The course of a metric over the steps 0 to `last_step`: means per cell, `!` where a value is no number."""
+    means = _means(series, last_step, cells)
+    finite = [value for value in means if value is not None and math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    blocks = _BLOCKS if (sys.stdout.encoding or "").lower().startswith("utf") else _ASCII
+    marks = []
+    for value in means:
+        if value is None:
+            marks.append(" ")
+        elif not math.isfinite(value):
+            marks.append("!")
+        else:
+            marks.append(
+                blocks[min(int((value - low) / (high - low) * len(blocks)), len(blocks) - 1)]
+                if high > low
+                else blocks[0]
+            )
+    return "".join(marks)
+
+
+def _means(series: Mapping[int, float], last_step: int, cells: int) -> list[float | None]:
+    """Mean per cell; a cell between two measurements shows the one before, and None is before the first or beyond."""
+    groups: dict[int, list[float]] = {}
+    for step, value in series.items():
+        groups.setdefault(min(step * cells // max(last_step, 1), cells - 1), []).append(value)
+    means, now = [], None
+    for cell in range(cells):
+        if cell in groups:
+            now = sum(groups[cell]) / len(groups[cell])
+        means.append(now if cell <= max(groups, default=-1) else None)
+    return means
+
+
+def number(value: float | None) -> str:
+    """A metric's value, short: `2,400`, `0.6931`, `3.00e-04`."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000):
+        return f"{value:,.0f}" if abs(value) < 1e9 or isinstance(value, int) else f"{value:.2e}"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 or not math.isfinite(value) else f"{value:.2e}"
+
+
+def loss(value: float) -> str:
+    """`1.6070`."""
+    return f"{value:.4f}"
+
+
+def percent(value: float) -> str:
+    """`50.0%`; nothing to see of none."""
+    return f"{value:.1%}" if value else "-"
+
+
+def whole(value: float) -> str:
+    """`11,783`."""
+    return f"{value:,.0f}"
+
+
+def age(moment: float, now: float | None = None) -> str:
+    """How long ago a moment (unix seconds) was: `8 s`, `3 min`, `5 h`, `2 d`."""
+    seconds = max(0, int((time.time() if now is None else now) - moment))
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"

@@ -1,0 +1,293 @@
+"""Train a run again from what its folder keeps, and say whether losses and weights come out the same bit for bit.
+
+The run's commit is checked out into a scratch worktree, its uncommitted changes are applied, and that code trains with
+the run's own configuration and data, on this machine and with this Python, tracked nowhere. Every training and
+evaluation record is compared, but for what depends on the clock, and the final weights. The exit code is 0 when all of
+it is identical, else 1. Ctrl-C removes the worktree too; what was trained until then stays.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2.changes import HARMLESS
+from lib import journal, provenance, run
+from lib.command_line import unconfigured
+from lib.comparison import read
+from lib.console import say, table
+from lib.errors import UsageError, UserError, run_program
+from lib.kconf import ROOT
+from lib.provenance import GitError, git
+
+History = Mapping[tuple[str, int], journal.Record]
+
+# Options that a reproduction has values of its own for; what a run's code does not know yet is left out.
+_OWN = {"tracker": "none", "json_output": "", "sample_tokens": "0"}
+_MACHINE = ("python", "platform", "cpu", "processors", "gpus", "gpu_driver")  # of what `provenance.environment` says
+
+
+def main() -> int:
+    """Reproduce a run; returns 0 if everything is identical, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", help="folder of the run [the latest in the output folder]")
+    parser.add_argument("--to", type=Path, help="folder of the reproduction [<run>-reproduced, beside the run]")
+    parser.add_argument("--keep", action="store_true", help="keep the worktree")
+    args = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda n, _: sys.exit(128 + n))  # leaves by way of what removes the worktree
+    folder = Path(args.run or run.newest([])).resolve()
+    identity, made, config = run.Identity.load(folder), kept(folder), configuration(folder)
+    patch = changes(folder, made)
+    copy = destination(folder, identity.name, args.to)
+    facts = {"run": folder, "commit": made["commit"] + (f" with {patch.name}" if patch else ""), "reproduction": copy}
+    say(table(facts))
+    for sentence in itertools.chain(differences(made, provenance.environment()), remarks(folder, made)):
+        say(f"note: {sentence}")
+    with worktree(made["commit"], patch, args.keep) as tree:
+        train(tree, folder, config, copy, place(made))
+    return verdict(folder, copy, config["max_iters"])
+
+
+# ---- what there is to repeat -----------------------------------------------------------------------------------------
+
+
+def kept(folder: Path) -> dict[str, Any]:
+    """What the folder of a run says of how it was made; raises UserError if that is not enough."""
+    made = read(folder / "provenance.json")
+    if not isinstance(made, dict) or not made.keys() >= {"commit", "uncommitted_changes", "packages"}:
+        raise UserError(f"{folder}/provenance.json: does not say with what code and packages the run was made")
+    if not made["commit"]:
+        raise UserError(f"{folder}: was trained outside of a git clone, so its code is not known")
+    return made
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """The options of a finished run by name in lower case; raises UserError for what one training cannot repeat."""
+    sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
+    if not sessions or "config" not in sessions[0]:
+        raise UserError(f"{folder}: the journal does not say how the run was started")
+    config, name = sessions[0]["config"], shlex.quote(str(folder))
+    free = HARMLESS - {"LOG_INTERVAL", "EVAL_INTERVAL"}  # these two decide which records there are
+    for one in sessions[1:]:
+        both = sorted((config.keys() & one["config"].keys()) - {option.lower() for option in free})
+        now = one["config"]  # may lack options that were dropped, and have new ones, if the code is another
+        if changed := [f"{name.upper()} {config[name]} -> {now[name]}" for name in both if config[name] != now[name]]:
+            raise UserError(
+                f"{folder}: was resumed after step {one['step']} with other options ({', '.join(changed)}), which one "
+                "training from the start cannot repeat; reproduce a run whose options stayed"
+            )
+    if journal.final(folder, config["max_iters"]) is None:
+        raise UserError(f"{folder}: has not finished its {config['max_iters']:,} steps; first: make resume RUN={name}")
+    return config
+
+
+def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
+    """The patch to apply to the run's commit, if it had uncommitted changes; raises UserError when it is no good."""
+    changed = made["uncommitted_changes"]
+    if not changed:
+        return None
+    if isinstance(changed, str):
+        raise UserError(
+            f"{folder}: an older version made it and did not keep its uncommitted changes whole; train it anew"
+        )
+    if not changed["file"]:
+        return None
+    path = folder / changed["file"]
+    try:
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == changed["sha256"]
+    except OSError as error:
+        raise UserError(f"{path}: the run's uncommitted changes cannot be read: {error.strerror}") from None
+    if not same:
+        raise UserError(f"{path}: was changed since the run was made, as its sha256 says; put the original back")
+    return path
+
+
+def destination(folder: Path, name: str, wanted: Path | None) -> Path:
+    """The folder of the reproduction, which is not there yet: the one that is wanted, or a free one beside the run."""
+    if wanted is None:
+        names = itertools.chain([f"{name}-reproduced"], (f"{name}-reproduced-{n}" for n in itertools.count(2)))
+        return next(path for one in names if not (path := folder.parent / run.folder_name(one)).exists())
+    wanted = wanted.absolute()
+    if wanted.exists() or run.folder_name(wanted.name) != wanted.name:
+        raise UsageError(f"--to {wanted}: is there already, or is no name of a run's folder; choose another")
+    return wanted
+
+
+def place(made: Mapping[str, Any]) -> Path:
+    """The folder that the run's relative paths, such as DATA_DIR, start from: where it was trained, or this one."""
+    where = Path(made.get("folder", ""))
+    return where if where.is_dir() else Path.cwd()
+
+
+def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What a run was made with and is otherwise now, such as `torch 2.13.0 -> 2.14.0`: reasons for other losses."""
+    for name in _MACHINE:
+        if name in made and made[name] != now[name]:
+            yield f"{name} {made[name]} -> {now[name]}"
+    before, after = made["packages"], now["packages"]
+    for name, version in before.items():
+        if version != after.get(name):
+            yield f"{name} {version} -> {after.get(name, 'not installed')}"
+    if added := len(after.keys() - before.keys()):
+        yield f"{added} packages that were not there or not recorded"
+
+
+def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
+    """What else about a run could keep a reproduction from being identical, a sentence each."""
+    if made.get("folder") and not Path(made["folder"]).is_dir():
+        yield f"{made['folder']}, where it was trained, is gone: relative paths start from {Path.cwd()}"
+    if made["uncommitted_changes"] and made["uncommitted_changes"]["note"]:
+        yield made["uncommitted_changes"]["note"]
+    for path in sorted(folder.glob("provenance-*.json")):
+        later = read(path)
+        if any(later.get(key) != made[key] for key in ("commit", "uncommitted_changes")):
+            yield f"it was resumed with other code than that of its start, which trains all of it now, see {path.name}"
+    sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
+    if several := [found[1] for one in sessions if (found := re.match(r"(\d+) x ", one.get("machine", "")))]:
+        yield f"{several[0]} processes trained it and one does now, which rounds the sums of gradients otherwise"
+    if lines := journal.damaged(folder):
+        yield f"lines {', '.join(map(str, lines))} of its journal are damaged, so their records are missing"
+
+
+# ---- training again --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
+    """A scratch checkout of a commit with a patch applied; yields the folder that there corresponds to ROOT."""
+    prefix = os.fsdecode(git(ROOT, "rev-parse", "--show-prefix")).strip()  # ROOT may be a folder of a larger clone
+    try:
+        git(ROOT, "cat-file", "-e", f"{commit}^{{commit}}")
+    except GitError:
+        raise UserError(f"commit {commit} is not in the clone at {ROOT}; fetch it first") from None
+    scratch = Path(tempfile.mkdtemp(prefix="espalier-reproduce-"))
+    tree = scratch / ROOT.name
+    try:
+        git(ROOT, "worktree", "add", "--quiet", "--detach", str(tree), commit)
+        if patch:
+            git(tree, "apply", "--binary", "--whitespace=nowarn", str(patch))
+        yield tree / prefix
+    finally:
+        if keep and tree.exists():
+            say(f"kept: {tree}; remove it with: git worktree remove --force {shlex.quote(str(tree))}")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+            git(ROOT, "worktree", "prune")  # forgets worktrees whose folders are gone
+
+
+def train(tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where: Path) -> None:
+    """Train in the folder `where` with the code in `tree`, into the folder `copy`; raises UserError if that fails."""
+    own = {"output_dir": copy.parent, "tracker_run_name": copy.name} | {n: v for n, v in _OWN.items() if n in config}
+    flags = itertools.chain.from_iterable((f"--{name.replace('_', '-')}", str(value)) for name, value in own.items())
+    command = [sys.executable, str(tree / "gpt2" / "train.py"), "--config", str(folder / ".config"), *flags]
+    # In a session of its own, so that Ctrl-C reaches it once, from here.
+    trainer = subprocess.Popen(command, cwd=where, env=unconfigured(os.environ), start_new_session=True)
+    try:
+        code = trainer.wait()
+    except BaseException:
+        trainer.send_signal(signal.SIGINT)  # which it answers by saving
+        try:
+            trainer.wait()
+        finally:
+            trainer.kill()
+        raise
+    if code:
+        raise UserError(f"the training ended with exit code {code}, so there is nothing to compare with {folder}")
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def verdict(folder: Path, copy: Path, step: int) -> int:
+    """Say whether two runs have the same records and the same weights after `step`; returns 0 if so, else 1."""
+    before, after = journal.history(folder), journal.history(copy)
+    found = list(unlike(before, after))
+    same, words = weights(folder, copy, step)
+    if not found and same is not False:
+        say(f"bit-identical: {len(before):,} records, {'weights too' if same else words}")
+        return 0
+    found += ["the weights are bit-identical" if same else words, *other_machine(folder, copy)]
+    say("\n".join(["not identical", *found]))
+    return 1
+
+
+def unlike(before: History, after: History) -> Iterator[str]:
+    """How the records of two runs differ, but for what depends on the clock; nothing if they do not."""
+    keys = sorted(before.keys() | after.keys(), key=lambda key: (key[1], key[0] == "eval"))  # as they are written
+    wrong = [key for key in keys if lasting(before.get(key)) != lasting(after.get(key))]
+    if not wrong:
+        return
+    event, step = wrong[0]
+    one, other = lasting(before.get(wrong[0])), lasting(after.get(wrong[0]))
+    names = [name for name in one | other if one.get(name) != other.get(name)]
+    values = ", ".join(f"{name} {one.get(name, 'missing')} -> {other.get(name, 'missing')}" for name in names)
+    yield f"{len(wrong):,} of {len(keys):,} records differ, the first at step {step} ({event}: {values})"
+    far = [
+        (abs(a - b), name, key[1])
+        for key in wrong
+        for name, a in lasting(before.get(key)).items()
+        if name.endswith("loss") and isinstance(b := lasting(after.get(key)).get(name), float) and isinstance(a, float)
+    ]
+    gap, name, step = max(far, default=(0.0, "", 0))
+    yield (
+        f"the largest difference of a loss is {gap:.3g} ({name} of step {step})" if gap else "no loss has another value"
+    )
+
+
+def lasting(record: journal.Record | None) -> dict[str, Any]:
+    """The metrics of a record that do not depend on the clock; none of a record that is missing."""
+    metrics = record["metrics"] if record else {}
+    return {name: value for name, value in metrics.items() if name not in journal.VOLATILE}
+
+
+def other_machine(folder: Path, copy: Path) -> Iterator[str]:
+    """How the machines differ that the two runs say they computed on: device, number format, threads, compiling."""
+    one, other = (next(r for r in journal.read(f) if r["event"] == "start").get("machine", "") for f in (folder, copy))
+    if one != other:
+        yield f"machine: {one} -> {other}"
+
+
+def weights(folder: Path, copy: Path, step: int) -> tuple[bool | None, str]:
+    """Whether the weights of two runs after `step` have the same bits; if not, or None for unknown, with the reason."""
+    from lib import checkpoint  # imports torch, which takes seconds: mistakes are answered before
+
+    paths = [one / "checkpoints" / checkpoint.name(step) for one in (folder, copy)]
+    if not paths[0].exists():
+        return None, f"no weights to compare ({paths[0]} is missing)"
+    one, other = map(checkpoint.load, paths)
+    if one["data"] != other["data"]:
+        return False, "the data is not what the run was trained on"
+    one, other = one["model"], other["model"]
+    if {name: one[name].shape for name in one} != {name: other[name].shape for name in other}:
+        return False, "the models have other weights"
+    wrong = [name for name in one if not same_bits(one[name], other[name])]
+    if not wrong:
+        return True, ""
+    gap = max((one[name].double() - other[name].double()).abs().max().item() for name in wrong)
+    return False, f"{len(wrong)} of {len(one)} weight tensors differ, by {gap:.3g} at most"
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two tensors of the same shape have the same type and bytes."""
+    import torch
+
+    return one.dtype == other.dtype and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other)))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,302 @@
+"""Look at runs in the terminal: list them, show one, compare two, follow one that is being trained, export its metrics.
+
+Everything is read from the runs' folders, so it works for runs of any age and while they are being trained.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from lib import difference, export, files, follow, history, journal, track, view
+from lib.command_line import resolve
+from lib.console import duration
+from lib.errors import UsageError, UserError, run_program
+from lib.history import History
+from lib.run import Identity, newest
+from lib.track.cursor import FOLDER, Cursor, path_of
+
+_SHOWN = ("train_loss", "val_loss", "learning_rate", "sparsity", "tokens_per_second", "grad_norm")
+
+
+def main() -> int:
+    """Run the command that the arguments name; returns the exit code."""
+    args = _parser().parse_args()
+    try:
+        return args.run(args)
+    finally:
+        sys.stdout.flush()  # here, where a reader that went away is no error yet
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Callable, name: str) -> argparse.ArgumentParser:
+        form = argparse.RawDescriptionHelpFormatter
+        first = run.__doc__.split("\n")[0]
+        text = "\n".join(line.removeprefix("    ") for line in run.__doc__.splitlines())
+        sub = commands.add_parser(name, help=first, description=text, formatter_class=form)
+        sub.set_defaults(run=run)
+        return sub
+
+    def one(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("folder", nargs="?", help="folder of the run [the latest in the output folder]")
+        return sub
+
+    sub = command(list_runs, "list")
+    sub.add_argument("words", nargs="*", metavar="FOLDER | NAME=value", help="where the runs are [OUTPUT_DIR]")
+    sub = one(command(show, "show"))
+    sub.add_argument("--all", action="store_true", help="every metric, not only the common ones")
+    sub = command(compare, "compare")
+    sub.add_argument("a", metavar="A", help="folder of a run")
+    sub.add_argument("b", metavar="B", help="folder of another run")
+    sub = one(command(tail, "tail"))
+    sub.add_argument("--wait", action="store_true", help="if the run has ended unfinished, wait for it to be resumed")
+    sub = one(command(export_run, "export"))
+    sub.add_argument("--format", choices=list(export.FORMATS), default="csv", help="[csv]")
+    sub.add_argument("--out", help="file to write; - is standard output [<run>/metrics.<format>]")
+    return parser
+
+
+# ---- list ------------------------------------------------------------------------------------------------------------
+
+
+def list_runs(args: argparse.Namespace) -> int:
+    """List the runs of an output folder and its sweeps, the newest last.
+
+    A run is running, finished, interrupted (it saved and went), diverged, failed or crashed (it went without a word).
+    Speed is the mean of a finished run, and of another one the last that it recorded. Where the output is no terminal,
+    the columns are separated by tabs and numbers are in full.
+    """
+    parent = Path(args.words[0]) if len(args.words) == 1 and "=" not in args.words[0] else None
+    parent = parent or Path(resolve("", args.words)[0]["OUTPUT_DIR"])
+    rows, notes = [], []
+    for folder in history.find(parent):
+        moment, row, note = _row(folder, parent)
+        rows.append((moment, row))
+        notes += [note] if note else []
+    narrow = view.width() < 100
+    loss, sparsity, speed = ("loss", "sparse", "tok/s") if narrow else ("best val loss", "sparsity", "tokens/s")
+    columns = [
+        view.Column(f"{parent}/" if view.terminal() else "run", left=True),
+        view.Column("state", left=True, style=view.colour),
+        view.Column("step"),
+        view.Column(loss, view.loss),
+        view.Column(sparsity, view.percent),
+        view.Column(speed, view.whole),
+        view.Column("age" if view.terminal() else "last record", view.age),
+    ]
+    view.table(columns, [row for _, row in sorted(rows, key=lambda item: item[0])])
+    for note in notes:
+        print(note, file=sys.stderr)
+    return 0
+
+
+def _row(folder: Path, parent: Path) -> tuple[float, list[Any], str]:
+    """When the run last recorded something, its row in the table, and what is wrong with it."""
+    name = str(folder.relative_to(parent) if view.terminal() else folder)
+    moment, trouble = folder.stat().st_mtime, f"{folder / journal.FILE}: has no whole record of a start"
+    try:
+        seen = history.skim(folder)
+        state, moment = history.state(seen, folder), seen.time or moment
+        if state != "damaged":
+            mean = history.summary(folder).get("tokens_per_second") if state == "finished" else None
+            speed = mean or seen.last("tokens_per_second")
+            step = f"{seen.step}" + (f"/{seen.steps}" if seen.steps and state != "finished" else "")
+            return moment, [name, state, step, seen.best(), seen.last("sparsity"), speed, moment], ""
+    except UserError as error:
+        trouble = str(error)
+    return moment, [name, "damaged", None, None, None, None, moment], trouble
+
+
+# ---- show ------------------------------------------------------------------------------------------------------------
+
+
+def show(args: argparse.Namespace) -> int:
+    """Show a run: what it is, options that differ from the defaults, metrics, alerts, and what the trackers have.
+
+    Sparklines have the run's steps from left to right and each metric's own range from bottom to top.
+    """
+    folder = _run(args.folder)
+    seen = history.load(folder)
+    parts = [view.styled(Identity.load(folder).name, "bold"), view.grid(_facts(folder, seen))]
+    if options := history.differing(folder):
+        rows = [(name, *entry) for name, entry in options.items()]
+        parts += [view.heading("options that differ from the defaults"), view.grid(rows)]
+    if metrics := _metrics(seen, args.all):
+        titles = ("", "", "first", "last", "min", "max")
+        parts += [view.heading("metrics"), view.grid(metrics, titles, right=4)]
+    if seen.alerts:
+        rows = [(f"step {r['step']}", ": ".join(filter(None, (r.get("kind"), r.get("message"))))) for r in seen.alerts]
+        parts += [view.heading("alerts"), view.grid(rows)]
+    if deliveries := list(_deliveries(folder, seen)):
+        parts += [view.heading("trackers"), track.table(deliveries)]
+    view.out(*parts)
+    return 0
+
+
+def _run(given: str | None) -> Path:
+    """The folder of the run that the user means; raises UsageError when there is none."""
+    folder = Path(given or newest([]))
+    Identity.load(folder)
+    return folder
+
+
+def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
+    state, identity = history.state(seen, folder), Identity.load(folder)
+    text = f"{state} at step {seen.step}{f' of {seen.steps}' if seen.steps else ''}"
+    text += f", {view.age(seen.time)} ago" if seen.time else ""
+    yield "state", view.styled(text, view.colour(state))
+    if seen.end and seen.end.get("message"):
+        yield "reason", seen.end["message"]
+    yield "folder", str(folder)
+    yield "id", f"{identity.run_id} in project {identity.project}"
+    if seen.sessions:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen.sessions[0]["time"]))
+        resumed = len(seen.sessions) - 1
+        yield "time", f"{duration(seen.seconds())} since {began}" + f", resumed {resumed} x" * bool(resumed)
+        yield "machine", seen.sessions[-1].get("machine", "unknown")
+    if made := history.provenances(folder):
+        torch = made[-1].get("packages", {}).get("torch")
+        yield "host", f"{made[-1].get('host')}, Python {made[-1].get('python')}, torch {torch}"
+        yield "commit", history.code(made[-1])
+    if (best := seen.best()) is not None:
+        yield "best loss", f"{best:.4f} in validation, nats per token"
+    if seen.lost > 0:
+        lines = ", ".join(map(str, journal.damaged(folder)))
+        yield "damaged", f"lines of {journal.FILE} that are passed over: {lines}"
+
+
+def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
+    """Name, sparkline, first, last, lowest and highest value of the metrics to show."""
+    known = seen.names()
+    names = [name for name in _SHOWN if name in known] + [name for name in known if name.startswith("system/")]
+    names += [name for name in known if every and name not in names]
+    series = {name: seen.values(name) for name in names}
+    series = {name: values for name, values in series.items() if name != "sparsity" or any(values.values())}
+    cells = max(8, min(60, view.width() - max(map(len, series), default=0) - 4 * 13)) if view.terminal() else 40
+    rows = []
+    for name, points in series.items():
+        values = list(points.values())
+        finite = [value for value in values if abs(value) < float("inf")]  # not NaN either
+        ends = (values[0], values[-1], min(finite, default=None), max(finite, default=None))
+        rows.append((name, view.sparkline(points, seen.step, cells), *map(view.number, ends)))
+    return rows
+
+
+def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:
+    """How far the trackers are that the run was configured with or delivered to later."""
+    names = {path_of(folder, name).stem: name for name in seen.config.get("tracker", [])}
+    names |= {path.stem: path.stem for path in sorted((folder / FOLDER).glob("*.json")) if path.stem not in names}
+    for name in names.values():
+        command = f"make sync RUN={shlex.quote(str(folder))} TRACKER={name}"
+        try:
+            cursor = Cursor.load(folder, name)
+        except UserError as error:
+            yield track.Delivery(name, "failed", 0, 0, str(error), command)
+            continue
+        alive = files.is_held(folder / FOLDER, path_of(folder, name, "lock").name)
+        state = cursor.state if alive or cursor.state in ("finished", "failed") else "stopped"
+        yield track.Delivery(name, state, cursor.rows, cursor.pending(folder), cursor.message or cursor.note, command)
+
+
+# ---- compare ---------------------------------------------------------------------------------------------------------
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare two runs: what differs in configuration, code, versions and machine, and what came of it.
+
+    The validation losses are ranked only at equal budget: same data, model, schedule, tokens and evaluation. To tell
+    methods from chance takes several seeds, for which there are sweeps: make sweep.
+    """
+    if not (args.a and args.b):  # make's A or B was not given
+        raise UsageError("name two runs, such as: make compare A=runs/one B=runs/two")
+    a, b = (difference.Side.load(Path(name)) for name in (args.a, args.b))
+    parts = [view.grid([("A", str(a.folder), _state(a)), ("B", str(b.folder), _state(b))])]
+    sections = {
+        "configuration": difference.options(a, b),
+        "code": difference.code(a, b),
+        "versions": difference.versions(a, b),
+        "machine": difference.machine(a, b),
+    }
+    for title, pairs in sections.items():
+        if pairs:
+            rows = [(name, *map(_text, pair)) for name, pair in pairs.items()]
+            parts += [view.heading(title), view.grid(rows, ("", "A", "B"))]
+    if same := [title for title, pairs in sections.items() if not pairs]:
+        parts += [view.styled(f"\nthe same: {', '.join(same)}", "dim")]
+    reasons = list(difference.unequal(a, b))
+    parts += [view.heading("result"), view.grid(_results(a, b, not reasons), ("", "A", "B", "B - A"), right=3)]
+    ranks = f"Unequal budgets, so neither is ranked: {'; '.join(reasons)}." if reasons else difference.verdict(a, b)
+    view.out(*parts, "", "\n".join([ranks, *difference.notes(a, b)]))
+    return 0
+
+
+def _state(side: difference.Side) -> str:
+    return f"{history.state(side.history, side.folder)} at step {side.history.step}"
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value) or '""'
+
+
+def _results(a: difference.Side, b: difference.Side, comparable: bool) -> Iterator[tuple[str, ...]]:
+    """Name, both values and, of losses at equal budget, the difference."""
+    one, other = a.results(), b.results()
+    pairs = {name: (one[name], other[name]) for name in one}
+    if found := difference.common_loss(a, b):
+        step, *losses = found
+        pairs[f"val loss at step {step}"] = tuple(losses)
+    for name, (one, other) in pairs.items():
+        if one is None and other is None:
+            continue
+        show = {"seconds": duration, "tokens/s": view.whole}.get(name, view.number)
+        far = f"{other - one:+.4f}" if "loss" in name and comparable and None not in (one, other) else ""
+        yield name.replace("seconds", "time"), *("-" if v is None else show(v) for v in (one, other)), far
+
+
+# ---- tail ------------------------------------------------------------------------------------------------------------
+
+
+def tail(args: argparse.Namespace) -> int:
+    """Follow a run until it ends, as its trainer shows it; Ctrl-C leaves, and the run goes on.
+
+    On a terminal, evaluations and alerts are lines above a progress bar; elsewhere every record is a line. It begins
+    with the last ten. The exit code is 0 when the run is finished and after Ctrl-C, else 1.
+    """
+    return follow.follow(_run(args.folder), args.wait)
+
+
+# ---- export ----------------------------------------------------------------------------------------------------------
+
+
+def export_run(args: argparse.Namespace) -> int:
+    """Write a run's metrics as a table: a row per step, with its training, evaluation and system metrics.
+
+    Each step is there once, as it is in force after resumes; `time` is that of its first record, in unix seconds. What
+    is no number is NaN, Infinity or -Infinity: as such in CSV, as a number in Parquet, as a string in JSON, which knows
+    none. What a step lacks is empty in CSV, null in Parquet and left out in JSON.
+    """
+    folder = _run(args.folder)
+    table = export.table(history.load(folder))
+    if not table.rows:
+        raise UserError(f"{folder}: has no metrics yet; export it when it has made some steps")
+    if args.out == "-":
+        if args.format == "parquet":
+            raise UsageError("parquet is no text; name a file to write, as in OUT=metrics.parquet")
+        export.FORMATS[args.format](table, sys.stdout.buffer)
+        return 0
+    path = Path(args.out or folder / f"metrics.{args.format}")
+    export.write(table, args.format, path)
+    print(f"{path}: {len(table.rows):,} steps, {len(table.columns)} columns")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

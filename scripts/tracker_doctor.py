@@ -1,0 +1,180 @@
+"""Look at what each tracker needs, without a run: its package, storage, keys, network; the last line says what to do.
+
+Every tracker is examined in a process of its own with the options of .config, as it would be used in a run. The exit
+code is 0 when every tracker that was named can be used, or, when none was, every one that is installed; else 1.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from lib import command_line
+from lib.console import say
+from lib.errors import run_program
+from lib.track import registry
+from lib.track.tracker import Finding
+
+_SECONDS = 60  # for all trackers together; what each does on the network, it limits to a few
+_FREE = 100e6  # bytes that a run's folder should find on the disk
+
+Findings = Mapping[str, list[Finding]]
+
+
+def main() -> int:
+    """Examine trackers and show what was found; returns 0 if they can be used, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="trackers, such as trackio wandb [every one there is]")
+    args = parser.parse_args()
+    schema, _ = command_line.resolve("", [])
+    if args.names:
+        schema.override([("TRACKER", ",".join(args.names), "tracker-doctor")])
+    asked = [name for name in schema["TRACKER"] if name != "all"] if args.names else []
+    configurations = {}
+    for name in asked or registry.known():
+        schema.override([("TRACKER", name, "tracker-doctor")])
+        configurations[name] = schema.values()
+    found = {"espalier": general(Path(schema["OUTPUT_DIR"])), **examine(configurations)}
+    show(found)
+    wanted = {name: rows for name, rows in found.items() if name in asked or not any(map(absent, rows))}
+    broken = {name: rows for name, rows in wanted.items() if not all(row.good for row in rows)}
+    say(advice(sorted(wanted.keys() - broken.keys() - {"espalier"}), broken))
+    return 1 if broken else 0
+
+
+def absent(row: Finding) -> bool:
+    """Whether it says that a tracker is not installed, which is no fault of one that nobody asked for."""
+    return row.what == "package" and not row.good
+
+
+# ---- examining -------------------------------------------------------------------------------------------------------
+
+
+def general(runs: Path) -> list[Finding]:
+    """What all trackers need: a folder for the runs that can be written and has room."""
+    return [Finding("Python", f"{platform.python_version()} at {sys.executable}", True), folder(runs)]
+
+
+def folder(path: Path) -> Finding:
+    """Whether files can be made in a folder, or in the one that it will be made in; one is made and deleted."""
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".tracker-doctor-") as file:
+            file.write(bytes(4096))
+            file.flush()
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        return Finding("runs", f"{there}: cannot be written: {error.strerror}", False)
+    return Finding("runs", f"{path.absolute()}: writable, {free / 1e9:,.1f} GB free", free > _FREE)
+
+
+def examine(configurations: Mapping[str, dict[str, Any]]) -> Findings:
+    """What is found of each tracker; one that raises, crashes or hangs is found to do so."""
+    context, children = multiprocessing.get_context("spawn"), {}
+    for name, config in configurations.items():
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_child, args=(theirs, name, config), daemon=True)
+        child.start()
+        theirs.close()
+        children[name] = child, ours
+    deadline, found = time.monotonic() + _SECONDS, {}
+    for name, (child, pipe) in children.items():
+        if not pipe.poll(max(0.0, deadline - time.monotonic())):
+            child.kill()
+            found[name] = [Finding("examination", f"no answer within {_SECONDS} s", False)]
+            continue
+        try:
+            found[name] = pipe.recv()
+        except EOFError:
+            child.join()
+            found[name] = [Finding("examination", f"its process ended with exit code {child.exitcode}", False)]
+    return found
+
+
+def _child(pipe: Connection, name: str, config: dict[str, Any]) -> None:
+    """Examine one tracker; what its library prints is not part of the table."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    rows = []
+    try:
+        rows.append(package(name))
+        look = getattr(registry.module(name.partition(":")[0]), "examine", None) if rows[0].good else None
+        rows += [Finding(str(row.what), str(row.found), bool(row.good)) for row in (look(config) if look else [])]
+    except Exception as error:  # a tracker may raise anything
+        text = " ".join(str(error).split()) or "no reason given"
+        rows.append(Finding("examination", f"failed: {type(error).__name__}: {text[:300]}", False))
+    pipe.send(rows)
+
+
+def package(name: str) -> Finding:
+    """The versions of the packages that a tracker needs, or what is missing and how to install it."""
+    if text := registry.problem(name):
+        return Finding("package", text.removeprefix(f"tracker {name}: "), False)
+    if entry := registry.plugins().get(name):
+        return Finding("package", f"{entry.dist.name} {entry.dist.version}, a plug-in", True)
+    base = name.partition(":")[0]
+    library = getattr(registry.module(base), "MODULE", None)
+    if not library:
+        return Finding("package", "needs none", True)
+    wanted = registry.requirements(base, library)
+    there = {one.name.lower(): f"{one.name} {one.version}" for one in metadata.distributions()}
+    versions = {text: there.get(re.split(r"[^\w.-]", text)[0].lower()) for text in wanted}
+    if lacking := [text for text in wanted if not versions[text]]:
+        return Finding("package", f"not whole; run: {sys.executable} -m pip install {' '.join(lacking)}", False)
+    return Finding("package", ", ".join(versions.values()), True)
+
+
+# ---- showing ---------------------------------------------------------------------------------------------------------
+
+
+def show(found: Findings) -> None:
+    """A table on a terminal; elsewhere aligned lines, whole however long."""
+    rows = [(name, row.what, mark(row), row.found) for name in found for row in found[name]]
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:3]
+        for row in rows:
+            say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("tracker", "what", "", "found", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[3].overflow = "fold"
+    for number, (name, what, good, text) in enumerate(rows):
+        first = not number or rows[number - 1][0] != name
+        style = {"ok": "green", "absent": "dim"}.get(good, "bold red")
+        table.add_row(Text(name if first else "", "bold"), what, Text(good, style), Text(text))
+    Console().print(table)
+
+
+def mark(row: Finding) -> str:
+    """What a finding amounts to, in a word."""
+    return "ok" if row.good else "absent" if absent(row) else "BAD"
+
+
+def advice(good: list[str], broken: Findings) -> str:
+    """What to do, in a line."""
+    usable = f"make train TRACKER={','.join(good)}" if good else ""
+    if not broken:
+        return f"all is well: {usable}" if good else "no tracker is installed: make train TRACKER=none works without"
+    todo = "; ".join(f"{name}: {row.what}: {row.found}" for name in broken for row in broken[name] if not row.good)
+    return f"to do: {todo}" + (f"; meanwhile: {usable}" if usable and "espalier" not in broken else "")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,75 @@
+"""What differs between two runs, and when neither is ranked."""
+
+import json
+import math
+
+import pytest
+
+from lib import difference
+from tests.runs import ended, evaluated, trained, write
+
+
+@pytest.fixture
+def side(tmp_path):
+    """Make a run named `name` with these options and validation losses at steps 2 and 4, and load it."""
+
+    def make(name, losses=(2.0, 1.0), steps=(1, 2, 3, 4), made=None, **options):
+        events = [*trained(*steps), *(evaluated(step, loss) for step, loss in zip((2, 4), losses, strict=False))]
+        folder = write(tmp_path / name, *events, ended(steps[-1], final_val_loss=losses[-1], total_time_seconds=3.0))
+        entries = {key: {"value": value, "source": "default"} for key, value in options.items()}
+        provenance = {"commit": "abc", "python": "3.11", "packages": {"torch": "2.13"}, "host": "here", **(made or {})}
+        (folder / "provenance.json").write_text(json.dumps({"options": entries, **provenance}))
+        return difference.Side.load(folder)
+
+    return make
+
+
+def test_runs_at_equal_budget_are_ranked(side):
+    a, b = side("a", OPTIMIZER="adam"), side("b", (2.0, 0.75), OPTIMIZER="sgd", SGD_MOMENTUM="0.9")
+    assert difference.options(a, b) == {"OPTIMIZER": ("adam", "sgd"), "SGD_MOMENTUM": ("-", "0.9")}
+    assert list(difference.unequal(a, b)) == []
+    assert list(difference.notes(a, b)) == []
+    assert difference.verdict(a, b) == (
+        "Equal budgets: at step 4 B has the lower validation loss, by 0.2500 nats per token."
+    )
+    assert a.results() == {
+        "final val loss": 1.0, "best val loss": 1.0, "sparsity": 0.0, "steps": 4, "tokens": 256, "seconds": 3.0,
+        "tokens/s": 100.0,
+    }  # fmt: skip
+
+
+def test_unequal_budgets_are_named(side):
+    a = side("a", MAX_ITERS="4", EVAL_SAMPLES="8", DATASET="stdlib", THREADS="1", WEIGHT_DECAY="0")
+    b = side("b", (2.5,), (1, 2), MAX_ITERS="2", EVAL_SAMPLES="9", DATASET="files", THREADS="2", WEIGHT_DECAY="1")
+    assert list(difference.unequal(a, b)) == [
+        "MAX_ITERS is 4 and 2", "EVAL_SAMPLES is 8 and 9", "DATASET is stdlib and files",
+        "256 and 128 tokens were trained",
+    ]  # fmt: skip
+    assert difference.common_loss(a, b) == (2, 2.0, 2.5)
+
+
+def test_an_option_that_is_no_longer_known_counts(side):
+    assert list(difference.unequal(side("a", GONE="1"), side("b", GONE="2"))) == ["GONE is 1 and 2"]
+
+
+def test_what_else_differs_is_said(side):
+    a = side("a", SEED="1", LEARNING_RATE="0.1")
+    b = side(
+        "b", SEED="2", LEARNING_RATE="0.2", made={"host": "there", "python": "3.12", "packages": {"torch": "2.14"}}
+    )
+    assert difference.versions(a, b) == {"python": ("3.11", "3.12"), "torch": ("2.13", "2.14")}
+    assert difference.machine(a, b) == {"host": ("here", "there")}
+    assert difference.code(a, b) == {}
+    assert list(difference.unequal(a, b)) == []
+    assert list(difference.notes(a, b)) == [
+        "Not the same: LEARNING_RATE. That compares methods only if each was tuned alike.",
+        "The seeds differ, and so do data order and first weights: part of the difference is chance.",
+        "Code or versions differ, which alone can change losses.",
+        "The machine or its use differs, so the times do not compare.",
+    ]
+
+
+def test_what_cannot_be_ranked(side):
+    good, bad = side("a"), side("b", (2.0, math.nan))
+    assert difference.verdict(good, bad) == "At step 4 a validation loss is no number, so neither is ranked."
+    assert difference.verdict(good, good) == "Equal budgets, and the same validation loss at step 4."

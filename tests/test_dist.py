@@ -1,0 +1,223 @@
+"""Several processes, one run: real torchrun jobs, SLURM's variables, kills, signals, and the losses of one process."""
+
+import itertools
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gpt2 import data, prepare_data
+from lib import checkpoint, journal, run
+from lib.errors import UsageError
+from lib.launch import Launch
+from tests.training import ROOT, TEXT, arguments, losses, schema, train
+
+WORDS = arguments(dropout=0, batch_size=1, gradient_accumulation=8, eval_samples=6)
+TRAIN = str(ROOT / "gpt2" / "train.py")
+STEPS = {"train": list(range(1, 41)), "eval": [0, 10, 20, 30, 40]}
+
+
+def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen:
+    """Start a program in `folder`, which gets the corpus and a place for trackio."""
+    (folder / "corpus.txt").write_text(TEXT)
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, "TRACKIO_DIR": str(folder / "trackio"), "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def torchrun(folder: Path, *words: str, job: str = "mine") -> subprocess.Popen:
+    """Start a job of two ranks."""
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", job]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous, TRAIN, *words]
+    return start(folder, command)
+
+
+def srun(folder: Path, *words: str, second: list[str] | None = None) -> list[subprocess.Popen]:
+    """Start two tasks as srun would, the second with more words."""
+    common = {
+        "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "localhost",
+    }  # fmt: skip
+    return [
+        start(folder, [TRAIN, *words, *more], **common, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        for rank, more in (("0", []), ("1", second or []))
+    ]
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    """What a job printed; fails when its exit code is not `code`."""
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Return once the journal has a training step at or beyond `step`."""
+    deadline = time.monotonic() + 60
+    while not (folder / "journal.jsonl").exists() or max(losses(folder), default=0) < step:
+        assert time.monotonic() < deadline, "the run did not get that far"
+        time.sleep(0.005)
+
+
+def ranks_of(job: subprocess.Popen) -> dict[str, psutil.Process]:
+    """The processes of a job, by rank."""
+    found = {process.environ().get("RANK"): process for process in psutil.Process(job.pid).children()}
+    return {rank: process for rank, process in found.items() if rank}
+
+
+def assert_one_run(folder: Path) -> Path:
+    """The only run in `folder`, with each event in its journal once."""
+    [found] = (folder / "runs").iterdir()
+    records = [record for record in journal.read(found) if record["event"] in STEPS]
+    for event, steps in STEPS.items():
+        assert [record["step"] for record in records if record["event"] == event] == steps
+    return found
+
+
+def assert_same_course(one: Path, other: Path, tolerance: float) -> None:
+    """The same events with losses that differ by `tolerance` at most."""
+    mine, theirs = journal.history(one), journal.history(other)
+    assert mine.keys() == theirs.keys()
+    for key, record in mine.items():
+        for name in {"train_loss", "val_loss", "grad_norm"} & record["metrics"].keys():
+            assert record["metrics"][name] == pytest.approx(theirs[key]["metrics"][name], abs=tolerance), (key, name)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A run of two ranks that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("pair")
+    output = finish(torchrun(folder, *WORDS, "--tracker", "trackio"))
+    assert output.count("run folder") == 2  # before and after, by one rank
+    return folder
+
+
+def test_two_ranks_make_one_run_with_the_losses_of_one_process(pair, tmp_path):
+    train(tmp_path, *WORDS)
+    assert_same_course(assert_one_run(pair), tmp_path / "runs/run", 1e-5)
+
+
+def test_two_ranks_are_one_run_to_a_tracker(pair):
+    [database] = (pair / "trackio").glob("*.db")
+    rows = sqlite3.connect(database).execute("select run_id, log_id from metrics").fetchall()
+    identity = run.Identity.load(pair / "runs/run")
+    assert {run_id for run_id, _ in rows} == {identity.run_id}
+    wanted = [(event, step) for event, steps in STEPS.items() for step in steps] + [("finish", 40)]
+    assert Counter(log_id for _, log_id in rows) == Counter(f"{identity.run_id}-{e}-{s}" for e, s in wanted)
+
+
+def test_a_killed_job_goes_on_when_it_is_started_again(pair, tmp_path):
+    job = torchrun(tmp_path, *WORDS)
+    wait_for_step(tmp_path / "runs/run", 14)
+    for process in [*ranks_of(job).values(), psutil.Process(job.pid)]:
+        process.kill()
+    job.communicate()
+    (tmp_path / "alone").mkdir()
+    shutil.copytree(tmp_path / "runs", tmp_path / "alone/runs")
+    shutil.copytree(tmp_path / "data", tmp_path / "alone/data")
+
+    output = finish(torchrun(tmp_path, *WORDS))
+    assert "runs/run was begun by this torchrun job, mine; another TRACKER_RUN_NAME begins another\n" in output
+    assert_same_course(assert_one_run(tmp_path), pair / "runs/run", 0)
+    assert "runs/run is finished: see runs/run/summary.json" in finish(torchrun(tmp_path, *WORDS))
+
+    output = train(tmp_path / "alone", "--resume", "runs/run")  # the number of ranks may change
+    assert "resuming runs/run after step 10" in output
+    assert_same_course(tmp_path / "alone/runs/run", pair / "runs/run", 1e-5)
+
+
+def test_tasks_of_slurm_make_one_run(pair, tmp_path):
+    first, second = srun(tmp_path, *WORDS)
+    assert "run folder" in finish(first)
+    assert finish(second) == ""
+    assert_same_course(assert_one_run(tmp_path), pair / "runs/run", 0)
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
+    tasks = srun(tmp_path, *WORDS, "--max-iters", "100000", "--dropout", "0.1")
+    wait_for_step(tmp_path / "runs/run", 5)
+    tasks[1].send_signal(signal.SIGTERM)
+    output = finish(tasks[0], 143)
+    finish(tasks[1], 143)
+    [end] = [record for record in journal.read(tmp_path / "runs/run") if record["event"] == "finish"]
+    assert end["status"] == "interrupted"
+    assert f"stopped after step {end['step']}; continue with: make resume RUN=runs/run" in output
+    assert checkpoint.find(tmp_path / "runs/run/checkpoints")[-1].name == checkpoint.name(end["step"])
+
+
+def test_a_rank_that_dies_is_one_sentence_to_the_others(tmp_path):
+    tasks = srun(tmp_path, *WORDS, "--max-iters", "100000")
+    wait_for_step(tmp_path / "runs/run", 5)
+    tasks[1].kill()
+    tasks[1].communicate()
+    output = finish(tasks[0], 1)
+    assert "error: rank 0 has lost the others of its run (" in output
+    assert "Traceback" not in output
+
+
+def test_ranks_that_disagree_do_not_train(tmp_path):
+    tasks = srun(tmp_path, *WORDS, second=["--learning-rate", "0.004"])
+    for task in tasks:
+        output = finish(task, 2)
+        assert "ranks 0 and 1 of one run differ: LEARNING_RATE is 0.003 and 0.004; start all with the same\n" in output
+    assert not (tmp_path / "runs/run/journal.jsonl").read_text()
+
+
+def test_micro_batches_are_shared_evenly_or_not_at_all(tmp_path):
+    def options(batch_size, gradient_accumulation):
+        made = schema(tmp_path, batch_size=batch_size, gradient_accumulation=gradient_accumulation)
+        return made.bind(data.DataOptions)
+
+    data.check_shares(options(4, 8), 4)
+    advice = {
+        (12, 1, 2): "set GRADIENT_ACCUMULATION=2 BATCH_SIZE=6, which learns the same",
+        (4, 6, 4): "set GRADIENT_ACCUMULATION=8 BATCH_SIZE=3, which learns the same",
+        (1, 3, 2): "set a multiple of 2, such as GRADIENT_ACCUMULATION=4",
+    }
+    for (batch, micro, ranks), what in advice.items():
+        with pytest.raises(
+            UsageError, match=f"^GRADIENT_ACCUMULATION={micro}: cannot be shared by {ranks} ranks evenly"
+        ):
+            data.check_shares(options(batch, micro), ranks)
+        with pytest.raises(UsageError, match=what):
+            data.check_shares(options(batch, micro), ranks)
+
+
+def test_every_validation_window_is_some_ranks(tmp_path):
+    configured = schema(tmp_path, batch_size=2, eval_samples=7)
+    prepare_data.ensure(configured)
+    made = data.load(configured.bind(data.DataOptions))
+    shares = [[row.tolist() for x, _ in made.val_batches(rank, 3) for row in x] for rank in range(3)]
+    assert list(map(len, shares)) == [3, 2, 2]
+    assert sorted(itertools.chain(*shares)) == sorted(row.tolist() for x, _ in made.val_batches() for row in x)
+
+
+def test_a_job_has_one_id_per_name_and_folder(tmp_path):
+    def job_id(folder="runs", name="", job="7", launcher="slurm"):
+        return run.job_id(run.RunOptions(str(folder), "", name, "adamw"), Launch(launcher, 0, 2, 0, job, ""))
+
+    assert job_id() == job_id() and len(job_id()) == 12
+    assert len({job_id(), job_id(name="b"), job_id(tmp_path), job_id(job="8"), job_id(launcher="ray")}) == 5
+    assert job_id(job="") == ""
+
+
+def test_a_run_is_found_by_its_id_among_damaged_ones(tmp_path):
+    options = run.RunOptions(str(tmp_path), "", "mine", "adamw")
+    folder, identity = run.create(options, "0123456789ab")
+    assert identity.run_id == "0123456789ab"
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_bytes(b"\xff{")
+    assert run.find(str(tmp_path), "0123456789ab") == folder
+    assert run.find(str(tmp_path), "ba9876543210") is None

@@ -1,0 +1,153 @@
+"""Faults made for real: disks that fill up or are read-only, databases that are locked, processes that are killed."""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lib import journal
+from lib.track.cursor import path_of
+from tests import training
+from tests.disk import disk, fill
+from tests.tracking import assert_trackio_holds, run, same, state, sync, train
+from tests.training import arguments, losses
+
+__all__ = ["disk", "run"]  # fixtures
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, disk):
+    """When there is room again, the run goes on and has every step once, as if nothing had happened."""
+    options = {"max_iters": 600, "checkpoint_interval": 0, "eval_interval": 0, "output_dir": disk("size=16m")}
+    process = training.start(tmp_path, *arguments(**options))
+    run = tmp_path / "disk" / "run"
+    while not (run / "journal.jsonl").exists() or len(list(journal.read(run))) < 5:
+        time.sleep(0.01)
+    fill(tmp_path / "disk")
+    output = process.communicate(timeout=60)[0]
+    before = list(journal.read(run))
+    last = before[-1]["step"]
+    assert (process.returncode, 3 < last < 600) == (1, True)
+    wanted = f"error: {run}/journal.jsonl: step {last + 1} cannot be recorded: No space left on device; free space\n"
+    assert wanted in output and "Traceback" not in output
+    disk("size=32m")
+    training.train(tmp_path, "--resume", str(run))
+    assert list(journal.read(run))[: len(before)] == before
+    assert journal.damaged(run) == []
+    assert list(losses(run)) == list(range(1, 601))
+    training.train(tmp_path, *arguments(**options | {"output_dir": "elsewhere"}))
+    assert losses(run) == losses(tmp_path / "elsewhere" / "run")
+
+
+# ---- trackers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_trackers_disk_is_its_own_trouble_and_is_made_up_for(run, disk, monkeypatch, fault):
+    """The others have everything, the end says what is pending, and once there is room `sync` delivers it."""
+    folder = disk("size=4m")
+    monkeypatch.setenv("TRACKIO_DIR", str(folder))
+    fill(folder) if fault == "full" else disk("ro")
+    output = train(run, "trackio,csv")
+    assert "csv       finished  25 rows delivered" in output
+    assert "trackio   failed    0 rows delivered, 25 pending" in output
+    assert f"deliver the rest with: make sync RUN={run}" in output
+    (folder / "filler").unlink(missing_ok=True) if fault == "full" else disk("rw")
+    done = sync(run)
+    assert (done.returncode, "trackio   finished  25 rows delivered" in done.stdout) == (0, True), done.stdout
+    assert_trackio_holds(run)
+
+
+def test_a_locked_database_is_waited_for_or_made_up_for(run):
+    train(run, "trackio", end=5)
+    path = Path(os.environ["TRACKIO_DIR"]) / "demo.db"
+    other = sqlite3.connect(path)
+    other.execute("begin exclusive")
+    output = train(run, "trackio,csv", first=5, deadline=0.5)
+    assert "csv       finished  26 rows delivered" in output
+    other.rollback()
+    other.close()
+    deadline = time.monotonic() + 60
+    while state(run, "trackio").state not in ("finished", "failed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert sync(run).returncode == 0
+    assert_trackio_holds(run)
+
+
+# ---- kills -----------------------------------------------------------------------------------------------------------
+
+KILLS = 20
+TRACKERS = ("trackio", "wandb", "tensorboard")
+
+
+def test_a_run_killed_at_twenty_instants_is_whole_in_its_journal_and_in_every_tracker(tmp_path, monkeypatch):
+    """`kill -9` of the trainer, every second time of the trackers' processes too, then the same run goes on."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "storage"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run, chance, kills = tmp_path / "runs" / "run", random.Random(5), 0
+    words = arguments(
+        tracker=",".join(TRACKERS), max_iters=1500, checkpoint_interval=20, log_interval=5, eval_interval=50,
+        sample_tokens=0, system_metrics_interval=0.5, pruning_method="magnitude", pruning_interval=100,
+    )  # fmt: skip
+    while kills < KILLS:
+        process = _start(tmp_path, words if not (run / ".config").exists() else ["--resume", str(run)])
+        time.sleep(chance.uniform(0.2, 4.0))
+        if process.poll() is not None:
+            break  # a fast machine is through before
+        process.kill()
+        if kills % 2:
+            _kill_lanes(run)
+        process.communicate()
+        kills += 1
+    process = _start(tmp_path, ["--resume", str(run)])
+    output = process.communicate(timeout=300)[0]
+    assert (process.returncode, kills > KILLS // 2) == (0, True), output
+    assert list(losses(run)) == list(range(5, 1501, 5))
+    evaluated = [record["step"] for record in journal.read(run) if record["event"] == "eval"]
+    assert evaluated == list(range(0, 1501, 50))
+    assert journal.damaged(run) == []
+    for _ in range(2):  # the second time there is nothing to deliver
+        done = sync(run)
+        assert done.returncode == 0, done.stdout
+        _assert_every_tracker_holds(run, tmp_path / "storage")
+
+
+def _start(folder, words):
+    (folder / "corpus.txt").write_text(training.TEXT)
+    command = [sys.executable, str(training.ROOT / "gpt2" / "train.py"), *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _kill_lanes(run):
+    for name in TRACKERS:
+        lock = path_of(run, name, "lock")
+        if lock.exists() and (pid := lock.read_text().strip()):
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _assert_every_tracker_holds(run, storage):
+    """Each backend's own reader finds every (event, step, metric) of the journal once, with its value."""
+    import test_tracking
+
+    wanted: dict[tuple[str, int, str], float] = {}
+    for record in journal.read(run):
+        if record["event"] in ("train", "eval", "system", "finish"):
+            for metric, value in journal.numbers(record).items():
+                wanted.setdefault((record["event"], record["step"], metric), value)
+    assert any(event == "system" for event, *_ in wanted)
+    for name in TRACKERS:
+        found = test_tracking.READERS[name](run, storage)
+        assert Counter(row[:3] for row in found.rows) == Counter(wanted.keys()), name
+        for event, step, metric, value in found.rows:
+            assert same({"": value}, {"": found.number(wanted[event, step, metric])}), (name, event, step, metric)

@@ -1,0 +1,118 @@
+"""What a run's folder tells: state, metrics in force, and what it was made with."""
+
+import json
+import math
+
+import pytest
+
+from lib import files, history, journal
+from lib.errors import UsageError, UserError
+from tests.runs import NOON, ended, evaluated, trained, write
+
+
+def test_a_whole_run(tmp_path):
+    events = [evaluated(0, 5.0), *trained(1, 2), evaluated(2, 3.5), ended(2, total_time_seconds=9.5)]
+    seen = history.load(write(tmp_path / "a", *events))
+    assert (seen.step, seen.steps, seen.best(), seen.seconds(), seen.lost) == (2, 40, 3.5, 9.5, 0)
+    assert seen.time == NOON + 5
+    assert (seen.last("tokens"), seen.last("nothing")) == (128, None)
+    assert seen.values("val_loss") == {0: 5.0, 2: 3.5}
+    assert history.state(seen, tmp_path / "a") == "finished"
+
+
+def test_what_is_in_force_is_what_the_journal_says(tmp_path):
+    changed = ("resume", 2, {}, {"changed": {"MAX_ITERS": ["40", "3"]}, "config": {"max_iters": 3}})
+    alike = ("resume", 1, {}, {"changed": {}, "config": {"max_iters": 40}})
+    folder = write(tmp_path / "a", *trained(1, 2, 4), evaluated(4, 1.0), alike, *trained(2), changed, *trained(3))
+    seen = history.load(folder)
+    assert seen.rows == journal.history(folder)
+    assert (seen.step, seen.steps, seen.best()) == (3, 3, None)  # the loss at step 4 was taken back
+    assert seen.seconds() == 4 + 1 + 1  # of the three sessions, without what was between them
+
+
+def test_skimming_tells_the_same_of_the_run(tmp_path):
+    system = ("system", 2, {"system/gpu0/power": 70.5}, {})
+    folder = write(
+        tmp_path / "a", evaluated(0, 5.0), *trained(1, 2), system, evaluated(2, 3.5), ("alert", 2, {}, {"message": "x"})
+    )
+    whole, skimmed = history.load(folder), history.skim(folder)
+    for name in ("step", "steps", "time", "config", "alerts", "end"):
+        assert getattr(skimmed, name) == getattr(whole, name), name
+    assert (skimmed.best(), skimmed.last("tokens")) == (whole.best(), whole.last("tokens")) == (3.5, 128)
+
+
+def test_nan_is_no_best_loss(tmp_path):
+    seen = history.load(write(tmp_path / "a", evaluated(0, math.nan), evaluated(1, 2.0), evaluated(2, math.inf)))
+    assert seen.best() == 2.0
+
+
+def test_states(tmp_path):
+    for status in ("finished", "interrupted", "diverged", "failed"):
+        folder = write(tmp_path / status, *trained(1), ended(1, status), ("alert", 1, {}, {"message": "it ended"}))
+        assert history.state(history.load(folder), folder) == status
+    went_on = write(tmp_path / "b", *trained(1), ended(1, "interrupted"), ("resume", 1, {}, {"changed": {}}))
+    assert history.state(history.skim(went_on), went_on) == "crashed"
+    with files.held(went_on, "training"):
+        assert history.state(history.skim(went_on), went_on) == "running"
+    new = write(tmp_path / "new")
+    (new / "journal.jsonl").unlink()
+    assert history.state(history.load(new), new) == "crashed"
+    with files.held(new, "training"):
+        assert history.state(history.load(new), new) == "starting"
+
+
+def test_damaged_lines_are_passed_over_and_counted(tmp_path):
+    folder = write(tmp_path / "a", *trained(1, 2, 3), evaluated(3, 2.0))
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"\xff\x00 junk\n", lines[3], lines[4], b'{"seq":5,"event":"eval","st']))
+    seen = history.load(folder)
+    assert (seen.lost, journal.damaged(folder), list(seen.values("train_loss"))) == (1, [3], [1, 3])
+    assert history.skim(folder).best() == 2.0  # the half line at the end is still being written
+    path.write_bytes(b"\xff junk\n" * 9)
+    assert history.state(history.skim(folder), folder) == "damaged"
+
+
+def test_what_is_no_run_is_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match=r"there is no run in this folder \(run.json is missing\)$"):
+        history.load(tmp_path)
+    write(tmp_path / "a")
+    (tmp_path / "a/run.json").write_text("{")
+    with pytest.raises(UserError, match="the run's identity cannot be read"):
+        history.skim(tmp_path / "a")
+
+
+def test_runs_are_found_with_those_of_sweeps(tmp_path):
+    for name in ("a", "few/dense-seed1", "few/half-seed1"):
+        write(tmp_path / name)
+    write(tmp_path / "a/inner")  # in a run's own folder there are no others
+    (tmp_path / "not-a-run").mkdir()
+    assert [str(path.relative_to(tmp_path)) for path in history.find(tmp_path)] == [
+        "a", "few/dense-seed1", "few/half-seed1",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"there is no run in this folder yet; start one with make train$"):
+        history.find(tmp_path / "not-a-run")
+
+
+def test_options_come_from_where_they_were_set_first(tmp_path):
+    first = {"SEED": {"value": "7", "source": "--seed"}, "OPTIMIZER": {"value": "sgd", "source": ".config:3"}}
+    then = {
+        "SEED": {"value": "7", "source": "runs/a/.config:9"},
+        "OPTIMIZER": {"value": "adam", "source": "--optimizer"},
+    }
+    latest = then | {"OPTIMIZER": {"value": "adam", "source": "runs/a/.config:3"}}
+    for name, options in (("", first), ("-9", then), ("-10", latest)):
+        (tmp_path / f"provenance{name}.json").write_text(json.dumps({"options": options}))
+    (tmp_path / "defconfig").write_text("CONFIG_SEED=7\nCONFIG_OPTIMIZER_ADAM=y\nCONFIG_GONE=1\n# a comment\n")
+    assert history.options(tmp_path) == {"SEED": ("7", "--seed"), "OPTIMIZER": ("adam", "--optimizer")}
+    assert list(history.differing(tmp_path)) == ["SEED", "OPTIMIZER", "GONE"]
+
+
+def test_code_has_a_name():
+    made = {"commit": "0123456789abcdef", "uncommitted_changes": None}
+    assert history.code(made) == "0123456789"
+    assert (
+        history.code(made | {"uncommitted_changes": {"sha256": "feedbeef"}})
+        == "0123456789 with uncommitted changes feedbe"
+    )
+    assert history.code({"commit": None}) == "unknown"

@@ -1,0 +1,84 @@
+"""Which process this is: what each launcher says, and what contradicts itself."""
+
+import sys
+import types
+
+import pytest
+
+from lib import launch
+from lib.command_line import unconfigured
+from lib.errors import UsageError
+from lib.launch import ALONE, Launch, found
+
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "my-run-42",
+}  # fmt: skip
+SLURM = {
+    "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "4711", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[07-09,12],login1",
+}  # fmt: skip
+
+
+def test_without_a_launcher_a_process_is_alone():
+    assert found({}) == ALONE
+    assert found({"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == ALONE  # a batch script
+
+
+def test_torchrun_says_it_in_its_environment():
+    assert found(TORCHRUN) == Launch("torchrun", 3, 4, 1, "my-run-42", "env://")
+    assert found(TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"}).job == ""
+    assert found({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}).size == 1
+
+
+def test_slurm_says_it_to_what_srun_starts():
+    assert found(SLURM) == Launch("slurm", 3, 4, 1, "4711.0", "tcp://gpu07:29748")
+    assert found(SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "1"}).address == "tcp://b:1"
+    for nodes, first in (("one", "one"), ("r[1-2]n[3,5]x,r7", "r1n3x"), ("a3,a[5-6]", "a3")):
+        assert found(SLURM | {"SLURM_STEP_NODELIST": nodes}).address == f"tcp://{first}:29748"
+    assert found(SLURM | {"SLURM_PTY_PORT": "1"}).job == ""  # a shell: each start in it is another run
+    assert found(SLURM | TORCHRUN).launcher == "torchrun"  # srun torchrun ...
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (TORCHRUN | {"RANK": "4"}, "environment RANK=4: must be a number from 0 to 3; "),
+        (TORCHRUN | {"WORLD_SIZE": "two"}, "environment WORLD_SIZE=two: must be a number from 1 on; "),
+        (TORCHRUN | {"LOCAL_RANK": "-1"}, "environment LOCAL_RANK=-1: must be a number from 0 to 3; "),
+        ({"RANK": "0"}, "RANK says that this is one process of a job, and WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, "),
+        (SLURM | {"SLURM_LOCALID": ""}, "SLURM_STEP_ID says that this is one process of a job, and SLURM_LOCALID is "),
+        (SLURM | {"SLURM_STEP_NODELIST": ""}, "or set MASTER_ADDR to the machine of the first process"),
+        (SLURM | {"SLURM_PROCID": "x"}, "environment SLURM_PROCID=x: must be a number from 0 to 3; "),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(env, message):
+    with pytest.raises(UsageError) as raised:
+        found(env)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_inside_a_worker_ray_is_asked_first(monkeypatch):
+    context = types.SimpleNamespace(
+        get_world_rank=lambda: 1,
+        get_world_size=lambda: 2,
+        get_local_rank=lambda: 0,
+        get_experiment_name=lambda: "mine",
+    )
+    monkeypatch.setitem(sys.modules, "ray.train", types.SimpleNamespace(get_context=lambda: context))
+    assert found(TORCHRUN) == Launch("ray", 1, 2, 0, "mine", "env://")
+
+
+def test_a_driver_of_ray_is_no_worker(monkeypatch):
+    def outside():
+        raise RuntimeError("`get_context` cannot be used outside of a Ray Train training function")
+
+    monkeypatch.setitem(sys.modules, "ray.train", types.SimpleNamespace(get_context=outside))
+    assert found({}) == ALONE
+
+
+def test_programs_that_are_started_are_no_ranks():
+    kept = {"PATH": "/bin", "SLURM_JOB_ID": "4711"}
+    env = TORCHRUN | SLURM | kept | {"TORCHELASTIC_RESTART_COUNT": "0", "CONFIG_SEED": "1"}
+    assert found(launch.without(env)) == ALONE
+    assert unconfigured(env) == kept | {"SLURM_STEP_NODELIST": SLURM["SLURM_STEP_NODELIST"]}

@@ -1,0 +1,234 @@
+"""What a run's folder keeps of its code and its machine, in real git clones."""
+
+import hashlib
+import json
+import re
+import subprocess
+from importlib import metadata
+
+import pytest
+import torch
+
+from lib import provenance
+from lib.errors import UserError
+from lib.kconf import Schema
+from lib.provenance import Changes
+
+
+def git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    return subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True).stdout
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone with one commit: a text, a program, a binary file and a rule for what is ignored."""
+    root = tmp_path / "clone"
+    (root / "lib").mkdir(parents=True)
+    git(root, "init")
+    (root / "text").write_text("one\ntwo\n")
+    (root / "lib/code.py").write_text("x = 1\n")
+    (root / "picture").write_bytes(bytes(range(256)))
+    (root / ".gitignore").write_text("*.ignored\nruns/\n")
+    git(root, "add", "-A")
+    git(root, "commit", "-m", "first")
+    return root
+
+
+def again(clone, tmp_path, patch):
+    """The files of the commit with the patch applied: path -> content."""
+    git(clone, "worktree", "add", "--detach", str(tmp_path / "again"))
+    (tmp_path / "patch").write_bytes(patch)
+    git(tmp_path / "again", "apply", "--binary", str(tmp_path / "patch"))
+    return contents(tmp_path / "again")
+
+
+def contents(root):
+    files = [path for path in root.rglob("*") if ".git" not in path.relative_to(root).parts and not path.is_dir()]
+    return {str(path.relative_to(root)): path.readlink() if path.is_symlink() else path.read_bytes() for path in files}
+
+
+def test_a_patch_makes_the_checkout_of_its_commit(clone, tmp_path):
+    (clone / "text").write_bytes(b"one\r\nthree \nno newline")
+    (clone / "picture").write_bytes(bytes(range(255, -1, -1)) * 3)
+    (clone / "lib/code.py").unlink()
+    (clone / 'a "new" näme\n.py').write_text("print()\n")
+    (clone / "new folder").mkdir()
+    (clone / "new folder/*.bin").write_bytes(b"\0\xff\n" * 100)
+    (clone / "empty").touch()
+    (clone / "link").symlink_to("nowhere")
+    (clone / "staged").write_text("staged\n")
+    (clone / "program").write_text("#!/bin/sh\n")
+    (clone / "program").chmod(0o755)
+    git(clone, "add", "staged")
+    changes = provenance.uncommitted(clone)
+    assert (changes.left_out, changes.failure) == ((), "")
+    assert again(clone, tmp_path, changes.patch) == contents(clone)
+    assert (tmp_path / "again/program").stat().st_mode & 0o111
+
+
+def test_looking_at_the_changes_leaves_the_clone_alone(clone):
+    (clone / "text").write_text("changed\n")
+    (clone / "new").write_text("new\n")
+    (clone / "staged").write_text("staged\n")
+    git(clone, "add", "staged")
+    status = git(clone, "status", "--porcelain")  # which refreshes the index
+    before = contents(clone / ".git")
+    assert provenance.uncommitted(clone).patch
+    assert contents(clone / ".git") == before
+    assert status == git(clone, "status", "--porcelain") == b"A  staged\n M text\n?? new\n"
+
+
+def test_a_configured_format_of_diffs_changes_nothing(clone):
+    (clone / "text").write_text("changed\n")
+    git(clone, "mv", "lib/code.py", "lib/moved.py")
+    plain = provenance.uncommitted(clone)
+    settings = "diff.noprefix=true color.ui=always diff.external=false diff.context=0 diff.mnemonicPrefix=true"
+    for setting in f"{settings} diff.renames=copies diff.relative=true status.relativePaths=false".split():
+        git(clone, "config", *setting.split("="))
+    assert provenance.uncommitted(clone) == plain
+
+
+def test_a_clone_without_changes_and_a_folder_that_is_none(clone, tmp_path, monkeypatch):
+    (clone / "x.ignored").write_text("ignored\n")
+    assert provenance.uncommitted(clone) == Changes(b"", ())
+    assert re.fullmatch("[0-9a-f]{40}", provenance.commit(clone))
+    (tmp_path / "empty").mkdir()
+    git(tmp_path / "empty", "init")  # no commit yet
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    for folder in (tmp_path, tmp_path / "empty"):
+        assert (provenance.commit(folder), provenance.uncommitted(folder)) == (None, None)
+    monkeypatch.setenv("PATH", "")
+    assert (provenance.commit(clone), provenance.uncommitted(clone)) == (None, None)
+
+
+def test_what_is_too_much_or_private_is_left_out_by_name(clone, tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "LIMIT", 1000)
+    for name, size in {"small": 300, "middle": 600, "large": 2000, "larger": 10**6}.items():
+        (clone / name).write_bytes(bytes(size))
+    (clone / "text").write_text("x" * 5000)  # tracked
+    for name in (".env", "server.pem", "lib/.netrc"):
+        (clone / name).write_text("s3cret\n")
+    (clone / "other").mkdir()
+    git(clone / "other", "init")
+    (clone / "other/file").touch()
+    changes = provenance.uncommitted(clone)
+    assert changes.left_out == (".env", "large", "larger", "lib/.netrc", "other/", "server.pem", "text")
+    kept = again(clone, tmp_path, changes.patch)
+    assert kept.keys() - {"text", "lib/code.py", "picture", ".gitignore"} == {"small", "middle"}
+    assert kept["text"] == b"one\ntwo\n"
+    assert b"s3cret" not in changes.patch
+    assert provenance._note(changes) == (
+        "not kept with the run's uncommitted changes (at most 0 MB, no keys, no other repositories): "
+        ".env, large, larger, lib/.netrc, other/ and 2 more, see provenance.json"
+    )
+
+
+def test_a_large_file_that_was_deleted_counts_as_what_it_was(clone, monkeypatch):
+    monkeypatch.setattr(provenance, "LIMIT", 100)
+    (clone / "picture").unlink()  # 256 bytes
+    assert provenance.uncommitted(clone) == Changes(b"", ("picture",))
+
+
+def test_data_and_runs_are_no_changes_but_a_folder_of_a_larger_clone_is(clone):
+    for name in ("lib/output/one", "lib/data/two", "lib/three", "outside"):
+        (clone / name).parent.mkdir(exist_ok=True)
+        (clone / name).write_text("new\n")
+    root = clone / "lib"
+    changes = provenance.uncommitted(root, [root / "output", root / "data", clone])
+    assert re.findall(rb"^diff --git (\S+)", changes.patch, re.MULTILINE) == [b"a/lib/three"]
+
+
+def test_git_that_fails_is_said(clone):
+    (clone / ".git/index").write_bytes(b"no index")
+    changes = provenance.uncommitted(clone)
+    assert changes.patch == b""
+    assert "index file smaller than expected" in changes.failure
+    assert provenance._note(changes).startswith(
+        f"the uncommitted changes are not kept with the run: git status in {clone} failed: "
+    )
+
+
+def test_secrets_on_a_command_line_are_not_kept():
+    options = Schema().options
+    given = "train.py --api-key hunter2 --hf-token=hunter2 WANDB_API_KEY=hunter2 --password --tokenizer bytes hunter2"
+    words = provenance.without_secrets([*given.split(), "--sample-tokens=5", "SAMPLE_TOKENS=5", "keys.txt"], options)
+    assert words == [
+        "train.py", "--api-key", "***", "--hf-token=***", "WANDB_API_KEY=***", "--password", "--tokenizer", "bytes",
+        "hunter2", "--sample-tokens=5", "SAMPLE_TOKENS=5", "keys.txt",
+    ]  # fmt: skip
+
+
+def test_the_environment_is_the_machine_and_every_package():
+    now = provenance.environment()
+    assert list(now) == [
+        "python", "platform", "cpu", "processors", "cores", "memory_bytes", "gpus", "gpu_driver", "packages", "host",
+        "command",
+    ]  # fmt: skip
+    assert now["packages"]["torch"] == torch.__version__
+    assert set(now["packages"]) == {one.name for one in metadata.distributions()}
+    assert list(now["packages"]) == sorted(now["packages"], key=str.lower)
+    assert now["cpu"] and now["processors"] >= 1 and now["memory_bytes"] > 1e8
+    assert json.loads(json.dumps(now)) == now
+
+
+# ---- a run's folder --------------------------------------------------------------------------------------------------
+
+
+def save(clone, monkeypatch, folder, name="provenance.json"):
+    monkeypatch.setattr(provenance, "ROOT", clone)
+    schema = Schema()
+    schema.override([("MAX_ITERS", "7", "--max-iters")])
+    folder.mkdir(exist_ok=True)
+    note = provenance.save_configuration(schema, folder, ["gpt2/train.py", "--max-iters", "7"], name)
+    return note, json.loads((folder / name).read_text())
+
+
+def test_the_configuration_is_kept_with_its_sources(clone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    run = tmp_path / "run"
+    note, made = save(clone, monkeypatch, run)
+    again = Schema()
+    again.load(run / ".config")
+    assert again["MAX_ITERS"] == 7
+    assert (run / "defconfig").read_text().splitlines()[1:] == ["CONFIG_MAX_ITERS=7"]
+    assert made["options"]["MAX_ITERS"] == {"value": "7", "source": "--max-iters"}
+    assert made["argv"] == ["gpt2/train.py", "--max-iters", "7"]
+    assert made["folder"] == str(tmp_path)
+    assert made["commit"] == git(clone, "rev-parse", "HEAD").decode().strip()
+    assert (note, made["uncommitted_changes"]) == ("", None)
+    assert "hunter2" not in (run / "provenance.json").read_text()
+    assert sorted(path.name for path in run.iterdir()) == [".config", "defconfig", "provenance.json"]
+
+
+def test_uncommitted_changes_are_kept_once_per_run(clone, tmp_path, monkeypatch):
+    run, patch = tmp_path / "run", b"diff --git a/new b/new\n"
+    (clone / "new").write_text("new\n")
+    first = save(clone, monkeypatch, run)[1]["uncommitted_changes"]
+    assert (run / "changes.patch").read_bytes().startswith(patch)
+    digest = hashlib.sha256((run / "changes.patch").read_bytes()).hexdigest()
+    assert first == {"file": "changes.patch", "sha256": digest, "left_out": [], "note": ""}
+    assert save(clone, monkeypatch, run, "provenance-20.json")[1]["uncommitted_changes"] == first
+    (clone / "new").write_text("newer\n")
+    later = save(clone, monkeypatch, run, "provenance-30.json")[1]["uncommitted_changes"]
+    assert later["file"] == "changes-30.patch"
+    assert sorted(path.name for path in run.glob("*.patch")) == ["changes-30.patch", "changes.patch"]
+
+
+def test_what_is_not_kept_is_told(clone, tmp_path, monkeypatch):
+    (clone / "weights.bin").write_bytes(bytes(provenance.LIMIT + 1))
+    note, made = save(clone, monkeypatch, tmp_path / "run")
+    assert note == (
+        "not kept with the run's uncommitted changes (at most 10 MB, no keys, no other repositories): weights.bin"
+    )
+    assert made["uncommitted_changes"]["left_out"] == ["weights.bin"]
+    assert made["uncommitted_changes"]["file"] is None
+    assert not (tmp_path / "run/changes.patch").exists()
+
+
+def test_a_patch_that_cannot_be_written_is_one_sentence(clone, tmp_path, monkeypatch):
+    (clone / "new").write_text("new\n")
+    (tmp_path / "run/changes.patch.tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run/changes.patch: cannot be written: Is a directory$"):
+        save(clone, monkeypatch, tmp_path / "run")

@@ -1,0 +1,237 @@
+"""Accelerate, both ways: its trackers fed from our journal, and our journal fed by scripts that train with it."""
+
+import json
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("accelerate")
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+from lib import journal, track
+from lib.errors import UsageError
+from lib.espalier_tracker import EspalierTracker, Series, flattened, plain
+from lib.track import accelerate as bridge
+from tests.tracking import ROOT, expected, run, state, sync, trainer, wait_for
+
+__all__ = ["run"]  # a fixture
+
+# A training script as Accelerate's users write them: folder of runs, first step, end, resume or not, kill or not.
+SCRIPT = """
+import os, signal, sys
+import numpy, torch
+from accelerate import Accelerator
+from lib.espalier_tracker import EspalierTracker
+runs, first, end, resume, kill = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume", sys.argv[5:]
+tracker = EspalierTracker("a run/of mine", project="demo", output_dir=runs, resume=resume, tracker_group="one")
+accelerator = Accelerator(cpu=True, log_with=[tracker])
+model, optimizer = accelerator.prepare(model := torch.nn.Linear(4, 1), torch.optim.SGD(model.parameters(), 0.1))
+accelerator.init_trackers("ignored", config={"lr": 0.1, "tracker": "theirs", "path": os.path, "nan": float("nan")})
+for step in range(first, end):
+    loss = model(torch.ones(2, 4)).square().mean()
+    accelerator.backward(loss)
+    optimizer.step()
+    accelerator.log({"loss": loss, "lr": numpy.float32(0.5), "seen": numpy.int64(2**60 + step)}, step=step)
+    if step % 5 == 0:
+        accelerator.log({"eval_loss": torch.tensor([float("nan")]), "grad": {"norm": 2.0}, "text": "so so"}, step=step)
+        accelerator.log({"epoch_loss": 1.0 + step}, step=step // 5)
+if kill:
+    os.kill(os.getpid(), signal.SIGKILL)
+accelerator.end_training()
+"""
+
+
+def script(tmp_path, *words, launcher=()):
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(path), str(tmp_path / "runs"), *map(str, words)]
+    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def tracked(folder, group=None):
+    """(step, metrics) of every row that Trackio's database holds of a run."""
+    identity = json.loads((folder / "run.json").read_text())
+    database = sqlite3.connect(Path(os.environ["TRACKIO_DIR"]) / "demo.db")
+    rows = database.execute("select step, metrics from metrics where run_id = ?", (identity["run_id"],)).fetchall()
+    database.close()
+    return [(step, json.loads(metrics)) for step, metrics in rows]
+
+
+# ---- their trackers on our journal -----------------------------------------------------------------------------------
+
+
+def scalars(folder):
+    """Every (tag, step, value) in the event files, by TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "accelerate-tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(tag, point.step, point.value) for tag in events.Tags()["scalars"] for point in events.Scalars(tag)]
+
+
+def assert_tensorboard_holds(folder):
+    wanted = {(tag, s): value for (_, s), metrics in expected(folder).items() for tag, value in metrics.items()}
+    found = scalars(folder)
+    assert Counter((tag, step) for tag, step, _ in found) == Counter(wanted.keys())
+    assert all(value == pytest.approx(wanted[tag, step], rel=1e-6, nan_ok=True) for tag, step, value in found)
+
+
+def test_a_tracker_of_accelerate_gets_every_row_once(run):
+    pytest.importorskip("tensorboard")
+    process = trainer(run, "accelerate:tensorboard", end=80, pause=0.05, deadline=0)
+    wait_for(lambda: state(run, "accelerate:tensorboard").rows > 0)
+    os.kill(int((run / "trackers" / "accelerate-tensorboard.lock").read_text()), signal.SIGKILL)
+    process.communicate(timeout=30)
+    sent = run / "trackers" / "accelerate-tensorboard.sent"
+    sent.write_bytes(sent.read_bytes() + b"train 9")  # torn
+    assert sync(run).returncode == 0
+    assert_tensorboard_holds(run)
+    (run / "trackers" / "accelerate-tensorboard.json").unlink()
+    assert "finished  97 rows delivered" in sync(run).stdout
+    assert_tensorboard_holds(run)
+    assert sent.read_text().splitlines()[:3] == ["configuration", "train 0", "eval 0"]
+
+
+def test_what_accelerate_does_not_have_or_what_is_not_installed_is_a_sentence(monkeypatch):
+    assert set(bridge.ARGUMENT) <= set(LOGGER_TYPE_TO_CLASS)
+    assert set(bridge.ARGUMENT) == set(bridge._SETTINGS)
+    choice = "write accelerate: and one of aim, clearml, comet_ml, dvclive, swanlab, tensorboard"
+    for name in ("accelerate", "accelerate:comet"):
+        with pytest.raises(UsageError, match=f"^tracker {name}: there is none called so; {choice}$"):
+            track.names([name])
+    monkeypatch.setitem(bridge.ARGUMENT, "aim", "no_such_library")
+    with pytest.raises(UsageError, match=r"package no_such_library is not installed; run: .+ -m pip install no_such_l"):
+        track.names(["accelerate:aim"])
+
+
+# ---- our tracker in their scripts ------------------------------------------------------------------------------------
+
+
+def test_a_killed_script_that_is_resumed_is_one_run_with_every_row_once(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    done = script(tmp_path / "elsewhere", 0, 8, "new", "kill")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = (tmp_path / "elsewhere" / "runs").iterdir()
+    assert folder.name == "a-run-of-mine-c5d910"
+    assert sync(folder).returncode == 0
+    done = script(tmp_path / "elsewhere", 6, 12, "resume")  # from an earlier checkpoint
+    assert done.returncode == 0, done.stderr
+    assert "trackio   finished  18 rows delivered" in done.stdout
+    records = list(journal.read(folder))
+    assert [r["event"] for r in records if r["event"] in ("start", "resume", "finish")] == ["start", "resume", "finish"]
+    assert records[0]["config"] == {
+        "lr": 0.1,
+        "config.tracker": "theirs",
+        "path": str(os.path),
+        "nan": "nan",
+        "tracker": ["trackio"],
+        "tracker_group": "one",
+    }
+    rows = tracked(folder)
+    assert sorted(step for step, metrics in rows if "loss" in metrics) == list(range(12))
+    assert sorted(step for step, metrics in rows if "eval_loss" in metrics) == [0, 5, 10]
+    assert sorted((step, metrics["epoch_loss"]) for step, metrics in rows if "epoch_loss" in metrics) == [
+        (0, 1.0),
+        (1, 6.0),
+        (2, 11.0),
+    ]
+    assert next(m for s, m in rows if s == 3 and "seen" in m)["seen"] == 2**60 + 3
+    evaluation = next(r for r in records if r["event"] == "eval")
+    assert evaluation["metrics"] == {"eval_loss": "NaN", "grad/norm": 2.0}
+    assert evaluation["others"] == {"text": "so so"}
+
+
+def test_two_processes_are_one_run(run, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    done = script(tmp_path, 0, 6, "new", launcher=[*launcher, "--standalone"])
+    assert done.returncode == 0, done.stderr
+    folders = [path.parent for path in (tmp_path / "runs").glob("*/run.json") if path.parent != run]
+    assert len(folders) == 1
+    assert sorted(step for step, metrics in tracked(folders[0]) if "loss" in metrics) == list(range(6))
+    assert done.stdout.count("run folder") == 1
+
+
+def test_it_works_without_trackers_configuration_or_steps(tmp_path, capsys):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tracker = EspalierTracker(output_dir=str(tmp_path), trackers=())
+    accelerator = Accelerator(cpu=True, log_with=[tracker])
+    accelerator.init_trackers("ignored")
+    folder = accelerator.get_tracker("espalier", unwrap=True)
+    for loss in (2.0, math.inf):
+        accelerator.log({"loss": loss})
+    accelerator.log({"model": "gpt2"})
+    accelerator.log({"loss": 1}, step=7)
+    accelerator.log({"loss": 0})
+    accelerator.end_training()
+    records = [(r["event"], r["step"], r["metrics"]) for r in journal.read(folder)]
+    assert records == [
+        ("start", 0, {}),
+        ("train", 0, {"loss": 2.0}),
+        ("train", 1, {"loss": "Infinity"}),
+        ("others", 2, {}),
+        ("train", 7, {"loss": 1}),
+        ("train", 8, {"loss": 0}),
+        ("finish", 8, {}),
+    ]
+    assert capsys.readouterr().out == f"run folder  {folder}\n"
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_wrong_arguments_are_sentences_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"^EspalierTracker: TRACKER takes none, all or some of .+ did you mean tensorboard\?$"
+    ):
+        EspalierTracker(trackers=("tensorbard",))
+    with pytest.raises(UsageError, match=r"^EspalierTracker: unknown option WANDB_OFLINE; did you mean WANDB_OFFLINE"):
+        EspalierTracker(wandb_ofline=True)
+    with pytest.raises(UsageError, match=r"^EspalierTracker: WANDB_OFFLINE=y has no effect: it needs "):
+        EspalierTracker(wandb_offline=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_go_where_their_steps_grow_and_repetitions_where_they_were(tmp_path):
+    book = journal.Journal(tmp_path)
+    said = [
+        (("loss",), 1, "train"),
+        (("lr",), 1, "train.2"),  # a second call in a step
+        (("eval_loss",), 1, "eval"),
+        (("loss",), 2, "train"),
+        (("epoch_loss",), 0, "train.3"),  # counts something else
+        (("lr",), 2, "train.2"),
+        (("epoch_loss",), 1, "train.3"),
+        (("loss",), 1, "train"),  # again, after a resume
+        (("loss", "lr"), 3, "train"),
+        (("loss",), 3, "train.2"),
+    ]
+    series = Series(tmp_path)
+    for names, step, event in said:
+        assert series.event(names, step) == event
+        book.write(event, step, dict.fromkeys(names, 0.5))
+    again = Series(tmp_path)
+    assert (again.last, again.steps, again.rows) == (series.last, series.steps, series.rows)
+    assert (again.last, again.steps) == (3, {"train": 3, "train.2": 3, "eval": 1, "train.3": 1})
+
+
+def test_values_become_numbers_or_what_json_can_hold():
+    import numpy as np
+    import torch
+
+    values = {"a": torch.tensor(2.5), "b": {"c": np.int64(3), "d": {"e": torch.tensor([True])}}, "f": np.ones(2)}
+    flat = flattened(values)
+    assert {name: value for name, value in flat.items() if name != "f"} == {"a": 2.5, "b/c": 3, "b/d/e": True}
+    assert plain(flat["f"]) == [1.0, 1.0]
+    odd = {"path": Path("a"), 1: [math.nan, -math.inf, None, torch.zeros(1, 2)], "set": {1}}
+    assert plain(odd) == {"path": "a", "1": ["nan", "-inf", None, [[0.0, 0.0]]], "set": [1]}
+    json.dumps(plain(odd), allow_nan=False)

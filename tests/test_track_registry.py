@@ -1,0 +1,77 @@
+"""Which trackers there are: members of the option, Accelerate's, and plug-ins, good and bad."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from lib import track
+from lib.errors import UsageError
+from lib.track import registry
+from tests.training import ROOT
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Installs a package with trackers: entry points name -> object, and the source of its module `another`."""
+
+    def install(source, **entries):
+        (tmp_path / "another.py").write_text(textwrap.dedent(source))
+        info = tmp_path / "another-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n")
+        lines = [f"{name} = {where}" for name, where in entries.items()]
+        (info / "entry_points.txt").write_text("[espalier.trackers]\n" + "\n".join(lines))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "another", raising=False)
+
+    return install
+
+
+def names(*wanted):
+    with pytest.raises(UsageError) as caught:
+        track.names(wanted)
+    return str(caught.value)
+
+
+def test_a_plug_in_is_a_tracker_and_one_of_all(package):
+    package("class Mine: pass", mine="another:Mine")
+    assert track.names(["mine", "csv"]) == ["mine", "csv"]
+    assert {"mine", "csv", "trackio", "wandb"} <= set(track.names(["all"]))
+    assert registry.load("mine").__name__ == "Mine"
+
+
+def test_a_broken_plug_in_is_one_sentence_and_not_one_of_all(package):
+    package("raise RuntimeError('no licence')", mine="another:Mine")
+    assert names("mine") == "tracker mine: its module cannot be imported: RuntimeError: no licence"
+    assert "mine" not in track.names(["all"])
+
+
+def test_a_plug_in_does_not_take_the_place_of_a_tracker_of_ours(package):
+    package("class Mine: pass", csv="another:Mine")
+    assert registry.load("csv").__module__ == "lib.track.csv"
+
+
+def test_what_is_no_tracker_is_one_sentence():
+    assert names("tensorbard") == "tracker tensorbard: there is none called so; did you mean tensorboard?"
+    assert names("csv:x") == "tracker csv:x: csv takes nothing after a colon"
+    assert names("accelerate:cometml").startswith(
+        "tracker accelerate:cometml: there is none called so; write accelerate"
+    )
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
+    """A folder called like the package, such as the one that wandb makes, is not the package."""
+    (tmp_path / "wandb").mkdir()
+    import kconfiglib
+
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "kconfiglib.py").symlink_to(kconfiglib.__file__)
+    code = f"import sys; sys.path.append({str(tmp_path / 'only')!r}); from lib import track; track.names(['wandb'])"
+    env = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    wanted = f"tracker wandb: package wandb is not installed; run: {sys.executable} -m pip install wandb==0.31.0"
+    assert wanted in done.stderr

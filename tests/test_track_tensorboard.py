@@ -1,0 +1,290 @@
+"""TensorBoard, read back by its own readers and its own server: every value once, whatever was killed, cut or full."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+
+from lib import journal
+from lib.run import Identity
+from lib.track.tracker import Alert, Row
+from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, trainer, wait_for
+
+pytest.importorskip("tensorboard")
+from lib.track import tensorboard as adapter
+
+__all__ = ["run"]  # a fixture
+IDENTITY = Identity(RUN_ID, "demo", "first")
+
+
+def accumulated(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+
+
+def points(folder):
+    """Tag -> every (time, step, value) of the scalars."""
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = accumulated(folder)
+    return {
+        tag: [(e.wall_time, e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors(tag)]
+        for tag in events.PluginTagToContent("scalars")
+    }
+
+
+def texts(folder, tag):
+    return [event.tensor_proto.string_val[0].decode() for event in accumulated(folder).Tensors(tag)]
+
+
+def session_end(folder):
+    from tensorboard.plugins.hparams import metadata
+
+    tags = accumulated(folder).PluginTagToContent("hparams")
+    return metadata.parse_session_end_info_plugin_data(tags[metadata.SESSION_END_INFO_TAG])
+
+
+def assert_holds(folder):
+    wanted = sorted((name, s, v) for (_, s), metrics in expected(folder).items() for name, v in metrics.items())
+    found = sorted((tag, s, v) for tag, series in points(folder).items() for _, s, v in series)
+    assert [one[:2] for one in found] == [one[:2] for one in wanted]
+    np.testing.assert_array_equal(np.float32([one[2] for one in found]), np.float32([one[2] for one in wanted]))
+
+
+def opened(folder):
+    tracker = adapter.Tracker()
+    tracker.open(IDENTITY, {"learning_rate": 0.001}, folder)
+    return tracker
+
+
+def rows(first, end):
+    return [Row("train", step, 1e9 + step / 4, {"train_loss": step / 8, "tokens": step}) for step in range(first, end)]
+
+
+# ---- what arrives ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_times_configuration_and_end_arrive(run):
+    from tensorboard.plugins.hparams import api_pb2, metadata
+
+    output = train(run, "tensorboard")
+    assert f"finished  25 rows delivered\n             look at it with: tensorboard --logdir {run.parent}" in output
+    assert_holds(run)
+    records = [r for r in journal.read(run) if r["event"] == "train"]
+    assert [(t, s) for t, s, _ in points(run)["train_loss"]] == [(r["time"], r["step"]) for r in records]
+    tags = accumulated(run).PluginTagToContent("hparams")
+    start = metadata.parse_session_start_info_plugin_data(tags[metadata.SESSION_START_INFO_TAG])
+    assert (start.group_name, start.start_time_secs) == (RUN_ID, records[0]["time"])
+    options = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    assert options == {"tracker": "tensorboard", "wandb_offline": True, "learning_rate": 0.001, "prompt": ""}
+    last = next(r for r in journal.read(run) if r["event"] == "finish")
+    assert (session_end(run).status, session_end(run).end_time_secs) == (api_pb2.STATUS_SUCCESS, last["time"])
+    [about] = texts(run, "run")
+    assert f"run_id = {RUN_ID}\n    project = demo\n    name = first\n    status = finished\n" in about
+    assert "    learning_rate = 0.001\n" in about
+
+
+def test_its_server_shows_runs_values_and_results(run):
+    train(run, "tensorboard")
+    recorded(run.parent / "two words", ("train", 1, {"train_loss": 0.5}, {}))
+    assert sync(run.parent / "two words", "--tracker", "tensorboard").returncode == 0
+    with served(run.parent) as get:
+        tags = get("scalars/tags")
+        assert set(tags) == {"first/tensorboard", "two words/tensorboard"}
+        names = ["best_val_loss", "final_val_loss", "learning_rate", "tokens", "train_loss", "val_loss"]
+        assert sorted(tags["first/tensorboard"]) == names
+        shown = get("scalars/scalars", run="first/tensorboard", tag="train_loss")
+        assert [step for _, step, _ in shown] == list(range(20))
+        assert [value for *_, value in shown[:6]] == [8, 4, np.float32(8 / 3), "NaN", "Infinity", "-Infinity"]
+        [about] = get("text/text", run="two words/tensorboard", tag="run")
+        assert "name = two words\nstatus = crashed\n" in about["text"]
+        statuses = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]
+        asked = {"allowedStatuses": statuses, "startIndex": 0, "sliceSize": 9}
+        groups = get("hparams/session_groups", body=asked)["sessionGroups"]
+    sessions = {session["name"]: session for group in groups for session in group["sessions"]}
+    assert {name: one["status"] for name, one in sessions.items()} == {
+        "first/tensorboard": "STATUS_SUCCESS",
+        "two words/tensorboard": "STATUS_FAILURE",
+    }
+    final = {m["name"]["tag"]: m["value"] for m in sessions["first/tensorboard"]["metricValues"]}
+    assert (final["final_val_loss"], final["best_val_loss"]) == (1.5, 1.25)
+
+
+@contextlib.contextmanager
+def served(folder):
+    """TensorBoard's server on a folder, once it has loaded it; asks its plug-ins."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        home = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
+
+        def get(path, body=None, **query):
+            address = f"{home}data/plugin/{path}?{urllib.parse.urlencode(query)}"
+            data = None if body is None else json.dumps(body).encode()
+            headers = {"Content-Type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=30) as answer:
+                return json.load(answer)
+
+        wait_for(lambda: len(get("scalars/tags")) == 2)
+        yield get
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def test_alerts_are_texts(run):
+    alert = {"kind": "diverged", "level": "error", "message": "the loss is no number"}
+    folder = recorded(
+        run / "run", ("train", 1, {"train_loss": 1.0}, {}), ("alert", 1, {}, alert), ("alert", 2, {}, alert)
+    )
+    for _ in range(2):
+        assert sync(folder, "--tracker", "tensorboard").returncode == 0
+        assert texts(folder, "alert/diverged") == ["error: the loss is no number"] * 2
+        (folder / "trackers" / "tensorboard.json").unlink()
+
+
+def test_the_same_metric_of_two_events_is_two_series(tmp_path):
+    both = [Row("train", 1, 1e9, {"loss": 1.0, "eval/loss": 2.0}), Row("eval", 1, 1e9, {"loss": 3.0})]
+    for _ in range(2):
+        opened(tmp_path).log(both)
+        assert points(tmp_path) == {
+            "loss": [(1e9, 1, 1.0)],
+            "eval/loss": [(1e9, 1, 2.0)],
+            "eval/eval/loss": [(1e9, 1, 3.0)],
+        }
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_numbers_are_rounded_to_float32(tmp_path):
+    numbers = {"a": 2**24 + 1, "b": 2**70, "c": 10**400, "d": -(10**400), "e": 1e300, "f": True, "g": 1e-50}
+    opened(tmp_path).log([Row("train", 1, 1e9, numbers)])
+    found = {tag: series[0][2] for tag, series in points(tmp_path).items()}
+    assert found == {"a": 2**24, "b": 2**70, "c": np.inf, "d": -np.inf, "e": np.inf, "f": 1, "g": 0}
+
+
+def test_a_run_that_crashed_and_went_on_has_finished(run):
+    from tensorboard.plugins.hparams import api_pb2
+
+    folder = recorded(run / "run", ("train", 1, {"train_loss": 1.0}, {}))
+    assert sync(folder, "--tracker", "tensorboard").returncode == 0
+    assert session_end(folder).status == api_pb2.STATUS_FAILURE
+    with contextlib.closing(journal.Journal(folder)) as book:
+        book.write("resume", 1, config={"learning_rate": 0.5})
+        book.write("train", 2, {"train_loss": 0.5})
+        book.write("finish", 2, {}, status="interrupted")
+    assert sync(folder, "--tracker", "tensorboard").returncode == 0
+    assert session_end(folder).status == api_pb2.STATUS_UNKNOWN
+    assert [(s, v) for _, s, v in points(folder)["train_loss"]] == [(1, 1.0), (2, 0.5)]
+    assert "status = interrupted" in texts(folder, "run")[0] and "learning_rate = 0.5" in texts(folder, "run")[0]
+
+
+def test_it_needs_neither_pytorch_nor_tensorflow(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from lib.run import Identity; from lib.track import tensorboard\n"
+        "from lib.track.tracker import Row\n"
+        f"t = tensorboard.Tracker(); t.open(Identity('{RUN_ID}', 'demo', 'first'), {{}}, Path({str(tmp_path)!r}))\n"
+        "t.log([Row('train', 1, 1e9, {'x': 1.0})]); t.finish('finished')\n"
+        "print({'torch', 'tensorflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# ---- deaths ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lane_killed_at_any_instant_delivers_every_row_once_in_the_end(run):
+    chance = random.Random("tensorboard")
+    for first in range(0, 60, 30):
+        process = trainer(run, "tensorboard", first=max(0, first - 5), end=first + 30, pause=0.05, deadline=0)
+        time.sleep(chance.uniform(0.8, 1.6))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((run / "trackers" / "tensorboard.lock").read_text() or 0), signal.SIGKILL)
+        process.communicate(timeout=30)
+    for _ in range(2):  # the second time without the cursor, which a kill may lose
+        assert sync(run).returncode == 0
+        assert_holds(run)
+        (run / "trackers" / "tensorboard.json").unlink()
+
+
+def test_a_file_cut_anywhere_and_continued_holds_every_value_once(tmp_path):
+    opened(tmp_path).log(rows(0, 3))
+    [path] = (tmp_path / "tensorboard").glob("*tfevents.[1-9]*")
+    whole, name = path.read_bytes(), path.name
+    for size in range(0, len(whole) + 1, 7):
+        folder = new_run(tmp_path / str(size))
+        (folder / "tensorboard").mkdir()
+        (folder / "tensorboard" / name).write_bytes(whole[:size])
+        opened(folder).log(rows(0, 5))
+        opened(folder).log(rows(2, 6))
+        assert [(t, s, v) for t, s, v in points(folder)["train_loss"]] == [
+            (1e9 + step / 4, step, step / 8) for step in range(6)
+        ]
+
+
+def test_files_sort_in_the_order_they_were_made_even_when_the_clock_goes_back(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.4000000000.host").touch()
+    opened(tmp_path).log(rows(0, 1))
+    names = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
+    assert names == [
+        "events.out.tfevents.0000000000.session",
+        "events.out.tfevents.4000000000.host",
+        "events.out.tfevents.4000000001",
+    ]
+
+
+def test_a_full_disk_leaves_whole_records_and_goes_on_when_there_is_room(tmp_path):
+    tracker = opened(tmp_path)
+    tracker.log(rows(0, 2))
+    size, limits = tracker.size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            tracker.log(rows(2, 4))
+        assert tracker.path.stat().st_size == size + 50  # torn
+        assert [s for _, s, _ in points(tmp_path)["tokens"]] == [0, 1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    tracker.log(rows(2, 4))
+    assert [s for _, s, _ in points(tmp_path)["tokens"]] == [0, 1, 2, 3]
+
+
+def test_nothing_new_makes_no_file(tmp_path):
+    opened(tmp_path).log(rows(0, 2))
+    tracker = opened(tmp_path)
+    tracker.log(rows(0, 2))
+    tracker.alert([])
+    tracker.finish("finished")
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(run):
+    (run / "tensorboard").write_text("a file where a folder is needed")
+    output = train(run, "tensorboard")
+    assert "tensorboard failed" in re.sub(" +", " ", output)
+    assert f"FileExistsError: [Errno 17] File exists: '{run}/tensorboard'" in output and "Traceback" not in output
+    (run / "tensorboard").unlink()
+    assert sync(run).returncode == 0 and state(run, "tensorboard").state == "finished"
+    assert_holds(run)
+
+
+def test_alerts_that_come_again_are_not_stored_again(tmp_path):
+    alerts = [Alert("finished", 9, 1e9, "info", "trained to the end")]
+    for _ in range(2):
+        tracker = opened(tmp_path)
+        tracker.alert(alerts)
+        tracker.alert(alerts)
+    assert texts(tmp_path, "alert/finished") == ["info: trained to the end"]

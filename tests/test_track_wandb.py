@@ -1,0 +1,283 @@
+"""Weights & Biases: everything a run has, in its files, once, read back by wandb; and what happens off the network."""
+
+import gzip
+import http.server
+import json
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from lib import journal
+from lib.track import wandb as wandb_adapter
+from lib.track.tracker import Finding
+from tests.tracking import (
+    RUN_ID,
+    assert_wandb_holds,
+    expected,
+    new_run,
+    recorded,
+    state,
+    sync,
+    train,
+    wandb_records,
+    wandb_rows,
+)
+
+KEY = "0" * 40
+NOWHERE = "http://127.0.0.1:9"
+ROOT = Path(__file__).resolve().parents[1]
+STRANGE = "größe/1 ..漢字" + "x" * 300
+SYSTEM = {"system/cpu_percent": 12.5, "system/memory_used_gib": 3.0}
+ALERT = {"kind": "sparsity", "level": "info", "message": "the run is at its target sparsity"}
+
+
+@pytest.fixture
+def unplugged(monkeypatch):
+    """A key, and a server that does not answer."""
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+
+
+class Api(http.server.ThreadingHTTPServer):
+    """As much of wandb's server as its client needs to upload a run; keeps what it was sent."""
+
+    ANSWERS = (
+        ("upsertBucket", {"bucket": {"id": "b", "name": RUN_ID, "displayName": "n", "config": "{}"}, "inserted": True}),
+        ("createRunFiles", {"runID": "b", "uploadHeaders": [], "files": []}),
+        ("viewer", {"id": "v", "entity": "someone", "username": "someone", "flags": "{}", "teams": {"edges": []}}),
+        ("notifyScriptableRunAlert", {"success": True}),
+    )
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests = []  # (path, body)
+
+    def answer(self, path, body):
+        self.requests.append((path, body))
+        query = body.get("query", "")
+        found = next(((field, value) for field, value in self.ANSWERS if field in query), None)
+        if found and found[0] == "upsertBucket":
+            found[1]["bucket"]["project"] = {"id": "p", "name": "demo", "entity": {"id": "e", "name": "someone"}}
+        return {"data": dict([found] if found else [])} if path.endswith("graphql") else {}
+
+    def variables(self):
+        return [body["variables"] for _, body in self.requests if body.get("variables")]
+
+    def streams(self):
+        return [body for path, body in self.requests if path.endswith(f"/someone/demo/{RUN_ID}/file_stream")]
+
+    def lines(self, name):
+        files = [body.get("files") or {} for body in self.streams()]
+        return [json.loads(line) for one in files for line in one.get(name, {}).get("content", [])]
+
+    def steps(self):
+        return [line["step"] for line in self.lines("wandb-history.jsonl")]
+
+    def summary(self):
+        return self.lines("wandb-summary.json")[-1]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        answer = json.dumps(self.server.answer(self.path, json.loads(body or "{}"))).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST
+
+    def log_message(self, *what):
+        pass
+
+
+@pytest.fixture
+def api(monkeypatch):
+    """A key, and a server that stands in for wandb's."""
+    with Api() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+
+
+def test_wandb_holds_rows_configuration_and_final_metrics(run):
+    output = train(run, "wandb")
+    assert f"offline as configured; upload the run with: wandb sync {run}/wandb/offline-run-*" in output
+    assert_wandb_holds(run)
+    records = wandb_records(run)
+    begun = next(r["run"] for r in records if r["type"] == "run")
+    assert (begun["run_id"], begun["project"], begun["display_name"]) == (RUN_ID, "demo", "first")
+    config = {name: value for name, value in begun["config"]["update"].items() if name != "_wandb"}
+    assert config == {"tracker": ["wandb"], "wandb_offline": True, "learning_rate": 0.001, "prompt": ""}
+    summary = {}
+    for record in records:
+        summary |= record.get("summary", {}).get("update", {})
+    assert (summary["final_val_loss"], summary["best_val_loss"]) == (1.5, 1.25)
+    assert next(r["metric"] for r in records if r["type"] == "metric")["step_metric"] == "step"
+    times = [r["history"]["item"]["_timestamp"] for r in records if r["type"] == "history"]
+    assert times == [r["time"] for r in journal.read(run) if r["event"] in ("train", "eval")]
+
+
+def test_wandb_gets_the_last_end_of_a_run_that_was_extended(run):
+    """An extended run has two ends in its journal; they may come in one delivery, and the summary holds one."""
+    folder = new_run(run / "run")
+    book = journal.Journal(folder)
+    book.write("start", 0, config={"tracker": [], "wandb_offline": True})
+    for end, loss in ((2, 2.5), (4, 1.5)):
+        book.write("train", end, {"train_loss": loss})
+        book.write("finish", end, {"final_val_loss": loss}, status="finished")
+    book.close()
+    done = sync(folder, "--tracker", "wandb")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert state(folder, "wandb").state == "finished"
+    assert wandb_rows(folder) == [(2, {"train_loss": 2.5}), (4, {"train_loss": 1.5})]
+    summaries = [r["summary"]["update"] for r in wandb_records(folder) if r["type"] == "summary"]
+    assert [s["final_val_loss"] for s in summaries if "final_val_loss" in s][-1] == 1.5
+
+
+def test_wandb_can_be_disabled_by_its_variable(run, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    output = train(run, "wandb")
+    assert "disabled by WANDB_MODE" in output and "wandb     finished  25 rows delivered" in output
+    assert not list(run.glob("wandb/*run-*"))
+
+
+def test_wandbs_mode_is_the_variable_then_the_option_then_whether_there_is_a_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def mode(offline, **env):
+        return wandb_adapter._mode(wandb_adapter.WandbOptions(offline, ""), Path("runs/a"), env)
+
+    where = "upload the run with: wandb sync runs/a/wandb/offline-run-*"
+    assert mode(True, WANDB_MODE="online") == ("online", "")
+    assert mode(False, WANDB_MODE="offline") == ("offline", f"offline by WANDB_MODE; {where}")
+    assert mode(True, WANDB_API_KEY="k") == ("offline", f"offline as configured; {where}")
+    assert mode(False) == ("offline", f"offline because there is no API key; {where}")
+    assert mode(False, WANDB_API_KEY="k") == (None, "")
+
+
+def test_a_wandb_file_cut_anywhere_yields_the_records_before_the_cut(run, tmp_path):
+    train(run, "wandb", end=300)
+    path = next(run.glob("wandb/offline-run-*/*.wandb"))
+    whole, data = list(wandb_adapter.TransactionLog(path)._bodies()), path.read_bytes()
+    assert len(data) > 2 * 32768 and len(whole) == len(wandb_records(run))
+    growing = tmp_path / "growing.wandb"
+    log, seen = wandb_adapter.TransactionLog(growing), []
+    for size in [*range(0, len(data), 997), len(data)]:
+        growing.write_bytes(data[:size])
+        seen += log._bodies()
+        assert seen == whole[: len(seen)]
+    assert seen == whole
+
+
+def test_every_kind_of_event_arrives_once_with_group_tags_and_entity(run):
+    folder = recorded(
+        run.parent / "second",
+        ("train", 3, {"train_loss": math.nan, "tokens": 2**63 - 1, "huge": 2**70, "endless": 10**400}, {}),
+        ("system", 3, SYSTEM, {}),
+        ("eval", 3, {"val_loss": -math.inf}, {}),
+        ("alert", 3, {}, ALERT),
+        ("system", 4, SYSTEM, {}),
+        ("alert", 4, {}, ALERT),
+        ("alert", 4, {}, {**ALERT, "kind": "diverged", "level": "error"}),
+        ("finish", 4, {"final_val_loss": math.inf, "tokens": 2**64}, {"status": "finished"}),
+        tracker_group="g" * 200,
+        tracker_tags=f"small, a b ,,small,{'t' * 80}",
+        wandb_entity="someone",
+    )
+    identity = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(identity.replace('"second"', f'"{STRANGE}"'))
+    for _ in range(2):  # the second time as after a lost cursor
+        done = sync(folder, "--tracker", "wandb")
+        assert "wandb     finished  8 rows delivered" in done.stdout, done.stdout + done.stderr
+        (folder / "trackers" / "wandb.json").unlink()
+    records = wandb_records(folder)
+    items = [r["history"]["item"] for r in records if r["type"] == "history"]
+    rows = [{name: value for name, value in item.items() if name[0] != "_"} for item in items]
+    assert rows == [
+        {"step": 3, "train_loss": "NaN", "tokens": 9223372036854775807, "huge": 2.0**70, "endless": "Infinity"},
+        {"step": 3, **SYSTEM},
+        {"step": 3, "val_loss": "-Infinity"},
+        {"step": 4, **SYSTEM},
+    ]
+    text = "the run is at its target sparsity (step {})"
+    found = [(r["alert"]["title"], r["alert"]["text"], r["alert"]["level"]) for r in records if r["type"] == "alert"]
+    assert found == [
+        ("sparsity", text.format(3), "INFO"),
+        ("sparsity", text.format(4), "INFO"),
+        ("diverged", text.format(4), "ERROR"),
+    ]
+    begun = next(r["run"] for r in records if r["type"] == "run")
+    assert (begun["entity"], begun["tags"][:2]) == ("someone", ["small", "a b"])
+    assert [len(begun["run_group"]), len(begun["display_name"])] == [128, 128] and len(begun["tags"][2]) == 64
+    assert not [r for r in records if r["type"] == "stats"]
+
+
+def test_a_server_that_does_not_answer_costs_no_row(run, unplugged, monkeypatch):
+    folder = recorded(
+        run.parent / "second",
+        ("train", 1, {"train_loss": 2.0}, {}),
+        ("finish", 1, {"final_val_loss": 1.5}, {"status": "finished"}),
+        wandb_offline=False,
+    )
+    done = sync(folder, "--tracker", "wandb")
+    assert done.returncode == 0, done.stdout + done.stderr
+    upload = f"wandb sync {folder}/wandb/offline-run-*"
+    assert f"offline because the server cannot be reached; upload the run with: {upload}" in done.stdout
+    assert wandb_rows(folder) == [(1, {"train_loss": 2.0})] and KEY not in done.stdout
+
+
+def test_wandb_sync_takes_what_was_kept_offline_to_the_server(run, api, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert "offline by WANDB_MODE" in train(run, "wandb")
+    assert api.requests == []
+    monkeypatch.delenv("WANDB_MODE")
+    [folder] = (run / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert api.steps() == [step for event, step in expected(run) if event != "finish"]
+    assert (api.summary()["final_val_loss"], api.summary()["best_val_loss"]) == (1.5, 1.25)
+
+
+def test_online_rows_alerts_and_the_end_reach_the_server(run, api):
+    records = [("train", step, {"train_loss": 1.0 / step}, {}) for step in range(1, 30)]
+    end = ("finish", 29, {"final_val_loss": 1.5}, {"status": "finished"})
+    folder = recorded(run.parent / "second", *records, ("alert", 3, {}, ALERT), end, wandb_offline=False)
+    done = sync(folder, "--tracker", "wandb")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wandb     finished  31 rows delivered" in done.stdout and f"/someone/demo/runs/{RUN_ID}" in done.stdout
+    assert api.steps() == list(range(1, 30))
+    assert api.summary()["final_val_loss"] == 1.5
+    [alert] = [one for one in api.variables() if "severity" in one]
+    assert (alert["title"], alert["severity"]) == ("sparsity", "INFO")
+    assert [body["exitcode"] for body in api.streams() if body.get("complete")] == [0]
+
+
+def test_the_doctor_finds_mode_key_and_server(unplugged, monkeypatch):
+    def examine():  # in a process of its own: wandb reads the environment once
+        code = "from lib.track import wandb; print(*wandb.examine({'wandb_offline': False}), sep='\\n')"
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.splitlines()
+
+    assert examine() == [
+        str(Finding("mode", "online", True)),
+        str(Finding("API key", "there", True)),
+        str(Finding("server", f"{NOWHERE} does not answer (ConnectionError)", False)),
+    ]
+    monkeypatch.delenv("WANDB_API_KEY")
+    note = "offline because there is no API key; upload the run with: wandb sync <run>/wandb/offline-run-*"
+    assert examine() == [
+        str(Finding("mode", note, True)),
+        str(Finding("API key", "missing; run: wandb login", True)),
+    ]
