@@ -20,6 +20,7 @@ MEASURED = {
     "step": {"dense step", "step with a 50 % mask", "keeping the mask alone"},
     "saving": {"copy of the state", "save as the loop sees it", "save until it is written", "blocking save"},
     "scale of the threshold": {"threshold of 1,000 weights", "threshold of 10,000 weights"},
+    "tracking": {"no tracker", "three live trackers"},
     "scale of the journal": {"history of 10 steps", "history of 100 steps", "a record"},
 }
 # 6 for each weight of a block of width 32 (12,704), of the last norm (64) and of the head (256 x 32), and attention
