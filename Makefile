@@ -104,7 +104,8 @@ tail: env-train ## Follow a run until it ends: make tail RUN=runs/name (ARGS=--w
 	@$(PYTHON) scripts/runs.py tail $(if $(RUN),"$$RUN") $(ARGS)
 
 export: env-train ## Write a run's metrics as a table: make export RUN=runs/name FORMAT=csv (parquet, json; OUT=file)
-	@$(PYTHON) scripts/runs.py export $(if $(RUN),"$$RUN") $(if $(FORMAT),--format "$$FORMAT") $(if $(OUT),--out "$$OUT") $(ARGS)
+	@$(PYTHON) scripts/runs.py export $(if $(RUN),"$$RUN") $(if $(filter FORMAT,$(GIVEN)),--format "$$FORMAT") \
+		$(if $(filter OUT,$(GIVEN)),--out "$$OUT") $(ARGS)
 
 reproduce: env-train ## Train a run again from its own code, and say whether it is bit-identical: make reproduce RUN=...
 	@$(PYTHON) scripts/reproduce.py $(if $(RUN),"$$RUN") $(ARGS)

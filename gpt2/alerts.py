@@ -18,14 +18,14 @@ class Alert(NamedTuple):
 class Watch:
     """Looks at the events of a run: divergence, the sparsity asked for, and the end are alerts."""
 
-    def __init__(self, vocab_size: int, target: float, sparsity: float):
-        """`target` is the sparsity at the end of pruning (inf without), `sparsity` what there is so far."""
+    def __init__(self, vocab_size: int, target: float, reached: bool):
+        """`target` is the sparsity at the end of pruning (inf without); `reached` whether that was told before."""
         self.guessing = math.log(vocab_size)  # nats per token, of a model that knows nothing
-        self.target, self.reached = target, sparsity >= target
+        self.target, self.reached = target, reached
 
     def look(self, event: str, step: int, metrics: Mapping[str, float], status: str = "") -> Iterator[Alert]:
         """The alerts that an event gives rise to."""
-        if event == "eval" and step and metrics["val_loss"] > _WORSE * self.guessing:
+        if event == "eval" and step and not metrics["val_loss"] <= _WORSE * self.guessing:  # or no number at all
             text = f"the validation loss {metrics['val_loss']:.4g} is worse than guessing's {self.guessing:.4g}"
             yield Alert("divergence", "warn", text)
         if event == "train" and not self.reached and metrics["sparsity"] >= self.target:

@@ -4,18 +4,18 @@ from pathlib import Path
 
 from lib.errors import UsageError
 from lib.kconf import Schema
+from lib.sweep import BESIDE, FREE
 
-# Changing these does not change what is learned.
-HARMLESS = set(
-    "TRACKER TRACKER_GROUP TRACKER_TAGS TRACKIO_SPACE_ID WANDB_OFFLINE WANDB_ENTITY MLFLOW_TRACKING_URI "
-    "SYSTEM_METRICS_INTERVAL JSON_OUTPUT PROMPT SAMPLE_TOKENS TEMPERATURE TOP_K CHECKPOINT_INTERVAL LOG_INTERVAL "
-    "EVAL_INTERVAL DATA_DIR OUTPUT_DIR".split()
-)
 # Changing these, or an option of the menu Pruning, would make it another run.
 FIXED = set(
     "MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER OPTIMIZER ADAMWPRUNE_BASE_OPTIMIZER_NAME "
     "ADAMWADV_AMSGRAD SPAM_DENSITY SEED EVAL_SAMPLES TRACKER_PROJECT TRACKER_RUN_NAME".split()
 )
+
+
+def harmless(schema: Schema) -> set[str]:
+    """The options of which a change does not change what is learned."""
+    return {name for name, option in schema.options.items() if option.menu[0] in FREE or name in BESIDE} - FIXED
 
 
 def of_course(schema: Schema, folder: Path) -> dict[str, list[str]]:
@@ -36,7 +36,7 @@ def of_course(schema: Schema, folder: Path) -> dict[str, list[str]]:
             f"{folder}: a run keeps its BATCH_SIZE x GRADIENT_ACCUMULATION, on which the order of its data rests "
             f"({_windows_per_step(before)} -> {_windows_per_step(schema)}); start a new run for that"
         )
-    return {name: values for name, values in differ.items() if name not in HARMLESS}
+    return {name: differ[name] for name in sorted(differ.keys() - harmless(schema))}
 
 
 def _windows_per_step(schema: Schema) -> int:

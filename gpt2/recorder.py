@@ -10,7 +10,7 @@ from gpt2.loop import Training
 from lib import checkpoint, journal, track
 from lib.console import Console, say
 
-_IMPORT_SECONDS = 15.0  # to wait for the trackers' libraries at most
+_IMPORT_SECONDS, _OPEN_SECONDS = 15.0, 3.0  # to wait for the trackers at most: one may hang
 
 
 class Recorder:
@@ -43,9 +43,9 @@ class Recorder:
         self.console.show(self.journal.write("alert", step, {}, kind=kind, level=level, message=message))
 
     def ready(self) -> None:
-        """Return when trackers have imported their libraries, which takes processor time that steps would miss."""
+        """Return when trackers have begun, which takes processor time that the first steps would miss."""
         with self.busy("starting trackers"):
-            self.lanes.imported(_IMPORT_SECONDS)
+            self.lanes.ready(_IMPORT_SECONDS, _OPEN_SECONDS)
 
     def tick(self) -> None:
         """Move the progress bar."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-if __name__ == "__main__":
+if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch

@@ -26,6 +26,7 @@ from lib.prune.select import PruningError
 from lib.signals import StopSignals
 
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
+_STOPPED_SECONDS = 5.0  # the same after a signal: schedulers kill what is there 30 s after it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Session:
         self.schedule = schema.bind(schedule.ScheduleOptions)
         self.training = loop.Training(self.model, optimizer, pruner, self.machine)
         self.compiled = self._compile(None)
+        self.patience = _DELIVERY_SECONDS
 
     def train(self, folder: Path, words: list[str], changed: dict[str, list[str]]) -> int:
         """Train to the end of the schedule, a signal or a failure; journal and trackers are closed in every case.
@@ -74,6 +76,7 @@ class Session:
                 )
                 stopped = self._loop(recorder, signals)
             if stopped:
+                self.patience = _STOPPED_SECONDS
                 return signals.exit_code or 128 + signal.SIGTERM  # which another rank received
             ranks.first(lambda: self._finish(recorder))
             return 0
@@ -92,9 +95,10 @@ class Session:
         stack.callback(console.close)
         self._announce(folder, book, console, words, changed)
         lanes = track.Lanes(folder, track.names(self.options.tracker))
-        stack.callback(_close_trackers, lanes)
+        stack.callback(lambda: _close_trackers(lanes, self.patience))
         pruner = self.training.pruner
-        watch = Watch(self.data.vocab_size, pruner.goal(), pruner.sparsity())
+        told = any(record.get("kind") == "sparsity" for record in journal.read(folder))
+        watch = Watch(self.data.vocab_size, pruner.goal(), told)
         recorder = Recorder(folder, book, console, lanes, self.training, watch)
         stack.enter_context(recorder.writer)
         seconds = self.schema.bind(monitor.MonitorOptions).system_metrics_interval
@@ -127,7 +131,8 @@ class Session:
                 f"{folder}: is at step {self.training.step}, beyond MAX_ITERS={self.schedule.max_iters}; raise that"
             )
         options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
-        decisive = {name: value for name, value in options.items() if name not in changes.HARMLESS}
+        harmless = changes.harmless(self.schema)
+        decisive = {name: value for name, value in options.items() if name not in harmless}
         ranks.check_same({**decisive, "the data": self.data.fingerprint, "the step": self.training.step})
         ranks.reseed(self.options.seed, self.training.step)
 
@@ -150,6 +155,10 @@ class Session:
             )
         else:
             book.write("start", step, schema=journal.SCHEMA, **details)
+        if lines := journal.damaged(folder):
+            console.say(
+                f"note: {folder / journal.FILE}: damaged and passed over: line {', '.join(map(str, lines[:9]))}"
+            )
         for name, (before, now) in changed.items():
             console.say(f"changed: {name} {before} -> {now}")
         if changed and self.options.tracker:
@@ -259,13 +268,13 @@ def _open(folder: Path, stack: ExitStack) -> journal.Journal:
     return book
 
 
-def _close_trackers(lanes: track.Lanes) -> None:
+def _close_trackers(lanes: track.Lanes, seconds: float) -> None:
     """Wait a while for the trackers and say what each has; they never change the exit code."""
     lanes.close()
     with contextlib.suppress(KeyboardInterrupt):  # a wish not to wait, which the trackers survive
         if not lanes.wait(1.0):
-            say(f"waiting up to {_DELIVERY_SECONDS:.0f} s for the trackers (Ctrl-C leaves them to it)")
-            lanes.wait(_DELIVERY_SECONDS)
+            say(f"waiting up to {seconds:.0f} s for the trackers (Ctrl-C leaves them to it)")
+            lanes.wait(seconds)
     if deliveries := lanes.deliveries():
         say(track.table(deliveries))
 

@@ -56,7 +56,7 @@ def _train(argv: list[str], place: launch.Launch) -> int:
             print(f"warning: {warning}", file=sys.stderr)
         if not args.resume and not command_line.config_files(args.config, os.environ):
             print(f"there is no .config in {Path.cwd()}: options that are not given have their defaults")
-    track.names(schema["TRACKER"])  # refuses what is not installed
+    track.check(schema)
     threads.spin_little()
     from gpt2 import start  # imports torch, which takes seconds: --help and mistakes are answered before
 

@@ -89,11 +89,13 @@ def _device(kind: str, launch: Launch) -> torch.device:
     if kind == "cpu":
         return torch.device(kind)
     count = torch.cuda.device_count()
-    if launch.local_rank >= count > 1:
+    # One GPU is what srun and Ray show to a process that has it to itself; torchrun shows every process the same.
+    if launch.local_rank >= count and (count > 1 or launch.launcher == "torchrun"):
         raise UsageError(
-            f"this machine shows {count} GPUs to local rank {launch.local_rank}; start {count} processes on it"
+            f"local rank {launch.local_rank} needs a GPU of its own, and this machine shows {count}; start no more "
+            "processes on it than that"
         )
-    device = torch.device(kind, launch.local_rank % count)  # where a launcher shows each process its own GPU alone: 0
+    device = torch.device(kind, launch.local_rank % count)
     torch.cuda.set_device(device)
     return device
 

@@ -9,10 +9,10 @@ from typing import Any
 from lib import history, journal
 from lib.history import History
 from lib.kconf import Schema
-from lib.sweep import COMPARED, FREE, TUNED
+from lib.sweep import BESIDE, COMPARED, FREE, TUNED
 
-# Options that change neither what is learned nor from how much, but the clock or what lies where.
-_ELSEWHERE = frozenset({"SEED", "DEVICE", "COMPILE", "THREADS", "LOG_INTERVAL", "DATA_DIR"})
+# Options that make no budget unequal; `notes` says what they do to the result.
+_ELSEWHERE = BESIDE | {"SEED", "DEVICE", "COMPILE", "THREADS"}
 _MACHINE = ("host", "platform", "cpu", "processors", "cores", "memory_bytes", "gpus", "gpu_driver")
 
 Pair = tuple[Any, Any]
@@ -112,6 +112,8 @@ def notes(a: Side, b: Side) -> Iterator[str]:
         yield f"Not the same: {' and '.join(tuned)}. That compares methods only if each was tuned alike."
     if "SEED" in differ:
         yield "The seeds differ, and so do data order and first weights: part of the difference is chance."
+    if "EVAL_INTERVAL" in differ:
+        yield "EVAL_INTERVAL differs: the best losses are of other steps and do not compare."
     if code(a, b) or versions(a, b):
         yield "Code or versions differ, which alone can change losses."
     if machine(a, b) or differ.keys() & {"DEVICE", "COMPILE", "THREADS"}:

@@ -11,8 +11,8 @@ from accelerate.tracking import GeneralTracker, on_main_process
 
 from lib import files, journal, run, track
 from lib.console import say
+from lib.errors import UsageError, UserError
 from lib.kconf import Schema
-from lib.track import registry
 
 EVALUATION = ("eval", "val", "test")  # how the names of metrics begin that belong to the event `eval`
 
@@ -44,7 +44,8 @@ class EspalierTracker(GeneralTracker):
     ):
         """Check the arguments; nothing is written before Accelerate starts its trackers.
 
-        run_name, project  empty: the date and time; the name of the current folder and a hash of its path
+        run_name, project  empty: the date and time; name and hashed path of the clone around the current folder, or
+                           of that folder
         trackers           as in --tracker: names, ("all",) or ()
         resume             go on with the run of this name in `output_dir`, if it is there, instead of making another
         wait_seconds       how long the end waits for the trackers, which deliver on by themselves after that
@@ -54,14 +55,17 @@ class EspalierTracker(GeneralTracker):
         """
         super().__init__()
         schema = Schema()
-        texts = {name.upper(): {True: "y", False: "n"}.get(value, str(value)) for name, value in options.items()}
+        texts = {name.upper(): option_text(name.upper(), value) for name, value in options.items()}
         texts = {"TRACKER": ",".join(trackers) or "none", **texts}
         schema.override([(name, text, "EspalierTracker") for name, text in texts.items()])
+        track.check(schema)
         self.names = track.names(schema["TRACKER"])
         self.options = {name.lower(): schema[name] for name in texts} | {"tracker": self.names}
-        self.wanted = run.RunOptions(output_dir, project or run.project_name(Path.cwd()), run_name, "")
+        self.wanted = run.RunOptions(output_dir, project or run.project_name(run.clone(Path.cwd())), run_name, "")
         self.resume, self.wait_seconds = resume, wait_seconds
+        self.reserved = {name.lower() for name in schema.options}  # in a journal these are values of our options
         self.folder: Path | None = None
+        self.journal: journal.Journal | None = None  # between start and finish
         self.lanes: track.Lanes | None = None
 
     @property
@@ -71,7 +75,8 @@ class EspalierTracker(GeneralTracker):
 
     @on_main_process
     def start(self) -> None:
-        """Make the run's folder, or open that of the run to resume; raises UserError."""
+        """Make the run's folder, or open that of the run to resume, after the end of a run before; raises UserError."""
+        self.finish()
         wanted = self.wanted.tracker_run_name or f"run_{time.strftime('%Y%m%d-%H%M%S')}"
         there = Path(self.wanted.output_dir) / run.folder_name(wanted)
         if self.resume and (there / "run.json").exists():
@@ -88,13 +93,16 @@ class EspalierTracker(GeneralTracker):
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
         """Record the script's configuration, which begins the run, and start the trackers.
 
-        A value with the name of one of our options is recorded as `config.<name>`.
+        A value with the name of an option of Espalier's is recorded as `config.<name>`, so that no tracker takes it for
+        one.
         """
-        config = {f"config.{name}" if name in self.options else name: plain(value) for name, value in values.items()}
+        if self.journal is None:
+            raise UserError("EspalierTracker: no run is going on; call init_trackers, or start, first")
+        config = {f"config.{name}" if name in self.reserved else name: plain(value) for name, value in values.items()}
         event = "resume" if self.journal.seq else "start"
         details = {} if self.journal.seq else {"schema": journal.SCHEMA}
         self.journal.write(event, max(self.series.last, 0), config={**config, **self.options}, **details)
-        self.lanes = self.lanes or track.Lanes(self.folder, registry.along(self.names, self.options))
+        self.lanes = self.lanes or track.Lanes(self.folder, self.names)
 
     @on_main_process
     def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:
@@ -115,15 +123,18 @@ class EspalierTracker(GeneralTracker):
 
     @on_main_process
     def finish(self) -> None:
-        """Record the run's end, and say what each tracker has."""
+        """Record the run's end, and say what each tracker has; nothing happens when no run is going on."""
+        if self.journal is None:
+            return
         if self.lanes is None:
             self.store_init_configuration({})
         self.journal.write("finish", max(self.series.last, 0), {}, status="finished")
         self.stack.close()
-        self.lanes.close()
-        self.lanes.wait(self.wait_seconds)
+        lanes, self.journal, self.lanes = self.lanes, None, None
+        lanes.close()
+        lanes.wait(self.wait_seconds)
         say(f"run folder  {self.folder}")
-        if deliveries := self.lanes.deliveries():
+        if deliveries := lanes.deliveries():
             say(track.table(deliveries))
 
 
@@ -159,6 +170,13 @@ class Series:
         self.steps[event] = max(self.steps.get(event, -1), step)
         if step > self.rows.get(names, ("", -1))[1]:
             self.rows[names] = event, step
+
+
+def option_text(name: str, value: Any) -> str:
+    """An option's value as configurations write it; raises UsageError for what is no text, number or bool."""
+    if not isinstance(value, bool | int | float | str):
+        raise UsageError(f'EspalierTracker: {name} must be text, a number or a bool, lists as "a,b"; got {value!r}')
+    return str(value) if not isinstance(value, bool) else "y" if value else "n"
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,10 +22,11 @@ class Table(NamedTuple):
 def table(history: History) -> Table:
     """The table of a run; a step's records are one row, which lacks what was not measured then."""
     rows: dict[int, dict[str, Any]] = {}
-    for (_, step), record in history.rows.items():
+    columns = {origin: column for column, origin in history.columns.items()}
+    for (event, step), record in history.rows.items():
         row = rows.setdefault(step, {"step": step, "time": record["time"]})
         row["time"] = min(row["time"], record["time"])
-        row |= record["metrics"]
+        row |= {columns[event, name]: value for name, value in record["metrics"].items()}
     return Table(["step", "time", *history.names()], [rows[step] for step in sorted(rows)])
 
 

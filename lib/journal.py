@@ -51,6 +51,8 @@ class Journal:
         A step that is run again with the same result is not written again; see `write`.
         """
         self.ahead = {key: r for key, r in history(self.path.parent).items() if key[1] > step}
+        told = (r for r in read(self.path.parent) if r["event"] == "alert" and r["step"] > step)
+        self.ahead |= {_key(r["event"], r["step"], r): r for r in told}
         return len(self.ahead)
 
     def write(self, event: str, step: int, metrics: Mapping[str, float] | None = None, **details: Any) -> Record:
@@ -60,8 +62,8 @@ class Journal:
         """
         encoded = {name: _encode(value) for name, value in (metrics or {}).items()}
         with self.lock:
-            before = self.ahead.pop((event, step), None)
-            if before is not None and _lasting(before["metrics"]) == _lasting(encoded):
+            before = self.ahead.pop(_key(event, step, details), None)
+            if before is not None and lasting(before["metrics"]) == lasting(encoded):
                 return before
             record = {
                 "seq": self.seq,
@@ -130,15 +132,16 @@ def _lines(folder: Path, offset: int = 0) -> Iterator[tuple[Record | None, int]]
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield _record(line), offset
+            yield record(line), offset
 
 
-def _record(line: bytes) -> Record | None:
+def record(line: bytes) -> Record | None:
+    """A line as a record, None if it is damaged: no JSON, or without what every record has."""
     try:
-        record = json.loads(line)
-        good = all(isinstance(value, int | float) or value in _NO_NUMBERS for value in record["metrics"].values())
-        good = good and isinstance(record["event"], str) and record["event"]
-        return record if good and record["seq"] + record["step"] >= 0 and record["time"] >= 0 else None
+        found = json.loads(line)
+        good = all(isinstance(value, int | float) or value in _NO_NUMBERS for value in found["metrics"].values())
+        good = good and isinstance(found["event"], str) and found["event"]
+        return found if good and found["seq"] + found["step"] >= 0 and found["time"] >= 0 else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -167,16 +170,23 @@ def numbers(record: Record) -> dict[str, float]:
     return {name: float(value) if isinstance(value, str) else value for name, value in record["metrics"].items()}
 
 
+def _key(event: str, step: int, details: Mapping[str, Any]) -> tuple[str, int]:
+    """What a step has one of: an event, or an alert of a kind."""
+    return f"alert {details.get('kind')}" if event == "alert" else event, step
+
+
 def _encode(value: float) -> float | int | str:
+    value = value.item() if hasattr(value, "item") else value  # numpy scalars and one-element tensors
     if isinstance(value, bool | int):
         return value
-    number = float(value)  # numpy scalars and one-element tensors too
+    number = float(value)
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
-def _lasting(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def lasting(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that do not depend on the clock."""
     return {name: value for name, value in metrics.items() if name not in VOLATILE}
 
 

@@ -11,7 +11,7 @@ from lib.errors import UsageError
 # What says so in the environment of a process, and with it in that of every process it starts.
 _VARIABLES = frozenset(
     "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME "
-    "NODE_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID SLURM_NTASKS".split()
+    "NODE_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID SLURM_STEP_NUM_TASKS".split()
 )
 
 
@@ -70,8 +70,8 @@ def _slurm(env: Mapping[str, str]) -> Launch | None:
     """A task that srun started; the batch script itself, and what it starts without srun, is none."""
     if "SLURM_STEP_ID" not in env:
         return None
-    _require(env, "SLURM_STEP_ID", ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"])
-    size = _number(env, "SLURM_NTASKS", 1)
+    _require(env, "SLURM_STEP_ID", ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"])
+    size = _number(env, "SLURM_STEP_NUM_TASKS", 1)  # SLURM_NTASKS may be that of the whole job
     rank, local = _number(env, "SLURM_PROCID", 0, size), _number(env, "SLURM_LOCALID", 0, size)
     job = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
     address = "" if size == 1 else f"tcp://{_first_host(env)}:{env.get('MASTER_PORT') or _port(job)}"

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import psutil
 import pynvml
@@ -45,7 +46,7 @@ class Monitor:
     def __exit__(self, *exc_info: object) -> None:
         self.ended.set()
         if self.seconds:
-            self.thread.join()
+            self.thread.join(1)  # a driver may hang; the thread then ends with the process
 
     def _watch(self) -> None:
         with _graphics() as gpus:
@@ -53,8 +54,9 @@ class Monitor:
             process.cpu_percent(), psutil.cpu_percent()  # the first call of each says nothing: use since the last one
             while not self.ended.wait(self.seconds):
                 if (step := self.step()) > self.before:
+                    metrics = host(process) | gpu(gpus)
                     try:
-                        self.record(step, host(process) | gpu(gpus))
+                        self.record(step, metrics)
                     except JournalError:  # the loop meets it too, and says so
                         return
                     self.before = step
@@ -62,27 +64,44 @@ class Monitor:
 
 def host(process: psutil.Process) -> Metrics:
     """Use of processors since the last call (percent of all cores), memory (GiB), and this process's share of them."""
-    memory = psutil.virtual_memory()
-    return {
-        "system/cpu_percent": psutil.cpu_percent(),
-        "system/memory_used_gib": (memory.total - memory.available) / GIB,
-        "system/process_cpu_percent": process.cpu_percent() / psutil.cpu_count(),
-        "system/process_memory_gib": process.memory_info().rss / GIB,
-        **_temperature(),
-    }
+    return _read(_HOST, "system/", process)
 
 
 def gpu(handles: list[object]) -> Metrics:
-    """Utilisation (percent), memory (GiB), power (W) and temperature (degrees Celsius) of each GPU that tells them."""
-    metrics = {}
+    """Utilisation (percent), memory (GiB), power (W) and temperature (degrees Celsius) of each GPU."""
+    found: Metrics = {}
     for number, handle in enumerate(handles):
-        for name, read in _READINGS.items():
-            with contextlib.suppress(pynvml.NVMLError):  # a card or driver that lacks one has the others
-                metrics[f"system/gpu{number}_{name}"] = float(read(handle))
-    return metrics
+        found |= _read(_GPU, f"system/gpu{number}_", handle)
+    return found
 
 
-_READINGS = {
+def _read(readings: Mapping[str, Callable[[Any], float]], prefix: str, source: object) -> Metrics:
+    """Every reading that this machine, container or driver gives; it may have some and lack others."""
+    found = {}
+    for name, read in readings.items():
+        with contextlib.suppress(psutil.Error, pynvml.NVMLError, OSError, ValueError, AttributeError):
+            found[prefix + name] = float(read(source))
+    return found
+
+
+def _used_memory(_: object) -> float:
+    memory = psutil.virtual_memory()
+    return (memory.total - memory.available) / GIB
+
+
+def _temperature(_: object) -> float:
+    sensors = psutil.sensors_temperatures()  # Linux and FreeBSD have it
+    return max(one.current for name in ("coretemp", "k10temp", "cpu_thermal") for one in sensors.get(name, []))
+
+
+_HOST = {
+    "cpu_percent": lambda process: psutil.cpu_percent(),
+    "memory_used_gib": _used_memory,
+    "process_cpu_percent": lambda process: process.cpu_percent() / psutil.cpu_count(),
+    "process_memory_gib": lambda process: process.memory_info().rss / GIB,
+    "cpu_temperature_celsius": _temperature,
+}
+_GPU = {
     "utilization_percent": lambda handle: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
     "memory_used_gib": lambda handle: pynvml.nvmlDeviceGetMemoryInfo(handle).used / GIB,
     "power_watts": lambda handle: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
@@ -98,13 +117,11 @@ def _graphics() -> Iterator[list[object]]:
     except pynvml.NVMLError:
         yield []
         return
+    handles = []
+    for number in range(pynvml.nvmlDeviceGetCount()):
+        with contextlib.suppress(pynvml.NVMLError):  # a card that has fallen off the bus
+            handles.append(pynvml.nvmlDeviceGetHandleByIndex(number))
     try:
-        yield [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        yield handles
     finally:
         pynvml.nvmlShutdown()
-
-
-def _temperature() -> Metrics:
-    sensors = getattr(psutil, "sensors_temperatures", dict)()  # Linux and FreeBSD have it
-    readings = [one.current for name in ("coretemp", "k10temp", "cpu_thermal") for one in sensors.get(name, [])]
-    return {"system/cpu_temperature_celsius": max(readings)} if readings else {}

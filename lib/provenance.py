@@ -22,7 +22,12 @@ from lib.kconf import ROOT, Schema
 LIMIT = 10_000_000  # bytes of uncommitted files that a run keeps
 _SECONDS = 60  # that a git command may take
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-_PRIVATE = re.compile(r"\.env(\..+)?|\.netrc|.+\.(pem|key)", re.IGNORECASE)  # files that tend to hold keys
+# Names of files that tend to hold keys.
+_PRIVATE = re.compile(
+    r"\.env(\..+)?|\.(netrc|npmrc|pypirc)|.+\.(pem|key)|id_\w+|.*(credentials|secret).*", re.IGNORECASE
+)
+# Variables of git's that say how it is set up; the others name a repository, its parts, or a form of what it prints.
+_SETUP = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +144,11 @@ def packages() -> dict[str, str]:
 def _cpu() -> str:
     """The processor's name as its maker has it, where the system tells."""
     with contextlib.suppress(OSError):
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
         if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
             return found[1]
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return platform.processor() or platform.machine()
 
 
@@ -190,14 +195,16 @@ def uncommitted(root: Path, apart: Iterable[Path] = ()) -> Changes | None:
     except GitError:
         return None
     top, own, _ = os.fsdecode(places).rstrip("\n").rsplit("\n", 2)
-    with tempfile.TemporaryDirectory(prefix="espalier-index-") as scratch:
-        index = Path(scratch, "index")
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(root / own, index)
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="espalier-index-") as scratch:
+            index = Path(scratch, "index")
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(root / own, index)
             return _changes(root, Path(top), index, [folder.resolve() for folder in apart])
-        except GitError as error:
-            return Changes(b"", (), str(error))
+    except GitError as error:
+        return Changes(b"", (), str(error))
+    except OSError as error:  # the disk is full, say
+        return Changes(b"", (), f"git's index cannot be copied to a scratch folder: {error.strerror or error}")
 
 
 def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
@@ -208,10 +215,11 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
     apart = [folder for folder in apart if not root.resolve().is_relative_to(folder)]
     untracked = {p for p in untracked if not any(Path(top, p).is_relative_to(folder) for folder in apart)}
     sizes = _sizes(root, top, tracked) | {path: _size(top / path) for path in untracked}
-    unwanted = {p for p in untracked if p.endswith("/") or _PRIVATE.fullmatch(Path(p).name)}  # "/": another repository
+    new = untracked | {path for path, before in tracked.items() if not before.strip("0")}  # the commit lacks them
+    unwanted = {p for p in new if p.endswith("/") or _PRIVATE.fullmatch(Path(p).name)}  # "/": another repository
     kept = set(_within(LIMIT, {path: size for path, size in sizes.items() if path not in unwanted}))
-    if new := sorted(untracked & kept):
-        paths = b"\0".join(os.fsencode(f":(top,literal){path}") for path in new)
+    if added := sorted(untracked & kept):
+        paths = b"\0".join(os.fsencode(f":(top,literal){path}") for path in added)
         git(root, "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul", index=index, text=paths)
     patch = b""
     if kept:
@@ -265,8 +273,14 @@ def _within(limit: int, sizes: dict[str, int]) -> Iterator[str]:
 
 
 def git(root: Path, *words: str, index: Path | None = None, text: bytes = b"") -> bytes:
-    """The output of a git command, which reads `text` and uses `index` in place of its own; raises GitError."""
-    environment = {**os.environ, "LC_ALL": "C"}
+    """The output of a git command in the clone at `root`, whatever repository the environment names; raises GitError.
+
+    It reads `text`, and uses `index` in place of its own.
+    """
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(_SETUP)
+    }
+    environment = {**plain, "LC_ALL": "C"}
     if index:
         environment["GIT_INDEX_FILE"] = str(index)
         if words[0] == "add":  # it stores the empty file

@@ -71,15 +71,26 @@ def job_id(options: RunOptions, launch: Launch) -> str:
 
 
 def find(output_dir: str, run_id: str) -> Path | None:
-    """The folder of the run with this id in `output_dir`, or None; what is damaged there is passed over."""
-    for path in Path(output_dir).glob("*/run.json"):
+    """The folder of the run with this id in `output_dir`, or None; raises UsageError when there are two.
+
+    What is damaged there, somebody else's, or just being removed is passed over.
+    """
+    found = []
+    for path in sorted(Path(output_dir).glob("*/run.json")):
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
+        except (PermissionError, FileNotFoundError):
+            continue
         except OSError as error:
             raise UserError(f"{path}: cannot be read to see whose run it is: {error.strerror}") from None
         if f'"{run_id}"' in text:
-            return path.parent
-    return None
+            found.append(path.parent)
+    if len(found) > 1:
+        raise UsageError(
+            f"{found[0]} and {found[1]} are both the run that this job began, so one is a copy; move that out of "
+            f"{output_dir}"
+        )
+    return found[0] if found else None
 
 
 def _new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
@@ -137,6 +148,11 @@ def project_name(root: Path = ROOT) -> str:
     """<folder>-<8 hex digits of the MD5 of its absolute path> of the repository; its worktrees have the same name."""
     home = repository(root)
     return f"{home.name}-{hashlib.md5(str(home).encode()).hexdigest()[:8]}"
+
+
+def clone(folder: Path) -> Path:
+    """The clone or worktree that `folder` is in; without one, `folder`."""
+    return next((place for place in (folder, *folder.parents) if (place / ".git").exists()), folder)
 
 
 def repository(root: Path) -> Path:

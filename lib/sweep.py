@@ -15,6 +15,7 @@ from lib.option import nearest
 
 COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares
 FREE = ("Experiment tracking", "Output")  # menus whose options do not change what is learned
+BESIDE = frozenset({"LOG_INTERVAL", "EVAL_INTERVAL", "DATA_DIR"})  # options of other menus that do not either
 # Part of a method in that it needs a value of its own; a table shows them where they differ.
 TUNED = ("LEARNING_RATE", "MIN_LR", "GRAD_CLIP")
 _OURS = {

@@ -24,13 +24,13 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2.changes import HARMLESS
+from gpt2.changes import harmless
 from lib import journal, provenance, run
 from lib.command_line import unconfigured
 from lib.comparison import read
 from lib.console import say, table
 from lib.errors import UsageError, UserError, run_program
-from lib.kconf import ROOT
+from lib.kconf import ROOT, Schema
 from lib.provenance import GitError, git
 
 History = Mapping[tuple[str, int], journal.Record]
@@ -82,7 +82,7 @@ def configuration(folder: Path) -> dict[str, Any]:
     if not sessions or "config" not in sessions[0]:
         raise UserError(f"{folder}: the journal does not say how the run was started")
     config, name = sessions[0]["config"], shlex.quote(str(folder))
-    free = HARMLESS - {"LOG_INTERVAL", "EVAL_INTERVAL"}  # these two decide which records there are
+    free = harmless(Schema()) - {"LOG_INTERVAL", "EVAL_INTERVAL"}  # these two decide which records there are
     for one in sessions[1:]:
         both = sorted((config.keys() & one["config"].keys()) - {option.lower() for option in free})
         now = one["config"]  # may lack options that were dropped, and have new ones, if the code is another
@@ -186,8 +186,9 @@ def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
         if keep and tree.exists():
             say(f"kept: {tree}; remove it with: git worktree remove --force {shlex.quote(str(tree))}")
         else:
+            with contextlib.suppress(GitError):  # it was not made
+                git(ROOT, "worktree", "remove", "--force", "--force", str(tree))  # twice: also while it is being made
             shutil.rmtree(scratch, ignore_errors=True)
-            git(ROOT, "worktree", "prune")  # forgets worktrees whose folders are gone
 
 
 def train(tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where: Path) -> None:
@@ -229,30 +230,25 @@ def verdict(folder: Path, copy: Path, step: int) -> int:
 def unlike(before: History, after: History) -> Iterator[str]:
     """How the records of two runs differ, but for what depends on the clock; nothing if they do not."""
     keys = sorted(before.keys() | after.keys(), key=lambda key: (key[1], key[0] == "eval"))  # as they are written
-    wrong = [key for key in keys if lasting(before.get(key)) != lasting(after.get(key))]
+    was, now = ({key: journal.lasting(row["metrics"]) for key, row in rows.items()} for rows in (before, after))
+    wrong = [key for key in keys if was.get(key) != now.get(key)]
     if not wrong:
         return
     event, step = wrong[0]
-    one, other = lasting(before.get(wrong[0])), lasting(after.get(wrong[0]))
+    one, other = was.get(wrong[0], {}), now.get(wrong[0], {})
     names = [name for name in one | other if one.get(name) != other.get(name)]
     values = ", ".join(f"{name} {one.get(name, 'missing')} -> {other.get(name, 'missing')}" for name in names)
     yield f"{len(wrong):,} of {len(keys):,} records differ, the first at step {step} ({event}: {values})"
     far = [
         (abs(a - b), name, key[1])
         for key in wrong
-        for name, a in lasting(before.get(key)).items()
-        if name.endswith("loss") and isinstance(b := lasting(after.get(key)).get(name), float) and isinstance(a, float)
+        for name, a in was.get(key, {}).items()
+        if name.endswith("loss") and isinstance(b := now.get(key, {}).get(name), float) and isinstance(a, float)
     ]
     gap, name, step = max(far, default=(0.0, "", 0))
     yield (
         f"the largest difference of a loss is {gap:.3g} ({name} of step {step})" if gap else "no loss has another value"
     )
-
-
-def lasting(record: journal.Record | None) -> dict[str, Any]:
-    """The metrics of a record that do not depend on the clock; none of a record that is missing."""
-    metrics = record["metrics"] if record else {}
-    return {name: value for name, value in metrics.items() if name not in journal.VOLATILE}
 
 
 def other_machine(folder: Path, copy: Path) -> Iterator[str]:

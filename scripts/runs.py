@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--wait", action="store_true", help="if the run has ended unfinished, wait for it to be resumed")
     sub = one(command(export_run, "export"))
     sub.add_argument("--format", choices=list(export.FORMATS), default="csv", help="[csv]")
-    sub.add_argument("--out", help="file to write; - is standard output [<run>/metrics.<format>]")
+    sub.add_argument("--out", help="file to write; - is standard output [<run>/steps.<format>]")
     return parser
 
 
@@ -168,9 +168,9 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
         yield "commit", history.code(made[-1])
     if (best := seen.best()) is not None:
         yield "best loss", f"{best:.4f} in validation, nats per token"
-    if seen.lost > 0:
-        lines = ", ".join(map(str, journal.damaged(folder)))
-        yield "damaged", f"lines of {journal.FILE} that are passed over: {lines}"
+    if (folder / journal.FILE).exists() and (lines := journal.damaged(folder)):
+        more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
+        yield "damaged", f"lines of {journal.FILE} that are passed over: {', '.join(map(str, lines[:10]))}{more}"
 
 
 def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
@@ -279,9 +279,11 @@ def tail(args: argparse.Namespace) -> int:
 def export_run(args: argparse.Namespace) -> int:
     """Write a run's metrics as a table: a row per step, with its training, evaluation and system metrics.
 
+    The file is steps.<format> in the run's folder, or what --out names; metrics.csv there is the tracker csv's own.
     Each step is there once, as it is in force after resumes; `time` is that of its first record, in unix seconds. What
     is no number is NaN, Infinity or -Infinity: as such in CSV, as a number in Parquet, as a string in JSON, which knows
-    none. What a step lacks is empty in CSV, null in Parquet and left out in JSON.
+    none. What a step lacks is empty in CSV, null in Parquet and left out in JSON. Of a metric that a script of your own
+    records in several series, the first has its name, and another is a column such as train.2/loss.
     """
     folder = _run(args.folder)
     table = export.table(history.load(folder))
@@ -289,10 +291,12 @@ def export_run(args: argparse.Namespace) -> int:
         raise UserError(f"{folder}: has no metrics yet; export it when it has made some steps")
     if args.out == "-":
         if args.format == "parquet":
-            raise UsageError("parquet is no text; name a file to write, as in OUT=metrics.parquet")
+            raise UsageError("parquet is no text; name a file to write, as in OUT=steps.parquet")
         export.FORMATS[args.format](table, sys.stdout.buffer)
         return 0
-    path = Path(args.out or folder / f"metrics.{args.format}")
+    path = Path(args.out or folder / f"steps.{args.format}")
+    if path.exists() and path.name != f"steps.{args.format}" and path.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"--out {path}: is a file of the run; choose another name")
     export.write(table, args.format, path)
     print(f"{path}: {len(table.rows):,} steps, {len(table.columns)} columns")
     return 0

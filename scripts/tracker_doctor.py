@@ -69,8 +69,9 @@ def general(runs: Path) -> list[Finding]:
 
 def folder(path: Path) -> Finding:
     """Whether files can be made in a folder, or in the one that it will be made in; one is made and deleted."""
-    there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    there = path.absolute()
     try:
+        there = next(one for one in (there, *there.parents) if one.exists())  # raises below one that may not be entered
         with tempfile.NamedTemporaryFile(dir=there, prefix=".tracker-doctor-") as file:
             file.write(bytes(4096))
             file.flush()

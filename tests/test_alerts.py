@@ -12,25 +12,27 @@ def looks(watch, *events):
 
 
 def test_a_validation_loss_worse_than_guessing_is_divergence():
-    watch = Watch(256, math.inf, 0.0)  # guessing: ln 256 = 5.545 nats
-    events = [("eval", 0, {"val_loss": 7.0}), ("eval", 10, {"val_loss": 6.0}), ("eval", 20, {"val_loss": 6.2})]
-    message = "the validation loss 6.2 is worse than guessing's 5.545"
-    assert looks(watch, *events) == [Alert("divergence", "warn", message)]
+    watch = Watch(256, math.inf, False)  # guessing: ln 256 = 5.545 nats
+    events = [("eval", 10 * n, {"val_loss": loss}) for n, loss in enumerate((7.0, 6.0, 6.2, math.nan))]
+    assert looks(watch, *events) == [
+        Alert("divergence", "warn", "the validation loss 6.2 is worse than guessing's 5.545"),
+        Alert("divergence", "warn", "the validation loss nan is worse than guessing's 5.545"),
+    ]
 
 
 def test_the_sparsity_asked_for_is_told_once_and_not_again_after_a_resume():
     events = [("train", step, {"sparsity": s}) for step, s in ((1, 0.0), (2, 0.4999), (3, 0.5), (4, 0.5))]
-    assert looks(Watch(256, 0.5, 0.0), *events) == [
+    assert looks(Watch(256, 0.5, False), *events) == [
         Alert("sparsity", "info", "the sparsity asked for is reached: 50.0000%")
     ]
-    assert looks(Watch(256, 0.5, 0.5), *events) == []
-    assert looks(Watch(256, math.inf, 0.0), *events) == []
+    assert looks(Watch(256, 0.5, True), *events) == []
+    assert looks(Watch(256, math.inf, False), *events) == []
 
 
 def test_the_end_is_told_when_it_is_one():
     metrics = {"final_val_loss": 1.60704, "best_val_loss": 1.5}
     assert looks(
-        Watch(256, math.inf, 0.0), ("finish", 2400, metrics, "finished"), ("finish", 9, {}, "interrupted")
+        Watch(256, math.inf, False), ("finish", 2400, metrics, "finished"), ("finish", 9, {}, "interrupted")
     ) == [Alert("finished", "info", "the run is finished after 2,400 steps: validation loss 1.6070, best 1.5000")]
 
 

@@ -6,6 +6,7 @@ import torch
 from lib import device
 from lib.device import SystemOptions
 from lib.errors import UsageError
+from lib.launch import Launch
 
 
 def options(**changes):
@@ -42,6 +43,19 @@ def test_threads_are_set_and_shown():
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match=r"^--device cuda: PyTorch .* finds no such device here; use --device auto$"):
         device.choose(options(device="cuda"))
+
+
+def test_ranks_that_would_share_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+    def place(count, launcher, local_rank):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        return device._device("cuda", Launch(launcher, local_rank, 4, local_rank, "", "")).index
+
+    assert [place(4, "torchrun", 3), place(1, "torchrun", 0), place(1, "slurm", 3), place(1, "ray", 3)] == [3, 0, 0, 0]
+    for count, launcher, local_rank in ((1, "torchrun", 1), (2, "torchrun", 2), (2, "slurm", 3)):
+        with pytest.raises(UsageError, match=rf"^local rank {local_rank} needs a GPU .* shows {count}; start no more "):
+            place(count, launcher, local_rank)
 
 
 def machine(kind="cpu"):

@@ -52,6 +52,15 @@ def test_an_option_that_is_no_longer_known_counts(side):
     assert list(difference.unequal(side("a", GONE="1"), side("b", GONE="2"))) == ["GONE is 1 and 2"]
 
 
+def test_how_often_was_evaluated_is_no_budget(side):
+    a, b = side("a", EVAL_INTERVAL="2"), side("b", (2.5,), EVAL_INTERVAL="4")
+    assert list(difference.unequal(a, b)) == []
+    assert list(difference.notes(a, b)) == [
+        "EVAL_INTERVAL differs: the best losses are of other steps and do not compare."
+    ]
+    assert difference.common_loss(a, b) == (2, 2.0, 2.5)
+
+
 def test_what_else_differs_is_said(side):
     a = side("a", SEED="1", LEARNING_RATE="0.1")
     b = side(

@@ -23,6 +23,7 @@ from tests.training import ROOT, TEXT, arguments, losses, schema, train
 WORDS = arguments(dropout=0, batch_size=1, gradient_accumulation=8, eval_samples=6)
 TRAIN = str(ROOT / "gpt2" / "train.py")
 STEPS = {"train": list(range(1, 41)), "eval": [0, 10, 20, 30, 40]}
+JOBS = itertools.count(100 * os.getpid())  # their numbers choose the ports where the tasks of each meet
 
 
 def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen:
@@ -48,7 +49,8 @@ def torchrun(folder: Path, *words: str, job: str = "mine") -> subprocess.Popen:
 def srun(folder: Path, *words: str, second: list[str] | None = None) -> list[subprocess.Popen]:
     """Start two tasks as srun would, the second with more words."""
     common = {
-        "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_JOB_ID": str(next(JOBS)), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
     }  # fmt: skip
     return [
         start(folder, [TRAIN, *words, *more], **common, SLURM_PROCID=rank, SLURM_LOCALID=rank)
@@ -120,10 +122,17 @@ def test_two_ranks_are_one_run_to_a_tracker(pair):
 
 def test_a_killed_job_goes_on_when_it_is_started_again(pair, tmp_path):
     job = torchrun(tmp_path, *WORDS)
-    wait_for_step(tmp_path / "runs/run", 14)
-    for process in [*ranks_of(job).values(), psutil.Process(job.pid)]:
+    wait_for_step(tmp_path / "runs/run", 1)
+    processes = [*ranks_of(job).values(), psutil.Process(job.pid)]
+    while not checkpoint.find(tmp_path / "runs/run/checkpoints"):
+        assert job.poll() is None
+        time.sleep(0.005)
+    wait_for_step(tmp_path / "runs/run", 12)
+    for process in processes:
         process.kill()
     job.communicate()
+    saved = checkpoint.find(tmp_path / "runs/run/checkpoints")[-1]
+    step = next(step for step in (10, 20, 30) if saved.name == checkpoint.name(step))
     (tmp_path / "alone").mkdir()
     shutil.copytree(tmp_path / "runs", tmp_path / "alone/runs")
     shutil.copytree(tmp_path / "data", tmp_path / "alone/data")
@@ -134,8 +143,25 @@ def test_a_killed_job_goes_on_when_it_is_started_again(pair, tmp_path):
     assert "runs/run is finished: see runs/run/summary.json" in finish(torchrun(tmp_path, *WORDS))
 
     output = train(tmp_path / "alone", "--resume", "runs/run")  # the number of ranks may change
-    assert "resuming runs/run after step 10" in output
+    assert f"resuming runs/run after step {step}" in output
     assert_same_course(tmp_path / "alone/runs/run", pair / "runs/run", 1e-5)
+
+
+def test_a_job_does_not_go_on_with_what_it_began_with_other_options(tmp_path):
+    job = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "100"}
+    words = [TRAIN, *arguments(max_iters=2)]
+    finish(start(tmp_path, words, **job))
+    before = {path: path.read_bytes() for path in (tmp_path / "runs/run").rglob("*") if path.is_file()}
+    output = finish(start(tmp_path, [*words, "--learning-rate", "0.3"], **job), 2)
+    assert output.endswith(
+        "error: runs/run: this job began it with other options (LEARNING_RATE 0.003 -> 0.3); another TRACKER_RUN_NAME "
+        "begins another run, and --resume goes on with this one, changed\n"
+    )
+    again = [*words, "--json-output", "runs/run/summary.json"]
+    assert "runs/run is finished: see runs/run/summary.json" in finish(start(tmp_path, again, **job))
+    assert {path: path.read_bytes() for path in (tmp_path / "runs/run").rglob("*") if path.is_file()} == before
+    finish(start(tmp_path, [*words, "--tracker-run-name", "b", "--learning-rate", "0.3"], **job))
+    assert (tmp_path / "runs/b/summary.json").exists()
 
 
 def test_tasks_of_slurm_make_one_run(pair, tmp_path):
@@ -221,3 +247,30 @@ def test_a_run_is_found_by_its_id_among_damaged_ones(tmp_path):
     (tmp_path / "damaged" / "run.json").write_bytes(b"\xff{")
     assert run.find(str(tmp_path), "0123456789ab") == folder
     assert run.find(str(tmp_path), "ba9876543210") is None
+
+
+def test_a_job_with_two_runs_of_its_id_does_not_choose(tmp_path):
+    folder, _ = run.create(run.RunOptions(str(tmp_path), "", "a", "adamw"), "0123456789ab")
+    shutil.copytree(folder, tmp_path / "copy")
+    with pytest.raises(UsageError, match=rf"^{folder} and {tmp_path}/copy are both the run that this job began, so "):
+        run.find(str(tmp_path), "0123456789ab")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_runs_of_others_do_not_stop_a_job(tmp_path, monkeypatch):
+    theirs, _ = run.create(run.RunOptions(str(tmp_path), "", "a", "adamw"))
+    mine, _ = run.create(run.RunOptions(str(tmp_path), "", "b", "adamw"), "0123456789ab")
+    monkeypatch.chdir(tmp_path)  # what is above is root's alone
+    tmp_path.chmod(0o755)
+    (theirs / "run.json").chmod(0o600)
+    (mine / "run.json").chmod(0o644)
+    os.seteuid(65534)
+    try:
+        assert run.find(".", "0123456789ab") == Path("b")
+    finally:
+        os.seteuid(0)
+
+
+def test_a_worker_keeps_its_own_import_path():
+    code = "import sys; sys.path.insert(0, 'first'); import gpt2.train, gpt2.start; assert sys.path[0] == 'first'"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

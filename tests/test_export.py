@@ -40,6 +40,20 @@ def test_a_step_is_one_row_with_what_is_in_force(table):
     assert table.rows[2]["time"] == NOON + 7
 
 
+def test_a_metric_of_several_series_loses_no_value(tmp_path):
+    rows = [
+        ("train", 1, {"loss": 4.0, "time": 9.0}, {}),
+        ("train.2", 1, {"loss": 3.0}, {}),
+        ("train", 2, {"loss": 2.0}, {}),
+    ]
+    table = export.table(history.load(write(tmp_path / "run", *rows)))
+    assert table.columns == ["step", "time", "loss", "train/time", "train.2/loss"]
+    assert table.rows == [
+        {"step": 1, "time": NOON + 1, "loss": 4.0, "train/time": 9.0, "train.2/loss": 3.0},
+        {"step": 2, "time": NOON + 3, "loss": 2.0},
+    ]
+
+
 def test_csv(table, tmp_path):
     export.write(table, "csv", tmp_path / "m.csv")
     with (tmp_path / "m.csv").open(newline="") as file:

@@ -13,7 +13,7 @@ from tests.runs import NOON, ended, evaluated, trained, write
 def test_a_whole_run(tmp_path):
     events = [evaluated(0, 5.0), *trained(1, 2), evaluated(2, 3.5), ended(2, total_time_seconds=9.5)]
     seen = history.load(write(tmp_path / "a", *events))
-    assert (seen.step, seen.steps, seen.best(), seen.seconds(), seen.lost) == (2, 40, 3.5, 9.5, 0)
+    assert (seen.step, seen.steps, seen.best(), seen.seconds()) == (2, 40, 3.5, 9.5)
     assert seen.time == NOON + 5
     assert (seen.last("tokens"), seen.last("nothing")) == (128, None)
     assert seen.values("val_loss") == {0: 5.0, 2: 3.5}
@@ -61,16 +61,48 @@ def test_states(tmp_path):
         assert history.state(history.load(new), new) == "starting"
 
 
-def test_damaged_lines_are_passed_over_and_counted(tmp_path):
+def test_damaged_lines_are_passed_over(tmp_path):
     folder = write(tmp_path / "a", *trained(1, 2, 3), evaluated(3, 2.0))
     path = folder / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"\xff\x00 junk\n", lines[3], lines[4], b'{"seq":5,"event":"eval","st']))
     seen = history.load(folder)
-    assert (seen.lost, journal.damaged(folder), list(seen.values("train_loss"))) == (1, [3], [1, 3])
+    assert (journal.damaged(folder), list(seen.values("train_loss"))) == ([3], [1, 3])
     assert history.skim(folder).best() == 2.0  # the half line at the end is still being written
     path.write_bytes(b"\xff junk\n" * 9)
     assert history.state(history.skim(folder), folder) == "damaged"
+
+
+def test_skimming_passes_over_the_damaged_lines_that_loading_does(tmp_path):
+    folder = write(tmp_path / "a", evaluated(0, 5.0), *trained(10, 20, 30))
+    good = (folder / "journal.jsonl").read_bytes()
+    line = b'{"seq":9,"time":1,"event":"%s","step":40,"metrics":%s}'
+    for metrics in (b'{"tokens_per_second":9}', b'{"val_loss":null}', b"[]", b"{"):
+        torn, damaged = line % (b"train", metrics), b"".join(line % (e, b"{") + b"\n" for e in (b"train", b"eval"))
+        (folder / "journal.jsonl").write_bytes(good + damaged + line % (b"eval", b'{"val_loss":null}') + b"\n" + torn)
+        whole, skimmed = history.load(folder), history.skim(folder)
+        for seen in (whole, skimmed):
+            assert (seen.step, seen.last("tokens_per_second"), seen.best()) == (30, 100.0, 5.0)
+
+
+def test_skimming_tells_the_steps_of_a_script_that_counts_epochs_beside_them(tmp_path):
+    events = [("train", 700, {"loss": 1.0}, {}), ("train.2", 1, {"loss": 2.0}, {}), ("train.2", 2, {"loss": 3.0}, {})]
+    assert history.skim(write(tmp_path / "a", *events)).step == 700
+    start = {"event": "train", "other": {"event": "finish"}}  # the script's own options
+    assert len(history.skim(write(tmp_path / "b", config=start)).sessions) == 1
+
+
+def test_a_metric_of_several_series_is_several_columns(tmp_path):
+    rows = [
+        ("train", 1, {"loss": 4.0, "step": 7.0}, {}), ("train.2", 1, {"loss": 3.0, "accuracy": 0.5}, {}),
+        ("eval", 1, {"loss": 5.0, "val_loss": 2.0}, {}), ("eval.2", 1, {"val_loss": 1.0}, {}),
+    ]  # fmt: skip
+    seen = history.load(write(tmp_path / "a", *rows))
+    assert {name: seen.values(name) for name in seen.names()} == {
+        "loss": {1: 4.0}, "train/step": {1: 7.0}, "train.2/loss": {1: 3.0}, "accuracy": {1: 0.5},
+        "eval/loss": {1: 5.0}, "val_loss": {1: 2.0}, "eval.2/val_loss": {1: 1.0},
+    }  # fmt: skip
+    assert (seen.best(), seen.values("step"), seen.values("nothing")) == (1.0, {}, {})
 
 
 def test_what_is_no_run_is_one_sentence(tmp_path):

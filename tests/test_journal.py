@@ -139,6 +139,23 @@ def test_a_damaged_line_in_the_middle_is_passed_over_and_told_by_number(tmp_path
     assert (last["step"], end) == (1, book.path.stat().st_size)
 
 
+def test_whole_numbers_of_numpy_and_torch_keep_all_their_digits(tmp_path):
+    book = Journal(tmp_path)
+    book.write("train", 1, {"numpy": np.int64(2**62 + 1), "torch": torch.tensor(2**62 + 1), "flag": np.bool_(True)})
+    [record] = journal.read(tmp_path)
+    assert record["metrics"] == {"numpy": 2**62 + 1, "torch": 2**62 + 1, "flag": True}
+
+
+def test_an_alert_of_a_repeated_step_is_not_written_again(tmp_path):
+    book = Journal(tmp_path)
+    book.write("alert", 5, kind="sparsity", level="info", message="there")
+    book.write("alert", 5, kind="nan", level="error", message="not a number")
+    assert book.expect(2) == 2
+    book.write("alert", 5, kind="sparsity", level="info", message="there")
+    book.write("alert", 6, kind="sparsity", level="info", message="there")
+    assert [(r["kind"], r["step"]) for r in journal.read(tmp_path)] == [("sparsity", 5), ("nan", 5), ("sparsity", 6)]
+
+
 def test_threads_write_whole_lines_with_numbers_of_their_own(tmp_path):
     book = Journal(tmp_path)
     with ThreadPoolExecutor(4) as pool:

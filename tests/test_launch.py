@@ -15,8 +15,8 @@ TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "my-run-42",
 }  # fmt: skip
 SLURM = {
-    "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "4711", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1",
-    "SLURM_STEP_NODELIST": "gpu[07-09,12],login1",
+    "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "4711", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[07-09,12],login1",
 }  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def test_slurm_says_it_to_what_srun_starts():
         assert found(SLURM | {"SLURM_STEP_NODELIST": nodes}).address == f"tcp://{first}:29748"
     assert found(SLURM | {"SLURM_PTY_PORT": "1"}).job == ""  # a shell: each start in it is another run
     assert found(SLURM | TORCHRUN).launcher == "torchrun"  # srun torchrun ...
+    assert found(SLURM | {"SLURM_NTASKS": "9"}).size == 4  # a step of fewer tasks than its job has
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from lib import journal
 from lib.kconf import Schema
+from tests.runs import trained, write
 from tests.training import ROOT, TEXT, arguments
 
 TARGETS = (
@@ -76,6 +77,16 @@ def test_values_reach_the_programs_untouched_by_the_shell(clone):
 
 def test_a_misspelt_variable_is_an_error(clone):
     assert "unknown option LERNING_RATE; did you mean LEARNING_RATE?" in make(clone, "train", "LERNING_RATE=1", code=2)
+
+
+def test_the_environment_chooses_no_file_to_export_to(clone):
+    write(clone / "runs/run", *trained(1))
+    assert (
+        make(clone, "export", "RUN=runs/run", OUT="/nowhere/out", FORMAT="elf")
+        == "runs/run/steps.csv: 1 steps, 7 columns\n"
+    )
+    assert make(clone, "export", "RUN=runs/run", "FORMAT=json", "OUT=mine") == "mine: 1 steps, 7 columns\n"
+    assert (clone / "mine").read_bytes().startswith(b'[\n{"step": 1, ')
 
 
 def test_configuration_needs_kconfiglib_alone(clone):

@@ -6,7 +6,6 @@ import time
 
 import psutil
 import pynvml
-import pytest
 
 from lib import journal, monitor
 from lib.journal import Journal
@@ -85,6 +84,16 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch):
         assert handles == []
 
 
-@pytest.mark.skipif(not psutil.sensors_temperatures(), reason="this machine tells no temperatures")
-def test_the_processor_tells_its_temperature():
-    assert 0 < monitor._temperature()["system/cpu_temperature_celsius"] < 120
+def test_what_a_machine_cannot_tell_is_left_out(monkeypatch):
+    """As in a container that hides /proc/stat, and where no sensor is."""
+
+    def denied():
+        raise psutil.AccessDenied()
+
+    monkeypatch.setattr(psutil, "cpu_percent", denied)
+    monkeypatch.setattr(psutil, "sensors_temperatures", dict, raising=False)
+    names = {"system/memory_used_gib", "system/process_cpu_percent", "system/process_memory_gib"}
+    assert set(monitor.host(psutil.Process())) == names
+    chips = {"coretemp": [psutil._ntuples.shwtemp("core", 61.5, 90, 90)]}
+    monkeypatch.setattr(psutil, "sensors_temperatures", lambda: chips, raising=False)
+    assert monitor.host(psutil.Process())["system/cpu_temperature_celsius"] == 61.5

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import platform
 import re
 import subprocess
+import sys
+import tempfile
 from importlib import metadata
 
 import pytest
@@ -13,6 +16,9 @@ from lib import provenance
 from lib.errors import UserError
 from lib.kconf import Schema
 from lib.provenance import Changes
+from tests.disk import disk, fill
+
+__all__ = ["disk"]  # fixtures
 
 
 def git(folder, *words):
@@ -124,6 +130,23 @@ def test_what_is_too_much_or_private_is_left_out_by_name(clone, tmp_path, monkey
     )
 
 
+def test_private_files_that_git_was_told_of_are_left_out_until_they_are_committed(clone):
+    names = [".env.local", ".npmrc", ".pypirc", "API-Secret", "id_ed25519", "lib/aws_credentials", "server.key"]
+    for name in names:
+        (clone / name).write_text("s3cret\n")
+    git(clone, "add", "-A")
+    git(clone, "rm", "--cached", ".npmrc")
+    git(clone, "add", "--intent-to-add", ".npmrc")
+    (clone / "id_ed25519").write_text("s3cret too\n")
+    (clone / "text").write_text("changed\n")
+    changes = provenance.uncommitted(clone)
+    assert changes.left_out == tuple(names)
+    assert re.findall(rb"^diff --git (\S+)", changes.patch, re.MULTILINE) == [b"a/text"]
+    git(clone, "commit", "-a", "-m", "second")
+    (clone / "id_ed25519").write_text("changed\n")
+    assert provenance.uncommitted(clone).left_out == ()
+
+
 def test_a_large_file_that_was_deleted_counts_as_what_it_was(clone, monkeypatch):
     monkeypatch.setattr(provenance, "LIMIT", 100)
     (clone / "picture").unlink()  # 256 bytes
@@ -149,6 +172,26 @@ def test_git_that_fails_is_said(clone):
     )
 
 
+def test_the_environment_names_no_other_clone(clone, tmp_path, monkeypatch):
+    (clone / "text").write_text("changed\n")
+    git(tmp_path, "init", "other")
+    plain = provenance.commit(clone), provenance.uncommitted(clone)
+    for name, value in {
+        "GIT_DIR": tmp_path / "other/.git", "GIT_WORK_TREE": tmp_path / "other", "GIT_INDEX_FILE": tmp_path / "none",
+        "GIT_LITERAL_PATHSPECS": "1", "GIT_EXTERNAL_DIFF": "false",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    assert (provenance.commit(clone), provenance.uncommitted(clone)) == plain
+
+
+def test_a_full_scratch_disk_is_said(clone, disk, monkeypatch):
+    (clone / "text").write_text("changed\n")
+    monkeypatch.setattr(tempfile, "tempdir", str(disk("size=64k")))
+    fill(disk("size=64k"))
+    reason = "git's index cannot be copied to a scratch folder: No space left on device"
+    assert provenance.uncommitted(clone) == Changes(b"", (), reason)
+
+
 def test_secrets_on_a_command_line_are_not_kept():
     options = Schema().options
     given = "train.py --api-key hunter2 --hf-token=hunter2 WANDB_API_KEY=hunter2 --password --tokenizer bytes hunter2"
@@ -170,6 +213,12 @@ def test_the_environment_is_the_machine_and_every_package():
     assert list(now["packages"]) == sorted(now["packages"], key=str.lower)
     assert now["cpu"] and now["processors"] >= 1 and now["memory_bytes"] > 1e8
     assert json.loads(json.dumps(now)) == now
+
+
+def test_a_mac_without_sysctl_has_a_processor_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("PATH", "")
+    assert provenance._cpu() == (platform.processor() or platform.machine())
 
 
 # ---- a run's folder --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,19 @@ def test_a_run_is_reproduced_with_its_own_code(home):
     assert (home / "work/runs/run-reproduced/summary.json").exists()
     assert not (home / "work/out.json").exists()
     assert scratch(home) == ([], 0)
+
+
+def test_worktrees_of_others_stay(home, tmp_path):
+    git(home / "clone", "worktree", "add", "--detach", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").rename(tmp_path / "away")  # a disk that is not mounted, say
+    commit = git(home / "clone", "rev-parse", "HEAD").strip()
+    code = f"from scripts import reproduce\nwith reproduce.worktree('{commit}', None, False) as tree: print(tree)"
+    tree = subprocess.run([sys.executable, "-c", code], cwd=home / "clone", check=True, capture_output=True, text=True)
+    assert not Path(tree.stdout.strip()).exists()
+    (tmp_path / "away").rename(tmp_path / "theirs")
+    assert git(tmp_path / "theirs", "rev-parse", "HEAD").strip() == commit
+    assert scratch(home) == ([], 1)
+    git(home / "clone", "worktree", "remove", "--force", str(tmp_path / "theirs"))
 
 
 def test_what_differs_is_told_and_the_exit_code_is_1(home):

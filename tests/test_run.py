@@ -84,6 +84,14 @@ def test_a_worktree_has_the_project_of_its_clone(tmp_path):
     assert run.project_name(tree) == run.project_name(clone)
 
 
+def test_a_subfolder_of_a_clone_is_in_it(tmp_path):
+    (tmp_path / "clone/.git").mkdir(parents=True)
+    (tmp_path / "clone/a/b").mkdir(parents=True)
+    for folder in ("clone", "clone/a/b"):
+        assert run.clone(tmp_path / folder) == tmp_path / "clone"
+    assert run.clone(tmp_path) == tmp_path
+
+
 def test_the_latest_run_is_the_one_written_last(tmp_path):
     import os
 

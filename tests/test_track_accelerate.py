@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -19,12 +20,14 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from lib import journal, track
-from lib.errors import UsageError
+from lib.errors import UsageError, UserError
 from lib.espalier_tracker import EspalierTracker, Series, flattened, plain
+from lib.run import Identity, project_name
 from lib.track import accelerate as bridge
+from tests.disk import disk, fill
 from tests.tracking import ROOT, expected, run, state, sync, trainer, wait_for
 
-__all__ = ["run"]  # a fixture
+__all__ = ["disk", "run"]  # fixtures
 
 # A training script as Accelerate's users write them: folder of runs, first step, end, resume or not, kill or not.
 SCRIPT = """
@@ -101,6 +104,19 @@ def test_a_tracker_of_accelerate_gets_every_row_once(run):
     assert "finished  97 rows delivered" in sync(run).stdout
     assert_tensorboard_holds(run)
     assert sent.read_text().splitlines()[:3] == ["configuration", "train 0", "eval 0"]
+
+
+def test_a_note_that_a_full_disk_tears_goes_on_where_it_ended(disk):
+    path = disk("size=8k") / "sent"
+    path.write_bytes(b"train 1\n" * 511 + b"tra 1\n")  # 4094 bytes: two are left of the first page
+    fill(path.parent)
+    sent = bridge.Sent(path)
+    with pytest.raises(OSError, match="No space left"):
+        sent.add("train 2")
+    assert path.read_bytes().endswith(b"tra 1\ntr") and "train 2" in sent
+    (path.parent / "filler").unlink()
+    sent.add("train 3")
+    assert path.read_bytes().endswith(b"tra 1\ntrain 2\ntrain 3\n")
 
 
 def test_what_accelerate_does_not_have_or_what_is_not_installed_is_a_sentence(monkeypatch):
@@ -188,6 +204,59 @@ def test_it_works_without_trackers_configuration_or_steps(tmp_path, capsys):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_the_project_is_the_clone_around_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "clone/.git").mkdir(parents=True)
+    (tmp_path / "clone/examples").mkdir()
+    monkeypatch.chdir(tmp_path / "clone/examples")
+    tracker = EspalierTracker("mine", trackers=())
+    tracker.start()
+    assert Identity.load(tracker.folder).project == project_name(tmp_path / "clone")
+    tracker.finish()
+
+
+def test_no_value_of_a_script_is_an_option_of_a_tracker(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("TRACKIO_SPACE_ID", raising=False)
+    tracker = EspalierTracker("theirs", project="demo", output_dir=str(tmp_path), tracker_group="ours")
+    values = {
+        "trackio_space_id": "trackio",
+        "output_dir": "elsewhere",
+        "wandb_entity": "somebody",
+        "tracker_tags": ["a", "b"],
+        "tracker_group": "theirs",
+        "lr": 0.1,
+    }
+    tracker.start()
+    tracker.store_init_configuration(values)
+    assert [one.name for one in tracker.lanes.lanes] == ["trackio"]
+    tracker.log({"loss": 1.0})
+    tracker.finish()
+    config = next(journal.read(tracker.folder))["config"]
+    ours = {"tracker": ["trackio"], "tracker_group": "ours"}
+    assert config == {("lr" if name == "lr" else f"config.{name}"): v for name, v in values.items()} | ours
+
+
+def test_an_end_without_a_run_is_nothing_and_a_row_without_one_is_a_sentence(tmp_path, capsys):
+    tracker = EspalierTracker("mine", output_dir=str(tmp_path), trackers=())
+    tracker.finish()
+    for folder in ("mine", "mine-2"):
+        with pytest.raises(
+            UserError, match=r"^EspalierTracker: no run is going on; call init_trackers, or start, first$"
+        ):
+            tracker.log({"loss": 1.0})
+        tracker.start()
+        tracker.log({"loss": 2.0})
+        tracker.finish()
+        tracker.finish()
+        assert tracker.folder.name == folder
+        assert [record["event"] for record in journal.read(tracker.folder)] == ["start", "train", "finish"]
+    tracker.start()
+    tracker.start()  # ends the one before
+    assert [record["event"] for record in journal.read(tmp_path / "mine-3")] == ["start", "finish"]
+    assert tracker.folder.name == "mine-4"
+    tracker.finish()
+    assert capsys.readouterr().out.count("run folder") == 4
+
+
 def test_wrong_arguments_are_sentences_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
@@ -198,6 +267,15 @@ def test_wrong_arguments_are_sentences_before_anything_is_written(tmp_path, monk
         EspalierTracker(wandb_ofline=True)
     with pytest.raises(UsageError, match=r"^EspalierTracker: WANDB_OFFLINE=y has no effect: it needs "):
         EspalierTracker(wandb_offline=True)
+    wrong = 'must be text, a number or a bool, lists as "a,b"; got '
+    for value in (["a", "b"], None):
+        with pytest.raises(UsageError, match=rf"^EspalierTracker: TRACKER_TAGS {wrong}{re.escape(repr(value))}$"):
+            EspalierTracker(tracker_tags=value)
+    with pytest.raises(UsageError, match=r"^EspalierTracker: WANDB_OFFLINE .*1"):
+        EspalierTracker(trackers=("wandb",), wandb_offline=1)
+    with pytest.raises(UsageError, match=r"^TRACKER_GROUP: holds a password or token"):
+        EspalierTracker(trackers=(), tracker_group="https://me:secret@host")
+    assert EspalierTracker(tracker_group=1).options["tracker_group"] == "1"
     assert list(tmp_path.iterdir()) == []
 
 

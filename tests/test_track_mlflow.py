@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from lib import journal
 from lib.files import write_json
 from lib.track import mlflow as adapter
-from tests.tracking import RUN_ID, expected, new_run, run, state, sync, train, trainer, wait_for
+from tests.tracking import ROOT, RUN_ID, expected, new_run, run, state, sync, train, trainer, wait_for
 
 pytest.importorskip("mlflow")
 pytest.importorskip("sqlalchemy")
@@ -158,6 +159,51 @@ def test_runs_that_start_together_share_a_new_database(run, database):
         output = process.communicate(timeout=60)[0]
         assert "mlflow    finished  25 rows delivered" in output, output
     assert sorted(held.info.run_name for held in runs(run)) == ["first", "second"]
+
+
+def test_a_database_is_beside_the_runs_wherever_a_sync_is_started(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///sub/my.db?timeout=9")
+    written(run, ("train", 0, {"loss": 1.0}, {}))
+    (run.parent / "sub").mkdir()
+    shutil.copy(run.parent / "mlflow.db", run.parent / "sub" / "my.db")
+    for place in (tmp_path / "one", tmp_path / "two"):
+        place.mkdir()
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "scripts/sync.py"), str(run.resolve())],
+            cwd=place,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        assert list(place.iterdir()) == []
+    assert f"--backend-store-uri 'sqlite:///{run.parent.resolve()}/sub/my.db?timeout=9' (package" in done.stdout
+    assert [path.name for path in (run.parent / "sub").iterdir()] == ["my.db"]
+    found = adapter.examine({"output_dir": str(run.parent)})[2].found
+    assert found.startswith(f"{run.parent.resolve()}/sub/my.db: ") and found.endswith(" MB")
+    (run.parent / "mlflow.db").write_bytes((run.parent / "sub" / "my.db").read_bytes())
+    assert_holds(run)
+
+
+def test_a_new_database_leaves_no_lock_and_one_that_is_there_needs_none(tmp_path):
+    path = tmp_path / "new" / "mlflow.db"
+    adapter._make_database(path)
+    assert [one.name for one in path.parent.iterdir()] == ["mlflow.db"]
+    stamp = path.stat().st_mtime_ns
+    (tmp_path / "new" / "mlflow.db.lock").mkdir()  # cannot be opened
+    adapter._make_database(path)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_addresses_are_shown_without_passwords():
+    shown = {
+        "postgresql://u:p@ss@host/db": "postgresql://host/db",
+        "postgresql://u:p/s#@s@host/db?a=b": "postgresql://host/db?a=b",
+        "postgresql://host/db": "postgresql://host/db",
+        "https://u:p@ss@host/a@b": "https://host/a@b",
+        "https://host/a@b": "https://host/a@b",
+        "sqlite:////a@b/c@d.db": "sqlite:////a@b/c@d.db",
+    }
+    assert {uri: adapter.public(uri) for uri in shown} == shown
 
 
 def test_projects_and_runs_of_any_name_stay_apart(run):

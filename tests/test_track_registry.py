@@ -8,6 +8,7 @@ import pytest
 
 from lib import track
 from lib.errors import UsageError
+from lib.kconf import Schema
 from lib.track import registry
 from tests.training import ROOT
 
@@ -42,10 +43,28 @@ def test_a_plug_in_is_a_tracker_and_one_of_all(package):
     assert registry.load("mine").__name__ == "Mine"
 
 
-def test_a_broken_plug_in_is_one_sentence_and_not_one_of_all(package):
-    package("raise RuntimeError('no licence')", mine="another:Mine")
-    assert names("mine") == "tracker mine: its module cannot be imported: RuntimeError: no licence"
-    assert "mine" not in track.names(["all"])
+def test_a_plug_in_is_not_imported_by_the_trainer(package):
+    package("raise SystemExit(0)", mine="another:Mine")
+    assert track.names(["mine"]) == ["mine"]
+    assert registry.along(["mine", "csv"], {}, ROOT) == ["mine", "csv"]
+
+
+@pytest.mark.parametrize(
+    "value", ["https://user:secret@host/path", "https://u:p@ss@host", "http://host/?write_token=abc", "x?api_key=1"]
+)
+def test_an_option_that_holds_a_password_is_refused(value):
+    schema = Schema()
+    schema.override([("TRACKER", "mlflow", "a"), ("MLFLOW_TRACKING_URI", value, "a")])
+    with pytest.raises(UsageError, match=r"^MLFLOW_TRACKING_URI: holds a password or token, which") as caught:
+        registry.check(schema)
+    assert "secret" not in str(caught.value)
+
+
+def test_addresses_and_prompts_without_a_password_are_fine():
+    schema = Schema()
+    given = {"TRACKER": "mlflow", "MLFLOW_TRACKING_URI": "http://host:5000/x", "PROMPT": "what? key=1: a & b"}
+    schema.override([(name, value, "a") for name, value in given.items()])
+    registry.check(schema)
 
 
 def test_a_plug_in_does_not_take_the_place_of_a_tracker_of_ours(package):

@@ -253,7 +253,23 @@ def test_the_option_names_the_space_before_the_environment_does():
     assert trackio_adapter.remote({"trackio_space_id": ""}, env) == "b/c"
     assert trackio_adapter.remote({}, {"TRACKIO_SERVER_URL": "http://d"}) == "http://d"
     assert trackio_adapter.remote({}, {}) == ""
-    assert (trackio_adapter.also({}), trackio_adapter.also({"trackio_space_id": "a"})) == ([], ["trackio-space"])
+
+
+def test_a_space_that_nothing_names_any_more_is_asked_for(run, monkeypatch):
+    folder = recorded(run.parent / "second", *RECORDS)
+    assert trackio_adapter.also({}, folder) == []
+    assert trackio_adapter.also({"trackio_space_id": "a"}, folder) == ["trackio-space"]
+    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:9/")
+    assert "its write token is missing" in deliver(folder)
+    monkeypatch.delenv("TRACKIO_SERVER_URL")
+    left = folder / "trackers" / "trackio-space.json"
+    question = (
+        "no Space and no server is named, but the run had one: set TRACKIO_SPACE_ID or TRACKIO_SERVER_URL again, "
+    )
+    assert f"{question}or delete {left}\n" in deliver(folder)
+    left.unlink()
+    done = sync(folder, "--tracker", "trackio")
+    assert done.returncode == 0 and "trackio-space" not in done.stdout
 
 
 # ---- its programs ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
 """Weights & Biases: everything a run has, in its files, once, read back by wandb; and what happens off the network."""
 
+import contextlib
 import gzip
 import http.server
 import json
 import math
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +27,8 @@ from tests.tracking import (
     state,
     sync,
     train,
+    trainer,
+    wait_for,
     wandb_records,
     wandb_rows,
 )
@@ -53,12 +59,14 @@ class Api(http.server.ThreadingHTTPServer):
         ("notifyScriptableRunAlert", {"success": True}),
     )
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.requests = []  # (path, body)
+        self.refuses = "nothing"  # paths that end in this
 
     def answer(self, path, body):
-        self.requests.append((path, body))
+        if not path.endswith(self.refuses):
+            self.requests.append((path, body))
         query = body.get("query", "")
         found = next(((field, value) for field, value in self.ANSWERS if field in query), None)
         if found and found[0] == "upsertBucket":
@@ -86,8 +94,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
-        answer = json.dumps(self.server.answer(self.path, json.loads(body or "{}"))).encode()
-        self.send_response(200)
+        told = {} if "/otel/" in self.path else json.loads(body or "{}")  # wandb's own telemetry is no JSON
+        answer = json.dumps(self.server.answer(self.path, told)).encode()
+        self.send_response(403 if self.path.endswith(self.server.refuses) else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
@@ -102,12 +111,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def api(monkeypatch):
     """A key, and a server that stands in for wandb's."""
-    with Api() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Api()) as server:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         yield server
+
+
+@contextlib.contextmanager
+def serving(server):
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
         server.shutdown()
+
+
+def upload(command):
+    """Run the command that trackers tell."""
+    command = [sys.executable, "-m", *shlex.split(command)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_wandb_holds_rows_configuration_and_final_metrics(run):
@@ -145,11 +167,29 @@ def test_wandb_gets_the_last_end_of_a_run_that_was_extended(run):
     assert [s["final_val_loss"] for s in summaries if "final_val_loss" in s][-1] == 1.5
 
 
-def test_wandb_can_be_disabled_by_its_variable(run, monkeypatch):
+def test_a_disabled_wandb_gets_no_row_and_gets_them_all_later(run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     output = train(run, "wandb")
-    assert "disabled by WANDB_MODE" in output and "wandb     finished  25 rows delivered" in output
-    assert not list(run.glob("wandb/*run-*"))
+    assert "wandb     failed    0 rows delivered, 25 pending" in output
+    assert "WANDB_MODE=disabled: wandb would throw the rows away; unset it, or leave wandb out of TRACKER" in output
+    monkeypatch.delenv("WANDB_MODE")
+    done = sync(run)
+    assert (done.returncode, "wandb     finished  25 rows delivered" in done.stdout) == (0, True)
+    assert_wandb_holds(run)
+
+
+def test_metrics_with_names_of_wandbs_get_others(run):
+    ours = {"step": 99, "_step": 98, "_timestamp": 97.0, "_loss": 2.0}
+    records = [("train", 2, ours, {}), ("eval", 2, {"step": 96}, {}), ("finish", 2, ours, {"status": "finished"})]
+    folder = recorded(run.parent / "second", *records)
+    for _ in range(2):  # the second time as after a lost cursor
+        done = sync(folder, "--tracker", "wandb")
+        assert "wandb     finished  3 rows delivered" in done.stdout, done.stdout + done.stderr
+        (folder / "trackers" / "wandb.json").unlink()
+    theirs = {"metric/step": 99, "metric/_step": 98, "metric/_timestamp": 97.0, "metric/_loss": 2.0}
+    assert wandb_rows(folder) == [(2, theirs), (2, {"metric/step": 96})]
+    updates = [r["summary"]["update"] for r in wandb_records(folder) if r["type"] == "summary"]
+    assert any(theirs.items() <= update.items() for update in updates)
 
 
 def test_wandbs_mode_is_the_variable_then_the_option_then_whether_there_is_a_key(tmp_path, monkeypatch):
@@ -243,9 +283,7 @@ def test_wandb_sync_takes_what_was_kept_offline_to_the_server(run, api, monkeypa
     assert api.requests == []
     monkeypatch.delenv("WANDB_MODE")
     [folder] = (run / "wandb").glob("offline-run-*")
-    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+    upload(f"wandb sync {folder}")
     assert api.steps() == [step for event, step in expected(run) if event != "finish"]
     assert (api.summary()["final_val_loss"], api.summary()["best_val_loss"]) == (1.5, 1.25)
 
@@ -262,6 +300,65 @@ def test_online_rows_alerts_and_the_end_reach_the_server(run, api):
     [alert] = [one for one in api.variables() if "severity" in one]
     assert (alert["title"], alert["severity"]) == ("sparsity", "INFO")
     assert [body["exitcode"] for body in api.streams() if body.get("complete")] == [0]
+
+
+def stopped_on_the_way(run):
+    """A trainer that stands still between its first row and its end, while wandb has what there is."""
+    process = trainer(run, "wandb", end=40, pause=0.01)
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    wait_for(lambda: state(run, "wandb").rows)
+    return process
+
+
+def test_what_a_killed_process_had_not_uploaded_is_told_with_the_command_that_does_it(run, api, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    process = stopped_on_the_way(run)
+    os.kill(int((run / "trackers" / "wandb.lock").read_text()), signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=30)
+    [killed] = (run / "wandb").glob("run-*")
+    done = sync(run, "--tracker", "wandb")
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = f"wandb sync --include-online {killed}"
+    assert f"; part of the run may not be uploaded yet; upload it with: {command}\n" in done.stdout
+    steps = [step for event, step in expected(run) if event != "finish"]
+    assert len(api.steps()) < len(steps)
+    upload(command)
+    assert sorted(api.steps()) == sorted(steps)
+    assert wandb_adapter._left(list(run.glob("wandb/run-*/*.wandb")), offline=False) == ""
+    assert_wandb_holds(run)
+
+
+def test_a_network_lost_on_the_way_ends_in_a_sentence_and_the_rest_goes_up_later(run, api, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+    process = stopped_on_the_way(run)
+    port = api.server_port
+    api.shutdown()
+    api.server_close()
+    process.send_signal(signal.SIGCONT)
+    output = process.communicate(timeout=60)[0]
+    [folder] = (run / "wandb").glob("run-*")
+    assert "wandb     failed    49 rows delivered" in output
+    assert f"could not upload everything; upload the rest with: wandb sync --include-online {folder}\n" in output
+    assert_wandb_holds(run)
+    with serving(Api(port)) as later:
+        upload(f"wandb sync --include-online {folder}")
+        assert later.steps() == [step for event, step in expected(run) if event != "finish"]
+
+
+def test_a_server_that_refuses_rows_is_no_success(run, api):
+    api.refuses = "file_stream"
+    records = [("train", 1, {"train_loss": 2.0}, {}), ("finish", 1, {"final_val_loss": 1.5}, {"status": "finished"})]
+    folder = recorded(run.parent / "second", *records, wandb_offline=False)
+    done = sync(folder, "--tracker", "wandb")
+    [kept] = (folder / "wandb").glob("run-*")
+    assert done.returncode == 1
+    assert f"could not upload everything; upload the rest with: wandb sync --include-online {kept}\n" in done.stdout
+    api.refuses = "nothing"
+    upload(f"wandb sync --include-online {kept}")
+    assert api.steps() == [1]
 
 
 def test_the_doctor_finds_mode_key_and_server(unplugged, monkeypatch):

@@ -117,6 +117,18 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_below_one_that_may_not_be_entered_is_found(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    user = os.geteuid()
+    if user == 0:  # who may enter everything
+        os.seteuid(65534)
+    try:
+        found = tracker_doctor.folder(tmp_path / "closed/in/runs")
+    finally:
+        os.seteuid(user)
+    assert not found.good and found.found.endswith(": cannot be written: Permission denied")
+
+
 def test_a_terminal_gets_a_table(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setitem(os.environ, "COLUMNS", "60")

@@ -17,6 +17,7 @@ TINY = {
     "batch_size": 4, "gradient_accumulation": 2, "max_iters": 40, "warmup_steps": 5, "learning_rate": 0.003,
     "eval_interval": 10, "eval_samples": 8, "log_interval": 1, "checkpoint_interval": 10,
     "device": "cpu", "dtype": "float32", "threads": 1, "seed": 7, "sample_tokens": 20, "tracker_run_name": "run",
+    "system_metrics_interval": 0,
 }  # fmt: skip
 
 
@@ -54,8 +55,13 @@ def train(folder: Path, *words: str, code: int = 0) -> str:
 
 def losses(run: Path) -> dict[int, float]:
     """step -> train_loss, as written in a run's journal."""
-    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
-    return {r["step"]: r["metrics"]["train_loss"] for r in records if r["event"] == "train"}
+    return {r["step"]: r["metrics"]["train_loss"] for r in records(run, "train")}
+
+
+def records(run: Path, event: str) -> list[dict]:
+    """The events of a kind in a run's journal, as often as they are in it."""
+    lines = (run / "journal.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
 def text(value: object) -> str:

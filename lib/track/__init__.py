@@ -4,8 +4,10 @@ A tracker may be slow, raise, hang or crash: the trainer neither waits nor fails
 the journal for the next time. lib/track/tracker.py says what a tracker is.
 """
 
+import contextlib
 import dataclasses
 import os
+import select
 import shlex
 import subprocess
 import sys
@@ -18,10 +20,10 @@ from lib.errors import UserError
 from lib.kconf import ROOT
 from lib.track import lane, registry
 from lib.track.cursor import FOLDER, Cursor, path_of
-from lib.track.registry import names
+from lib.track.registry import check, names
 from lib.track.tracker import Alert, Row, Tracker, TrackOptions
 
-__all__ = ["Alert", "Delivery", "Lanes", "Row", "TrackOptions", "Tracker", "names", "table"]
+__all__ = ["Alert", "Delivery", "Lanes", "Row", "TrackOptions", "Tracker", "check", "names", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ def table(deliveries: Iterable[Delivery]) -> str:
         pending = f", {one.pending:,} pending" if one.pending else ""
         lines.append(f"{one.name:<{width}}{one.state:<10}{one.delivered:,} rows delivered{pending}")
         lines += [f"{'':<{width}}{one.message}"] if one.message else []
-        lines += [f"{'':<{width}}deliver the rest with: {one.command}"] if one.pending else []
+        lines += [f"{'':<{width}}deliver the rest with: {one.command}"] if one.pending or one.state == "failed" else []
     return "\n".join(lines)
 
 
@@ -53,8 +55,9 @@ class Lanes:
 
     def __init__(self, folder: Path, names: Iterable[str]):
         """Start a process per tracker; the journal in `folder` must have its start or resume event."""
-        found = registry.along(names, lane.configuration(folder) or {}) if (names := list(names)) else []
-        self.lanes = [_Lane(Path(folder), name) for name in found]
+        folder, names = Path(folder), list(names)
+        found = registry.along(names, lane.configuration(folder) or {}, folder) if names else []
+        self.lanes = [_start(folder, name) for name in found]
 
     def notes(self) -> Iterator[str]:
         """What trackers have to say since the last call, one line each; costs a `stat` per tracker."""
@@ -64,81 +67,109 @@ class Lanes:
     def close(self) -> None:
         """Tell the lanes that the run has ended; each goes on until it has delivered what there is."""
         for one in self.lanes:
-            one.process.stdin.close()
+            one.close()
 
-    def imported(self, seconds: float) -> bool:
-        """Whether every lane has imported its library, which takes processor time; waits up to `seconds` in all."""
-        deadline = time.monotonic() + seconds
-        while any(one.importing() for one in self.lanes):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
+    def ready(self, importing: float, opening: float) -> None:
+        """Wait up to `importing` seconds for libraries to be imported, and `opening` more for the runs to be opened.
+
+        Both take processor time that the first steps would miss; later, delivering takes little.
+        """
+        now = time.monotonic()
+        for stage, deadline in ((1, now + importing), (2, now + importing + opening)):
+            for one in self.lanes:
+                while one.stage < stage and (left := deadline - time.monotonic()) > 0:
+                    one.look(left)
+            now = time.monotonic()
 
     def wait(self, seconds: float) -> bool:
         """Whether all lanes have ended, waiting up to `seconds` in all."""
         deadline = time.monotonic() + seconds
-        for one in self.lanes:
-            try:
-                one.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                return False
-        return True
+        return all(one.wait(max(0.0, deadline - time.monotonic())) for one in self.lanes)
 
     def stop(self) -> None:
         """End the lanes now; what they have not delivered stays pending."""
         for one in self.lanes:
-            one.process.terminate()
+            one.stop()
 
     def deliveries(self) -> list[Delivery]:
         """How far each tracker is."""
         return [one.delivery() for one in self.lanes]
 
 
+def _start(folder: Path, name: str) -> "_Lane | _Unstarted":
+    try:
+        return _Lane(folder, name)
+    except OSError as error:  # a folder where the log should be, no more processes: no reason for the trainer to stop
+        return _Unstarted(folder, name, f"its process cannot be started: {error}")
+
+
 class _Lane:
     """The trainer's end of one lane."""
 
     def __init__(self, folder: Path, name: str):
+        """Start the process; raises OSError."""
         self.folder, self.name, self.state = folder, name, path_of(folder, name)
-        self.stamp = self._stamp()  # what an earlier process left is no news
+        self.seen = self._stamp(), None  # what an earlier process left is no news
         self.said: set[str] = set()
+        self.stage = 0  # 1: the library is imported, 2: the run is open, or never will be
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        (folder / FOLDER).mkdir(exist_ok=True)
+        hears, tells = os.pipe()
+        self.told = os.fdopen(hears, "rb", buffering=0)
         try:
-            (folder / FOLDER).mkdir(exist_ok=True)
             with path_of(folder, name, "log").open("ab") as log:
                 self.process = subprocess.Popen(
                     # -P: the user's working directory may hold a folder `lib` or `wandb`
-                    [sys.executable, "-P", "-m", "lib.track", str(folder), name],
+                    [sys.executable, "-P", "-m", "lib.track", str(folder), name, str(tells)],
                     stdin=subprocess.PIPE,  # closes when the trainer ends, however it ends
                     stdout=log,
                     stderr=log,
+                    pass_fds=[tells],
                     start_new_session=True,  # Ctrl-C in the terminal is for the trainer
                     env={**launch.without(os.environ), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
                 )
-        except OSError as error:
-            raise UserError(f"{folder}: the process for tracker {name} cannot be started: {error}") from None
+        except BaseException:
+            self.told.close()
+            raise
+        finally:
+            os.close(tells)
+
+    def look(self, seconds: float) -> None:
+        """Wait up to `seconds` for the next stage."""
+        if select.select([self.told], [], [], seconds)[0]:
+            self.stage = 1 if self.told.read(1) else 2
+
+    def close(self) -> None:
+        self.told.close()
+        self.process.stdin.close()
+
+    def wait(self, seconds: float) -> bool:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def stop(self) -> None:
+        self.process.kill()  # a lane ignores SIGTERM, and survives a kill
 
     def news(self) -> Iterator[str]:
-        stamp, code = self._stamp(), self.process.poll()
-        if stamp == self.stamp and code is None:
+        seen = self._stamp(), self.process.poll()
+        if seen == self.seen:
             return
-        self.stamp = stamp
+        self.seen = seen
         cursor = self._cursor()
-        for text in (cursor.note, self._trouble(cursor, code)):
+        for text in (cursor.note, self._trouble(cursor, seen[1])):
             if text and text not in self.said:
                 self.said.add(text)
                 yield f"{self.name}: {text}"
 
-    def importing(self) -> bool:
-        return self.process.poll() is None and (self._stamp() == self.stamp or self._cursor().state == "starting")
-
     def delivery(self) -> Delivery:
         cursor, code = self._cursor(), self.process.poll()
-        pending, message = cursor.pending(self.folder), self._trouble(cursor, code) or cursor.note
+        message = self._trouble(cursor, code) or cursor.note
         if code is None:
             message = f"still delivering, which goes on by itself (process {self.process.pid})"
-        command = f"make sync RUN={shlex.quote(str(self.folder))}"
-        return Delivery(self.name, cursor.state, cursor.rows, pending, message, command)
+        return _delivery(self.folder, self.name, cursor, message)
 
     def _cursor(self) -> Cursor:
         try:
@@ -148,8 +179,9 @@ class _Lane:
 
     def _trouble(self, cursor: Cursor, code: int | None) -> str:
         if code == lane.BUSY:
-            pid = path_of(self.folder, self.name, "lock").read_text(encoding="utf-8").strip()
-            return f"another process ({pid}) delivers this run to it already"
+            with contextlib.suppress(OSError):
+                pid = path_of(self.folder, self.name, "lock").read_text(encoding="utf-8").strip()
+                return f"another process ({pid}) delivers this run to it already"
         if code in (None, 0) or cursor.state == "failed":
             return cursor.message
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -158,6 +190,37 @@ class _Lane:
     def _stamp(self) -> tuple[int, int] | None:
         try:
             found = self.state.stat()
-        except FileNotFoundError:
+        except OSError:
             return None
         return found.st_mtime_ns, found.st_ino
+
+
+class _Unstarted:
+    """A lane whose process could not be started: all that there is to deliver stays pending."""
+
+    stage = 2
+
+    def __init__(self, folder: Path, name: str, message: str):
+        self.folder, self.name, self.message, self.said = folder, name, message, False
+
+    def close(self) -> None:
+        pass
+
+    def wait(self, seconds: float) -> bool:
+        return True
+
+    def stop(self) -> None:
+        pass
+
+    def news(self) -> Iterator[str]:
+        if not self.said:
+            yield f"{self.name}: {self.message}"
+        self.said = True
+
+    def delivery(self) -> Delivery:
+        return _delivery(self.folder, self.name, Cursor(state="failed"), self.message)
+
+
+def _delivery(folder: Path, name: str, cursor: Cursor, message: str) -> Delivery:
+    command = f"make sync RUN={shlex.quote(str(folder))}"
+    return Delivery(name, cursor.state, cursor.rows, cursor.pending(folder), message, command)

@@ -1,4 +1,4 @@
-"""`python -m lib.track <run folder> <tracker>`: the process that delivers a run to a tracker; trainers start it."""
+"""`python -m lib.track <run folder> <tracker> <pipe>`: the process that delivers a run to a tracker."""
 
 import sys
 from pathlib import Path
@@ -6,4 +6,4 @@ from pathlib import Path
 from lib.track import lane
 
 if __name__ == "__main__":
-    sys.exit(lane.main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(lane.main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

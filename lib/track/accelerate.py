@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UsageError
-from lib.launch import without
 from lib.run import Identity
 from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, plain_name, within_64_bits
@@ -41,8 +40,6 @@ class Tracker:
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
         """Start the library's run, and tell it the configuration unless it was told before."""
-        for variable in os.environ.keys() - without(os.environ).keys():
-            del os.environ[variable]
         for variable in [name for name in os.environ if name.startswith(_LAUNCHERS)]:
             del os.environ[variable]
         from accelerate import PartialState
@@ -76,7 +73,7 @@ class Tracker:
 
 
 class Sent:
-    """What was handed over: a line each, written by one system call, so that it survives the death of this process."""
+    """What was handed over: a line each, given to the system at once, so that it survives the death of this process."""
 
     def __init__(self, path: Path):
         self.file = path.open("ab+", buffering=0)
@@ -85,14 +82,17 @@ class Sent:
         whole = data.rfind(b"\n") + 1
         self.file.truncate(whole)  # a line that a full disk tore
         self.keys = set(data[:whole].decode().splitlines())
+        self.unwritten = b""  # what a full disk did not take yet
 
     def __contains__(self, key: str) -> bool:
         return key in self.keys
 
     def add(self, key: str) -> None:
-        """Note that this was handed over; raises OSError."""
-        self.file.write(f"{key}\n".encode())
+        """Note that this was handed over; raises OSError, and then the line goes on where it ended with the next."""
         self.keys.add(key)
+        self.unwritten += f"{key}\n".encode()
+        while self.unwritten:  # a disk that fills up takes a part of a line, and refuses the rest
+            self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
 
 def examine(config: dict[str, Any]) -> list[Finding]:

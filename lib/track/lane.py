@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lib import journal
+from lib import files, journal
 from lib.errors import UserError
 from lib.run import Identity
 from lib.track import registry
@@ -31,13 +31,16 @@ BUSY = 3  # exit code: another process delivers to this tracker of this run
 Gone = Callable[[float], bool]
 
 
-def main(folder: Path, name: str) -> int:
-    """The lane's process: deliver until the trainer's end of standard input closes and the journal is read."""
+def main(folder: Path, name: str, pipe: int) -> int:
+    """The lane's process: deliver until the trainer's end of standard input closes and the journal is read.
+
+    The trainer reads a byte from `pipe` when the tracker's library is imported, and its end when the run is open there.
+    """
     # A scheduler's SIGTERM goes to every process of a job. The trainer answers it by finishing; the lane ends with it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(10)  # the processors are for training
     try:
-        return deliver(folder, name, trainer_gone)
+        return deliver(folder, name, trainer_gone, Pipe(pipe))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -51,20 +54,37 @@ def trainer_gone(seconds: float) -> bool:
     return True
 
 
-def deliver(folder: Path, name: str, gone: Gone) -> int:
+class Pipe:
+    """The end that the lane writes; the trainer may have closed the other."""
+
+    def __init__(self, descriptor: int):
+        os.set_inheritable(descriptor, False)
+        self.file = os.fdopen(descriptor, "wb", buffering=0)
+
+    def imported(self) -> None:
+        """Tell that the library is imported."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed
+            self.file.write(b"i")
+
+    def close(self) -> None:
+        """Tell that there is nothing more to wait for."""
+        self.file.close()
+
+
+def deliver(folder: Path, name: str, gone: Gone, pipe: Pipe) -> int:
     """Deliver a run's journal to a tracker until `gone` and nothing is left; returns the process's exit code.
 
     What goes wrong ends up as one sentence in the tracker's state; what was not delivered stays for the next time.
     """
     (Path(folder) / FOLDER).mkdir(exist_ok=True)
-    with _lock(path_of(folder, name, "lock"), gone) as locked:
+    with _lock(path_of(folder, name, "lock"), gone, pipe) as locked:
         if not locked:
             return BUSY
         cursor = Cursor.load(folder, name)
-        lane = _Lane(Path(folder), name, cursor)
+        lane = _Lane(Path(folder), name, cursor, gone, pipe)
         try:
-            lane.run(gone)
-        except Exception as error:  # a tracker's library may raise anything; it is all the same to the run
+            lane.run()
+        except (Exception, SystemExit) as error:  # a tracker's library may raise anything
             traceback.print_exc()
             lane.note(state="failed", message=_sentence(error))
             return 1
@@ -76,26 +96,32 @@ class _Lane:
     folder: Path
     name: str
     cursor: Cursor
+    gone: Gone
+    pipe: Pipe
     tracker: Any = None
 
-    def run(self, gone: Gone) -> None:
-        ended = gone(0)
+    def run(self) -> None:
+        ended = self.gone(0)
         if ended and self.cursor.state == "finished" and not self.cursor.pending(self.folder):
             return
         self.note(state="starting", message="", note="")
         self.tracker = registry.load(self.name)()
+        self.pipe.imported()
         self.note(state="opening")
-        identity, config = Identity.load(self.folder), self._configuration(gone)
+        identity, config = Identity.load(self.folder), self._configuration()
         self.note(state="live", note=self._insist(lambda: self.tracker.open(identity, config, self.folder)))
+        self.pipe.close()
         while True:
             # Asked before the journal is read, so that what the trainer wrote before it ended is delivered.
-            ended = gone(0 if ended else POLL)
+            ended = self.gone(0 if ended else POLL)
             batch = self.cursor.batch(self.folder, BATCH)
             if batch:
                 self._deliver(batch)
             elif ended:
                 break
         status = _status(self.folder)
+        if status == "running":  # somebody delivers what there is so far
+            return
         self._insist(lambda: self.tracker.finish(status))
         self.note(state="finished")
 
@@ -104,15 +130,15 @@ class _Lane:
             setattr(self.cursor, field, value)
         self.cursor.save(self.folder, self.name)
 
-    def _configuration(self, gone: Gone) -> dict[str, Any]:
+    def _configuration(self) -> dict[str, Any]:
         while True:
-            ended = gone(0)
+            ended = self.gone(0)
             found = configuration(self.folder)
             if found is not None:
                 return found
             if ended:
                 raise UserError(f"{self.folder}: the journal has no start event, so there is nothing to deliver")
-            gone(POLL)
+            self.gone(POLL)
 
     def _deliver(self, batch: list[Entry]) -> None:
         items = [item for _, _, item in batch]
@@ -123,13 +149,24 @@ class _Lane:
         self._insist(lambda: self.cursor.save(self.folder, self.name))
 
     def _insist(self, action: Callable[[], Any]) -> Any:
-        for wait in WAITS:
+        """What `action` returns; it is tried again after each of WAITS, and on and on while the trainer lives."""
+        waits = iter(WAITS)
+        while True:
             try:
-                return action()
-            except Exception:
+                result = action()
+                break
+            except Exception as error:
                 traceback.print_exc()  # into the tracker's log file
-                time.sleep(wait)
-        return action()
+                ended = self.gone(0)
+                if (wait := next(waits, None)) is None:
+                    if ended:
+                        raise
+                    wait = WAITS[-1]
+                    with contextlib.suppress(UserError):  # of a full disk: the message is not worth an end
+                        self.note(message=f"{_sentence(error)}; trying again")
+                time.sleep(wait) if ended else self.gone(wait)
+        self.cursor.message = ""
+        return result
 
 
 def configuration(folder: Path) -> dict[str, Any] | None:
@@ -145,20 +182,23 @@ def _status(folder: Path) -> str:
     """How the run ended: what its last record of training says, or `crashed` when it did not get to say anything."""
     told = (record for record in journal.read(folder) if record["event"] not in ("alert", "system"))
     last = deque(told, maxlen=1)
-    return last[0].get("status", "finished") if last and last[0]["event"] == "finish" else "crashed"
+    if last and last[0]["event"] == "finish":
+        return last[0].get("status", "finished")
+    return "running" if files.is_held(folder) else "crashed"
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no reason given"
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:300]}"
 
 
 @contextlib.contextmanager
-def _lock(path: Path, gone: Gone) -> Iterator[bool]:
+def _lock(path: Path, gone: Gone, pipe: Pipe) -> Iterator[bool]:
     """Whether this process is the one that delivers; waits for another one while the trainer lives, then 2 s more."""
     with path.open("a+") as file:
         patience = 8
         while not (locked := _try_lock(file.fileno())) and patience:
+            pipe.close()
             if gone(ASK):
                 patience -= 1
                 time.sleep(ASK)

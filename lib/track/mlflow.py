@@ -6,6 +6,7 @@ import json
 import os
 import posixpath
 import re
+import shlex
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ MODULE = "mlflow"
 RUN_ID = "espalier.run_id"  # the tag by which a run is found again: MLflow makes ids of its own
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # else FAILED
 METRICS, PARAMS = 1000, 100  # MLflow's limits of one call
+SQLITE = "sqlite:///"  # with a path and perhaps a query after it
 SECONDS = 10  # for one request to a server
 
 T = TypeVar("T")
@@ -33,7 +35,7 @@ T = TypeVar("T")
 class MlflowOptions(Options):
     """Where MLflow keeps runs."""
 
-    mlflow_tracking_uri: str  # empty: $MLFLOW_TRACKING_URI, else mlflow.db beside the runs
+    mlflow_tracking_uri: str  # empty: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db; relative to the folder of runs
     output_dir: str
 
 
@@ -55,8 +57,8 @@ class Tracker:
         from mlflow import MlflowClient
 
         uri = _without_password(address(bind(MlflowOptions, config), folder.resolve().parent))
-        if uri.startswith("sqlite:///"):
-            _make_database(Path(uri.removeprefix("sqlite:///")))
+        if uri.startswith(SQLITE):
+            _make_database(_file(uri))
         self.client, self.last = MlflowClient(uri), None
         experiment = self._experiment(plain_name(identity.project, r"[\x00-\x1f]+", 250))
         if found := self.client.search_runs([experiment], f"tags.`{RUN_ID}` = '{identity.run_id}'", max_results=1):
@@ -70,7 +72,7 @@ class Tracker:
         self.run_id = run.info.run_id
         self._store(config, run.data.params)
         if not uri.startswith("http"):
-            return f"look at it with: mlflow server --backend-store-uri {public(uri)} (package mlflow)"
+            return f"look at it with: mlflow server --backend-store-uri {shlex.quote(public(uri))} (package mlflow)"
         return f"see {public(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
 
     def log(self, rows: list[Row]) -> None:
@@ -119,14 +121,21 @@ class Tracker:
 
 
 def address(options: MlflowOptions, runs: Path) -> str:
-    """The tracking URI: the option, else the environment's, else that of a database in `runs`, the folder of runs."""
-    wanted = options.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return wanted or f"sqlite:///{runs.resolve()}/mlflow.db"
+    """The tracking URI: the option, else the environment's, else that of mlflow.db.
+
+    The path of a database is relative to `runs`, the folder of runs, not to where the trainer or a sync is started.
+    """
+    uri = options.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if not uri.startswith(SQLITE):
+        return uri
+    path, mark, query = uri.removeprefix(SQLITE).partition("?")
+    return f"{SQLITE}{runs.resolve() / path}{mark}{query}"
 
 
 def public(uri: str) -> str:
-    """A URI without the password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """A URI without the password that it may hold, in which a database's may have any sign."""
+    credentials = "[^/]*@" if uri.startswith("http") else "[^/].*@"
+    return re.sub(f"^([^/]*//){credentials}", r"\1", uri)
 
 
 def examine(config: dict[str, Any]) -> list[Finding]:
@@ -138,10 +147,10 @@ def examine(config: dict[str, Any]) -> list[Finding]:
         keys = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
         here = [name for name in keys if os.environ.get(name)] or ["none in the environment"]
         return [*findings, Finding("credentials", ", ".join(here), True), _reach(uri)]
-    if uri.startswith("sqlite:///"):
+    if uri.startswith(SQLITE):
         lacking = [name for name in ("sqlalchemy", "alembic") if not util.find_spec(name)]
         findings.append(Finding("packages of the local database", ", ".join(lacking) or "installed", not lacking))
-        findings.append(_look(Path(uri.removeprefix("sqlite:///")).absolute()))
+        findings.append(_look(_file(uri)))
     return findings
 
 
@@ -170,19 +179,25 @@ def _set_environment() -> None:
     set_telemetry_client()  # again: the import did it, before these variables
 
 
+def _file(uri: str) -> Path:
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+
+
 def _make_database(path: Path) -> None:
     """Make MLflow's tables under another name: two processes that make them at once, or a kill, leave a broken file."""
     from mlflow import MlflowClient
 
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(path.name + ".lock")  # a file: NFS locks no folder
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         if not path.exists():
             partial(path).unlink(missing_ok=True)
-            MlflowClient(f"sqlite:///{partial(path)}").search_experiments(max_results=1)
+            MlflowClient(f"{SQLITE}{partial(path)}").search_experiments(max_results=1)
             partial(path).replace(path)
-    finally:
-        os.close(folder)
+        lock.unlink(missing_ok=True)  # whoever takes another one now finds the database
 
 
 def _without_password(uri: str) -> str:

@@ -16,7 +16,19 @@ from lib.kconf import ROOT, Schema
 from lib.option import nearest
 from lib.track.tracker import Tracker
 
+_SECRET = re.compile(r"://[^/\s]*:[^/\s]*@|[?&]\w*(token|key|secret|password)\w*=", re.IGNORECASE)
 GROUP = "espalier.trackers"  # the entry points that name a class like lib.track.tracker.Tracker
+
+
+def check(schema: Schema) -> None:
+    """Raise UsageError if a tracker cannot be used, or if an option holds what the run's folder must not keep."""
+    names(schema["TRACKER"])
+    for name, value in schema.values().items():
+        if isinstance(value, str) and _SECRET.search(value):
+            raise UsageError(
+                f"{name.upper()}: holds a password or token, which the run's folder and trackers would keep; "
+                "give it in the environment, as in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
 
 
 def names(wanted: Iterable[str]) -> list[str]:
@@ -33,11 +45,12 @@ def names(wanted: Iterable[str]) -> list[str]:
     return wanted
 
 
-def along(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """Trackers, each followed by those that its module's `also` adds in a run of this configuration."""
+def along(names: Iterable[str], config: Mapping[str, Any], folder: Path) -> list[str]:
+    """Trackers, each followed by those that its module's `also`, if it has one, adds in a run of this configuration."""
     found = []
     for name in names:
-        found += [name, *getattr(module(name.partition(":")[0]), "also", lambda _: [])(config)]
+        also = None if name in plugins() else getattr(module(name.partition(":")[0]), "also", None)
+        found += [name, *(also(config, folder) if also else [])]
     return list(dict.fromkeys(found))
 
 
@@ -75,16 +88,14 @@ def module(name: str) -> ModuleType:
 
 def problem(name: str) -> str:
     """Why a tracker cannot be used here, in one sentence that says what to do, or an empty text."""
+    if name in plugins():  # its module may do anything: only the tracker's own process imports it
+        return ""
     base, _, argument = name.partition(":")
     try:
         found = module(base)
-    except Exception as error:  # the module of a plug-in may do anything
-        if base in plugins():
-            return f"tracker {name}: its module cannot be imported: {type(error).__name__}: {error}"
-        if not isinstance(error, ModuleNotFoundError):
-            raise
+    except ModuleNotFoundError:
         found = None
-    if not hasattr(found, "Tracker") and name not in plugins():
+    if not hasattr(found, "Tracker"):
         return f"tracker {name}: there is none called so{nearest(name, known())}"
     arguments = getattr(found, "ARGUMENT", {})
     if argument and not arguments:

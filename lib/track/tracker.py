@@ -37,7 +37,7 @@ class Row:
 class Alert:
     """What a run's user should be told at once."""
 
-    kind: str  # diverged, sparsity, finished, ...: one alert of a kind per step
+    kind: str  # nan, divergence, sparsity, finished, ...: one alert of a kind per step
     step: int
     time: float  # unix seconds
     level: str  # info, warn or error
@@ -57,12 +57,12 @@ class Tracker(Protocol):
     """What the class in lib/track/<name>.py, or the one that an entry point of `espalier.trackers` names, implements.
 
     It lives in a process of its own, so it may be slow, hang or crash. A method that raises is called again with the
-    same arguments, a few times over half a minute; then delivery to this tracker ends until `make sync`.
+    same arguments, as long as the run trains, and a few times over half a minute after that.
 
     Beside the class a module may have MODULE, the name of the library that it needs, which is then imported before the
     run's first step; ARGUMENT, what may follow the tracker's name after a colon and is handed to the class, with the
     library that each needs;
-    `also(config) -> list[str]`, further trackers that a run with this one has, in lanes of their own; and
+    `also(config, folder) -> list[str]`, further trackers that a run with this one has, in lanes of their own; and
     `examine(config) -> list[Finding]`, which looks at what the tracker needs without a run.
     """
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lib.kconf import Options
 from lib.run import Identity, project_name
+from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 
 MODULE = "trackio"
@@ -106,9 +107,12 @@ class Tracker:
         return {**self.common, "step": step, "timestamp": datetime.fromtimestamp(moment, UTC).isoformat()}
 
 
-def also(config: Mapping[str, Any]) -> list[str]:
-    """The trackers that a run with this one has too: the one for its Space or server."""
-    return ["trackio-space"] if remote(config) else []
+def also(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """The trackers that a run with this one has too: the one for its Space or server.
+
+    A run that had it keeps it: when no variable names the Space or server any more, that lane says what is missing.
+    """
+    return ["trackio-space"] if remote(config) or path_of(folder, "trackio-space").exists() else []
 
 
 def remote(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> str:

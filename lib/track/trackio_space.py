@@ -8,6 +8,7 @@ from typing import Any
 from lib.errors import UserError
 from lib.run import Identity
 from lib.track import trackio
+from lib.track.cursor import path_of
 from lib.track.tracker import Finding
 
 MODULE = "trackio"
@@ -31,7 +32,10 @@ class Tracker(trackio.Tracker):
         target = trackio.remote(config)
         self.token = None
         if not target:
-            raise UserError("no Space and no server is named: set TRACKIO_SPACE_ID, or TRACKIO_SERVER_URL")
+            raise UserError(
+                "no Space and no server is named, but the run had one: set TRACKIO_SPACE_ID or TRACKIO_SERVER_URL "
+                f"again, or delete {path_of(folder, 'trackio-space')}"
+            )
         where = self._connect_server(target) if _is_address(target) else self._connect_space(target)
         return "; ".join(filter(None, [f"see {where}", note]))
 

@@ -4,9 +4,9 @@ import dataclasses
 import json
 import math
 import os
-import struct
+import shlex
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from lib.errors import UserError
 from lib.kconf import Options
 from lib.run import Identity
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
+from lib.track.wandb_log import TransactionLog
 
 MODULE = "wandb"
 INIT_SECONDS = 15  # for wandb.init to reach the server, unless $WANDB_INIT_TIMEOUT says otherwise
+FINISH_SECONDS = 120  # for run.finish to upload the rest, unless $WANDB_FINISH_TIMEOUT says otherwise
 FLUSH_SECONDS = 0.5  # how often wandb writes its file; its default, 15 s, is what a kill would lose
 DURABLE_SECONDS = 60  # a batch that is not in the file after this long has failed
 QUIET_SECONDS = 2  # after the death of an earlier process, its wandb-core may write for a moment
-
-_BLOCK, _MAGIC = 32768, 7  # bytes: of a block, and of the file's header (the log format of LevelDB)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,15 @@ class Tracker:
     of its own, and the .wandb files of the run, this process's and earlier ones', are read to see what they hold; only
     what is missing is logged. `wandb leet inspect` reads them too, but takes half a second and the whole file per look.
 
-    What is in the file is safe, not yet uploaded: online, wandb uploads it, and what a killed process left goes up
-    with `wandb sync <run>/wandb/run-*`. When the server cannot be reached at the start, the run is kept offline.
+    What is in the file is safe, not yet uploaded: online, wandb uploads it, at most 15 s later. What a killed process
+    left, or one that lost the network, goes up with `wandb sync`. A file that went up whole has the mark of `wandb
+    sync` beside it; of others the next process says so. When the server cannot be reached at the start, the run is kept
+    offline.
 
     NaN, infinities and 64-bit integers arrive; wandb's JSON rounds whole numbers beyond that to floats. Rows of the
     event `system` are rows like others, with their step, so wandb's own sampling of the machine is off. Alerts have
-    neither step nor time at wandb: the step is in their text.
+    neither step nor time at wandb: the step is in their text. A metric with a name of wandb's or ours, such as `step`,
+    gets a `metric/` before it.
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
@@ -52,7 +55,7 @@ class Tracker:
         from wandb.errors import AuthenticationError, CommError
 
         mode, note = _mode(bind(WandbOptions, config), folder)
-        self.contents, self.sent = Contents(), set()
+        self.contents, self.sent, self.late = Contents(), set(), False
         earlier = sorted((folder / "wandb").glob(f"*run-*/run-{identity.run_id}.wandb"))
         _wait_until_quiet(earlier)
         for path in earlier:
@@ -65,31 +68,42 @@ class Tracker:
             self.run = _init(identity, config, folder, "offline")
             note = _offline(folder, "because the server cannot be reached")
         if self.run.disabled:
-            return "disabled by WANDB_MODE"
+            raise UserError(
+                "WANDB_MODE=disabled: wandb would throw the rows away; unset it, or leave wandb out of TRACKER "
+                "(if it is not set, run: wandb enabled)"
+            )
         file = Path(self.run.settings.sync_file)
         if folder.resolve() not in file.resolve().parents:  # wandb's silent way out of a folder that it cannot write
             raise UserError(f"{folder}: wandb cannot write to this folder and went to {file.parent}; make it writable")
         self.file = TransactionLog(file)
         self.run.define_metric("*", step_metric="step")
-        return note or (_offline(folder, "by wandb's own settings") if self.run.offline else f"see {self.run.url}")
+        note = note or (_offline(folder, "by wandb's own settings") if self.run.offline else f"see {self.run.url}")
+        return "; ".join(filter(None, [note, _left(earlier, self.run.offline)]))
 
     def log(self, rows: list[Row]) -> None:
         """Log the rows that no file of the run holds, and wait until one does; raises UserError when none ever does."""
         ends = [row for row in rows if row.event == "finish"]  # of a run that was extended: the summary keeps the last
         rows = [row for row in rows if row not in ends[:-1]]
-        self._deliver([dataclasses.replace(row, metrics=within_64_bits(row.metrics)) for row in rows])
+        self._deliver([dataclasses.replace(row, metrics=_renamed(within_64_bits(row.metrics))) for row in rows])
 
     def alert(self, alerts: list[Alert]) -> None:
         """Send the alerts that no file of the run holds, and wait until one does, like `log`."""
         self._deliver(alerts)
 
     def finish(self, status: str) -> None:
-        """Close the run; online, this returns when everything is uploaded."""
-        self.run.finish(exit_code=0 if status == "finished" else 1)
+        """Close the run; online, this returns when everything is uploaded, or raises UserError after a while."""
+        try:
+            self.run.finish(exit_code=0 if status == "finished" else 1)
+        except TimeoutError:
+            self.late = True  # a second call finds the run finished, and returns
+        # A server that refuses rows ends the upload, too, which wandb tells its log alone.
+        log = Path(self.run.settings.log_internal).read_text(encoding="utf-8", errors="replace")
+        if self.late or "filestream: fatal error" in log:
+            raise UserError(f"wandb could not upload everything; upload the rest with: {_sync([self.file.path])}")
+        if not self.run.offline:
+            _mark(self.file.path).touch()
 
     def _deliver(self, items: Collection[Row | Alert]) -> None:
-        if self.run.disabled:
-            return
         for item in items:
             if item not in self.contents and _key(item) not in self.sent:
                 self._send(item)
@@ -135,6 +149,8 @@ def _init(identity: Identity, config: dict[str, Any], folder: Path, mode: str | 
                 silent=True,
                 console="off",
                 init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
+                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_SECONDS)),
+                finish_timeout_raises=True,
                 x_transaction_log_flush_interval=FLUSH_SECONDS,
                 x_disable_stats=True,
             ),
@@ -172,48 +188,6 @@ class Contents:
         return (item.step, _names(item.metrics)) in self.history
 
 
-class TransactionLog:
-    """Reads the records of a .wandb file, also while wandb writes it: blocks of 32 KiB, records in one or more chunks.
-
-    A chunk is CRC (4 bytes), length (2), kind (1: whole, 2: first, 3: middle, 4: last part of a record), data.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self.position = path, _MAGIC
-
-    def records(self) -> Iterator[Any]:
-        """The whole records (protobuf) that were added since the last call."""
-        from wandb.proto import wandb_internal_pb2
-
-        for body in self._bodies():
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(body)
-            yield record
-
-    def _bodies(self) -> Iterator[bytes]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.position)
-            data, start, parts = file.read(), self.position, b""
-        at = 0
-        while True:
-            room = _BLOCK - (start + at) % _BLOCK
-            if room < 7:  # a header does not fit: the rest of the block is padding
-                at += room
-                continue
-            if at + 7 > len(data):
-                return
-            _, length, kind = struct.unpack_from("<IHB", data, at)
-            if kind not in (1, 2, 3, 4) or at + 7 + length > len(data):  # being written, or torn
-                return
-            parts = data[at + 7 : at + 7 + length] if kind in (1, 2) else parts + data[at + 7 : at + 7 + length]
-            at += 7 + length
-            if kind in (1, 4):
-                self.position = start + at
-                yield parts
-
-
 def examine(config: Mapping[str, Any]) -> list[Finding]:
     """How the run would go to wandb: mode, whether there is a key, whether the server answers within 3 seconds."""
     import requests
@@ -223,7 +197,7 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     key, address = _has_key(os.environ), wandb_setup.singleton().settings.base_url
     online = mode in (None, "online")
     found = [
-        Finding("mode", note or mode or "online", True),
+        Finding("mode", note or mode or "online", mode != "disabled"),
         Finding("API key", "there" if key else "missing; run: wandb login", key or not online),
     ]
     if not online:
@@ -270,6 +244,23 @@ def _offline(folder: Path, why: str) -> str:
     return f"offline {why}; upload the run with: wandb sync {folder}/wandb/offline-run-*"
 
 
+def _left(earlier: list[Path], offline: bool) -> str:
+    """What to say of the files of earlier processes; an offline run's note has those that were offline."""
+    unsent = [path for path in earlier if not _mark(path).exists()]
+    if offline:
+        unsent = [path for path in unsent if not path.parent.name.startswith("offline-")]
+    return f"part of the run may not be uploaded yet; upload it with: {_sync(unsent)}" if unsent else ""
+
+
+def _sync(paths: list[Path]) -> str:
+    return shlex.join(["wandb", "sync", "--include-online", *(str(path.parent) for path in paths)])
+
+
+def _mark(path: Path) -> Path:
+    """What `wandb sync` leaves beside a .wandb file that is uploaded, and passes it over for."""
+    return path.with_name(f"{path.name}.synced")
+
+
 def _has_key(env: Mapping[str, str]) -> bool:
     """Whether wandb would find credentials, where it looks for them without a network: environment, netrc, settings."""
     from wandb.sdk import wandb_setup
@@ -287,6 +278,11 @@ def _wait_until_quiet(paths: list[Path]) -> None:
         if young <= 0:
             return
         time.sleep(min(young, QUIET_SECONDS))
+
+
+def _renamed(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics under names that are free in wandb: `step` is ours there, and `_step`, `_timestamp` and so on are its."""
+    return {f"metric/{name}" if name == "step" or name.startswith("_") else name: v for name, v in metrics.items()}
 
 
 def _names(metrics: Mapping[str, Any]) -> str:
