@@ -105,7 +105,8 @@ class _Group(Ranks):
         self.wishes = nobody, nobody  # the one to act on, and the last one
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self.own and kind is None:  # after a failure others may never answer, and the process ends anyway
+        # After a failure NCCL would wait for ranks that may never answer; gloo aborts processes that end without this.
+        if self.own and (kind is None or self.device.type == "cpu"):
             distributed.destroy_process_group()
 
     def share(self, count: int) -> range:

@@ -74,12 +74,11 @@ class Lanes:
 
         Both take processor time that the first steps would miss; later, delivering takes little.
         """
-        now = time.monotonic()
-        for stage, deadline in ((1, now + importing), (2, now + importing + opening)):
+        for stage, seconds in ((1, importing), (2, opening)):
+            deadline = time.monotonic() + seconds
             for one in self.lanes:
                 while one.stage < stage and (left := deadline - time.monotonic()) > 0:
                     one.look(left)
-            now = time.monotonic()
 
     def wait(self, seconds: float) -> bool:
         """Whether all lanes have ended, waiting up to `seconds` in all."""
