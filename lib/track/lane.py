@@ -22,7 +22,7 @@ from lib.track import registry
 from lib.track.cursor import FOLDER, Cursor, Entry, path_of
 from lib.track.tracker import Alert, Row
 
-POLL = 1.0  # seconds between looks at the journal; each costs processor time that training could use
+POLL = 2.0  # seconds between looks at the journal; each costs processor time that training could use
 ASK = 0.25  # seconds between attempts at the lock
 BATCH = 2000  # records handed to a tracker at once
 WAITS = (1, 2, 4, 8, 15)  # seconds between the attempts at a call that fails
@@ -38,7 +38,7 @@ def main(folder: Path, name: str, pipe: int) -> int:
     """
     # A scheduler's SIGTERM goes to every process of a job. The trainer answers it by finishing; the lane ends with it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(10)  # the processors are for training
+    os.nice(19)  # the processors are for training
     try:
         return deliver(folder, name, trainer_gone, Pipe(pipe))
     except UserError as error:
