@@ -245,7 +245,8 @@ class Session:
             width = min(shutil.get_terminal_size().columns, 100)
             say(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
         folder = shlex.quote(summary["run"])
-        deliver = "" if "trackio" in self.options.tracker else f"make sync RUN={folder} TRACKER=trackio && "
+        there = "trackio" in track.names(self.options.tracker)
+        deliver = "" if there else f"make sync RUN={folder} TRACKER=trackio && "
         zeros = f"{summary['sparsity']:.2%} of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average"
         facts = {
             "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "

@@ -192,7 +192,7 @@ def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
 
 def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:
     """How far the trackers are that the run was configured with or delivered to later."""
-    names = {path_of(folder, name).stem: name for name in seen.config.get("tracker", [])}
+    names = {path_of(folder, name).stem: name for name in seen.config.get("tracker", []) if name != "all"}
     names |= {path.stem: path.stem for path in sorted((folder / FOLDER).glob("*.json")) if path.stem not in names}
     for name in names.values():
         command = f"make sync RUN={shlex.quote(str(folder))} TRACKER={name}"

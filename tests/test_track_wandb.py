@@ -13,10 +13,12 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lib import journal
 from lib.track import wandb as wandb_adapter
+from lib.track.cursor import path_of
 from lib.track.tracker import Finding
 from tests.tracking import (
     RUN_ID,
@@ -376,5 +378,17 @@ def test_the_doctor_finds_mode_key_and_server(unplugged, monkeypatch):
     note = "offline because there is no API key; upload the run with: wandb sync <run>/wandb/offline-run-*"
     assert examine() == [
         str(Finding("mode", note, True)),
-        str(Finding("API key", "missing; run: wandb login", True)),
+        str(Finding("API key", "none, so runs stay offline; run: wandb login", True)),
     ]
+
+
+def test_a_dead_process_of_wandb_is_replaced(run):
+    """wandb writes by a process of its own; when that is killed, the rows go into another file, and none is lost."""
+    process = trainer(run, "wandb", end=40, pause=0.1, deadline=90)
+    wait_for(lambda: state(run, "wandb").rows > 0)
+    lane = psutil.Process(int(path_of(run, "wandb", "lock").read_text()))
+    [core] = [child for child in lane.children(recursive=True) if "wandb-core" in child.name()]
+    core.kill()
+    output = process.communicate(timeout=180)[0]
+    assert "wandb     finished  49 rows delivered" in output
+    assert_wandb_holds(run)

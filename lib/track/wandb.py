@@ -20,7 +20,7 @@ MODULE = "wandb"
 INIT_SECONDS = 15  # for wandb.init to reach the server, unless $WANDB_INIT_TIMEOUT says otherwise
 FINISH_SECONDS = 120  # for run.finish to upload the rest, unless $WANDB_FINISH_TIMEOUT says otherwise
 FLUSH_SECONDS = 0.5  # how often wandb writes its file; its default, 15 s, is what a kill would lose
-DURABLE_SECONDS = 60  # a batch that is not in the file after this long has failed
+DURABLE_SECONDS = 30  # a batch that is not in the file after this long has failed
 QUIET_SECONDS = 2  # after the death of an earlier process, its wandb-core may write for a moment
 
 
@@ -54,6 +54,7 @@ class Tracker:
         """Start a segment of the run: with an API key on the server, else in <folder>/wandb."""
         from wandb.errors import AuthenticationError, CommError
 
+        self.begun, self.stuck = (identity, config, folder), False
         mode, note = _mode(bind(WandbOptions, config), folder)
         self.contents, self.sent, self.late = Contents(), set(), False
         earlier = sorted((folder / "wandb").glob(f"*run-*/run-{identity.run_id}.wandb"))
@@ -104,6 +105,17 @@ class Tracker:
             _mark(self.file.path).touch()
 
     def _deliver(self, items: Collection[Row | Alert]) -> None:
+        """Send, in a new segment if the last time failed: wandb's own process may be dead, and nothing revives it."""
+        import wandb
+
+        if self.stuck:
+            wandb.teardown(1)
+            self.open(*self.begun)
+        self.stuck = True
+        self._store(items)
+        self.stuck = False
+
+    def _store(self, items: Collection[Row | Alert]) -> None:
         for item in items:
             if item not in self.contents and _key(item) not in self.sent:
                 self._send(item)
@@ -198,7 +210,7 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     online = mode in (None, "online")
     found = [
         Finding("mode", note or mode or "online", mode != "disabled"),
-        Finding("API key", "there" if key else "missing; run: wandb login", key or not online),
+        Finding("API key", "there" if key else "none, so runs stay offline; run: wandb login", key or not online),
     ]
     if not online:
         return found
