@@ -94,15 +94,15 @@ class Session:
         console = Console(self.schedule.max_iters, self.training.step, self.training.best_val_loss)
         stack.callback(console.close)
         self._announce(folder, book, console, words, changed)
-        lanes = track.Lanes(folder, track.names(self.options.tracker))
+        self.trackers = track.names(self.options.tracker)
+        lanes = track.Lanes(folder, self.trackers)
         stack.callback(lambda: _close_trackers(lanes, self.patience))
         pruner = self.training.pruner
-        told = any(record.get("kind") == "sparsity" for record in journal.read(folder))
-        watch = Watch(self.data.vocab_size, pruner.goal(), told)
+        watch = Watch(self.data.vocab_size, pruner.goal(), reached="alert sparsity" in book.reached)
         recorder = Recorder(folder, book, console, lanes, self.training, watch)
         stack.enter_context(recorder.writer)
         seconds = self.schema.bind(monitor.MonitorOptions).system_metrics_interval
-        record, after = functools.partial(book.write, "system"), journal.last(folder, "system")
+        record, after = functools.partial(book.write, "system"), book.reached.get("system", 0)
         stack.enter_context(monitor.Monitor(seconds, lambda: self.training.step, record, after))
         return recorder
 
@@ -155,10 +155,9 @@ class Session:
             )
         else:
             book.write("start", step, schema=journal.SCHEMA, **details)
-        if lines := journal.damaged(folder):
-            console.say(
-                f"note: {folder / journal.FILE}: damaged and passed over: line {', '.join(map(str, lines[:9]))}"
-            )
+        if book.damaged:
+            lines = ", ".join(map(str, book.damaged[:9]))
+            console.say(f"note: {book.path}: damaged and passed over: line {lines}")
         for name, (before, now) in changed.items():
             console.say(f"changed: {name} {before} -> {now}")
         if changed and self.options.tracker:
@@ -245,8 +244,7 @@ class Session:
             width = min(shutil.get_terminal_size().columns, 100)
             say(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
         folder = shlex.quote(summary["run"])
-        there = "trackio" in track.names(self.options.tracker)
-        deliver = "" if there else f"make sync RUN={folder} TRACKER=trackio && "
+        deliver = "" if "trackio" in self.trackers else f"make sync RUN={folder} TRACKER=trackio && "
         zeros = f"{summary['sparsity']:.2%} of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average"
         facts = {
             "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "

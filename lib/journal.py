@@ -41,7 +41,15 @@ class Journal:
         except OSError as error:
             raise JournalError(f"{self.path}: the journal cannot be opened: {error.strerror}") from None
         os.ftruncate(self.fd, _whole_lines(self.path))
-        self.seq = max((record["seq"] for record in read(folder)), default=-1) + 1
+        self.seq, self.damaged = 0, []  # of the next record; numbers of the lines that are none
+        self.reached: dict[str, int] = {}  # event, or alert of a kind -> the highest step it was opened with
+        for number, (record, _) in enumerate(_lines(folder), 1):
+            if record is None:
+                self.damaged.append(number)
+                continue
+            self.seq = max(self.seq, record["seq"] + 1)
+            key, step = _key(record["event"], record["step"], record)
+            self.reached[key] = max(step, self.reached.get(key, 0))
         self.ahead: dict[tuple[str, int], Record] = {}
         self.lock = threading.Lock()
 
@@ -158,11 +166,6 @@ def history(folder: Path) -> dict[tuple[str, int], Record]:
         if record["event"] in ("train", "eval"):
             rows[record["event"], record["step"]] = record
     return dict(sorted(rows.items(), key=lambda item: item[0][1]))
-
-
-def last(folder: Path, event: str) -> int:
-    """The highest step of the events of a kind; 0 if there is none."""
-    return max((record["step"] for record in read(folder) if record["event"] == event), default=0)
 
 
 def numbers(record: Record) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Faults made for real: disks that fill up or are read-only, databases that are locked, processes that are killed."""
 
+import contextlib
 import os
 import random
 import signal
@@ -140,10 +141,8 @@ def _kill_lanes(run):
     for name in TRACKERS:
         lock = path_of(run, name, "lock")
         if lock.exists() and (pid := lock.read_text().strip()):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
 def _assert_every_tracker_holds(run, storage):

@@ -1,13 +1,10 @@
 """Delivery to trackers, with real processes: whatever a tracker, its process or the trainer does, rows arrive once."""
 
-import contextlib
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -23,6 +20,7 @@ from tests.tracking import (
     state,
     sync,
     train,
+    train_while_lanes_die,
     trainer,
     wait_for,
 )
@@ -167,15 +165,7 @@ def test_a_lane_ignores_sigterm_while_the_trainer_lives(run):
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
 def test_a_lane_killed_at_any_instant_delivers_every_row_once_in_the_end(run, name):
-    chance = random.Random(name)
-    for first in range(0, 80, 40):
-        process = trainer(run, name, first=max(0, first - 5), end=first + 40, pause=0.05, deadline=0)
-        lock = run / "trackers" / f"{name}.lock"
-        wait_for(lambda lock=lock: lock.exists() and lock.read_text().strip())
-        time.sleep(chance.uniform(0.0, 2.0))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(lock.read_text()), signal.SIGKILL)
-        process.communicate(timeout=30)
+    train_while_lanes_die(run, name, 80)
     for _ in range(2):  # the second time there is nothing to deliver
         assert sync(run).returncode == 0
         {"trackio": assert_trackio_holds, "wandb": assert_wandb_holds}[name](run)

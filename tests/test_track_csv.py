@@ -1,13 +1,8 @@
 """The csv tracker, read back by csv and by pandas: every value once, bit for bit, whatever was killed, cut or full."""
 
-import contextlib
 import csv
 import math
-import os
-import random
 import resource
-import signal
-import time
 from datetime import datetime
 
 import pandas
@@ -18,7 +13,7 @@ from lib.errors import UserError
 from lib.run import Identity
 from lib.track import csv as adapter
 from lib.track.tracker import Row
-from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, trainer
+from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, train_while_lanes_die
 
 __all__ = ["run"]  # a fixture
 
@@ -112,13 +107,7 @@ def test_alerts_have_a_file_of_their_own(run):
 
 
 def test_a_lane_killed_at_any_instant_delivers_every_row_once_in_the_end(run):
-    chance = random.Random("csv")
-    for first in range(0, 60, 30):
-        process = trainer(run, "csv", first=max(0, first - 5), end=first + 30, pause=0.05, deadline=0)
-        time.sleep(chance.uniform(0.6, 1.6))
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(int((run / "trackers" / "csv.lock").read_text() or 0), signal.SIGKILL)
-        process.communicate(timeout=30)
+    train_while_lanes_die(run, "csv", 60)
     for _ in range(2):  # the second time without the cursor, which a kill may lose
         assert sync(run).returncode == 0
         assert_holds(run)

@@ -2,14 +2,10 @@
 
 import contextlib
 import json
-import os
-import random
 import re
 import resource
-import signal
 import subprocess
 import sys
-import time
 import urllib.parse
 import urllib.request
 
@@ -19,7 +15,7 @@ import pytest
 from lib import journal
 from lib.run import Identity
 from lib.track.tracker import Alert, Row
-from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, trainer, wait_for
+from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, train_while_lanes_die, wait_for
 
 pytest.importorskip("tensorboard")
 from lib.track import tensorboard as adapter
@@ -206,13 +202,7 @@ def test_it_needs_neither_pytorch_nor_tensorflow(tmp_path):
 
 
 def test_a_lane_killed_at_any_instant_delivers_every_row_once_in_the_end(run):
-    chance = random.Random("tensorboard")
-    for first in range(0, 60, 30):
-        process = trainer(run, "tensorboard", first=max(0, first - 5), end=first + 30, pause=0.05, deadline=0)
-        time.sleep(chance.uniform(0.8, 1.6))
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(int((run / "trackers" / "tensorboard.lock").read_text() or 0), signal.SIGKILL)
-        process.communicate(timeout=30)
+    train_while_lanes_die(run, "tensorboard", 60)
     for _ in range(2):  # the second time without the cursor, which a kill may lose
         assert sync(run).returncode == 0
         assert_holds(run)

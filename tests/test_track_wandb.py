@@ -21,6 +21,7 @@ from lib.track import wandb as wandb_adapter
 from lib.track.cursor import path_of
 from lib.track.tracker import Finding
 from tests.tracking import (
+    ROOT,
     RUN_ID,
     assert_wandb_holds,
     expected,
@@ -37,7 +38,6 @@ from tests.tracking import (
 
 KEY = "0" * 40
 NOWHERE = "http://127.0.0.1:9"
-ROOT = Path(__file__).resolve().parents[1]
 STRANGE = "größe/1 ..漢字" + "x" * 300
 SYSTEM = {"system/cpu_percent": 12.5, "system/memory_used_gib": 3.0}
 ALERT = {"kind": "sparsity", "level": "info", "message": "the run is at its target sparsity"}

@@ -4,6 +4,8 @@ import contextlib
 import json
 import math
 import os
+import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 
 from lib import journal
 from lib.files import write_json
-from lib.track.cursor import Cursor
+from lib.track.cursor import Cursor, path_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID = "0123456789ab"
@@ -136,6 +138,19 @@ def train(*args, **kwargs):
 def sync(folder, *words):
     command = [sys.executable, str(ROOT / "scripts" / "sync.py"), str(folder), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def train_while_lanes_die(folder, name, end):
+    """Train in two sessions, the second of which repeats some steps, and kill the tracker's process in each of them."""
+    chance = random.Random(name)
+    for first in range(0, end, end // 2):
+        process = trainer(folder, name, first=max(0, first - 5), end=first + end // 2, pause=0.05, deadline=0)
+        lock = path_of(folder, name, "lock")
+        wait_for(lambda lock=lock: lock.exists() and lock.read_text().strip())
+        time.sleep(chance.uniform(0.0, 2.0))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(lock.read_text()), signal.SIGKILL)
+        process.communicate(timeout=30)
 
 
 def got(folder):
