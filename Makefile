@@ -20,7 +20,7 @@ CONFIG_FILE   := $(or $(KCONFIG_CONFIG),.config)
 unexport CONFIG_ srctree
 
 # Variables given on make's command line, as NAME="$NAME" words: make exports their values, so quotes and spaces survive.
-OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT
+OURS      := PYTHON VENV RUN PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES
 GIVEN     := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
 
@@ -29,7 +29,7 @@ CONFIG_PY := $(PYTHON) scripts/config.py
 .DEFAULT_GOAL := help
 .PHONY: help menuconfig defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain \
 	checkconfig randconfig docs train sweep prune-report resume sample data runs show compare tail export reproduce \
-	dashboard sync tracker-doctor test bench bench-check lint format clean mrproper
+	dashboard sync tracker-doctor checkpoint-info test torture fuzz bench bench-check lint format clean mrproper
 
 ##@ Configure
 
@@ -86,8 +86,11 @@ sweep: env-train ## Compare configurations x seeds at equal budget: make sweep S
 data: env-train $(CONFIG_FILE) ## Download and tokenise the dataset
 	@$(PYTHON) gpt2/prepare_data.py $(OVERRIDES)
 
-sample: env-train ## Continue a text with a trained model: make sample PROMPT='def ' (RUN=...)
-	@$(PYTHON) gpt2/sample.py $(if $(RUN),--run "$$RUN") $(OVERRIDES)
+sample: env-train ## Continue a text with a trained model: make sample PROMPT='def ' (RUN=... CHECKPOINT=best)
+	@$(PYTHON) gpt2/sample.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(OVERRIDES)
+
+checkpoint-info: env-train ## Say what is in a run's checkpoints, and whether they are whole: make checkpoint-info RUN=...
+	@$(PYTHON) scripts/checkpoint_info.py $(if $(RUN),"$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT")
 
 ##@ Watch
 
@@ -129,6 +132,12 @@ bench: env-train ## Measure what this machine makes of it; beside nanoGPT: make 
 
 bench-check: env-train ## The same, and fail where a ratio is 10 % worse than in docs/performance.md
 	@$(PYTHON) scripts/bench.py --check $(if $(REF),--ref "$$REF") $(ARGS)
+
+torture: env-test ## Kill, resume and compare runs of every optimizer x pruning method: make torture MINUTES=60
+	@$(PYTHON) tests/torture.py $(if $(MINUTES),--minutes "$$MINUTES") $(ARGS)
+
+fuzz: env-test ## Feed damaged and random input to everything that reads: make fuzz MINUTES=10
+	@$(PYTHON) tests/fuzz.py $(if $(MINUTES),--minutes "$$MINUTES") $(ARGS)
 
 lint: env-test ## Check style and format
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .

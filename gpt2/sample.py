@@ -9,13 +9,16 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from lib.signals import end_at_once
+
+    end_at_once()
 
 import torch
 
 from gpt2 import tokenizer as tokenizers
 from gpt2.model import GPT2, ModelOptions
-from lib import checkpoint, command_line, device, kconf, run
-from lib.errors import UsageError, run_program
+from lib import checkpoint, checkpoint_file, command_line, device, kconf, run
+from lib.errors import UserError, run_program, shown
 from lib.kconf import Options
 
 
@@ -81,19 +84,18 @@ def stream(
         model.train(was_training)
 
 
-def load(folder: Path, schema: kconf.Schema) -> tuple[GPT2, tokenizers.Tokenizer, device.Machine]:
-    """The model of a run with the weights of its newest checkpoint; raises UserError when there is none."""
-    found = checkpoint.find(folder / "checkpoints")
-    if not found:
-        raise UsageError(f"{folder}: this run has no checkpoint yet; train on with make resume RUN={folder}")
+def load(path: Path, schema: kconf.Schema) -> tuple[GPT2, tokenizers.Tokenizer, device.Machine]:
+    """The model with the weights of the checkpoint at `path`; raises UserError when it cannot be used."""
     machine = device.choose(schema.bind(device.SystemOptions))
     tokenizer = tokenizers.load(schema["TOKENIZER"])
     model = GPT2(schema.bind(ModelOptions), tokenizer.vocab_size).to(machine.device)
+    expected = {"shapes": checkpoint.shapes(model.state_dict())}
+    state = checkpoint.load(path, machine.device, expected)
     try:
-        model.load_state_dict(checkpoint.load(found[-1], machine.device)["model"])
-    except (RuntimeError, KeyError, TypeError):
-        raise UsageError(
-            f"{found[-1]}: does not fit the configured model; a run keeps the sizes it was made with"
+        model.load_state_dict(state["model"])
+    except (KeyError, RuntimeError, TypeError, AttributeError):
+        raise checkpoint.CheckpointError(
+            f"{path}: the checkpoint does not hold the model that it says it holds"
         ) from None
     return model, tokenizer, machine
 
@@ -105,16 +107,28 @@ def main() -> int:
         parser.add_argument(
             "--run", type=Path, metavar="RUN_FOLDER", help="the run to sample from (default: the latest)"
         )
+        parser.add_argument(
+            "--checkpoint",
+            default="newest",
+            metavar="newest|best|STEP",
+            help="which of its checkpoints (default: newest)",
+        )
 
     def own_configuration(args: argparse.Namespace) -> Path:
         args.run = args.run or run.newest(sys.argv[1:])
         return run.configuration(args.run)
 
     schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=arguments, base=own_configuration)
-    model, tokenizer, machine = load(args.run, schema)
-    print(f"{args.run}, {checkpoint.find(args.run / 'checkpoints')[-1].stem}", file=sys.stderr)
-    for piece in stream(model, tokenizer, machine, schema.bind(SampleOptions)):
-        print(piece, end="", flush=True)
+    path = checkpoint_file.chosen(args.run, args.checkpoint)
+    try:
+        model, tokenizer, machine = load(path, schema)
+        print(f"{args.run}, {path.stem}", file=sys.stderr)
+        for piece in stream(model, tokenizer, machine, schema.bind(SampleOptions)):
+            print(shown(piece), end="", flush=True)
+    except (RuntimeError, MemoryError) as error:
+        if not device.is_out_of_memory(error):
+            raise
+        raise UserError(f"{path}: memory does not suffice to load this model and sample from it") from None
     print()
     return 0
 

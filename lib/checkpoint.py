@@ -1,46 +1,117 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, in one file, there whole or not at all."""
 
-import re
-from collections.abc import Callable
+import dataclasses
+import hashlib
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lib import files
+from lib.checkpoint_file import CheckpointError, Sealer, find, is_whole, name, verify
 from lib.device import is_out_of_memory
-from lib.errors import UserError
+from lib.kconf import Options
 
-KEEP = 2  # newest checkpoints of a run: the last one and one to fall back on
-VERSION = 2
-_NAME = re.compile(r"step-(\d{9})\.pt")
+__all__ = ["CheckpointError", "Keeping", "Writer", "find", "load", "load_newest", "name", "save", "size"]
+
+_KINDS = {"run_id": "run", "shapes": "model"}  # of what a header tells apart
+_MARGIN_BYTES, _MARGIN_PER_TENSOR = 100_000, 1000  # what a file has beside its tensors, at most
 
 Place = tuple[Any, ...]  # keys and indices that lead to a tensor of a state, or what tells its memory
 
 
-class CheckpointError(UserError):
-    """A checkpoint cannot be written, read or used."""
+@dataclasses.dataclass(frozen=True)
+class Keeping(Options):
+    """Which checkpoints of a run stay."""
+
+    checkpoint_keep: int  # the newest so many
+    checkpoint_best: bool  # and the one of state["best"]["step"]
+
+    def obsolete(self, found: list[Path], best: int) -> list[Path]:
+        """Those among `found`, oldest first, that are no longer kept."""
+        kept = {name(best)} if self.checkpoint_best else set()
+        return [path for path in found[: -self.checkpoint_keep] if path.name not in kept]
 
 
-def save(folder: Path, step: int, state: dict[str, Any], sync: Callable[[], object] = lambda: None) -> Path:
-    """Write `state` (tensors and plain values) as the checkpoint of `step` and drop all but the newest two.
+def save(
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keeping: Keeping,
+    about: Mapping[str, Any],
+    sync: Callable[[], object] = lambda: None,
+) -> Path:
+    """Write `state` (tensors and plain values) as the checkpoint of `step` and drop those that are no longer kept.
 
-    `sync` is called before the file gets its name. Raises CheckpointError when it cannot be written; the checkpoints
-    before it are then still there.
+    `about` is what its header says of the run. `sync` is called before the file gets its name. Raises CheckpointError
+    when it cannot be written; the checkpoints before it are then still there.
     """
-    path = folder / name(step)
+    path, sealer = folder / name(step), None
     try:
+        _check_room(path, state)
         with files.whole(path) as file:
-            torch.save({"version": VERSION, "step": step, **state}, file)
+            sealer = Sealer(file)
+            torch.save({"step": step, **state}, sealer)
+            sealer.seal({"step": step, "torch": torch.__version__, **about, **contents(state)})
             sync()
-        for old in find(folder)[:-KEEP]:
+        for old in keeping.obsolete(find(folder), state.get("best", {}).get("step", 0)):
             old.unlink()
-    except (OSError, RuntimeError, MemoryError) as error:  # torch reports a full disk as RuntimeError
-        raise CheckpointError(f"{path}: the checkpoint cannot be written ({_first_line(error)}); free space") from None
+    except (OSError, RuntimeError, MemoryError) as error:
+        reason = _first_line((sealer and sealer.error) or error)
+        raise CheckpointError(
+            f"{path}: the checkpoint of {size(state) / 1e6:,.1f} MB cannot be written ({reason}); make room"
+        ) from None
     return path
+
+
+def size(state: Any) -> int:
+    """Bytes that a checkpoint of `state` takes on a disk, at most."""
+    tensors = list(_tensors(state))
+    memory = {(t.device, t.data_ptr()): t.untyped_storage().nbytes() for t in tensors}  # once in the file
+    return _MARGIN_BYTES + _MARGIN_PER_TENSOR * len(tensors) + sum(memory.values())
+
+
+def _check_room(path: Path, state: dict[str, Any]) -> None:
+    needed, free = size(state), shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise CheckpointError(
+            f"{path}: the checkpoint takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; make room"
+        )
+
+
+def contents(state: dict[str, Any]) -> dict[str, Any]:
+    """What the header says of a state: its plain values, the size of its parts, and what tells its model's shape."""
+    sections = {}
+    for key, value in state.items():
+        if tensors := list(_tensors(value)):
+            numbers = sum(t.numel() for t in tensors)
+            sections[key] = {"tensors": len(tensors), "numbers": numbers, "bytes": sum(t.nbytes for t in tensors)}
+    plain = {k: v for k, v in state.items() if isinstance(v, str | int) or (isinstance(v, float) and math.isfinite(v))}
+    best = {key: value for key, value in state.get("best", {}).items() if math.isfinite(value)}
+    return {"values": plain, "best": best, "sections": sections, "shapes": shapes(state.get("model", {}))}
+
+
+def shapes(model: Mapping[str, Tensor]) -> str:
+    """Tells a model's state from that of another: a digest of the names and shapes of its tensors."""
+    text = json.dumps([(key, list(value.shape)) for key, value in sorted(model.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(entry)
 
 
 class Writer:
@@ -54,9 +125,16 @@ class Writer:
     Used as a context; leaving it waits for what is being written.
     """
 
-    def __init__(self, folder: Path, sync: Callable[[], object], say: Callable[[str], object]):
-        """`sync` is called before a checkpoint in `folder` gets its name, `say` with sentences for the user."""
-        self.folder, self.sync, self.say = folder, sync, say
+    def __init__(
+        self,
+        folder: Path,
+        keeping: Keeping,
+        about: Mapping[str, Any],
+        sync: Callable[[], object],
+        say: Callable[[str], object],
+    ):
+        """Save in `folder`; `say` is called with sentences for the user, the rest is as `checkpoint.save` has it."""
+        self.folder, self.keeping, self.about, self.sync, self.say = folder, keeping, about, sync, say
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
         self.copies: dict[Place, Tensor] = {}  # of the tensors of the last state, by their place in it
@@ -73,12 +151,12 @@ class Writer:
         except CheckpointError as error:
             self.pending = None
             self.say(f"alert: {error}")
-            save(self.folder, step, state, self.sync)
+            self._write(step, state)
             return
         if copy := self._copy(state):
             self.pending = self.thread.submit(self._write, step, *copy)
         else:
-            save(self.folder, step, state, self.sync)
+            self._write(step, state)
 
     def wait(self) -> None:
         """Return when nothing is being written; raises CheckpointError if the last one could not be."""
@@ -127,10 +205,10 @@ class Writer:
             self.copies[path] = aliases[memory] = copy.copy_(value, non_blocking=value.is_cuda)
         return aliases[memory]
 
-    def _write(self, step: int, copy: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+    def _write(self, step: int, state: dict[str, Any], copied: torch.cuda.Event | None = None) -> None:
         if copied:
             copied.synchronize()
-        save(self.folder, step, copy, self.sync)
+        save(self.folder, step, state, self.keeping, self.about, self.sync)
 
     def __enter__(self) -> "Writer":
         return self
@@ -147,27 +225,55 @@ class Writer:
             self.thread.shutdown()
 
 
-def name(step: int) -> str:
-    """The file name of the checkpoint after `step`."""
-    return f"step-{step:09d}.pt"
+def load(
+    path: Path, device: torch.device | str = "cpu", expected: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The state in a checkpoint, once its checksum is found right; nothing in the file is executed.
 
-
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state in a checkpoint; nothing in the file is executed. Raises CheckpointError when it is not one of ours."""
+    `expected` is what its header must say: `run_id`, and the `shapes` of the model. Raises CheckpointError when the
+    file is damaged or another.
+    """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file: all mean that it is of no use
-        raise CheckpointError(
-            f"{path}: the checkpoint cannot be read ({_first_line(error)}); remove it to use an older one"
-        ) from None
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise CheckpointError(f"{path}: this is no checkpoint of this version of Espalier")
+        file = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror}") from None
+    with file:
+        header = verify(file, path)
+        for key, value in expected.items():
+            if header.get(key) != value:
+                theirs = f"{header.get('run')!r}, {header.get('model')!r}"
+                raise CheckpointError(f"{path}: the checkpoint is of another {_KINDS[key]}: {theirs}")
+        file.seek(0)
+        try:
+            state = torch.load(file, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for what is crafted
+            if is_out_of_memory(error):
+                raise
+            raise CheckpointError(f"{path}: the checkpoint cannot be read ({_first_line(error)})") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: this is no checkpoint of a run")
     return state
 
 
-def find(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+def load_newest(
+    folder: Path, device: torch.device | str = "cpu", expected: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any] | None:
+    """The state in the newest checkpoint of the run in `folder`, see `load`; None without one.
+
+    Raises CheckpointError when it cannot be loaded, which names the newest one that can: going back is the user's to
+    decide.
+    """
+    found = find(folder / "checkpoints")
+    if not found:
+        return None
+    try:
+        return load(found[-1], device, expected)
+    except CheckpointError as error:
+        before = next(filter(is_whole, reversed(found[:-1])), None)
+        away = f"rm {shlex.quote(str(found[-1]))} && make resume RUN={shlex.quote(str(folder))}"
+        advice = f"{before.name} before it is whole" if before else "no checkpoint before it is whole"
+        course = "go on from that" if before else "begin anew"
+        raise CheckpointError(f"{error}; {advice}: to {course}: {away}") from None
 
 
 def random_state() -> dict[str, Any]:
@@ -183,4 +289,5 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return reason.splitlines()[0][:200]

@@ -3,20 +3,17 @@
 Computed from the configuration that training would read; it needs neither data nor the memory of the model.
 """
 
-import dataclasses
-import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from torch import Tensor
 
 from gpt2 import model as models
 from gpt2 import tokenizer
-from lib import command_line, optim, prune, schedule
+from gpt2.footprint import kind, like, nbytes, state_bytes
+from lib import command_line, prune, schedule
 from lib.console import columns, table
 from lib.errors import run_program
 from lib.kconf import Schema
@@ -83,11 +80,6 @@ class Planned:
     def is_soft(self) -> bool:
         """Whether how much is pruned is a result and no setting."""
         return self.schema["PRUNING_MOVEMENT"] == "soft"
-
-
-def kind(name: str) -> str:
-    """The name of a parameter without the number of its layer."""
-    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def indented(text: str) -> str:
@@ -197,30 +189,6 @@ def plot(run: Planned) -> str:
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------------
-
-
-def state_bytes(shape: models.ModelOptions, schema: Schema) -> dict[str, float]:
-    """Kind of a parameter -> bytes that the optimizer keeps for each of its numbers, counted on a small model."""
-    model = models.GPT2(dataclasses.replace(shape, n_layer=1, n_head=1, n_embd=16, block_size=16), vocab_size=64)
-    optimizer = optim.build(model, schema)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optim.skip_if(optimizer, torch.zeros(()))
-    optimizer.step()
-    return {
-        kind(name): sum(map(nbytes, like(p, optimizer.state[p].values()))) / p.numel()
-        for name, p in model.named_parameters()
-    }
-
-
-def like(parameter: Tensor, values: Iterable[object]) -> list[Tensor]:
-    """The tensors among `values` that hold something for each number of `parameter`."""
-    return [value for value in values if isinstance(value, Tensor) and value.numel() == parameter.numel()]
-
-
-def nbytes(tensor: Tensor) -> int:
-    """Its size, on the device "meta" too."""
-    return tensor.numel() * tensor.element_size()
 
 
 def memory(run: Planned) -> str:

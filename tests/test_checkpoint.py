@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running anything."""
 
 import pickle
+import random
 import resource
 import subprocess
 import sys
@@ -9,22 +10,32 @@ import threading
 import pytest
 import torch
 
-from lib import checkpoint
-from lib.checkpoint import CheckpointError
+from lib import checkpoint, checkpoint_file
+from lib.checkpoint import CheckpointError, Keeping
+from lib.errors import UsageError
+from tests.disk import disk
+
+__all__ = ["disk"]  # fixtures
+
+TWO = Keeping(checkpoint_keep=2, checkpoint_best=False)
+
+
+def save(folder, step, state, **about):
+    return checkpoint.save(folder, step, state, TWO, about)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
     state = {"model": {"w": torch.arange(6.0).view(2, 3)}, "best_val_loss": 1.5, "random": checkpoint.random_state()}
-    path = checkpoint.save(tmp_path, 40, state)
+    path = save(tmp_path, 40, state)
     assert path == tmp_path / "step-000000040.pt"
     loaded = checkpoint.load(path)
     assert torch.equal(loaded["model"]["w"], state["model"]["w"])
-    assert (loaded["step"], loaded["best_val_loss"], loaded["version"]) == (40, 1.5, 2)
+    assert (loaded["step"], loaded["best_val_loss"]) == (40, 1.5)
 
 
 def test_the_newest_two_are_kept(tmp_path):
     for step in (10, 20, 100, 30):
-        checkpoint.save(tmp_path, step, {})
+        save(tmp_path, step, {})
     assert [path.name for path in checkpoint.find(tmp_path)] == ["step-000000030.pt", "step-000000100.pt"]
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
@@ -32,7 +43,7 @@ def test_the_newest_two_are_kept(tmp_path):
 def test_random_numbers_continue_where_they_were(tmp_path):
     torch.manual_seed(3)
     torch.rand(5)
-    path = checkpoint.save(tmp_path, 1, {"random": checkpoint.random_state()})
+    path = save(tmp_path, 1, {"random": checkpoint.random_state()})
     expected = torch.rand(4)
     torch.manual_seed(99)
     checkpoint.restore_random_state(checkpoint.load(path)["random"])
@@ -44,12 +55,10 @@ class Attack:
         return print, ("this code must not run",)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "pickle", "not a dict"])
+@pytest.mark.parametrize("damage", ["garbage", "empty", "pickle", "not a dict"])
 def test_a_damaged_or_foreign_file_is_one_sentence_and_runs_nothing(tmp_path, damage, capsys):
-    path = checkpoint.save(tmp_path, 7, {"w": torch.zeros(1000)})
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-500])
-    elif damage == "pickle":
+    path = save(tmp_path, 7, {"w": torch.zeros(1000)})
+    if damage == "pickle":
         path.write_bytes(pickle.dumps(Attack()))
     elif damage == "not a dict":
         torch.save([1, 2], path)
@@ -69,26 +78,153 @@ from pathlib import Path
 import torch
 from lib import checkpoint
 folder = Path({str(tmp_path)!r})
-checkpoint.save(folder, 1, {{"w": torch.zeros(10)}})
+two = checkpoint.Keeping(2, False)
+checkpoint.save(folder, 1, {{"w": torch.zeros(10)}}, two, {{}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    checkpoint.save(folder, 2, {{"w": torch.zeros(1_000_000)}})
+    checkpoint.save(folder, 2, {{"w": torch.zeros(1_000_000)}}, two, {{}})
 except checkpoint.CheckpointError as error:
     print(error)
 """
     assert resource.RLIMIT_FSIZE  # the platform has the limit
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{tmp_path}/step-000000002.pt: the checkpoint cannot be written (")
+    reason = "the checkpoint of 4.1 MB cannot be written (File too large); make room"
+    assert done.stdout == f"{tmp_path}/step-000000002.pt: {reason}\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001.pt"]
     assert checkpoint.load(tmp_path / "step-000000001.pt")["step"] == 1
+
+
+# ---- damage and mistakes ---------------------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    """Wherever it is: in a weight, in what torch.save wrote around it, in the header, in the checksum."""
+    path = save(tmp_path, 7, {"model": {"w": torch.zeros(50)}})
+    whole = path.read_bytes()
+    places = random.Random(1).sample(range(len(whole)), 500) + list(range(len(whole) - 120, len(whole)))
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError):
+            checkpoint.load(path)
+    path.write_bytes(whole)
+    assert checkpoint.load(path)["step"] == 7
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, -1, -50, -90, -500])
+def test_a_file_that_is_cut_off_is_found(tmp_path, length):
+    path = save(tmp_path, 7, {"w": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"step-000000007.pt: the checkpoint is cut off or damaged at its end"):
+        checkpoint.load(path)
+
+
+def test_damage_is_found_before_anything_is_loaded(tmp_path, monkeypatch):
+    path = save(tmp_path, 7, {"w": torch.zeros(1000)})
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+    monkeypatch.setattr(torch, "load", lambda *args, **more: pytest.fail("it was loaded"))
+    with pytest.raises(CheckpointError, match="is damaged: its bytes do not have the checksum they were given"):
+        checkpoint.load(path)
+
+
+def test_a_pickle_with_a_right_checksum_runs_nothing(tmp_path, capsys):
+    path = tmp_path / "step-000000001.pt"
+    with path.open("wb") as file:
+        sealer = checkpoint_file.Sealer(file)
+        sealer.write(pickle.dumps(Attack()))
+        sealer.seal({"step": 1, "best": {}, "values": {}, "sections": {}})
+    with pytest.raises(CheckpointError, match=r"step-000000001.pt: the checkpoint cannot be read \("):
+        checkpoint.load(path)
+    assert "this code must not run" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_run_or_model_or_format_is_refused(tmp_path, monkeypatch):
+    state = {"model": {"w": torch.zeros(2, 3)}}
+    path = save(tmp_path, 1, state, run="one", run_id="1a", model="small")
+    mine = {"run_id": "1a", "shapes": checkpoint.shapes(state["model"])}
+    assert checkpoint.load(path, expected=mine)["step"] == 1
+    with pytest.raises(CheckpointError, match="the checkpoint is of another run: 'one', 'small'"):
+        checkpoint.load(path, expected=mine | {"run_id": "2b"})
+    other = {"w": torch.zeros(3, 2)}
+    with pytest.raises(CheckpointError, match="the checkpoint is of another model: 'one', 'small'"):
+        checkpoint.load(path, expected=mine | {"shapes": checkpoint.shapes(other)})
+    monkeypatch.setattr(checkpoint_file, "FORMAT", 4)
+    with pytest.raises(CheckpointError, match="has format 3, and this Espalier reads 4; use the version that wrote it"):
+        checkpoint.load(path)
+
+
+def test_instead_of_a_damaged_one_the_newest_whole_one_is_offered_by_name(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    three = Keeping(checkpoint_keep=3, checkpoint_best=False)
+    paths = [checkpoint.save(folder / "checkpoints", step, {}, three, {}) for step in (1, 2, 3)]
+    assert checkpoint.load_newest(folder)["step"] == 3
+    paths[2].write_bytes(b"x")
+    paths[1].write_bytes(paths[1].read_bytes()[:-1])
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_newest(folder)
+    assert str(caught.value).endswith(
+        "or from another version of Espalier; step-000000001.pt before it is whole: to go on from that: "
+        f"rm {paths[2]} && make resume RUN={folder}"
+    )
+    paths[0].unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint before it is whole: to begin anew: rm "):
+        checkpoint.load_newest(folder)
+    for path in paths[1:]:
+        path.unlink()
+    assert checkpoint.load_newest(folder) is None
+
+
+def test_torch_alone_reads_a_checkpoint(tmp_path):
+    """A model must be of use without Espalier, however many tensors its header tells of."""
+    state = {"model": {f"h.{n}.weight": torch.full((3,), n) for n in range(600)}}
+    loaded = torch.load(save(tmp_path, 1, state), weights_only=True)
+    assert loaded["model"]["h.599.weight"].tolist() == [599, 599, 599]
+
+
+def test_a_disk_without_room_is_known_beforehand(tmp_path, disk):
+    folder = disk("size=1m")
+    save(folder, 1, {"w": torch.zeros(10)})
+    with pytest.raises(CheckpointError, match=r"step-000000002.pt: the checkpoint takes 4.1 MB, and 1.0 MB are free"):
+        save(folder, 2, {"w": torch.zeros(1_000_000)})
+    assert [path.name for path in folder.iterdir()] == ["step-000000001.pt"]
+
+
+# ---- which are kept --------------------------------------------------------------------------------------------------
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    keeping = Keeping(checkpoint_keep=1, checkpoint_best=True)
+    for step, best in ((10, 10), (20, 10), (30, 10), (40, 40), (50, 40)):
+        checkpoint.save(tmp_path, step, {"best": {"step": best, "val_loss": 1.5}}, keeping, {})
+    assert [path.name for path in checkpoint.find(tmp_path)] == ["step-000000040.pt", "step-000000050.pt"]
+
+
+def test_a_checkpoint_is_chosen_by_what_it_is_called(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UsageError, match="this run has no checkpoint yet"):
+        checkpoint_file.chosen(tmp_path, "newest")
+    for step in (10, 20):
+        save(tmp_path / "checkpoints", step, {"best": {"step": 10, "val_loss": 1.5}})
+    names = {
+        which: checkpoint_file.chosen(tmp_path, which).name for which in ("newest", "best", "10", "step-000000020.pt")
+    }
+    assert names == {
+        "newest": "step-000000020.pt", "best": "step-000000010.pt", "10": "step-000000010.pt",
+        "step-000000020.pt": "step-000000020.pt",
+    }  # fmt: skip
+    for which in ("30", "../10", "", "-10", "³"):
+        with pytest.raises(UsageError, match="there is no checkpoint"):
+            checkpoint_file.chosen(tmp_path, which)
 
 
 # ---- written by a thread ---------------------------------------------------------------------------------------------
 
 
 def writer(folder, sync=bool, said=None):
-    return checkpoint.Writer(folder, sync, ([] if said is None else said).append)
+    return checkpoint.Writer(folder, TWO, {}, sync, ([] if said is None else said).append)
 
 
 def test_what_changes_after_a_save_is_not_in_it(tmp_path):
@@ -140,15 +276,14 @@ def test_the_journal_is_safe_before_a_checkpoint_has_its_name(tmp_path):
 def test_after_one_that_could_not_be_written_the_next_is_written_at_once(tmp_path):
     folder, said = tmp_path / "later", []
     sentence = (
-        f"{folder}/step-000000001.pt: the checkpoint cannot be written "
-        f"([Errno 2] No such file or directory: '{folder}/step-000000001.pt.tmp'); free space"
+        f"{folder}/step-000000001.pt: the checkpoint of 0.1 MB cannot be written (No such file or directory); make room"
     )
     with writer(folder, said=said) as saving:
         saving.save(1, {})
         with pytest.raises(CheckpointError) as caught:
             saving.wait()
         assert str(caught.value) == sentence
-        with pytest.raises(CheckpointError, match=r"step-000000002.pt: the checkpoint cannot be written"):
+        with pytest.raises(CheckpointError, match=r"step-000000002.pt: the checkpoint of 0.1 MB cannot be written"):
             saving.save(2, {})
         assert said == [f"alert: {sentence}"]
         saving.save(3, {})
@@ -169,7 +304,7 @@ def test_what_could_not_be_written_hides_no_other_error(tmp_path):
     with pytest.raises(ValueError, match="another"), writer(tmp_path / "none", said=said) as saving:
         saving.save(1, {})
         raise ValueError("another")
-    assert len(said) == 1 and said[0].startswith(f"alert: {tmp_path}/none/step-000000001.pt: the checkpoint cannot be")
+    assert len(said) == 1 and said[0].startswith(f"alert: {tmp_path}/none/step-000000001.pt: the checkpoint of 0.1 MB")
     with pytest.raises(CheckpointError), writer(tmp_path / "none", said=said) as saving:
         saving.save(1, {})
         saving.wait()
@@ -186,7 +321,7 @@ state = {{"w": torch.ones(50_000_000)}}
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100_000_000,) * 2)
 folder = Path({str(tmp_path)!r})
-with checkpoint.Writer(folder, bool, print) as writer:
+with checkpoint.Writer(folder, checkpoint.Keeping(2, False), {{}}, bool, print) as writer:
     for step in (1, 2):
         writer.save(step, state)
         print(checkpoint.name(step), (folder / checkpoint.name(step)).exists(), len(writer.copies))
@@ -205,7 +340,9 @@ import time
 from pathlib import Path
 import torch
 from lib import checkpoint
-writer = checkpoint.Writer(Path({str(tmp_path)!r}), lambda: go or (print("written", flush=True), time.sleep(60)), print)
+def wait():
+    return go or (print("written", flush=True), time.sleep(60))
+writer = checkpoint.Writer(Path({str(tmp_path)!r}), checkpoint.Keeping(2, False), {{}}, wait, print)
 go = True
 writer.save(1, {{"w": torch.zeros(1000)}})
 writer.wait()

@@ -50,6 +50,11 @@ EXAMPLES = {
     "BATCH_SIZE": "3",
     "GRADIENT_ACCUMULATION": "8",
     "GRAD_CLIP": "0",
+    "NAN_POLICY": "skip",
+    "NAN_SKIP_LIMIT": "3",
+    "LOSS_SPIKE_SIGMA": "4.5",
+    "RETRIES": "2",
+    "RETRY_LR_FACTOR": "0.1",
     "EVAL_INTERVAL": "50",
     "EVAL_SAMPLES": "20",
     "LOG_INTERVAL": "1",
@@ -110,8 +115,11 @@ EXAMPLES = {
     "COMPILE": "y",
     "THREADS": "2",
     "SEED": "42",
+    "DETERMINISTIC": "y",
     "OUTPUT_DIR": "/somewhere/else",
     "CHECKPOINT_INTERVAL": "0",
+    "CHECKPOINT_KEEP": "5",
+    "CHECKPOINT_BEST": "n",
     "JSON_OUTPUT": "summary.json",
     "PROMPT": "--dashes = and #",
     "SAMPLE_TOKENS": "0",
@@ -120,6 +128,7 @@ EXAMPLES = {
 }
 MAGNITUDE = "PRUNING_METHOD=magnitude"
 NEEDS = {
+    "NAN_SKIP_LIMIT": "NAN_POLICY=skip",
     **dict.fromkeys(["N_LAYER", "N_HEAD", "N_EMBD"], "MODEL_NAME=custom"),
     **dict.fromkeys(
         ["DATASET_SOURCE", "DATASET_SUBSET", "DATASET_TEXT_FIELD", "DATASET_MAX_TOKENS"], "DATASET=finewebedu"

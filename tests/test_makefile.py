@@ -10,7 +10,7 @@ import pytest
 from lib import journal
 from lib.kconf import Schema
 from tests.runs import trained, write
-from tests.training import ROOT, TEXT, arguments
+from tests.training import ROOT, TEXT, TINY, text
 
 TARGETS = (
     "menuconfig defconfig <name>_defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain "
@@ -39,10 +39,7 @@ def make(folder, *words, code=0, **environment):
 
 def overrides(**changes):
     """The tiny run as NAME=value words."""
-    words = arguments(**changes)
-    return [
-        f"{flag[2:].upper().replace('-', '_')}={value}" for flag, value in zip(words[::2], words[1::2], strict=True)
-    ]
+    return [f"{name.upper()}={text(value)}" for name, value in (TINY | changes).items()]
 
 
 def test_help_lists_every_target_of_the_makefile():
@@ -109,7 +106,7 @@ def test_an_environment_that_lacks_a_package_is_one_sentence(clone, tmp_path):
 
 def test_a_python_that_is_too_old_is_one_sentence(tmp_path):
     old = tmp_path / "python"
-    program = "import sys; sys.version_info = (3, 10); exec(open(sys.argv.pop(1)).read())"
+    program = "import runpy, sys; sys.version_info = (3, 10); sys.argv.pop(0); runpy.run_path(sys.argv[0])"
     old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$@"\n')
     old.chmod(0o755)
     done = subprocess.run([old, ROOT / "scripts/environment.py", "check", "config"], capture_output=True, text=True)

@@ -12,6 +12,7 @@ from lib.config_file import ConfigError
 from lib.errors import UserError
 from lib.kconf import Schema
 
+ONE = checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=False)
 SHAPES = {"0.weight": (12, 16), "2.weight": (8, 12)}
 TOTAL = 12 * 16 + 8 * 12  # 288
 YES = lambda: torch.tensor(True)  # noqa: E731
@@ -245,7 +246,7 @@ def test_a_checkpoint_continues_bit_for_bit(name, tmp_path):
         whole.step()
     for _ in range(21):
         first.step()
-    path = checkpoint.save(tmp_path, 21, first.state())
+    path = checkpoint.save(tmp_path, 21, first.state(), ONE, {})
     second.load(checkpoint.load(path))
     second.done = 21
     assert second.pruner.sparsity() == first.pruner.sparsity()
@@ -312,7 +313,7 @@ def test_a_checkpoint_holds_a_bit_per_mask_and_the_weights_the_model_computes_wi
     trained = Trained(case("movement"))
     for _ in range(40):
         trained.step()
-    state = checkpoint.load(checkpoint.save(tmp_path, 40, trained.state()))
+    state = checkpoint.load(checkpoint.save(tmp_path, 40, trained.state(), ONE, {}))
     assert {name: bits.numel() for name, bits in state["pruner"]["masks"].items()} == {"0.weight": 24, "2.weight": 12}
     zeros = sum(int((state["model"][name] == 0).sum()) for name in SHAPES)
     assert zeros == 202

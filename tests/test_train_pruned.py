@@ -4,11 +4,10 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from lib import checkpoint, journal
 from tests.test_train import assert_same, wait_for_step
-from tests.training import arguments, start, train
+from tests.training import arguments, rewrite, start, train
 
 TOTAL = 2 * 12 * 32 * 32  # weights in the blocks' matrices
 CASES = {
@@ -95,9 +94,9 @@ def test_a_run_keeps_its_pruning(finished, tmp_path, change):
 def test_a_checkpoint_with_damaged_masks_is_refused(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "copy")
     path = checkpoint.find(tmp_path / "copy/runs/run/checkpoints")[-1]
-    state = torch.load(path, weights_only=True)
+    state = checkpoint.load(path)
     state["pruner"]["shapes"]["h.0.attn.c_attn.weight"] = [96, 31]
-    torch.save(state, path)
+    rewrite(path, state)
     output = train(tmp_path / "copy", "--resume", "runs/run", "MAX_ITERS=50", code=1)
     assert output.count("error:") == 1
     assert "h.0.attn.c_attn.weight is [96, 31] there and [96, 32] here" in output

@@ -8,6 +8,7 @@ import torch
 
 from gpt2 import loop
 from gpt2.bench import Bench
+from gpt2.divergence import DivergenceOptions
 from lib import checkpoint, optim, prune
 from lib.timing import Case
 
@@ -24,15 +25,17 @@ def saving(bench: Bench) -> None:
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    training = loop.Training(model, optimizer, prune.NoPruning(model.prunable()), bench.machine)
+    divergence = bench.schema().bind(DivergenceOptions)
+    training = loop.Training(model, optimizer, prune.NoPruning(model.prunable()), bench.machine, divergence)
     tensors = [*model.state_dict().values(), *(value for state in optimizer.state.values() for value in state.values())]
+    keeping = bench.schema().bind(checkpoint.Keeping)
     copies = [torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda) for tensor in tensors]
 
     def copy() -> None:
         for mine, tensor in zip(copies, tensors, strict=True):
             mine.copy_(tensor, non_blocking=tensor.is_cuda)
 
-    with tempfile.TemporaryDirectory() as name, checkpoint.Writer(Path(name), bool, print) as writer:
+    with tempfile.TemporaryDirectory() as name, checkpoint.Writer(Path(name), keeping, {}, bool, print) as writer:
 
         def save() -> float:
             began = time.perf_counter()
@@ -46,5 +49,7 @@ def saving(bench: Bench) -> None:
         plain = Case("copy of the state", copy, work=gigabytes, unit="GB")
         seen = Case("save as the loop sees it", save, plain.name, "<= 1.2", reports=True)
         whole = Case("save until it is written", save, plain.name)
-        blocking = Case("blocking save", lambda: checkpoint.save(Path(name), 1, training.state_dict()), plain.name)
+        blocking = Case(
+            "blocking save", lambda: checkpoint.save(Path(name), 1, training.state_dict(), keeping, {}), plain.name
+        )
         bench.measure("saving", [plain, seen, whole, blocking])

@@ -1,0 +1,71 @@
+"""What a run will take before it has taken it: bytes of its optimizer's state, and of its checkpoints on a disk."""
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt2 import model as models
+from gpt2.loop import Training
+from lib import checkpoint, optim
+from lib.kconf import Schema
+
+
+def kind(name: str) -> str:
+    """The name of a parameter without the number of its layer."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def state_bytes(shape: models.ModelOptions, schema: Schema) -> dict[str, float]:
+    """Kind of a parameter -> bytes that the optimizer keeps for each of its numbers, counted on a small model.
+
+    The random state is left as it is.
+    """
+    with torch.random.fork_rng():
+        model = models.GPT2(dataclasses.replace(shape, n_layer=1, n_head=1, n_embd=16, block_size=16), vocab_size=64)
+        optimizer = optim.build(model, schema)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optim.skip_if(optimizer, torch.zeros(()))
+        optimizer.step()
+    return {
+        kind(name): sum(map(nbytes, like(p, optimizer.state[p].values()))) / p.numel()
+        for name, p in model.named_parameters()
+    }
+
+
+def like(parameter: Tensor, values: Iterable[object]) -> list[Tensor]:
+    """The tensors among `values` that hold something for each number of `parameter`."""
+    return [value for value in values if isinstance(value, Tensor) and value.numel() == parameter.numel()]
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Its size, on the device "meta" too."""
+    return tensor.numel() * tensor.element_size()
+
+
+def checkpoint_bytes(training: Training, schema: Schema) -> int:
+    """About what a checkpoint of this run takes once its optimizer has made a step."""
+    size = checkpoint.size(training.state_dict())
+    if not training.optimizer.state:
+        each = state_bytes(training.model.options, schema)
+        size += int(sum(p.numel() * each[kind(name)] for name, p in training.model.named_parameters()))
+    return size
+
+
+def check_room(folder: Path, training: Training, schema: Schema) -> str:
+    """What the user should know of the room for checkpoints in `folder`; raises CheckpointError if there is none."""
+    size, free = checkpoint_bytes(training, schema), shutil.disk_usage(folder).free
+    facts = f"{folder}: a checkpoint of this run takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
+    if free < size:
+        raise checkpoint.CheckpointError(f"{facts}; make room, or choose another OUTPUT_DIR")
+    keeping = schema.bind(checkpoint.Keeping)
+    most = keeping.checkpoint_keep + keeping.checkpoint_best + 1  # one more while it is written
+    missing = (most - len(checkpoint.find(folder))) * size - free
+    if missing <= 0:
+        return ""
+    return f"{facts}: {missing / 1e6:,.1f} MB too few for the {most} that there will be at times; see CHECKPOINT_KEEP"

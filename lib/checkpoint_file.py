@@ -1,0 +1,178 @@
+"""The file of a checkpoint: what is in it and whether it is whole, told without loading it, and without PyTorch.
+
+It is what torch.save wrote, which any PyTorch reads, and after that two lines: a header in JSON, and the SHA-256 of all
+before that line. `tail -n 2` shows them.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from lib.errors import UsageError, UserError
+
+FORMAT = 3
+_NAME = re.compile(r"step-(\d{9})\.pt")
+_SEAL = re.compile(rb"sha256 ([0-9a-f]{64}) (\d{8}) espalier checkpoint\n")
+_SEAL_BYTES = len(f"sha256 {'0' * 64} {0:08d} espalier checkpoint\n")
+_MOST_HEADER_BYTES = 60_000  # torch.load looks for the end of what is its own in the last 64 KiB
+_CHUNK_BYTES = 1 << 20
+
+Header = dict[str, Any]
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written, read or used."""
+
+
+def name(step: int) -> str:
+    """The file name of the checkpoint after `step`."""
+    return f"step-{step:09d}.pt"
+
+
+def find(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint of the run in `folder`."""
+    found = find(folder / "checkpoints")
+    return found[-1] if found else None
+
+
+def chosen(folder: Path, which: str) -> Path:
+    """The checkpoint of the run in `folder` that is called `newest`, `best`, or by its name or step.
+
+    Raises UsageError when it is not there.
+    """
+    last = newest(folder)
+    if last is None:
+        raise UsageError(f"{folder}: this run has no checkpoint yet; train on with make resume RUN={folder}")
+    if which == "newest":
+        return last
+    step = (
+        header(last).get("best", {}).get("step", 0)
+        if which == "best"
+        else which.removeprefix("step-").removesuffix(".pt")
+    )
+    found = {int(path.stem[5:]): path for path in find(folder / "checkpoints")}
+    path = found.get(int(step)) if str(step).isdecimal() else None
+    if path is None:
+        raise UsageError(
+            f"{folder}: there is no checkpoint {which!r}; there are newest, best where CHECKPOINT_BEST kept it, and "
+            f"{', '.join(path.stem for path in found.values())}"
+        )
+    return path
+
+
+class Sealer:
+    """A file to write that learns the digest of what is written; `seal` ends it.
+
+    `error` is what went wrong with the file, of which torch.save tells nothing.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Append `data`."""
+        self.digest.update(data)
+        self.bytes += len(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Hand what was written to the system."""
+        self.file.flush()
+
+    def seal(self, header: Mapping[str, Any]) -> None:
+        """Append the header and the digest of everything before it."""
+        about = {"format": FORMAT, "bytes": self.bytes, "written": time.strftime("%Y-%m-%d %H:%M:%S%z"), **header}
+        line = b"\n" + json.dumps(about, allow_nan=False).encode() + b"\n"
+        if len(line) > _MOST_HEADER_BYTES:
+            raise ValueError(f"the header of a checkpoint has {len(line)} bytes, more than {_MOST_HEADER_BYTES}")
+        self.write(line)
+        self.write(f"sha256 {self.digest.hexdigest()} {len(line):08d} espalier checkpoint\n".encode())
+
+
+def header(path: Path) -> Header:
+    """What the file at `path` says of itself, not verified; raises CheckpointError when it is none of ours."""
+    try:
+        with path.open("rb") as file:
+            return _read(file, path)[0]
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror}") from None
+
+
+def verify(file: IO[bytes], path: Path) -> Header:
+    """The header of an open checkpoint, once every byte before the seal has been found to be what it was.
+
+    `path` is for messages. Raises CheckpointError for a file that is cut off, damaged, or of another format.
+    """
+    try:
+        found, digest = _read(file, path)
+        computed, rest = hashlib.sha256(), file.seek(0, os.SEEK_END) - _SEAL_BYTES
+        file.seek(0)
+        while rest and (chunk := file.read(min(rest, _CHUNK_BYTES))):
+            computed.update(chunk)
+            rest -= len(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror}") from None
+    if computed.hexdigest() != digest:
+        raise CheckpointError(f"{path}: the checkpoint is damaged: its bytes do not have the checksum they were given")
+    return found
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file at `path` is a checkpoint of this format without damage."""
+    try:
+        with path.open("rb") as file:
+            verify(file, path)
+    except (OSError, CheckpointError):
+        return False
+    return True
+
+
+def _is_header(found: object) -> bool:
+    """Whether a JSON value has what every header has."""
+    if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+        return False
+    if not all(isinstance(found.get(key), dict) for key in ("best", "values", "sections")):
+        return False
+    parts = found["sections"].values()
+    sizes = [part.get(key) for part in parts if isinstance(part, dict) for key in ("tensors", "numbers", "bytes")]
+    numbers = [found["best"].get("step", 0), *sizes]
+    return len(sizes) == 3 * len(parts) and all(isinstance(number, int) for number in numbers)
+
+
+def _read(file: IO[bytes], path: Path) -> tuple[Header, str]:
+    """Header and digest at the end of a file; raises OSError, and CheckpointError when they are not there."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _SEAL_BYTES))
+    seal = _SEAL.fullmatch(file.read())
+    if not seal or int(seal[2]) + _SEAL_BYTES > size:
+        raise CheckpointError(
+            f"{path}: the checkpoint is cut off or damaged at its end, or from another version of Espalier"
+        )
+    file.seek(size - _SEAL_BYTES - int(seal[2]))
+    try:
+        found = json.loads(file.read(int(seal[2])))
+    except (ValueError, RecursionError):
+        found = None
+    if not _is_header(found):
+        raise CheckpointError(f"{path}: the checkpoint is damaged: its header is none")
+    if found.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: the checkpoint has format {str(found.get('format'))[:20]}, and this Espalier reads {FORMAT}; use "
+            "the version that wrote it"
+        )
+    return found, seal[1].decode()

@@ -1,0 +1,65 @@
+"""Say what is in the checkpoints of a run, and whether they are whole, without loading them."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from lib import checkpoint_file, run
+from lib.checkpoint_file import CheckpointError
+from lib.console import columns, table
+from lib.errors import run_program
+
+
+def main() -> int:
+    """Print a line per checkpoint and all of one; returns 1 if one of them is damaged."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a run [the latest run]")
+    parser.add_argument(
+        "--checkpoint", default="newest", metavar="newest|best|STEP", help="of which to say all [newest]"
+    )
+    args = parser.parse_args()
+    folder = args.run or run.newest([])
+    run.Identity.load(folder)
+    path = checkpoint_file.chosen(folder, args.checkpoint)
+    damaged = {one: problem(one) for one in checkpoint_file.find(folder / "checkpoints")}
+    for one, words in damaged.items():
+        print(f"{one.name}  {one.stat().st_size / 1e6:,.1f} MB  {words or 'whole: its checksum is right'}")
+    if not damaged[path]:
+        print(f"\n{path}\n{details(checkpoint_file.header(path))}")
+    return int(any(damaged.values()))
+
+
+def problem(path: Path) -> str:
+    """What is wrong with the checkpoint at `path`, found by reading all of it; empty if it is whole."""
+    try:
+        with path.open("rb") as file:
+            checkpoint_file.verify(file, path)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{path}: the checkpoint ")
+    return ""
+
+
+def details(header: dict[str, Any]) -> str:
+    """Everything that a header says: facts in lines, then the parts of the state."""
+    facts = {name: value for name, value in header.items() if name not in ("values", "sections", "best")}
+    best = {f"best {name}": value for name, value in header["best"].items()}
+    lines = {name: plain(value) for name, value in (facts | header["values"] | best).items()}
+    rows = [("part", "tensors", "numbers", "MB")]
+    for name, part in header["sections"].items():
+        rows.append((name, f"{part['tensors']:,}", f"{part['numbers']:,}", f"{part['bytes'] / 1e6:,.3f}"))
+    return f"{table(lines)}\n\n{columns(rows)}"
+
+
+def plain(value: Any) -> str:
+    """A value as people read it, without what a terminal would act on."""
+    return json.dumps(value).strip('"') if not isinstance(value, int) or isinstance(value, bool) else f"{value:,}"
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,82 @@
+"""Checkpoints of whole runs: which are kept, what is sampled from, and what a damaged one leads to."""
+
+import shutil
+
+import pytest
+
+from lib import checkpoint, journal
+from tests.training import arguments, losses, train
+
+
+def names(run):
+    return [path.name for path in checkpoint.find(run / "checkpoints")]
+
+
+@pytest.fixture(scope="module")
+def overfitted(tmp_path_factory):
+    """A run whose validation loss rises in the end: the rate is wild after step 24."""
+    folder = tmp_path_factory.mktemp("overfitted")
+    train(folder, *arguments(max_iters=24, eval_interval=8, checkpoint_keep=1, checkpoint_best=True, decay_lr=False))
+    words = ["MAX_ITERS=30", "LEARNING_RATE=3", "GRAD_CLIP=0", "CHECKPOINT_INTERVAL=3"]
+    train(folder, "--resume", "runs/run", *words)
+    return folder
+
+
+def test_the_best_checkpoint_is_kept_and_sampled_from(overfitted, program, folder):
+    run = overfitted / "runs/run"
+    evaluations = {s: r["metrics"]["val_loss"] for (e, s), r in journal.history(run).items() if e == "eval"}
+    assert min(evaluations, key=evaluations.get) == 24
+    assert evaluations[30] > evaluations[24]
+    assert names(run) == [checkpoint.name(24), checkpoint.name(30)]
+    state = checkpoint.load(run / "checkpoints" / checkpoint.name(30))
+    assert state["best"] == {"step": 24, "val_loss": evaluations[24], "sparsity": 0.0}
+    for which, step in (("best", 24), ("newest", 30), ("24", 24)):
+        done = program("gpt2/sample.py", "--run", str(run), "--checkpoint", which, "SAMPLE_TOKENS=3")
+        assert (done.returncode, done.stderr) == (0, f"{run}, {checkpoint.name(step)[:-3]}\n")
+
+
+def test_a_pruned_run_keeps_the_best_of_its_final_sparsity(tmp_path):
+    """A dense model that was better is no checkpoint of a pruned run."""
+    options = {"pruning_method": "magnitude", "target_sparsity": 0.95, "pruning_interval": 1, "pruning_end": 0.9}
+    train(tmp_path, *arguments(checkpoint_best=True, eval_interval=2, checkpoint_interval=0, **options))
+    run = tmp_path / "runs/run"
+    best = checkpoint.load(run / "checkpoints" / checkpoint.name(40))["best"]
+    assert best["sparsity"] == pytest.approx(0.95, abs=1e-4)
+    after = [(r["metrics"]["val_loss"], s) for (e, s), r in journal.history(run).items() if e == "eval" and s >= 36]
+    assert (best["val_loss"], best["step"]) == min(after)
+
+
+def test_a_damaged_checkpoint_is_not_passed_over_silently(tmp_path):
+    """The one before it is offered by name; taken, the run ends as if nothing had happened."""
+    train(tmp_path, *arguments())
+    run, whole = tmp_path / "runs/run", losses(tmp_path / "runs/run")
+    path = run / "checkpoints" / checkpoint.name(40)
+    final = checkpoint.load(path)["model"]
+    (run / "summary.json").unlink()
+    damaged = bytearray(path.read_bytes())
+    damaged[123_456] ^= 4
+    path.write_bytes(damaged)
+    before = (run / "journal.jsonl").read_bytes()
+    output = train(tmp_path, "--resume", "runs/run", code=1)
+    assert (
+        "error: runs/run/checkpoints/step-000000040.pt: the checkpoint is damaged: its bytes do not have the checksum "
+        "they were given; step-000000030.pt before it is whole: to go on from that: "
+        "rm runs/run/checkpoints/step-000000040.pt && make resume RUN=runs/run\n"
+    ) in output
+    assert (run / "journal.jsonl").read_bytes() == before
+    assert names(run) == [checkpoint.name(30), checkpoint.name(40)]
+    path.unlink()
+    train(tmp_path, "--resume", "runs/run")
+    assert losses(run) == whole
+    again = checkpoint.load(path)["model"]
+    assert all((again[name] == final[name]).all() for name in final)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    train(tmp_path, *arguments(max_iters=10))
+    shutil.copytree(tmp_path / "runs/run", tmp_path / "other")
+    text = (tmp_path / "other/run.json").read_text()
+    own = text.replace('"run_id": "', '"run_id": "0')
+    (tmp_path / "other/run.json").write_text(own)
+    output = train(tmp_path, "--resume", "other", "MAX_ITERS=20", code=1)
+    assert "step-000000010.pt: the checkpoint is of another run: 'run', 'custom, 0.03 M parameters'; " in output
