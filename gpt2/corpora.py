@@ -20,6 +20,7 @@ from lib.errors import UsageError
 from lib.kconf import Options
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_SHAKESPEARE_BYTES = 1_115_394
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 
 
@@ -91,7 +92,7 @@ def _library(root: Path) -> list[Path]:
 def shakespeare(options: CorpusOptions, sha256: str = SHAKESPEARE_SHA256) -> Iterator[Text]:
     """Tiny Shakespeare, by URL or from a local file: the first part is for training, the rest for validation."""
     source = options.dataset_source
-    content = sources.fetch(source)
+    content = sources.fetch(source, _SHAKESPEARE_BYTES)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{source}: this is not Tiny Shakespeare: its sha256 is not {sha256[:12]}...; get it anew")
     text = content.decode()

@@ -10,7 +10,8 @@ Letters: B batch, T time (the context length), N windows in an epoch.
 """
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2 import shards
+from gpt2 import shards, tokens
 from gpt2 import tokenizer as tokenizers
 from gpt2.sources import DataError
+from gpt2.tokens import TOKEN, Seal, TokenFile
+from lib.dist import ALONE, Ranks
 from lib.errors import UsageError
 
 Batch = tuple[Tensor, Tensor]  # token ids and, for each, the id that follows it; (B, T) int64
@@ -52,14 +55,27 @@ def check_shares(options: DataOptions, ranks: int) -> None:
     raise UsageError(f"GRADIENT_ACCUMULATION={micro}: cannot be shared by {ranks} ranks evenly; set {advice}")
 
 
-def load(options: DataOptions, pin: bool = False) -> "Data":
+def load(options: DataOptions, ranks: Ranks = ALONE, pin: bool = False) -> "Data":
     """Open the prepared dataset or the bins that the options name; `pin` puts batches into page-locked memory.
 
-    Raises DataError or UsageError when they are missing, damaged, made with other settings or too small.
+    Rank 0 makes sure that the content is what it was, the others that theirs is the same. Raises DataError or
+    UsageError when data are missing, damaged, changed, made with other settings or too small.
     """
     folder, tokenizer = options.folder, tokenizers.load(options.tokenizer)
     if options.dataset == "bins":
-        return Data(options, shards.open_bins(folder, tokenizer.vocab_size), tokenizer, pin)
+        files, known = shards.open_bins(folder), {}
+    else:
+        meta = _meta(options, tokenizer)
+        files, known = shards.open_prepared(folder, meta), shards.seals(meta)
+    data = Data(options, files, tokenizer, pin)
+    seen = ranks.first(lambda: data.verify(known, shards.CHANGED))
+    data.verify(seen, "is not what rank 0 has; all ranks must have the same data")
+    return data
+
+
+def _meta(options: DataOptions, tokenizer: tokenizers.Tokenizer) -> dict:
+    """The meta.json of the prepared dataset, which fits the options."""
+    folder = options.folder
     meta = shards.read_meta(folder)
     if meta is None:
         raise DataError(
@@ -67,22 +83,22 @@ def load(options: DataOptions, pin: bool = False) -> "Data":
             f"--dataset {options.dataset} --tokenizer {options.tokenizer} --data-dir {options.data_dir}"
         )
     shards.check_settings(options, meta)
-    if meta.get("vocab_size") != tokenizer.vocab_size:
+    if meta["vocab_size"] != tokenizer.vocab_size:
         raise DataError(
-            f"{folder}: meta.json says {meta.get('vocab_size')} token ids, the tokenizer {options.tokenizer} has "
+            f"{folder}: meta.json says {meta['vocab_size']} token ids, the tokenizer {options.tokenizer} has "
             f"{tokenizer.vocab_size}; delete {folder} and prepare it again"
         )
-    return Data(options, shards.open_prepared(folder, meta), tokenizer, pin)
+    return meta
 
 
 class Split:
     """The tokens of one split, on disk in one or more shards and read as one long text."""
 
-    def __init__(self, name: str, parts: list[np.ndarray], block_size: int):
+    def __init__(self, name: str, parts: Sequence[np.ndarray | TokenFile], block_size: int):
         """Raise DataError unless there is one window at least."""
-        self.parts, self.block_size = [part for part in parts if len(part)], block_size
-        self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
-        self.tokens = int(self.ends[-1]) if self.parts else 0
+        self.name, self.parts, self.block_size = name, [part for part in parts if len(part)], block_size
+        self.begins = np.cumsum([0, *map(len, self.parts)], dtype=np.int64)  # the last one is where the text ends
+        self.tokens = int(self.begins[-1])
         if self.tokens <= block_size:
             raise DataError(
                 f"the {name} split has {self.tokens} tokens, and a window takes BLOCK_SIZE + 1 = {block_size + 1}; "
@@ -90,30 +106,27 @@ class Split:
             )
 
     def windows(self, starts: np.ndarray) -> np.ndarray:
-        """The T + 1 tokens from each of `starts` (B,) on: (B, T + 1)."""
-        if len(self.parts) == 1:
-            return np.lib.stride_tricks.sliding_window_view(self.parts[0], self.block_size + 1)[starts]
-        return np.stack([self._window(int(start)) for start in starts])
-
-    def _window(self, start: int) -> np.ndarray:
-        """One window, wherever shards begin and end."""
-        stop, pieces = start + self.block_size + 1, []
-        first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")
-        for part, end in zip(self.parts[first : last + 1], self.ends[first : last + 1], strict=True):
-            begin = int(end) - len(part)
-            pieces.append(part[max(0, start - begin) : stop - begin])
-        return np.concatenate(pieces)
+        """The T + 1 tokens from each of `starts` (B,) on: (B, T + 1), wherever shards begin and end."""
+        found = np.empty((len(starts), self.block_size + 1), TOKEN)
+        numbers = np.searchsorted(self.begins, starts, side="right") - 1
+        places = starts - self.begins[numbers]
+        for window, number, place in zip(found, numbers.tolist(), places.tolist(), strict=True):
+            while len(window):
+                piece = self.parts[number][place : place + len(window)]
+                window[: len(piece)] = piece
+                window, number, place = window[len(piece) :], number + 1, 0
+        return found
 
 
 class Data:
     """Batches of a dataset, and the tokenizer that made it."""
 
     def __init__(
-        self, options: DataOptions, parts: dict[str, list[np.ndarray]], tokenizer: tokenizers.Tokenizer, pin: bool
+        self, options: DataOptions, files: dict[str, list[TokenFile]], tokenizer: tokenizers.Tokenizer, pin: bool
     ):
-        self.options, self.tokenizer, self.pin = options, tokenizer, pin
-        self.train = Split("training", parts["train"], options.block_size)
-        self.val = Split("validation", parts["val"], options.block_size)
+        self.options, self.files, self.tokenizer, self.pin = options, files, tokenizer, pin
+        self.train = Split("training", files["train"], options.block_size)
+        self.val = Split("validation", files["val"], options.block_size)
         self.vocab_size = tokenizer.vocab_size
 
     @property
@@ -121,15 +134,26 @@ class Data:
         """Where the tokens are."""
         return self.options.folder
 
+    def verify(self, known: Mapping[str, Seal], otherwise: str) -> dict[str, Seal]:
+        """Make sure that the files are what they are `known` as (see `tokens.verify`); returns what they are now."""
+        files = [file for split in self.files.values() for file in split]
+        tokens.verify(files, known, self.vocab_size, otherwise)
+        return {file.path.name: file.seal for file in files}
+
+    def sums(self) -> dict[str, dict[str, str]]:
+        """split -> file -> its sha256: what a checkpoint knows the data by.
+
+        Raises DataError when a file has changed since it was opened, so that no checkpoint learns from other tokens.
+        """
+        known = {file.path.name: file.seal for split in self.files.values() for file in split}
+        self.verify(known, "was changed while it was being trained on; put it back, and go on from the last checkpoint")
+        return {split: {file.path.name: file.seal.sha256 for file in files} for split, files in self.files.items()}
+
     @property
     def fingerprint(self) -> str:
-        """Tells these tokens from others: a hash of the sizes of both splits and of their first and last million."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.val):
-            digest.update(str(split.tokens).encode())
-            for part in (split.parts[0][:1_000_000], split.parts[-1][-1_000_000:]):
-                digest.update(part.tobytes())
-        return digest.hexdigest()
+        """Tells these tokens from others: a hash of all of them."""
+        content = [[file.seal.sha256 for file in split] for split in self.files.values()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
     def tokens_per_step(self) -> int:
@@ -163,6 +187,11 @@ class Data:
 
     def _tensors(self, split: Split, starts: np.ndarray) -> Batch:
         windows = split.windows(starts)
+        if (largest := int(windows.max())) >= self.vocab_size:
+            raise DataError(
+                f"{self.folder}: the {split.name} split holds token id {largest}, beyond the {self.vocab_size} ids of "
+                f"the tokenizer {self.options.tokenizer}; delete the folder and prepare it again"
+            )
         x, y = (torch.from_numpy(part.astype(np.int64)) for part in (windows[:, :-1], windows[:, 1:]))
         return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
 

@@ -12,16 +12,19 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from lib.signals import end_at_once
+
+    end_at_once()
 
 import numpy as np
 from tqdm import tqdm
 
-from gpt2 import corpora, shards, sources, tokenizer
+from gpt2 import corpora, shards, sources, tokenizer, tokens
 from gpt2.corpora import Text
 from gpt2.shards import PreparedOptions, ShardWriter
 from gpt2.sources import DataError
 from lib import command_line, files
-from lib.errors import run_program
+from lib.errors import UserError, run_program
 from lib.kconf import Schema
 from lib.threads import cores
 
@@ -43,29 +46,29 @@ def ensure(schema: Schema) -> None:
 def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threads: int | None = None) -> Path:
     """Tokenise the dataset into `options.folder`, or finish what was interrupted, and return the folder.
 
-    `threads` tokenise at once, by default one per core. Raises DataError for a corpus that cannot be read or is too
-    small and for a disk that cannot be written, UsageError when other settings have been prepared there.
+    `threads` tokenise at once, by default one per core. What was prepared before is read whole to see whether it has
+    changed. Raises DataError if it has, for a corpus that cannot be read or is too small and for a disk that cannot be
+    written, UsageError when other settings have been prepared there.
     """
     folder, begin = options.folder, time.monotonic()
-    if meta := shards.read_meta(folder):
-        shards.check_settings(options, meta)
-        _say_prepared(folder, meta, corpora.describe(options))
-        return folder
     if folder.exists():
-        raise DataError(f"{folder}: is in the way: it holds no meta.json; remove it or choose another DATA_DIR")
+        _check_prepared(options)
+        return folder
     partial = folder.with_name(folder.name + ".partial")
     try:
         with _locked(partial):
+            if folder.exists():  # another program was quicker
+                _check_prepared(options)
+                return folder
             meta = _fill(partial, options, shard_tokens, threads or default_threads())
             partial.rename(folder)
     except KeyboardInterrupt:
         print(f"\nfinished shards are kept in {partial}; run the same command again to go on", file=sys.stderr)
         raise
+    except MemoryError:
+        raise DataError(f"{partial}: memory does not suffice for preparing it; finished shards are kept") from None
     except OSError as error:
-        raise DataError(
-            f"{partial}: cannot be written: {error.strerror}; finished shards are kept: mend that and run the same "
-            "command again to go on"
-        ) from None
+        raise DataError(f"{partial}: cannot be written: {files.reason(error, partial.parent)}") from None
     print(f"{_summary(folder, meta)}, in {time.monotonic() - begin:.1f} seconds")
     return folder
 
@@ -115,15 +118,24 @@ def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, threads: i
         meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
         files.write_json(partial / "meta.json", meta)
 
-    _tokenise(options, writers, save, threads)
-    if not all(writer.tokens for writer in writers.values()):
+    progress = Progress(options)
+    try:
+        _tokenise(options, writers, save, threads, progress)
+        if not all(writer.tokens for writer in writers.values()):
+            raise DataError(
+                f"{options.dataset} {options.dataset_source or ''}".strip() + ": holds too little text for training "
+                "and validation; it takes two documents, or a text of several words, at least"
+            )
+        for split in reversed(shards.SPLITS):  # with its training tokens finished, a limited dataset is finished
+            writers[split].finish()
+            save()
+    except OSError as error:
+        finished = sum(writer.summary()["tokens"] for writer in writers.values()) * shards.TOKEN.itemsize
+        why = files.reason(error, partial, max(0, progress.size() - finished))
         raise DataError(
-            f"{options.dataset} {options.dataset_source or ''}".strip() + ": holds too little text for training and "
-            "validation; it takes two documents, or a text of several words, at least"
-        )
-    for split in reversed(shards.SPLITS):  # with its training tokens finished, a limited dataset is finished
-        writers[split].finish()
-        save()
+            f"{partial}: the rest of the dataset cannot be written: {why}; finished shards are kept, and the same "
+            "command goes on"
+        ) from None
     return meta
 
 
@@ -151,7 +163,8 @@ def _finished(partial: Path, meta: dict) -> dict[str, list[dict]]:
             raise DataError("it was interrupted before the first shard was finished")
         if {name: before.get(name) for name in meta} != meta:
             raise DataError("what is there was made with other settings or from another source")
-        shards.open_prepared(partial, before)
+        found = [file for split in shards.open_prepared(partial, before).values() for file in split]
+        tokens.verify(found, shards.seals(before), meta["vocab_size"], shards.CHANGED)
     except DataError as reason:
         print(f"{partial}: starting over: {reason}", file=sys.stderr)
         for path in partial.iterdir():
@@ -162,9 +175,27 @@ def _finished(partial: Path, meta: dict) -> dict[str, list[dict]]:
     return done
 
 
-def _say_prepared(folder: Path, meta: dict, source: str) -> None:
-    print(f"{_summary(folder, meta)}: prepared before, with the same settings")
-    if meta["source"] != source:
+def _check_prepared(options: PreparedOptions) -> None:
+    """Say of a folder that was prepared before that nothing in it has changed; raises DataError when that is not so.
+
+    Shards that were copied or touched, and are what they were, get their new times into meta.json where that can be
+    written, so that a start of training need not read them again.
+    """
+    folder, meta = options.folder, shards.read_meta(options.folder)
+    if meta is None:
+        raise DataError(f"{folder}: is in the way: it holds no meta.json; remove it or choose another DATA_DIR")
+    shards.check_settings(options, meta)
+    found = [file for split in shards.open_prepared(folder, meta).values() for file in split]
+    unread = {name: seal._replace(mtime_ns=None) for name, seal in shards.seals(meta).items()}
+    tokens.verify(found, unread, meta["vocab_size"], shards.CHANGED)
+    seals = {file.path.name: file.seal for file in found}
+    if seals != shards.seals(meta):
+        for shard in (shard for split in shards.SPLITS for shard in meta["splits"][split]["shards"]):
+            shard["mtime_ns"] = seals[shard["file"]].mtime_ns
+        with contextlib.suppress(UserError):
+            files.write_json(folder / "meta.json", meta)
+    print(f"{_summary(folder, meta)}: prepared before, with the same settings; every shard has its sha256")
+    if meta["source"] != (source := corpora.describe(options)):
         print(f"note: it was made from {meta['source']}; now there is {source}: delete the folder to prepare it anew")
 
 
@@ -177,7 +208,11 @@ def _summary(folder: Path, meta: dict) -> str:
 
 
 def _tokenise(
-    options: PreparedOptions, writers: dict[str, ShardWriter], save: Callable[[], None], threads: int
+    options: PreparedOptions,
+    writers: dict[str, ShardWriter],
+    save: Callable[[], None],
+    threads: int,
+    progress: "Progress",
 ) -> None:
     """Hand the tokens of every text that no finished shard holds to its split's writer, up to the limit."""
     train, val = writers["train"], writers["val"]
@@ -185,7 +220,7 @@ def _tokenise(
     done = {split: writer.texts for split, writer in writers.items()}
     wanted = ((n, text) for n, text in enumerate(corpora.texts(options)) if n >= done[text.split])
     with contextlib.closing(_encoded(options.tokenizer, wanted, threads)) as encoded:
-        for (number, text), ids in _reported(encoded, options):
+        for (number, text), ids in progress.of(encoded):
             if train.tokens >= limit and number >= train.texts:
                 if val.tokens:
                     break
@@ -229,24 +264,35 @@ def _batches(texts: Iterable[Numbered]) -> Iterator[list[Numbered]]:
         yield batch
 
 
-def _reported(
-    encoded: Iterable[tuple[Numbered, np.ndarray]], options: PreparedOptions
-) -> Iterator[tuple[Numbered, np.ndarray]]:
-    """Pass the tokens on, with a progress bar on a terminal and a line now and then elsewhere.
+class Progress:
+    """How far the corpus has been tokenised: a bar on a terminal, a line now and then elsewhere.
 
-    The bar is of training tokens where they are limited, else of bytes of text; without a known end it has no total.
+    It is of training tokens where they are limited, else of bytes of text; without a known end there is no total.
     """
-    limit, tokens, begin = options.dataset_max_tokens, 0, time.monotonic()
-    total, unit, said = limit or corpora.size(options), " tokens" if limit else "B", begin
-    with tqdm(total=total or None, unit=unit, unit_scale=True, disable=None, leave=False) as bar:
-        for (number, text), ids in encoded:
-            yield (number, text), ids
-            tokens += len(ids)
-            bar.set_postfix_str(f"{tokens / 1e6:,.1f} M tokens", refresh=False)
-            bar.update(_bytes(text.text) if not limit else len(ids) if text.split == "train" else 0)
-            if bar.disable and (now := time.monotonic()) - said > _REPORT_SECONDS:
-                said = now
-                print(f"{tokens:,} tokens, {tokens / (now - begin):,.0f} per second", file=sys.stderr, flush=True)
+
+    def __init__(self, options: PreparedOptions):
+        self.limit = options.dataset_max_tokens
+        self.total, self.unit = self.limit or corpora.size(options), " tokens" if self.limit else "B"
+        self.done = self.tokens = 0  # of the total, and of both splits
+
+    def of(self, encoded: Iterable[tuple[Numbered, np.ndarray]]) -> Iterator[tuple[Numbered, np.ndarray]]:
+        """Pass the tokens on, and show it."""
+        begin = said = time.monotonic()
+        with tqdm(total=self.total or None, unit=self.unit, unit_scale=True, disable=None, leave=False) as bar:
+            for (number, text), ids in encoded:
+                step = _bytes(text.text) if not self.limit else len(ids) if text.split == "train" else 0
+                self.done += step
+                self.tokens += len(ids)
+                yield (number, text), ids
+                bar.set_postfix_str(f"{self.tokens / 1e6:,.1f} M tokens", refresh=False)
+                bar.update(step)
+                if bar.disable and (now := time.monotonic()) - said > _REPORT_SECONDS:
+                    said, speed = now, self.tokens / (now - begin)
+                    print(f"{self.tokens:,} tokens, {speed:,.0f} per second", file=sys.stderr, flush=True)
+
+    def size(self) -> int:
+        """About how many bytes all tokens of both splits will take; 0 where the size of the corpus is not known."""
+        return int(float(f"{self.tokens / max(1, self.done) * self.total * shards.TOKEN.itemsize:.2g}"))
 
 
 def _bytes(text: str) -> int:

@@ -7,6 +7,7 @@ is in it. While it is being made the folder is called <name>.partial, and meta.j
 import contextlib
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,16 @@ import numpy as np
 
 from gpt2.corpora import CorpusOptions, describe
 from gpt2.sources import DataError
+from gpt2.tokens import TOKEN, Seal, TokenFile, size
 from lib import files
 from lib.errors import UsageError, UserError
 
 VERSION = 1  # of meta.json
 SPLITS = ("train", "val")
-TOKEN = np.dtype("<u2")
+CHANGED = (
+    "has another sha256 than meta.json says, so it was changed or damaged; put it back, or delete the folder and "
+    "prepare it again"
+)
 _SETTINGS = ("dataset_source", "dataset_subset", "dataset_text_field", "dataset_max_tokens", "val_fraction")
 _HEADER_BYTES, _MAGIC = 1024, 20240520  # of llm.c and modded-nanogpt: 256 int32: magic, version, tokens, zeros
 
@@ -55,19 +60,41 @@ def read_meta(folder: Path) -> dict | None:
     path = folder / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        meta["tokenizer"] + meta["source"], dict(meta["settings"])
-        for shard in (shard for split in SPLITS for shard in meta["splits"][split]["shards"]):
-            if shard["file"] != Path(shard["file"]).name or shard["tokens"] < 0:  # a path could lead anywhere
-                raise ValueError
+        version = meta["version"]
+        sound = version != VERSION or _sound(meta)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: is damaged; delete {folder} and prepare it again") from None
-    if meta.get("version") != VERSION:
-        raise DataError(
-            f"{path}: has version {meta.get('version')}, not {VERSION}; delete {folder} to prepare it again"
-        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise DataError(f"{path}: is damaged; delete {folder} and prepare it again")
+    if version != VERSION:
+        raise DataError(f"{path}: has version {version!r:.50}, not {VERSION}; delete {folder} to prepare it again")
     return meta
+
+
+def _sound(meta: dict) -> bool:
+    """Whether meta.json has what is read of it, as `ShardWriter` writes that; may raise for what has not."""
+    return (
+        isinstance(meta["settings"], dict)
+        and all(isinstance(meta[name], str) and meta[name].isprintable() for name in ("tokenizer", "source"))
+        and _is_count(meta["vocab_size"])
+        and all(_sound_split(split, meta["splits"][split]) for split in SPLITS)
+    )
+
+
+def _sound_split(split: str, entry: dict) -> bool:
+    shards = entry["shards"]
+    return entry["tokens"] == sum(shard["tokens"] for shard in shards) and all(
+        shard["file"] == _name(split, number)  # any other could be a path that leads anywhere, or a file twice
+        and re.fullmatch("[0-9a-f]{64}", shard["sha256"])
+        and all(map(_is_count, (shard["tokens"], shard["texts"], shard.get("mtime_ns", 0))))
+        for number, shard in enumerate(shards)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def check_settings(options: PreparedOptions, meta: dict) -> None:
@@ -134,8 +161,15 @@ class ShardWriter:
             return False
         with self._file:
             files.commit(self._file, self._path)
-        done = {"file": self._path.name, "tokens": self._open_tokens, "sha256": self._hash.hexdigest()}
-        self.shards.append(done | {"texts": self.texts})
+        self.shards.append(
+            {
+                "file": self._path.name,
+                "tokens": self._open_tokens,
+                "mtime_ns": self._path.stat().st_mtime_ns,
+                "sha256": self._hash.hexdigest(),
+                "texts": self.texts,
+            }
+        )
         self._file, self._open_tokens = None, 0
         return True
 
@@ -145,82 +179,80 @@ class ShardWriter:
 
     @property
     def _path(self) -> Path:
-        return self.folder / f"{self.split}-{len(self.shards):05d}.bin"
+        return self.folder / _name(self.split, len(self.shards))
+
+
+def _name(split: str, number: int) -> str:
+    return f"{split}-{number:05d}.bin"
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def open_prepared(folder: Path, meta: dict) -> dict[str, list[np.ndarray]]:
-    """The shards of each split, mapped into memory; raises DataError when a file is not what meta.json says."""
+def open_prepared(folder: Path, meta: dict) -> dict[str, list[TokenFile]]:
+    """The shards of each split; raises DataError when a file has not the size that meta.json promises."""
     return {
         split: [_open_shard(folder / shard["file"], shard["tokens"]) for shard in meta["splits"][split]["shards"]]
         for split in SPLITS
     }
 
 
-def _open_shard(path: Path, tokens: int) -> np.ndarray:
-    size = _size(path)
-    if size != tokens * TOKEN.itemsize:
+def _open_shard(path: Path, tokens: int) -> TokenFile:
+    if (found := size(path)) != tokens * TOKEN.itemsize:
         raise DataError(
-            f"{path}: holds {size} bytes where meta.json promises {tokens * TOKEN.itemsize}; delete {path.parent} and "
+            f"{path}: holds {found} bytes where meta.json promises {tokens * TOKEN.itemsize}; delete {path.parent} and "
             "prepare it again"
         )
-    return _map(path, 0, tokens)
+    return TokenFile(path, 0, tokens)
 
 
-def open_bins(folder: Path, vocab_size: int) -> dict[str, list[np.ndarray]]:
-    """The *train*.bin and *val*.bin files in a folder, mapped into memory, each kind recognised by its header.
+def seals(meta: dict) -> dict[str, Seal]:
+    """What meta.json knows the shards by; one that an earlier version wrote has no times."""
+    return {
+        shard["file"]: Seal(shard["tokens"] * TOKEN.itemsize, shard.get("mtime_ns"), shard["sha256"])
+        for split in SPLITS
+        for shard in meta["splits"][split]["shards"]
+    }
 
-    Reads every token once, to raise DataError for ids beyond the vocabulary.
-    """
-    splits = {}
+
+def open_bins(folder: Path) -> dict[str, list[TokenFile]]:
+    """The *train*.bin and *val*.bin files in a folder, each kind recognised by its header."""
+    paths = {split: sorted(folder.glob(f"*{split}*.bin")) for split in SPLITS}
     for split in SPLITS:
-        paths = sorted(folder.glob(f"*{split}*.bin"))
-        if not paths:
+        if not paths[split]:
             raise DataError(f"{folder}: holds no *{split}*.bin; DATA_DIR must name the folder of the bins")
-        splits[split] = [_open_bin(path) for path in paths]
-        for path, tokens in zip(paths, splits[split], strict=True):
-            if (largest := _largest(tokens)) >= vocab_size:
-                raise DataError(
-                    f"{path}: holds token id {largest}, beyond the {vocab_size} ids of the tokenizer; choose the "
-                    "TOKENIZER that it was made with"
-                )
-    return splits
+    return {split: [_open_bin(path) for path in paths[split]] for split in SPLITS}
 
 
-def _open_bin(path: Path) -> np.ndarray:
-    size = _size(path)
-    with path.open("rb") as file:
-        header = np.frombuffer(file.read(12).ljust(12, b"\0"), "<i4")
+def _open_bin(path: Path) -> TokenFile:
+    found = size(path)
+    try:
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(12).ljust(12, b"\0"), "<i4")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if header[0] != _MAGIC:  # as uint16 this would be token 55432, which GPT-2 does not have
-        if size % TOKEN.itemsize:
-            raise DataError(f"{path}: is cut off: {size} bytes are no whole number of uint16 tokens; copy it again")
-        return _map(path, 0, size // TOKEN.itemsize)
+        if found % TOKEN.itemsize:
+            raise DataError(f"{path}: is cut off: {found} bytes are no whole number of uint16 tokens; copy it again")
+        return TokenFile(path, 0, found // TOKEN.itemsize)
     version, tokens = int(header[1]), int(header[2])
     if version != 1:
         raise DataError(f"{path}: has version {version} of llm.c's format; only version 1 holds GPT-2 tokens")
-    if size != _HEADER_BYTES + tokens * TOKEN.itemsize:
+    if found != _HEADER_BYTES + tokens * TOKEN.itemsize:
         raise DataError(
             f"{path}: is cut off or damaged: its header promises {tokens} tokens, it holds "
-            f"{max(0, size - _HEADER_BYTES) / TOKEN.itemsize:g}; copy it again"
+            f"{max(0, found - _HEADER_BYTES) / TOKEN.itemsize:g}; copy it again"
         )
-    return _map(path, _HEADER_BYTES, tokens)
+    return TokenFile(path, _HEADER_BYTES, tokens)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+def differing(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> str:
+    """What files (split -> file -> sha256) have other content than before, in words; empty when none.
 
-
-def _map(path: Path, offset: int, tokens: int) -> np.ndarray:
-    try:
-        return np.memmap(path, TOKEN, "r", offset, (tokens,)) if tokens else np.empty(0, TOKEN)  # mmap takes no 0 bytes
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _largest(tokens: np.ndarray, step: int = 1 << 26) -> int:
-    return max((int(tokens[start : start + step].max()) for start in range(0, len(tokens), step)), default=0)
+    The content counts and its order, not what files are called.
+    """
+    if [list(before[split].values()) for split in SPLITS] == [list(now[split].values()) for split in SPLITS]:
+        return ""
+    known, found = ({sum_: name for split in SPLITS for name, sum_ in sums[split].items()} for sums in (before, now))
+    other = sorted({(known | found)[sum_] for sum_ in known.keys() ^ found.keys()})
+    return ", ".join(other[:3]) + f" and {len(other) - 3} more" * (len(other) > 3) or "the order of the files"

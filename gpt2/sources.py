@@ -1,9 +1,13 @@
 """Sources: reading documents out of files, off servers and from the Hugging Face hub, as streams of bounded size."""
 
 import codecs
+import contextlib
 import glob
+import http.client
+import io
 import json
 import re
+import threading
 import tokenize
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -17,6 +21,7 @@ KINDS = (".txt", ".jsonl", ".parquet")
 # 137 MiB for 94 MB and to 223 for 900 MB; with this it takes 87 and 93, and is faster.
 PIECE_BYTES = 1 << 16
 _TIMEOUT_SECONDS = 20  # for a server to answer
+_DOWNLOAD_SECONDS = 120  # for a whole file, of a few MB
 # Between two words that one space or newline separates, and between a word and the mark that follows it, as in JSON
 # without spaces: GPT-2's pattern never looks across such a place, so the parts have the tokens of the whole.
 _CUT = re.compile(r"(?<=\S)(?=[ \n]\S)|(?<=[A-Za-z0-9])(?=[!-/:-@\[-`{-~])")
@@ -134,9 +139,11 @@ def _chunks(path: Path, start: int, stop: int | None) -> Iterator[str]:
         raise DataError(f"{path}: is not UTF-8: it ends inside a character; convert it first")
 
 
-def _open(path: Path) -> BinaryIO:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.open("rb")
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -163,19 +170,56 @@ def _text_of(example: dict, field: str, place: str) -> str:
 # ---- servers ---------------------------------------------------------------------------------------------------------
 
 
-def fetch(source: str) -> bytes:
-    """The content of a local file or of a URL."""
-    if not re.match(r"https?://", source):
+def fetch(source: str, most: int) -> bytes:
+    """The content of a local file or of a URL; raises DataError for one of more than `most` bytes, or without end."""
+    if re.match(r"https?://", source):
+        content = _download(source, most)
+    else:
         with _open(Path(source)) as file:
-            return file.read()
-    try:
-        with urllib.request.urlopen(source, timeout=_TIMEOUT_SECONDS) as response:
-            return response.read()
-    except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{source}: holds more than the {most:,} bytes that belong there; name another DATASET_SOURCE")
+    return content
+
+
+def _download(url: str, most: int) -> bytes:
+    """Up to `most` + 1 bytes from a URL, in _DOWNLOAD_SECONDS at most.
+
+    A socket's time-out is for each piece that arrives, and a server may send a byte a second for ever. So a thread
+    waits for the server, and this waits for the thread no longer than that.
+    """
+    answer: list[bytes | str] = []
+    thread = threading.Thread(target=lambda: answer.append(_get(url, most)), daemon=True)
+    thread.start()
+    thread.join(_DOWNLOAD_SECONDS)
+    content = answer[0] if answer else f"it was not there after {_DOWNLOAD_SECONDS} seconds"
+    if isinstance(content, str):
         raise DataError(
-            f"{source}: cannot be downloaded: {getattr(error, 'reason', error)}; try again, or get the file elsewhere "
-            "and name it as DATASET_SOURCE"
-        ) from None
+            f"{url}: cannot be downloaded: {content}; try again, or get the file elsewhere and name it as "
+            "DATASET_SOURCE"
+        )
+    return content
+
+
+def _get(url: str, most: int) -> bytes | str:
+    """What a server sends, or why it cannot be had."""
+    try:
+        with urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT_SECONDS) as response:
+            content = response.read(most + 1)
+            cut_off = len(content) <= most and getattr(response, "length", 0)
+            return f"it ends {cut_off:,} bytes early" if cut_off else content
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+        return _reason(getattr(error, "reason", error))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, to http, https and ftp alone, without reading what comes with them, which may have no end."""
+
+    def http_error_302(self, request, response, *rest):
+        response.close()
+        return super().http_error_302(request, io.BytesIO(), *rest)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def hub(source: str, subset: str, field: str) -> Iterator[str]:
@@ -212,5 +256,5 @@ def _documents(place: str, field: str, *args: object, **kwargs: object) -> Itera
         raise DataError(f"{place}: the dataset cannot be read: {_reason(error)}") from None
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: object) -> str:
     return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__

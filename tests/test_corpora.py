@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import resource
 import sysconfig
 import threading
 import time
@@ -93,6 +94,106 @@ def test_shakespeare_by_url_and_from_a_file(tmp_path):
             DataError, match=r"input\.txt: this is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7"
         ):
             texts("shakespeare", f"{url}/input.txt")
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    """A server that does with each path what a server should not."""
+
+    def do_GET(self):
+        """Answer."""
+        what, _, where = self.path.lstrip("/").partition("?")
+        with contextlib.suppress(OSError):  # the client has had enough
+            getattr(self, what)(where)
+
+    def answer(self, code, **headers):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def wrong(self, _):
+        self.answer(200)
+        self.wfile.write(b"Friends, Romans, countrymen")
+
+    def truncated(self, _):
+        self.answer(200, **{"Content-Length": "1115394"})
+        self.wfile.write(b"First Citizen:")
+
+    def chunked(self, _):
+        self.answer(200, **{"Transfer-Encoding": "chunked"})
+        self.wfile.write(b"ffff\r\nFirst Citizen:")
+
+    def slow(self, _):
+        self.answer(200)
+        for _ in range(100):
+            self.wfile.write(b"x")
+            time.sleep(0.02)
+
+    def slow_headers(self, _):
+        for _ in range(100):
+            self.wfile.write(b"x")
+            time.sleep(0.02)
+
+    def huge(self, _):
+        self.answer(200)
+        while True:
+            self.wfile.write(bytes(1 << 20))
+
+    def redirect(self, where):
+        self.answer(302, Location=where)
+        while True:
+            self.wfile.write(bytes(1 << 20))
+
+    def nonsense(self, _):
+        self.wfile.write(b"no HTTP at all\r\n\r\n")
+
+    def nothing(self, _):
+        pass
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as httpd:
+        threading.Thread(target=httpd.serve_forever).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("wrong", "this is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7...; get it anew"),
+        ("truncated", "cannot be downloaded: it ends 1,115,380 bytes early; try again, or get"),
+        ("chunked", "cannot be downloaded: IncompleteRead(0 bytes read); try again, or get"),
+        ("slow", "cannot be downloaded: it was not there after 0.5 seconds; try again, or get"),
+        ("slow_headers", "cannot be downloaded: it was not there after 0.5 seconds; try again, or get"),
+        ("huge", "holds more than the 1,115,394 bytes that belong there; name another DATASET_SOURCE"),
+        ("redirect?file:///etc/passwd", "Redirection to url 'file:///etc/passwd' is not allowed; try again, or get"),
+        ("redirect?data:,x", "Redirection to url 'data:,x' is not allowed; try again, or get"),
+        ("redirect?/redirect?/redirect", "infinite loop. The last 30x error message was: Found; try again, or get"),
+        ("redirect?/wrong", "this is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7...; get it anew"),
+        ("nonsense", "cannot be downloaded: no HTTP at all; try again, or get"),
+        ("nothing", "cannot be downloaded: Remote end closed connection without response; try again, or get"),
+        ("with space", "URL can't contain control characters. '/with space' (found at least ' '); try again, or get"),
+    ],
+)
+def test_a_server_that_does_what_it_should_not_is_one_sentence_soon(hostile, monkeypatch, path, message):
+    monkeypatch.setattr(sources, "_DOWNLOAD_SECONDS", 0.5)
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError) as caught:
+        texts("shakespeare", f"{hostile}/{path}")
+    said = str(caught.value)
+    assert said.startswith(f"{hostile}/{path}: ") and message in said and "\n" not in said, said
+    assert time.monotonic() - begin < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; a body has no end
+
+
+def test_a_file_without_end_is_not_read_to_it():
+    with pytest.raises(DataError, match=r"^/dev/zero: holds more than the 1,115,394 bytes that belong there; name"):
+        texts("shakespeare", "/dev/zero")
 
 
 def test_shakespeare_that_cannot_be_had(tmp_path):
@@ -190,6 +291,13 @@ def test_bad_files_are_one_sentence(tmp_path, name, content, message):
     with pytest.raises((DataError, UsageError), match=message) as caught:
         texts("files", path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_fails_is_not_said_to_be_the_one_written_to(tmp_path):
+    for name in "a.txt", "a.jsonl":
+        (tmp_path / name).symlink_to("/proc/self/mem")  # whose first page is an error to read
+        with pytest.raises(DataError, match=rf"^{tmp_path}/{name}: cannot be read: Input/output error$"):
+            texts("files", tmp_path / name)
 
 
 def test_bad_sources_are_one_sentence(tmp_path):

@@ -192,7 +192,7 @@ def cut(path, size):
             "HERE/train.bin: is cut off: 33 bytes are no whole number of uint16 tokens; copy it again",
         ),
         (
-            lambda d: write_raw(d / "val.bin", [5, 256, 3]),
+            lambda d: write_raw(d / "val.bin", [5, 256, 3] * 4),
             "HERE/val.bin: holds token id 256, beyond the 256 ids of the tokenizer; choose the TOKENIZER that it was "
             "made with",
         ),

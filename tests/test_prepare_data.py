@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,12 @@ def tokens(folder, split):
     return np.concatenate([np.fromfile(path, "<u2") for path in sorted(folder.glob(f"{split}-*.bin"))])
 
 
+def content(folder):
+    """File -> what is in it, for comparison: without the times in meta.json."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return found | {"meta.json": re.sub(rb'"mtime_ns": \d+', b"", found["meta.json"])}
+
+
 def write_lines(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
@@ -74,7 +81,9 @@ def test_json_lines_with_every_document_ended(tmp_path):
     folder = tmp_path / "d" / "files-bytes"
     assert bytes(tokens(folder, "train").astype(np.uint8)) == b"one\0three\0"
     assert bytes(tokens(folder, "val").astype(np.uint8)) == b"two\0"
-    sha256 = {s: hashlib.sha256((folder / f"{s}-00000.bin").read_bytes()).hexdigest() for s in ("train", "val")}
+    paths = {split: folder / f"{split}-00000.bin" for split in ("train", "val")}
+    sha256 = {split: hashlib.sha256(path.read_bytes()).hexdigest() for split, path in paths.items()}
+    mtime_ns = {split: path.stat().st_mtime_ns for split, path in paths.items()}
     assert json.loads((folder / "meta.json").read_text()) == {
         "version": 1,
         "dataset": "files",
@@ -92,11 +101,27 @@ def test_json_lines_with_every_document_ended(tmp_path):
         "splits": {
             "train": {
                 "tokens": 10,
-                "shards": [{"file": "train-00000.bin", "tokens": 10, "sha256": sha256["train"], "texts": 3}],
+                "shards": [
+                    {
+                        "file": "train-00000.bin",
+                        "tokens": 10,
+                        "mtime_ns": mtime_ns["train"],
+                        "sha256": sha256["train"],
+                        "texts": 3,
+                    }
+                ],
             },
             "val": {
                 "tokens": 4,
-                "shards": [{"file": "val-00000.bin", "tokens": 4, "sha256": sha256["val"], "texts": 2}],
+                "shards": [
+                    {
+                        "file": "val-00000.bin",
+                        "tokens": 4,
+                        "mtime_ns": mtime_ns["val"],
+                        "sha256": sha256["val"],
+                        "texts": 2,
+                    }
+                ],
             },
         },
     }
@@ -145,8 +170,7 @@ def test_threads_give_what_one_gives(tmp_path, monkeypatch):
         named = {"data_dir": tmp_path / str(threads), "dataset_source": source, "tokenizer": "gpt2"}
         folders.append(prepare_data.prepare(options(tmp_path, **named), shard_tokens=500, threads=threads))
     assert len(list(folders[0].iterdir())) > 4
-    for path in folders[0].iterdir():
-        assert path.read_bytes() == (folders[1] / path.name).read_bytes()
+    assert content(folders[0]) == content(folders[1])
 
 
 # ---- again
@@ -156,7 +180,10 @@ def test_prepared_data_is_left_alone(tmp_path):
     write_lines(tmp_path / "a.jsonl", ["one", "two"])
     flags = "--dataset files --dataset-source a.jsonl --tokenizer bytes"
     assert run(tmp_path, flags)[0] == 0
-    again = "data/files-bytes: 4 tokens for train, 4 tokens for val: prepared before, with the same settings\n"
+    again = (
+        "data/files-bytes: 4 tokens for train, 4 tokens for val: prepared before, with the same settings; every shard "
+        "has its sha256\n"
+    )
     assert run(tmp_path, flags) == (0, again, "")
     (tmp_path / "a.jsonl").write_text('{"text": "changed"}\n')
     changed = (
@@ -274,9 +301,7 @@ def test_an_interruption_costs_no_finished_shard(tmp_path, slow, sent, code):
     assert again.stderr == f"cut/files-gpt2.partial: going on after {len(finished)} finished shards\n"
     assert {name: (final / name).stat().st_mtime_ns for name in finished} == times
     whole = tmp_path / "whole" / "files-gpt2"
-    assert {path.name for path in final.iterdir()} == {path.name for path in whole.iterdir()}
-    for path in whole.iterdir():
-        assert path.read_bytes() == (final / path.name).read_bytes(), path.name
+    assert content(final) == content(whole)
     assert not partial.exists()
 
 
@@ -286,7 +311,7 @@ def test_killed_at_any_shard_it_goes_on_to_the_same_end(tmp_path, monkeypatch, l
     source = write_lines(tmp_path / "a.jsonl", [f"document {n}" for n in range(12)])
     named = {"dataset_source": source, "val_fraction": "0.3", "dataset_max_tokens": limit}
     whole = prepare_data.prepare(options(tmp_path, **named), shard_tokens=20)
-    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
+    expected = content(whole)
     commit, count = files.commit, len(expected) * 2
     for death in range(1, count):
         calls = iter(range(1, 1000))
@@ -303,7 +328,7 @@ def test_killed_at_any_shard_it_goes_on_to_the_same_end(tmp_path, monkeypatch, l
         except SystemExit:
             monkeypatch.setattr(files, "commit", commit)
             prepare_data.prepare(target, shard_tokens=20)
-        assert {path.name: path.read_bytes() for path in target.folder.iterdir()} == expected
+        assert content(target.folder) == expected
 
 
 def test_other_settings_start_over_and_say_so(tmp_path, slow):
@@ -361,8 +386,8 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *flags.split()], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: data/files-bytes.partial: cannot be written: File too large; finished shards are kept: mend that and "
-        "run the same command again to go on\n",
+        "error: data/files-bytes.partial: the rest of the dataset cannot be written: File too large; it takes 400,000 "
+        "bytes; make room; finished shards are kept, and the same command goes on\n",
     )
 
 

@@ -1,0 +1,132 @@
+"""Files of tokens: read piece by piece while a run goes on, and known by the sha256 of all that is in them."""
+
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt2.sources import DataError
+from lib.threads import cores
+
+TOKEN = np.dtype("<u2")
+_CHUNK_BYTES = 1 << 20
+_BAR_SECONDS = 1.0  # of hashing before a bar shows it
+_MOST_THREADS = 16
+
+
+class Seal(NamedTuple):
+    """What the content of a file is known by. A file of this size and time is taken to have it; any other is hashed."""
+
+    bytes: int
+    mtime_ns: int | None  # None: not known
+    sha256: str
+
+
+class TokenFile:
+    """The tokens in a file, which slices read.
+
+    Reads go to the file, not to a map of it in memory: where a mapped file is cut off or its disk fails, the kernel
+    kills the process without a word (SIGBUS). A batch of 16 x 1024 tokens takes 0.35 ms by reading, 0.31 by a map.
+    An open file stays what it is when its name is deleted or given to another file.
+    """
+
+    def __init__(self, path: Path, offset: int, tokens: int):
+        """`offset` (bytes) is where the first of the `tokens` lies."""
+        self.path, self.offset, self.tokens = path, offset, tokens
+        self.seal: Seal | None = None
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(self.tokens)
+        found = np.empty(max(0, stop - start), TOKEN)
+        if self._read(found, self.offset + start * TOKEN.itemsize) != found.nbytes:
+            raise DataError(f"{self.path}: was cut off while it was in use; put it back")
+        return found
+
+    def state(self) -> tuple[int, int]:
+        """Its size in bytes and the time of its last change in ns, as they are now."""
+        now = os.fstat(self._file.fileno())
+        return now.st_size, now.st_mtime_ns
+
+    def digest(self, bar: tqdm, stop: threading.Event) -> tuple[str, int]:
+        """The sha256 of the whole file and its largest token; `stop` ends that early, with a result of no use."""
+        digest, largest, place = hashlib.sha256(), 0, 0
+        buffer = np.empty(_CHUNK_BYTES // TOKEN.itemsize, TOKEN)
+        while not stop.is_set() and (count := self._read(buffer, place)):
+            digest.update(buffer.view(np.uint8)[:count])
+            header = max(0, self.offset - place) // TOKEN.itemsize
+            largest = max(largest, int(buffer[header : count // TOKEN.itemsize].max(initial=0)))
+            place += count
+            bar.update(count)
+        return digest.hexdigest(), largest
+
+    def _read(self, into: np.ndarray, place: int) -> int:
+        """Bytes read; fewer than asked for at the end of the file alone."""
+        try:
+            return os.preadv(self._file.fileno(), [into.view(np.uint8)], place)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
+
+
+def size(path: Path) -> int:
+    """Bytes of a file; raises DataError for what is none."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path}: is not a file")
+    return found.st_size
+
+
+def verify(files: Sequence[TokenFile], seals: Mapping[str, Seal], vocab_size: int, otherwise: str) -> None:
+    """Make sure that files have the content that `seals` (by file name) know, and give every file a seal of its own.
+
+    A file that has the size and time of its seal is not read, one that has not, or has no seal, is read whole. Raises
+    DataError that says `otherwise` for other content, and for token ids beyond the vocabulary.
+    """
+    todo = []
+    for file in files:
+        seal, state = seals.get(file.path.name), file.state()
+        if seal and seal[:2] == state:
+            file.seal = seal
+        else:
+            todo.append((file, seal, state))
+    for (file, seal, state), (sha256, largest) in zip(todo, _digests([file for file, *_ in todo]), strict=True):
+        if seal and seal.sha256 != sha256:
+            raise DataError(f"{file.path}: {otherwise}")
+        if largest >= vocab_size:
+            raise DataError(
+                f"{file.path}: holds token id {largest}, beyond the {vocab_size} ids of the tokenizer; choose the "
+                "TOKENIZER that it was made with"
+            )
+        file.seal = Seal(*state, sha256)
+
+
+def _digests(files: list[TokenFile]) -> list[tuple[str, int]]:
+    """`TokenFile.digest` of each, several at a time: 0.7 s per GB and core, from memory."""
+    if not files:
+        return []
+    stop, pool = threading.Event(), ThreadPoolExecutor(max(1, min(len(files), cores(), _MOST_THREADS)))
+    total = sum(file.state()[0] for file in files)
+    with tqdm(
+        total=total, desc="checking the data", unit="B", unit_scale=True, disable=None, leave=False, delay=_BAR_SECONDS
+    ) as bar:
+        try:
+            return list(pool.map(lambda file: file.digest(bar, stop), files))
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
