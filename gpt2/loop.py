@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.data import Data
+from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2
 from lib import checkpoint, optim
 from lib.device import Machine
-from lib.errors import UserError
 from lib.kconf import Options
 from lib.optim import set_learning_rate, skip_if
 from lib.prune import AnyPruner
 from lib.schedule import ScheduleOptions, learning_rate
+
+_SPARSER = 1e-4  # share of the weights; weights happen to be zero without pruning too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +34,7 @@ class LoopOptions(Options):
     eval_interval: int  # steps; 0: only before and after
     log_interval: int  # steps
     checkpoint_interval: int  # steps; 0: only at the end
-
-
-class Diverged(UserError):
-    """The loss or the gradient is no longer a number."""
+    checkpoint_best: bool  # also when an evaluation is the best
 
 
 class Recorder(Protocol):
@@ -46,6 +46,9 @@ class Recorder(Protocol):
     def tick(self) -> None:
         """A step was launched."""
 
+    def alert(self, kind: str, level: str, message: str, step: int) -> None:
+        """Something that the user should know at once."""
+
     def busy(self, what: str) -> AbstractContextManager[None]:
         """For as long as something else than steps takes time."""
 
@@ -56,14 +59,23 @@ class Recorder(Protocol):
 class Training:
     """What changes while training: weights, optimizer, pruner, counters. A checkpoint holds its `state_dict`."""
 
-    def __init__(self, model: GPT2, optimizer: torch.optim.Optimizer, pruner: AnyPruner, machine: Machine):
+    def __init__(
+        self,
+        model: GPT2,
+        optimizer: torch.optim.Optimizer,
+        pruner: AnyPruner,
+        machine: Machine,
+        divergence: DivergenceOptions,
+    ):
         self.model, self.optimizer, self.pruner = model, optimizer, pruner
         self.compile(False)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
-        self.skipped = torch.zeros((), device=machine.device)  # updates left out since the loss was no number
-        self.data_fingerprint = ""
+        self.good_scale = self.scaler.state_dict()  # when updates were last seen to be good
+        self.guard = Guard(divergence, machine.device)
+        self.data_sums: Callable[[], dict] = dict  # what the data are known by; raises when they have changed
         self.step = 0
         self.best_val_loss = float("inf")
+        self.best = {"step": 0, "val_loss": float("inf"), "sparsity": 0.0}  # of what is as sparse as the model is now
         self.train_seconds = 0.0  # in steps alone
         self.total_seconds = 0.0  # with evaluations and checkpoints, over all sessions
 
@@ -79,11 +91,13 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "pruner": self.pruner.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "skipped": self.guard.left_out(),
             "random": checkpoint.random_state(),
-            "data": self.data_fingerprint,
+            "data": self.data_sums(),
             "compiled": self.compiled,
             "step": self.step,
             "best_val_loss": self.best_val_loss,
+            "best": dict(self.best),
             "train_seconds": self.train_seconds,
             "total_seconds": self.total_seconds,
         }
@@ -98,13 +112,23 @@ class Training:
             self.pruner.load_state_dict(state["pruner"])
             if self.scaler.is_enabled() and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
+                self.good_scale = self.scaler.state_dict()
+            self.guard.load(state["skipped"])
             checkpoint.restore_random_state(state["random"])
-            self.step, self.best_val_loss = state["step"], state["best_val_loss"]
+            self.step, self.best_val_loss, self.best = state["step"], state["best_val_loss"], dict(state["best"])
             self.train_seconds, self.total_seconds = state["train_seconds"], state["total_seconds"]
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint does not fit this model and optimizer: {error}") from None
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)  # the configuration's, which may have changed, not the checkpoint's
+
+    def note_best(self, val_loss: float) -> None:
+        """Remember the validation loss after the present step if none was lower, at any sparsity or at this one."""
+        self.best_val_loss = min(self.best_val_loss, val_loss)
+        sparsity = self.pruner.sparsity()
+        sparser = sparsity > self.best["sparsity"] + _SPARSER
+        if val_loss < (float("inf") if sparser else self.best["val_loss"]):
+            self.best = {"step": self.step, "val_loss": val_loss, "sparsity": sparsity}
 
 
 def train(
@@ -139,7 +163,7 @@ def train(
         )
         if not (logs or evaluates or saves or stopped()):
             continue
-        check_finite(training)
+        check_finite(training, recorder)
         watch.lap(step)
         if logs:
             recorder.write(
@@ -147,7 +171,7 @@ def train(
             )
         if evaluates:
             evaluate(training, data, machine, recorder, asked)
-        if saves or stopped():
+        if saves or stopped() or (options.checkpoint_best and evaluates and training.best["step"] == step):
             recorder.save(step)
         if stopped():
             return
@@ -175,12 +199,13 @@ def update(training: Training, data: Data, machine: Machine, options: LoopOption
     training.scaler.unscale_(training.optimizer)
     training.pruner.step(step, functools.cache(lambda: healthy(training, loss)))
     grad_norm = clip(list(training.model.parameters()), options.grad_clip)
-    if training.scaler.is_enabled():  # it leaves out updates with infinite gradients itself, and scales down
-        training.skipped += ~torch.isfinite(loss)
+    broken, infinite = ~torch.isfinite(loss), ~torch.isfinite(grad_norm)
+    if training.scaler.is_enabled():  # infinite gradients are how it learns to scale less: they do not count
+        left_out = training.guard.leave_out(step, broken) | infinite
     else:
-        training.skipped += (training.skipped > 0) | ~torch.isfinite(loss) | ~torch.isfinite(grad_norm)
-        skip_if(training.optimizer, training.skipped.clamp(max=1))
-    training.scaler.step(training.optimizer)
+        left_out = training.guard.leave_out(step, broken | infinite)
+    skip_if(training.optimizer, left_out.float())
+    training.optimizer.step()
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
     return loss, grad_norm
@@ -189,8 +214,7 @@ def update(training: Training, data: Data, machine: Machine, options: LoopOption
 def healthy(training: Training, loss: Tensor) -> Tensor:
     """Whether loss and gradients are numbers and the update will be made (a bool scalar on the device)."""
     norm = gradient_norm(list(training.model.parameters()))
-    finite = torch.isfinite(loss) & torch.isfinite(norm)
-    return finite if training.scaler.is_enabled() else finite & (training.skipped == 0)
+    return torch.isfinite(loss) & torch.isfinite(norm) & training.guard.going()
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
@@ -206,18 +230,18 @@ def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     return norm
 
 
-def check_finite(training: Training) -> None:
-    """Raise Diverged if an update was left out because its loss or gradient was no number."""
-    skipped, scaled = int(training.skipped), training.scaler.is_enabled()
-    if not skipped and not (scaled and training.scaler.get_scale() < 1):
-        return
-    training.skipped.zero_()
-    if not scaled:  # since the first of them nothing was updated; with a scaler only the bad updates were left out
-        training.step -= skipped
-    raise Diverged(
-        f"step {training.step + (not scaled)}: the loss or its gradient is not a number; lower LEARNING_RATE, lengthen "
-        "WARMUP_STEPS or use DTYPE=float32"
-    )
+def check_finite(training: Training, recorder: Recorder) -> None:
+    """Tell of updates that were left out since the last check; raises Diverged if these were too many."""
+    try:
+        training.guard.look(recorder.alert)
+        if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
+            text = f"step {training.step}: the gradient is not a number in float16, however small it is scaled"
+            raise Diverged(text, training.step, training.step)
+    except Diverged as error:
+        training.step = error.step
+        training.scaler.load_state_dict(training.good_scale)
+        raise
+    training.good_scale = training.scaler.state_dict()
 
 
 def train_metrics(
@@ -236,6 +260,7 @@ def train_metrics(
         "learning_rate": learning_rate(training.step, schedule),
         **training.pruner.metrics(training.step),
         **optim.metrics(training.optimizer),
+        **training.guard.metrics(),
         "grad_norm": grad_norm.item(),
         "tokens": training.step * data.tokens_per_step,
         "tokens_per_second": tokens_per_second,
@@ -252,10 +277,12 @@ def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorde
     with recorder.busy("evaluating"):
         loss = validation_loss(training.forward, data, machine, asked)
     if loss is not None:
-        training.best_val_loss = min(training.best_val_loss, loss)
+        training.note_best(loss)
         perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()
         losses = {"val_loss": loss, "val_perplexity": perplexity}
         recorder.write("eval", training.step, losses | training.pruner.layers())
+        if not (math.isfinite(loss) or training.guard.skips):
+            raise Diverged(f"step {training.step}: the validation loss is not a number", training.step, training.step)
 
 
 class Stopwatch:

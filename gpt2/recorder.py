@@ -7,8 +7,10 @@ from pathlib import Path
 
 from gpt2.alerts import Watch
 from gpt2.loop import Training
+from gpt2.rescue import Spare
 from lib import checkpoint, journal, track
 from lib.console import Console, say
+from lib.errors import UserError
 
 _IMPORT_SECONDS, _OPEN_SECONDS = 15.0, 3.0  # to wait for the trackers at most: one may hang
 
@@ -24,10 +26,12 @@ class Recorder:
         lanes: track.Lanes,
         training: Training,
         watch: Watch,
+        keeping: checkpoint.Keeping,
+        about: dict[str, str],
     ):
         self.folder, self.journal, self.console, self.lanes, self.training = folder, book, console, lanes, training
-        self.watch = watch
-        self.writer = checkpoint.Writer(folder / "checkpoints", book.sync, console.say)
+        self.watch, self.spare = watch, Spare(folder)
+        self.writer = checkpoint.Writer(folder / "checkpoints", keeping, about, book.sync, console.say)
         self.began, self.before = time.perf_counter(), training.total_seconds
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
@@ -57,17 +61,32 @@ class Recorder:
 
     def save(self, step: int) -> None:
         """Begin to save a checkpoint, which gets its name after the journal's lines up to this step are safe."""
+        if not self.writer.folder.exists():
+            self.journal.check()  # the whole run may be gone
+            self.writer.folder.mkdir()
+            self.alert("checkpoints", "warn", f"step {step}: {self.writer.folder} was removed; it is made again", step)
         with self.busy("saving"):
             self.training.total_seconds = self.seconds()
             self.writer.save(step, self.training.state_dict())
 
+    def tidy(self) -> None:
+        """Remove what a kill left of checkpoints: unfinished files, and those that are kept no longer."""
+        found, folder = checkpoint.find(self.writer.folder), self.writer.folder
+        for path in [*folder.glob("*.tmp"), *self.writer.keeping.obsolete(found, self.training.best["step"])]:
+            path.unlink()
+
     def settle(self) -> None:
         """Return when the last checkpoint is there; raises CheckpointError if it could not be written."""
-        with self.busy("saving"):
-            self.writer.wait()
+        try:
+            with self.busy("saving"):
+                self.writer.wait()
+        except checkpoint.CheckpointError:
+            self.journal.check()  # the whole run may be gone
+            raise
 
     def has(self, event: str, step: int) -> bool:
         """Whether the journal has this event of this step."""
+        self.journal.check()
         return (event, step) in journal.history(self.folder)
 
     def stop(self, step: int) -> None:
@@ -75,9 +94,28 @@ class Recorder:
         if not (self.folder / "checkpoints" / checkpoint.name(step)).exists():
             self.save(step)
             self.settle()
+        self.leave(step)
+
+    def leave(self, step: int) -> None:
+        """Leave the word that the run was interrupted after this step, without a checkpoint of it."""
         self.write("finish", step, {}, status="interrupted")
         self.console.close()
         say(f"stopped after step {step}; continue with: make resume RUN={shlex.quote(str(self.folder))}")
+
+    def rescue(self, step: int) -> UserError:
+        """Save the run whose folder was removed or moved after this step; returns what its user has to know."""
+        before = self.folder
+        with contextlib.suppress(checkpoint.CheckpointError):  # there was no place for it
+            self.writer.wait()
+        self.writer.pending = None
+        self.folder, what = self.spare.put_back(self.journal)
+        self.writer.folder = self.folder / "checkpoints"
+        self.save(step)
+        self.settle()
+        self.write("finish", step, {}, status="failed", message=f"{before}: {what}")
+        self.spare.finish(self.folder)
+        again = f"make resume RUN={shlex.quote(str(self.folder))}"
+        return UserError(f"{before}: {what}; go on after step {step} with: {again}")
 
     def seconds(self) -> float:
         """How long the run has taken, over all its sessions up to now."""
@@ -113,4 +151,7 @@ class Unrecorded:
         """Rank 0 does."""
 
     def stop(self, step: int) -> None:
+        """Rank 0 does."""
+
+    def leave(self, step: int) -> None:
         """Rank 0 does."""

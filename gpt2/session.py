@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import json
+import math
 import os
 import shlex
 import shutil
@@ -13,16 +15,18 @@ from typing import Any
 
 import torch
 
-from gpt2 import changes, loop, prepare_data, sample
+from gpt2 import changes, footprint, loop, prepare_data, sample, shards
 from gpt2 import data as datasets
 from gpt2 import model as models
-from gpt2.alerts import Watch
+from gpt2.alerts import AlertOptions, Watch
+from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
-from lib import checkpoint, device, files, journal, monitor, optim, provenance, prune, run, schedule, track
+from lib import checkpoint, device, files, journal, monitor, optim, provenance, prune, retries, run, schedule, track
 from lib.console import Console, duration, say, table
 from lib.errors import UsageError, UserError
 from lib.kconf import Options, Schema
 from lib.prune.select import PruningError
+from lib.redact import hide
 from lib.signals import StopSignals
 
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
@@ -51,20 +55,21 @@ class Session:
         models.check(shape)
         datasets.check_shares(data, machine.ranks.size)
         machine.ranks.first(self._prepare)
-        self.data = datasets.load(data, pin=machine.device.type == "cuda")
+        self.data = datasets.load(data, machine.ranks, pin=machine.device.type == "cuda")
         torch.manual_seed(self.options.seed)
         self.model = models.GPT2(shape, self.data.vocab_size).to(self.machine.device)
         optimizer = optim.build(self.model, schema)
         pruner = prune.build(self.model, optimizer, schema)
         self.schedule = schema.bind(schedule.ScheduleOptions)
-        self.training = loop.Training(self.model, optimizer, pruner, self.machine)
+        self.training = loop.Training(self.model, optimizer, pruner, self.machine, schema.bind(DivergenceOptions))
         self.compiled = self._compile(None)
         self.patience = _DELIVERY_SECONDS
 
-    def train(self, folder: Path, words: list[str], changed: dict[str, list[str]]) -> int:
+    def train(self, folder: Path, words: list[str], changed: dict[str, list[str]], retry: int = 0) -> int:
         """Train to the end of the schedule, a signal or a failure; journal and trackers are closed in every case.
 
-        `changed` is what a resumed run does otherwise from now on (see `changes.of_course`).
+        `changed` is what a resumed run does otherwise from now on (see `changes.of_course`), `retry` the number of the
+        retry that this is, 0 for none. Raises Diverged if the run has a retry left.
         """
         ranks = self.machine.ranks
         with ExitStack() as stack:
@@ -72,7 +77,7 @@ class Session:
                 book = ranks.only_first(lambda: _open(folder, stack), None)
                 self._restore(folder)
                 recorder = ranks.only_first(
-                    lambda: self._record(folder, book, words, changed, stack), Unrecorded(folder)
+                    lambda: self._record(folder, book, words, changed, retry, stack), Unrecorded(folder)
                 )
                 stopped = self._loop(recorder, signals)
             if stopped:
@@ -88,18 +93,28 @@ class Session:
         prepare_data.ensure(self.schema)
 
     def _record(
-        self, folder: Path, book: journal.Journal, words: list[str], changed: dict[str, list[str]], stack: ExitStack
+        self,
+        folder: Path,
+        book: journal.Journal,
+        words: list[str],
+        changed: dict[str, list[str]],
+        retry: int,
+        stack: ExitStack,
     ) -> Recorder:
         """Begin to record this session; `stack` ends it."""
         console = Console(self.schedule.max_iters, self.training.step, self.training.best_val_loss)
         stack.callback(console.close)
-        self._announce(folder, book, console, words, changed)
+        self._announce(folder, book, console, words, changed, retry)
         self.trackers = track.names(self.options.tracker)
         lanes = track.Lanes(folder, self.trackers)
         stack.callback(lambda: _close_trackers(lanes, self.patience))
         pruner = self.training.pruner
-        watch = Watch(self.data.vocab_size, pruner.goal(), reached="alert sparsity" in book.reached)
-        recorder = Recorder(folder, book, console, lanes, self.training, watch)
+        sigma = self.schema.bind(AlertOptions).loss_spike_sigma
+        watch = Watch(self.data.vocab_size, pruner.goal(), reached="alert sparsity" in book.reached, sigma=sigma)
+        watch.recall(folder, self.training.step)
+        keeping = self.schema.bind(checkpoint.Keeping)
+        recorder = Recorder(folder, book, console, lanes, self.training, watch, keeping, self._about(folder))
+        recorder.tidy()
         stack.enter_context(recorder.writer)
         seconds = self.schema.bind(monitor.MonitorOptions).system_metrics_interval
         record, after = functools.partial(book.write, "system"), book.reached.get("system", 0)
@@ -117,15 +132,19 @@ class Session:
     def _restore(self, folder: Path) -> None:
         """Continue from the newest checkpoint, if there is one; raises UserError when the run cannot go on from it."""
         ranks = self.machine.ranks
-        if found := ranks.first(lambda: checkpoint.find(folder / "checkpoints")):
-            state = checkpoint.load(found[-1], self.machine.device)
+        if ranks.first(lambda: bool(checkpoint.find(folder / "checkpoints"))):
+            expected = {
+                "run_id": run.Identity.load(folder).run_id,
+                "shapes": checkpoint.shapes(self.model.state_dict()),
+            }
+            state = checkpoint.load_newest(folder, self.machine.device, expected)
             self.training.load_state_dict(state)
             self.compiled = self._compile(state.get("compiled"))
-            if state.get("data") != self.data.fingerprint:
+            if changed := shards.differing(state["data"], self.data.sums()):
                 raise UserError(
-                    f"{folder}: was trained on other data than what {self.data.folder} holds; put that back"
+                    f"{folder}: was trained on other data than what {self.data.folder} holds ({changed}); put that back"
                 )
-        self.training.data_fingerprint = self.data.fingerprint
+        self.training.data_sums = self.data.sums
         if self.training.step > self.schedule.max_iters:
             raise UsageError(
                 f"{folder}: is at step {self.training.step}, beyond MAX_ITERS={self.schedule.max_iters}; raise that"
@@ -136,34 +155,68 @@ class Session:
         ranks.check_same({**decisive, "the data": self.data.fingerprint, "the step": self.training.step})
         ranks.reseed(self.options.seed, self.training.step)
 
+    def _about(self, folder: Path) -> dict[str, str]:
+        """What the headers of checkpoints say of the run."""
+        identity, words = run.Identity.load(folder), self.schema.options
+        return {
+            "run": identity.name,
+            "run_id": identity.run_id,
+            "project": identity.project,
+            "model": self._model,
+            "optimizer": words["OPTIMIZER"].text,
+            "pruning": self.options.pruning_method,
+            "dataset": f"{words['DATASET'].text}-{words['TOKENIZER'].text}",
+        }
+
+    @property
+    def _model(self) -> str:
+        """The model in a few words."""
+        return f"{self.model.options.model_name}, {self.model.count_parameters() / 1e6:.2f} M parameters"
+
     def _announce(
-        self, folder: Path, book: journal.Journal, console: Console, words: list[str], changed: dict[str, list[str]]
+        self,
+        folder: Path,
+        book: journal.Journal,
+        console: Console,
+        words: list[str],
+        changed: dict[str, list[str]],
+        retry: int,
     ) -> None:
         """Record the start of the session, in the journal and for the user."""
         step, resumed = self.training.step, book.seq > 0
         repeats = 0 if changed else book.expect(step)
         file = f"provenance-{book.seq}.json" if resumed else "provenance.json"
-        if note := provenance.save_configuration(self.schema, folder, words, file):
+        if note := provenance.save(self.schema, folder, words, file):
             console.say(f"note: {note}")
-        (folder / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
         machine = f"{self.machine.name}, {self.compiled}"
         details = {"config": self.schema.values(), "machine": machine, **dataclasses.asdict(run.Identity.load(folder))}
         if resumed:
-            book.write("resume", step, changed=changed, **details)
+            if changed or not book.ended(self.schedule.max_iters) or step < self.schedule.max_iters:
+                book.write("resume", step, changed=changed, **({"retry": retry} if retry else {}), **details)
             console.say(
                 f"resuming {folder} after step {step}{f', repeating {repeats} recorded events' * bool(repeats)}"
             )
         else:
             book.write("start", step, schema=journal.SCHEMA, **details)
+        # Not before the journal has it: what a kill or a full disk leaves is then a run that has not changed.
+        (folder / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
+        self.schema.write(folder / ".config")
+        self.schema.write(folder / "defconfig", minimal=True)
         if book.damaged:
             lines = ", ".join(map(str, book.damaged[:9]))
             console.say(f"note: {book.path}: damaged and passed over: line {lines}")
+        if room := footprint.check_room(folder / "checkpoints", self.training, self.schema):
+            console.say(f"note: {room}")
         for name, (before, now) in changed.items():
             console.say(f"changed: {name} {before} -> {now}")
+        if retry:
+            allowed, rate = self.schema["RETRIES"], self.schema.options["LEARNING_RATE"].text
+            text = f"retry {retry} of {allowed} goes on after step {step}, with LEARNING_RATE={rate}"
+            console.show(book.write("alert", step, kind=f"retry-{retry}", level="warn", message=text))
         if changed and self.options.tracker:
             console.say(f"note: trackers cannot take back what they were sent beyond step {step}; the journal does")
         facts = {
-            "model": f"{self.model.options.model_name}, {self.model.count_parameters() / 1e6:.2f} M parameters",
+            "model": self._model,
             "data": self.data.description,
             "machine": machine,
             "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens",
@@ -189,24 +242,35 @@ class Session:
             recorder.settle()
             self._evaluate_if_missing(recorder, asked)
             stopped = self.machine.ranks.any(asked())
-        except loop.Diverged as error:
+            if stopped:
+                recorder.stop(training.step)
+        except journal.Displaced:
+            raise recorder.rescue(training.step) from None
+        except Diverged as error:
             recorder.alert("nan", "error", str(error), training.step)
+            made = self.machine.ranks.first(lambda: retries.made(recorder.folder))
+            if made < self.schema.bind(retries.RetryOptions).retries and not self.machine.ranks.any(asked()):
+                raise
             try:
                 recorder.save(training.step)
                 recorder.settle()
             finally:
                 recorder.write("finish", training.step, {}, status="diverged")
             again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
-            raise UserError(f"the run has diverged; go on from its last good weights with: {again}") from None
+            tried = f", retries made: {made}" if made else ""
+            raise UserError(f"the run has diverged{tried}; go on from its last good weights with: {again}") from None
         except Exception as error:
+            if asked() and device.is_compilers(error):  # Ctrl-C ends the compiler that torch.compile has called too
+                recorder.leave(training.step)
+                return True
             with contextlib.suppress(UserError):  # the journal or the disk may be what failed
                 if isinstance(error, PruningError):  # before the step changed a weight
+                    training.guard.look(recorder.alert)
                     recorder.save(training.step)
             with contextlib.suppress(UserError):
-                recorder.write("finish", training.step, {}, status="failed", message=str(error))
+                words = hide(device.trouble(error) or str(error))
+                recorder.write("finish", training.step, {}, status="failed", message=words)
             raise
-        if stopped:
-            recorder.stop(training.step)
         return stopped
 
     def _evaluate_if_missing(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> None:
@@ -223,10 +287,11 @@ class Session:
         evaluations = [journal.numbers(r)["val_loss"] for (event, _), r in history.items() if event == "eval"]
         final = journal.final(folder, step) or {
             "final_val_loss": evaluations[-1],
-            "best_val_loss": min(evaluations),
+            "best_val_loss": min(filter(math.isfinite, evaluations), default=evaluations[-1]),
             "total_time_seconds": recorder.seconds(),
         }
-        recorder.write("finish", step, final, status="finished")
+        if not recorder.journal.ended(step):  # else the session before was killed while it wrote the summary
+            recorder.write("finish", step, final, status="finished")
         recorder.console.close()
         tokens = step * self.data.tokens_per_step
         speed = {"tokens": tokens, "tokens_per_second": tokens / self.training.train_seconds}
@@ -282,3 +347,10 @@ def check_output(path: Path) -> None:
     """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that is there and writable")
+    if path.is_file() and path.stat().st_size:  # the option may come with somebody else's configuration
+        try:
+            ours = "total_time_seconds" in json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise UsageError(f"JSON_OUTPUT={path}: is there and no summary of a run; name another file")

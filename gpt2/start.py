@@ -1,11 +1,16 @@
 """What a start is about: a new run, one that goes on, or one that there is nothing left to do for."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpt2 import changes, session
-from lib import comparison, device, files, run
+import torch
+
+from gpt2 import alerts, changes, session
+from gpt2.divergence import Diverged
+from lib import checkpoint, device, files, history, retries, run
 from lib.console import say
 from lib.errors import UsageError, UserError
 from lib.kconf import Schema
@@ -20,37 +25,79 @@ def new(schema: Schema, words: list[str], launch: Launch) -> int:
     options = schema.bind(run.RunOptions)
     run_id = run.job_id(options, launch)
     machine = device.choose(schema.bind(device.SystemOptions), launch)
-    with _memory_errors(), machine.ranks:
-        if run_id and (folder := machine.ranks.first(lambda: _begun(schema, run_id, launch))):
+    with _device_errors(), machine.ranks:
+        if run_id and (folder := machine.ranks.first(lambda: run.find(schema["OUTPUT_DIR"], run_id))):
+            retries.follow(schema, folder)
+            machine.ranks.first(lambda: _say_begun(schema, folder, launch))
             return _go_on(schema, words, folder, machine)
-        made = session.Session(schema, machine)  # before the folder is made: what cannot be built leaves none behind
-        folder = machine.ranks.first(lambda: run.create(options, run_id)[0])
-        return made.train(folder, words, changed={})
+        return _train(
+            schema,
+            words,
+            machine,
+            lambda: run.create(options, run_id, lambda new: schema.write(new / ".config"))[0],
+            changed={},
+        )
 
 
 def resume(schema: Schema, words: list[str], folder: Path, launch: Launch) -> int:
     """Continue the run in `folder` from its last checkpoint; returns the exit code."""
     machine = device.choose(schema.bind(device.SystemOptions), launch)
-    with _memory_errors(), machine.ranks:
+    with _device_errors(), machine.ranks:
         return _go_on(schema, words, folder, machine)
 
 
-def _begun(schema: Schema, run_id: str, launch: Launch) -> Path | None:
-    """The run that this job began, if it did, which is said; raises UsageError if that was to learn something else."""
-    if folder := run.find(schema["OUTPUT_DIR"], run_id):
-        say(f"{folder} was begun by this {launch.launcher} job, {launch.job}; another TRACKER_RUN_NAME begins another")
-        if changed := _changed(schema, folder):
-            values = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
-            raise UsageError(
-                f"{folder}: this job began it with other options ({values}); another TRACKER_RUN_NAME begins another "
-                "run, and --resume goes on with this one, changed"
-            )
-    return folder
+def _say_begun(schema: Schema, folder: Path, launch: Launch) -> None:
+    """Say that this job began the run in `folder`; raises UsageError if that was to learn something else."""
+    say(f"{folder} was begun by this {launch.launcher} job, {launch.job}; another TRACKER_RUN_NAME begins another")
+    if changed := _changed(schema, folder):
+        values = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+        raise UsageError(
+            f"{folder}: this job began it with other options ({values}); another TRACKER_RUN_NAME begins another "
+            "run, and --resume goes on with this one, changed"
+        )
 
 
 def _go_on(schema: Schema, words: list[str], folder: Path, machine: device.Machine) -> int:
     changed = machine.ranks.first(lambda: _still_to_do(schema, folder))
-    return 0 if changed is None else session.Session(schema, machine).train(folder, words, changed)
+    return 0 if changed is None else _train(schema, words, machine, lambda: folder, changed)
+
+
+def _train(
+    schema: Schema,
+    words: list[str],
+    machine: device.Machine,
+    place: Callable[[], Path],
+    changed: dict[str, list[str]],
+) -> int:
+    """Train the run in the folder that `place` names or makes, again and again while it diverges and has retries."""
+    made = session.Session(schema, machine)  # before the folder is made: what cannot be built leaves none behind
+    folder, retry = machine.ranks.first(place), 0
+    while True:
+        try:
+            return made.train(folder, words, changed, retry)
+        except Diverged as error:
+            since, vocab_size, compiled = error.since, made.data.vocab_size, made.training.compiled
+        del made  # whose memory the next one needs
+        gc.collect()
+        if compiled:
+            torch.compiler.reset()  # it holds the model, and gives up on one that it has compiled eight times
+        retry = machine.ranks.first(functools.partial(_go_back, folder, since, vocab_size))
+        retries.lower(schema, retry)
+        changed = machine.ranks.first(lambda: _changed(schema, folder))
+        made = session.Session(schema, machine)
+
+
+def _go_back(folder: Path, since: int, vocab_size: int) -> int:
+    """Remove the checkpoints that a retry must not begin from; returns its number.
+
+    These are of step `since` and later, or of when the model had become worse than one that knows nothing already: a
+    lower learning rate does not bring back weights that have grown a millionfold before a loss is no number.
+    """
+    since = min(since, alerts.worse_since(folder, vocab_size))
+    for path in checkpoint.find(folder / "checkpoints"):
+        if path.name >= checkpoint.name(since):
+            path.unlink()
+    return retries.made(folder) + 1
 
 
 def _still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
@@ -60,7 +107,7 @@ def _still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
         return changed
     if output := schema["JSON_OUTPUT"]:
         session.check_output(Path(output))
-        files.write_json(Path(output), comparison.read(summary))
+        files.write_json(Path(output), history.read(summary))
     say(f"{folder} is finished: see {summary}; to train on, raise MAX_ITERS")
     return None
 
@@ -71,14 +118,11 @@ def _changed(schema: Schema, folder: Path) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn torch's ways of saying that memory is short into a sentence."""
+def _device_errors() -> Iterator[None]:
+    """Turn failures of torch's that a user can do something about into a sentence."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not device.is_out_of_memory(error):
-            raise
-        raise UserError(
-            "memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same, or "
-            "choose a smaller model or BLOCK_SIZE"
-        ) from None
+    except Exception as error:
+        if sentence := device.trouble(error):
+            raise UserError(sentence) from None
+        raise

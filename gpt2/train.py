@@ -11,8 +11,11 @@ from pathlib import Path
 
 if not __package__:  # a program, whose folder Python put there; `from gpt2.train import train` found the right one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from lib.signals import end_at_once
 
-from lib import command_line, launch, run, schedule, threads, track
+    end_at_once()
+
+from lib import command_line, launch, run, schedule, signals, threads, track
 from lib.errors import UserError, run_program
 
 
@@ -44,7 +47,7 @@ def train(argv: list[str]) -> int:
         return _train(argv, place)
     except UserError as error:
         if place.rank:
-            error.args = ("\n".join(f"rank {place.rank}: {line}" for line in str(error).splitlines()),)
+            error.args = tuple(f"rank {place.rank}: {sentence}" for sentence in error.args)
         raise
 
 
@@ -56,9 +59,10 @@ def _train(argv: list[str], place: launch.Launch) -> int:
             print(f"warning: {warning}", file=sys.stderr)
         if not args.resume and not command_line.config_files(args.config, os.environ):
             print(f"there is no .config in {Path.cwd()}: options that are not given have their defaults")
-    track.check(schema)
+    track.names(schema["TRACKER"])  # refuses what cannot be used here
     threads.spin_little()
-    from gpt2 import start  # imports torch, which takes seconds: --help and mistakes are answered before
+    with signals.ending_at_once():
+        from gpt2 import start  # imports torch, which takes seconds: --help and mistakes are answered before
 
     words = [__file__, *argv]
     return start.resume(schema, words, args.resume, place) if args.resume else start.new(schema, words, place)

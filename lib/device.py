@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from lib.dist import ALONE, Ranks, join
-from lib.errors import UsageError
+from lib.errors import UsageError, UserError
 from lib.kconf import Options
 from lib.launch import ALONE as UNLAUNCHED
 from lib.launch import Launch
@@ -27,6 +28,12 @@ _PEAK_TFLOPS = {
     torch.bfloat16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165},
     torch.float16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "T4": 65, "V100": 125},
 }
+# What allocators of tensors, C++, oneDNN, CUDA's libraries and compilers say. torch.compile hands on what they raise in
+# text alone.
+_OUT_OF_MEMORY = re.compile(
+    "allocate memory|[Oo]ut of memory|not enough memory|memory exhausted|could not create a memory|MemoryError|"
+    "bad_alloc|ALLOC_FAILED"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,7 @@ class SystemOptions(Options):
     device: str
     dtype: str
     threads: int
+    deterministic: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +68,7 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
 
     Raises UsageError for what this machine does not have.
     """
+    _determine(options.deterministic)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     kind = next(k for k in ("cuda", "mps", "cpu") if available[k]) if options.device == "auto" else options.device
     if not available[kind]:
@@ -77,7 +86,20 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
     threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
     several = f"{launch.size} x " if launch.size > 1 else ""
     words = f"{several}{name}, {str(dtype).removeprefix('torch.')}{reason}{threads}"
+    words += ", deterministic" * options.deterministic
     return Machine(device, dtype, words, peak, join(launch, device))
+
+
+def _determine(asked: bool) -> None:
+    """Compute with deterministic kernels alone, or with any; torch.compile's autotuning goes with it.
+
+    cuBLAS takes memory of its own per stream then, whose size it reads from the environment with its first product.
+    """
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    if asked != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler, which takes a second
+        torch.use_deterministic_algorithms(asked)
 
 
 def _device(kind: str, launch: Launch) -> torch.device:
@@ -151,6 +173,38 @@ def _missing(device: torch.device) -> str:
     return "" if header.exists() else f"Python's header {header} is not installed"
 
 
+def trouble(error: Exception) -> str:
+    """What a failure of torch's means for its user, in a sentence; empty for what is none, or is a sentence already."""
+    if isinstance(error, UserError):
+        return ""
+    words = " ".join(str(error).split())
+    if is_not_deterministic(error):
+        return (
+            "DETERMINISTIC=y: PyTorch has no deterministic kernel on this device for a part of this run "
+            f"({words.split(', but')[0]}); use DETERMINISTIC=n"
+        )
+    if is_out_of_memory(error):
+        return (
+            "memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same; if "
+            "that is not enough, use DTYPE=bfloat16, a smaller BLOCK_SIZE or model, or an optimizer that keeps less, "
+            "such as OPTIMIZER=sgd"
+        )
+    if is_compilers(error):
+        return f"torch.compile fails here ({words.partition(' Set TORCHDYNAMO')[0][:300]}); use --no-compile"
+    return ""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is one of torch's and Python's ways of saying that memory is short."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    """Whether an exception is one of torch's, Python's and the system's ways of saying that memory is short."""
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return short or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def is_compilers(error: BaseException) -> bool:
+    """Whether torch.compile failed, or the compiler that it called."""
+    return type(error).__module__.startswith(("torch._dynamo.", "torch._inductor."))
+
+
+def is_not_deterministic(error: BaseException) -> bool:
+    """Whether torch refused an operation because it has no deterministic kernel for it."""
+    return "use_deterministic_algorithms" in str(error)

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever interrupts the writing: a kill, a full disk, a power cut."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from lib.errors import UserError
+from lib.errors import NO_ROOM, UserError
 
 
 def partial(path: Path) -> Path:
@@ -41,6 +42,55 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write a file; raises UserError, which says how much room that takes where there is too little."""
+    try:
+        with whole(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {reason(error, path.parent, len(content))}") from None
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as JSON; raises UserError when that is impossible."""
+    # A name that is no text (a lone surrogate) becomes an escape that JSON knows too.
+    write(path, json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+
+
+def append(path: Path, content: bytes, after: int) -> None:
+    """Put `content` after the first `after` bytes of a file, in place of what a kill left there; 0 makes the file.
+
+    Raises UserError when it does not fit, and then nothing is left of it.
+    """
+    left = memoryview(content)
+    try:
+        with path.open("r+b" if after else "wb", buffering=0) as file:
+            try:
+                file.truncate(after)
+                file.seek(after)
+                while left:  # a disk that fills up takes a part, and refuses the rest
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(after)
+                raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {reason(error, path.parent, len(content))}") from None
+
+
+def reason(error: OSError, folder: Path, size: int = 0) -> str:
+    """Why a file cannot be written in `folder`: the system's words, and for lack of room what its `size` bytes need."""
+    words = error.strerror or str(error)
+    if error.errno not in NO_ROOM:
+        return words
+    facts = [f"it takes {size:,} bytes"] if size else []
+    if error.errno == errno.ENOSPC:  # the others are limits of a user or a process, which may be lower
+        with contextlib.suppress(OSError):  # the folder is gone
+            disk = os.statvfs(folder)
+            free = f"{disk.f_bavail * disk.f_frsize:,} bytes are free there"
+            facts.append("no more files fit there" if disk.f_files and not disk.f_favail else free)
+    return "; ".join(filter(None, [words, " and ".join(facts), "make room"]))
+
+
 @contextlib.contextmanager
 def held(folder: Path, work: str) -> Iterator[None]:
     """Hold a folder (made if missing), so that one process at a time writes there; raises UserError if another does.
@@ -51,7 +101,7 @@ def held(folder: Path, work: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{folder}: cannot be written: {reason(error, folder)}") from None
     try:
         if not _locks(fd, fcntl.LOCK_EX):
             time.sleep(0.1)  # `is_held` holds a lock for the instant in which it looks
@@ -80,13 +130,3 @@ def _locks(fd: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write `content` as JSON; raises UserError when that is impossible."""
-    try:
-        with whole(path) as file:
-            # A name that is no text (a lone surrogate) becomes an escape that JSON knows too.
-            file.write(json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

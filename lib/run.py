@@ -1,18 +1,27 @@
 """A run: its identity, its folder, and where its configuration came from; made once, reused by resumes and trackers."""
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
+import os
 import re
+import shutil
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lib import command_line
+from lib import command_line, files
 from lib.errors import UsageError, UserError
-from lib.files import write_json
 from lib.kconf import ROOT, Options
 from lib.launch import Launch
+
+FOLDERS = ("checkpoints", "trackers")
+_UNBEGUN = {"lock", "checkpoints", ".config", ".config.tmp", "run.json.tmp"}  # what is there before run.json is
+_ID = re.compile(r"\w{1,64}", re.ASCII)
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,30 +44,43 @@ class Identity:
 
     @classmethod
     def load(cls, folder: Path) -> "Identity":
-        """The identity stored in a run's folder; raises UsageError when the folder holds no run."""
+        """The identity stored in a run's folder; raises UsageError when the folder holds no run, or leads out of it."""
         path = Path(folder) / "run.json"
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if not all(isinstance(text, str) for text in dataclasses.astuple(found)) or not _ID.fullmatch(found.run_id):
+                raise ValueError("it holds other things than texts, or a run_id that is none")
+            _check_links(Path(folder))
+            return found
         except FileNotFoundError:
             raise UsageError(f"{folder}: there is no run in this folder (run.json is missing)") from None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: the run's identity cannot be read: {error}") from None
 
 
-def create(options: RunOptions, run_id: str = "") -> tuple[Path, Identity]:
-    """Make a new folder for a run in `output_dir` and store its identity there; an existing folder is left alone.
+def create(
+    options: RunOptions, run_id: str = "", begin: Callable[[Path], object] = lambda folder: None
+) -> tuple[Path, Identity]:
+    """Make a new folder for a run in `output_dir` and store its identity there; an existing one is left alone.
 
-    `run_id` is `job_id`'s; empty: one by chance.
+    `run_id` is `job_id`'s; empty: one by chance. `begin` writes what else a run has from its start. Raises UserError,
+    and leaves no folder behind, when something cannot be written.
     """
     wanted = options.tracker_run_name or f"gpt2_{options.optimizer}_{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-        name, folder = _new_folder(Path(options.output_dir), wanted)
-        (folder / "checkpoints").mkdir()
-    except OSError as error:
-        raise UserError(f"{options.output_dir}: the run's folder cannot be made there: {error.strerror}") from None
-    identity = Identity(run_id or uuid.uuid4().hex[:12], options.tracker_project or project_name(), name)
-    write_json(folder / "run.json", dataclasses.asdict(identity))
+    parent = Path(options.output_dir)
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            name, folder = _take(parent, wanted, held)
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            (folder / "checkpoints").mkdir(exist_ok=True)
+        except OSError as error:
+            why = files.reason(error, parent)
+            raise UserError(f"{parent}: the run's folder cannot be made there: {why}") from None
+        identity = Identity(run_id or uuid.uuid4().hex[:12], options.tracker_project or project_name(), name)
+        begin(folder)
+        files.write_json(folder / "run.json", dataclasses.asdict(identity))  # by which it is a run
+        undo.pop_all()
     return folder, identity
 
 
@@ -93,17 +115,38 @@ def find(output_dir: str, run_id: str) -> Path | None:
     return found[0] if found else None
 
 
-def _new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
+def new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
     """Make the first folder of `wanted`, `wanted-2`, ... that is not there; two processes never get the same one."""
-    number = 1
-    while True:
-        name = wanted if number == 1 else f"{wanted}-{number}"
-        folder = parent / folder_name(name)
-        try:
+    for name, folder in _names(parent, wanted):
+        with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return name, folder
-        except FileExistsError:
-            number += 1
+
+
+def _take(parent: Path, wanted: str, stack: contextlib.ExitStack) -> tuple[str, Path]:
+    """As `new_folder`, or a folder in which a start was killed before it made a run of it; `stack` holds it."""
+    for name, folder in _names(parent, wanted):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        if _is_unbegun(folder) and not files.is_held(folder):
+            stack.enter_context(files.held(folder, "starting a run there"))
+            if _is_unbegun(folder):  # nobody was faster
+                return name, folder
+
+
+def _names(parent: Path, wanted: str) -> Iterator[tuple[str, Path]]:
+    """`wanted`, `wanted-2`, ... and their folders."""
+    for number in itertools.count(1):
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        yield name, parent / folder_name(name)
+
+
+def _is_unbegun(folder: Path) -> bool:
+    """Whether nothing is in a folder but what `create` leaves when it is killed."""
+    try:
+        return {path.name for path in folder.iterdir()} <= _UNBEGUN and not any(folder.glob("checkpoints/*"))
+    except (NotADirectoryError, PermissionError):  # somebody else's
+        return False
 
 
 def latest(output_dir: str) -> Path:
@@ -126,6 +169,18 @@ def newest(argv: list[str]) -> Path:
     return latest(command_line.resolve("", words)[0]["OUTPUT_DIR"])
 
 
+def _check_links(folder: Path) -> None:
+    """Raise UsageError for a link where programs write: in a folder that somebody sent it may lead to any file.
+
+    The folders of a run may be links, to another disk, say: in them nothing but files with names of ours is touched.
+    """
+    for place in (folder, folder / FOLDERS[0], folder / FOLDERS[1]):
+        with contextlib.suppress(OSError):  # there is none yet
+            for entry in os.scandir(place):
+                if entry.is_symlink() and not entry.is_dir():
+                    raise UsageError(f"{entry.path}: is a link, which may lead to any file; put the file itself there")
+
+
 def configuration(folder: Path) -> Path:
     """The configuration file of the run in `folder`; raises UsageError when there is no run."""
     Identity.load(folder)
@@ -135,13 +190,16 @@ def configuration(folder: Path) -> Path:
 def folder_name(name: str) -> str:
     """A name for a file system: letters of any script, digits, `.`, `_`, `-`; at most 100 bytes; not empty or hidden.
 
-    Names that differ only in what is replaced would collide, so those carry six digits of a hash.
+    Names that differ only in what is replaced would collide, so those carry six digits of a hash; so do those that
+    Windows, whose disks WSL sees, keeps for itself.
     """
-    plain = re.sub(r"[^\w.-]+", "-", name).lstrip(".-")
+    plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")
+    if _DEVICE.fullmatch(plain):
+        plain = f"run-{plain}"
     if plain == name and len(name.encode()) <= 100:
         return name
     short = plain.encode()[:90].decode(errors="ignore") or "run"
-    return f"{short}-{hashlib.md5(name.encode()).hexdigest()[:6]}"
+    return f"{short}-{hashlib.md5(name.encode(errors='surrogatepass')).hexdigest()[:6]}"
 
 
 def project_name(root: Path = ROOT) -> str:

@@ -1,16 +1,18 @@
 """The machine: what is chosen, and what is refused."""
 
+import errno
+
 import pytest
 import torch
 
 from lib import device
 from lib.device import SystemOptions
-from lib.errors import UsageError
+from lib.errors import UsageError, UserError
 from lib.launch import Launch
 
 
 def options(**changes):
-    return SystemOptions(**{"device": "cpu", "dtype": "float32", "threads": 0} | changes)
+    return SystemOptions(**{"device": "cpu", "dtype": "float32", "threads": 0, "deterministic": False} | changes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -101,3 +103,46 @@ def test_a_run_that_goes_on_is_compiled_as_before(monkeypatch, before):
 def test_long_runs_are_compiled(monkeypatch, kind, flops, compiled, words):
     monkeypatch.setattr(device, "_missing", lambda device: "")
     assert device.compiles("auto", machine(kind), flops) == (compiled, words)
+
+
+# What torch 2.13 and what is under it said when memory was short, as limits on a process and `strings` tell.
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 3145728 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        RuntimeError("unable to mmap 134217728 bytes from file </a/b>: Cannot allocate memory (12)"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cc1plus: out of memory allocating 65536 bytes after a total of 1000000 bytes"),
+        RuntimeError("backend='inductor' raised:\nMemoryError: \n\nSet TORCHDYNAMO_VERBOSE=1 for"),
+    ],
+)
+def test_lack_of_memory_is_known_by_all_its_names(error):
+    assert device.is_out_of_memory(error)
+    assert device.trouble(error) == (
+        "memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same; if that is "
+        "not enough, use DTYPE=bfloat16, a smaller BLOCK_SIZE or model, or an optimizer that keeps less, such as "
+        "OPTIMIZER=sgd"
+    )
+
+
+def test_a_compiler_that_fails_is_one_sentence():
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    error = InternalTorchDynamoError(
+        "backend='inductor' raised:\nCppCompileError: C++ compile error\n\n Set TORCHDYNAMO_"
+    )
+    assert device.trouble(error) == (
+        "torch.compile fails here (backend='inductor' raised: CppCompileError: C++ compile error); use --no-compile"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), UserError("a.bin: Cannot allocate memory")])
+def test_other_failures_are_left_as_they_are(error):
+    assert device.trouble(error) == ""

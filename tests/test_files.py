@@ -3,8 +3,11 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -77,3 +80,33 @@ def test_a_look_at_a_lock_stops_nobody_from_taking_it(tmp_path, monkeypatch):
     monkeypatch.setattr(files.time, "sleep", lambda seconds: os.close(look))  # the look is over meanwhile
     with files.held(tmp_path, "training"):
         assert files.is_held(tmp_path)
+
+
+def test_of_many_that_come_at_once_one_holds_a_folder(tmp_path):
+    barrier, holding, refused = threading.Barrier(8), threading.Event(), []
+
+    def come():
+        barrier.wait()
+        try:
+            with files.held(tmp_path, "training"):
+                holding.wait(10)
+        except UserError as error:
+            refused.append(str(error))
+            if len(refused) == 7:
+                holding.set()
+
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(come) for _ in range(8)]:
+            future.result()
+    assert refused == [f"{tmp_path}: another process is training; wait for it or stop it"] * 7
+
+
+def test_a_folder_is_held_under_all_its_names_and_a_copy_is_another(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    with files.held(tmp_path / "run", "training"):
+        with pytest.raises(UserError, match="another process is training"), files.held(tmp_path / "link", "training"):
+            pass
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        with files.held(tmp_path / "copy", "training"):
+            pass

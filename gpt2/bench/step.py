@@ -8,6 +8,7 @@ from torch import Tensor
 from gpt2 import loop
 from gpt2.bench import VOCABULARY, Bench
 from gpt2.bench.pruning import CHOICE_STEP, pruner
+from gpt2.divergence import DivergenceOptions
 from lib import optim, prune
 from lib.kconf import Schema
 from lib.timing import Case
@@ -37,7 +38,7 @@ def step(bench: Bench) -> None:
     grads = [torch.randn_like(weight.value) for weight in held.weights]
 
     def case(name: str, held: prune.AnyPruner, base: str = "", goal: str = "") -> Case:
-        training = loop.Training(model, optimizer, held, machine)
+        training = loop.Training(model, optimizer, held, machine, schema.bind(DivergenceOptions))
         loop.update(training, data, machine, options, CHOICE_STEP)
         run = functools.partial(loop.update, training, data, machine, options, CHOICE_STEP + 1)
         return Case(name, run, base, goal, work=flops, unit="GFLOP")
