@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from lib import launch
+from lib import launch, redact
 from lib.config_file import ConfigError
+from lib.errors import printable
 from lib.kconf import ROOT, Schema
 from lib.option import nearest
 
@@ -63,8 +64,15 @@ def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:
     return [path] if env.get("KCONFIG_CONFIG") or path.exists() else []
 
 
+class _Parser(argparse.ArgumentParser):
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
+        if action.nargs is None and arg_strings == ["--"]:  # of --flag=--, of which argparse before 3.13 makes a list
+            return self._get_value(action, "--")
+        return super()._get_values(action, arg_strings)
+
+
 def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -101,7 +109,7 @@ def assignments(words: Iterable[str], flags: Iterable[str] = ()) -> tuple[list[s
         if word.startswith("-"):
             problems.append(f"unknown flag {name}{nearest(name, flags)}")
         elif equals:
-            given.append((name.removeprefix("CONFIG_"), text, word))
+            given.append((name.removeprefix("CONFIG_"), text, redact.without([word])[0]))
         elif not skip:
             problems.append(f"expected --flag or NAME=value; got {word!r}")
         skip = word.startswith("-") and not equals  # the next word was meant as its value
@@ -125,4 +133,4 @@ def _environment(schema: Schema, env: Mapping[str, str]) -> Iterable[tuple[str, 
         if name in schema.options or name in schema.parts or name in schema.renames:
             yield name, env[key], f"environment {key}"
         elif near := nearest(name, schema.options):
-            schema.warnings.append(f"environment {key} is no option and has no effect{near}")
+            schema.warnings.append(f"environment {printable(key)} is no option and has no effect{near}")

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from lib import history
 from lib.errors import UserError
 from lib.sweep import Configuration, Run, Sweep
 
@@ -42,7 +44,9 @@ def _result(run: Run) -> Results:
     """The figures of a run, or only its seed and folder while it is not finished."""
     found = {"seed": run.seed, "folder": str(run.folder), "finished": run.finished}
     if run.finished:
-        summary = read(run.folder / "summary.json")
+        summary = history.summary(run.folder)
+        if missing := [key for key in _SUMMARY.values() if key not in summary]:
+            raise UserError(f"{run.folder}/summary.json: is damaged: it lacks {', '.join(missing)}")
         found |= {name: summary[key] for name, key in _SUMMARY.items()}
     return found
 
@@ -63,7 +67,8 @@ def _spread(values: Sequence[float]) -> Results:
     return {
         "n": len(values),
         "mean": mean(values) if values else None,
-        "sd": stdev(values) if len(values) > 1 else None,
+        # Of what is no number statistics.stdev raises AttributeError.
+        "sd": (stdev(values) if all(map(math.isfinite, values)) else math.nan) if len(values) > 1 else None,
     }
 
 
@@ -75,19 +80,11 @@ def _differences(runs: list[Results], to: list[Results]) -> list[float]:
 
 def _versions(folder: Path) -> Iterable[str]:
     """What the sessions of a run were made with: commit, a hash of the uncommitted changes, torch."""
-    for path in folder.glob("provenance*.json"):
-        made = read(path)
-        changes = made["uncommitted_changes"]
+    for made in history.provenances(folder):
+        changes = made.get("uncommitted_changes")
         changed = f" with changes {hashlib.md5(json.dumps(changes).encode()).hexdigest()[:6]}" if changes else ""
-        yield f"commit {(made['commit'] or 'unknown')[:10]}{changed}, torch {made['packages'].get('torch', 'unknown')}"
-
-
-def read(path: Path) -> Results:
-    """A JSON file of a run; raises UserError if it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        torch = made.get("packages", {}).get("torch", "unknown")
+        yield f"commit {(made.get('commit') or 'unknown')[:10]}{changed}, torch {torch}"
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

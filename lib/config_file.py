@@ -1,14 +1,16 @@
 """The form of a configuration file: lines CONFIG_NAME=value, as Kconfig writes them, and what can be wrong with one."""
 
+import errno
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.errors import UsageError
+from lib.errors import UsageError, UserError
 from lib.option import Option
 
 _LINE = re.compile(r"CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set")
+MISNAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # of a file that a user named
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -21,7 +23,7 @@ class ConfigError(UsageError):
 
     def __init__(self, problems: Iterable[str], lines: Iterable[int] = ()):
         self.problems, self.lines = list(problems), set(lines)
-        super().__init__("\n".join(self.problems))
+        super().__init__(*self.problems)
 
 
 class Line(NamedTuple):
@@ -34,18 +36,19 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a configuration file; raises ConfigError if it cannot be read."""
+    """The lines of a configuration file; raises ConfigError if it is none, UserError if the system cannot read it."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError([f"{path}: there is no such configuration file"]) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read as a configuration: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: cannot be read as a configuration: it is not UTF-8 text"]) from None
+    except (FileNotFoundError, ValueError):  # a NUL in the path is a ValueError
+        raise ConfigError([f"{path}: there is no such configuration file"]) from None
+    except OSError as error:
+        sentence = f"{path}: cannot be read as a configuration: {error.strerror}"
+        raise (ConfigError([sentence]) if error.errno in MISNAMED else UserError(sentence)) from None
     lines = []
     for number, line in enumerate(text.split("\n"), 1):
-        place, line = f"{path}:{number}", line.rstrip()
+        place, line = f"{path}:{number}", line.rstrip(" \t")
         if match := _LINE.fullmatch(line):
             lines.append(Line(number, place, match[1] or match[3], match[2] if match[1] else "n"))
         elif line and not line.startswith("#"):
@@ -56,10 +59,10 @@ def read_lines(path: Path) -> list[Line]:
 def unquote(option: Option, raw: str) -> str:
     """The text of a value in a file, where strings (and so floats) are quoted; raises ConfigError if it is not."""
     if option.kind not in ("str", "float", "set"):
-        return raw.strip()
+        return raw
     name = option.other.name if option.other else option.name
-    if quoted := _QUOTED.fullmatch(raw.strip()):
+    if quoted := _QUOTED.fullmatch(raw):
         return re.sub(r"\\(.)", r"\1", quoted[1])
     if '"' in raw:
         raise ConfigError([f"{name} must be one quoted text with nothing around it; got {raw[:60]!r}"])
-    raise ConfigError([f'{name} must be quoted: CONFIG_{name}="{raw.strip()}"'])
+    raise ConfigError([f'{name} must be quoted: CONFIG_{name}="{raw}"'])

@@ -1,13 +1,16 @@
 """What a run shows in the terminal: a progress bar, or plain lines where the output is not a terminal."""
 
+import errno
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
 from lib import journal
+from lib.errors import NO_ROOM, shown
 
 
 class Console:
@@ -61,7 +64,8 @@ class Console:
                 f"perplexity {metrics['val_perplexity']:,.2f}{'  best' if better else ''}"
             )
         elif record["event"] == "alert" and record.get("kind") != "finished":  # which the summary says at length
-            self.say(f"{'note' if record.get('level') == 'info' else 'alert'}: {record['message']}")
+            kind = "note" if record.get("level") == "info" else "alert"
+            self.say(f"{kind}: {record.get('message', record.get('kind'))}")
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
@@ -78,18 +82,26 @@ class Console:
 
 
 def say(text: str) -> None:
-    """Print a line; when nobody reads any more (the output was a pipe to `head`), go on in silence."""
+    """Print a line; when nobody reads any more (a pipe to `head`, a terminal that was closed), go on in silence.
+
+    So, after a word of it, where the output is a file on a disk that is full: no run should end for that.
+    """
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
+        print(shown(text), flush=True)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO, *NO_ROOM):  # EIO: a closed terminal, before SIGHUP tells of it
+            raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+        if error.errno in NO_ROOM:
+            with suppress(OSError):  # it may go to the same file
+                print(f"note: from here on, what is printed is lost: {error.strerror}", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:
     """`1:02:03`, `2:03` or `4.5 s`."""
-    if seconds < 60:
+    if seconds < 60 or not math.isfinite(seconds):
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

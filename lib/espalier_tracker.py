@@ -58,7 +58,6 @@ class EspalierTracker(GeneralTracker):
         texts = {name.upper(): option_text(name.upper(), value) for name, value in options.items()}
         texts = {"TRACKER": ",".join(trackers) or "none", **texts}
         schema.override([(name, text, "EspalierTracker") for name, text in texts.items()])
-        track.check(schema)
         self.names = track.names(schema["TRACKER"])
         self.options = {name.lower(): schema[name] for name in texts} | {"tracker": self.names}
         self.wanted = run.RunOptions(output_dir, project or run.project_name(run.clone(Path.cwd())), run_name, "")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from lib import files
-from lib.errors import UserError
+from lib import files, journal
+from lib.errors import UsageError
 from lib.history import History
 
 
@@ -32,16 +32,14 @@ def table(history: History) -> Table:
 
 def write(table: Table, form: str, path: Path) -> None:
     """Write a table whole or not at all; raises UserError."""
-    try:
-        with files.whole(path) as file:
-            FORMATS[form](table, file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    content = io.BytesIO()
+    FORMATS[form](table, content)
+    files.write(path, content.getvalue())
 
 
 def to_csv(table: Table, file: IO[bytes]) -> None:
     """NaN, Infinity and -Infinity as such; nothing where a step has no value."""
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
     writer = csv.DictWriter(text, table.columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table.rows)
@@ -51,7 +49,7 @@ def to_csv(table: Table, file: IO[bytes]) -> None:
 def to_json(table: Table, file: IO[bytes]) -> None:
     """A list of objects, one a line, without what a step lacks; strict, so "NaN" and infinities are strings."""
     lines = (json.dumps(row, allow_nan=False, ensure_ascii=False) for row in table.rows)
-    file.write(("[\n" + ",\n".join(lines) + "\n]\n").encode())
+    file.write(("[\n" + ",\n".join(lines) + "\n]\n").encode(errors="backslashreplace"))  # an escape that JSON knows
 
 
 def to_parquet(table: Table, file: IO[bytes]) -> None:
@@ -59,10 +57,14 @@ def to_parquet(table: Table, file: IO[bytes]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({name: _array(name, table) for name in table.columns}), file)
+    parquet.write_table(pyarrow.table({_utf8(name): _array(name, table) for name in table.columns}), file)
 
 
 FORMATS: dict[str, Callable[[Table, IO[bytes]], None]] = {"csv": to_csv, "json": to_json, "parquet": to_parquet}
+
+
+def _utf8(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _array(name: str, table: Table) -> Any:
@@ -71,11 +73,12 @@ def _array(name: str, table: Table) -> Any:
     values = [row.get(name) for row in table.rows]
     known = [value for value in values if value is not None]
     if not all(isinstance(value, int) for value in known):
-        return pyarrow.array([None if value is None else float(value) for value in values], pyarrow.float64())
+        numbers = [None if value is None else float(journal.number(value)) for value in values]
+        return pyarrow.array(numbers, pyarrow.float64())
     kind = pyarrow.uint64() if max(known, default=0) >= 2**63 else pyarrow.int64()
     try:
         return pyarrow.array([None if value is None else int(value) for value in values], kind)
     except OverflowError:
-        raise UserError(
+        raise UsageError(
             f"{name}: has numbers of more than 64 bits, which parquet cannot hold; export csv or json"
         ) from None

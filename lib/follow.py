@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lib import files, history, journal
 from lib.console import Console, duration
+from lib.errors import shown
 from lib.history import History
 from lib.view import number
 
@@ -35,7 +36,7 @@ def follow(folder: Path, wait: bool) -> int:
     finally:
         if screen:
             screen.close()
-    print(_ending(folder, seen))
+    print(shown(_ending(folder, seen)))
     return 0 if seen.end and history.state(seen, folder) == "finished" else 1
 
 
@@ -45,7 +46,7 @@ class _Screen(Console):
     def say(self, text: str) -> None:
         """A line above the bar; raises BrokenPipeError when nobody reads any more, unlike the trainer's."""
         with self.bar.external_write_mode(file=sys.stdout):
-            print(text, flush=True)
+            print(shown(text), flush=True)
 
     def follow(self, record: journal.Record, seen: History) -> None:
         """Show the next record of the run that has been `seen` up to it."""
@@ -53,7 +54,7 @@ class _Screen(Console):
         if record["event"] == "resume":
             self.say(f"resumed after step {record['step']}")
         metrics = record["metrics"]
-        if metrics and not _OURS.get(history.series(record["event"]), metrics.keys()) <= metrics.keys():
+        if not _OURS.get(history.series(record["event"]), metrics.keys()) <= metrics.keys():
             # Of a run of another program, which has other metrics.
             values = "  ".join(f"{name} {number(value)}" for name, value in journal.numbers(record).items())
             self.say(f"step {record['step']}  {values}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lib import files, journal
-from lib.comparison import read
 from lib.config_file import read_lines
 from lib.errors import UsageError, UserError
 from lib.journal import Record
@@ -75,7 +75,8 @@ class History:
         """How long the run took, over all its sessions; None before it began."""
         if self.end and "total_time_seconds" in self.end["metrics"]:
             return journal.numbers(self.end)["total_time_seconds"]
-        return sum(last - first for first, last in self.spans) if self.spans else None
+        # Clocks are set back too: a session of less than nothing counts as none.
+        return sum(max(0.0, last - first) for first, last in self.spans) if self.spans else None
 
     def names(self) -> list[str]:
         """The columns that have values, those of `train` first."""
@@ -88,7 +89,7 @@ class History:
         event, metric = self.columns.get(name, ("", ""))
         rows = {step: row["metrics"] for (of, step), row in self.rows.items() if of == event}
         values = {step: metrics[metric] for step, metrics in sorted(rows.items()) if metric in metrics}
-        return {step: float(value) if isinstance(value, str) else value for step, value in values.items()}
+        return {step: journal.number(value) for step, value in values.items()}
 
     def last(self, name: str) -> float | None:
         """The newest value of a column, or None."""
@@ -180,22 +181,47 @@ def find(output_dir: Path) -> list[Path]:
 # ---- what a run was made with ----------------------------------------------------------------------------------------
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run; raises UserError if it holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is damaged: it must hold a JSON object")
+    return found
+
+
 def summary(folder: Path) -> dict[str, Any]:
     """What the run left when it finished, or nothing; raises UserError for a file that is damaged."""
-    return _object(path) if (path := folder / "summary.json").exists() else {}
+    path = folder / "summary.json"
+    found = read(path) if path.exists() else {}
+    if wrong := [name for name in found.keys() - {"run", "status"} if type(found[name]) not in (int, float)]:
+        raise UserError(f"{path}: is damaged: {wrong[0]} must be a number")
+    return {name: value if isinstance(value, str) else journal.number(value) for name, value in found.items()}
 
 
 def provenances(folder: Path) -> list[dict[str, Any]]:
     """What each session was made with, the first one first; raises UserError for a file that is damaged."""
     paths = folder.glob("provenance*.json")
     number = re.compile(r"\d+")
-    return [_object(path) for path in sorted(paths, key=lambda path: int((number.findall(path.stem) or ["-1"])[-1]))]
+    return [provenance(path) for path in sorted(paths, key=lambda path: int((number.findall(path.stem) or ["-1"])[-1]))]
 
 
-def _object(path: Path) -> dict[str, Any]:
+def provenance(path: Path) -> dict[str, Any]:
+    """What a session was made with; raises UserError if what its readers go by is of other kinds than was written."""
     found = read(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: is damaged: it must hold a JSON object")
+    options, packages = found.get("options", {}), found.get("packages", {})
+    changes = found.get("uncommitted_changes")
+    try:
+        texts = [found.get("commit") or "", found.get("folder", ""), *packages.values()]
+        texts += [entry[name] for entry in options.values() for name in ("value", "source")]
+        if changes and not isinstance(changes, str):  # before they had a file of their own, they stood there themselves
+            texts += [changes["file"] or "", changes["sha256"], changes["note"]]
+    except (AttributeError, KeyError, TypeError):
+        texts = [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{path}: is damaged: it lacks what a run writes there")
     return found
 
 

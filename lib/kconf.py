@@ -9,7 +9,6 @@ is a set (one option, written `a,b`; a string <SET>_OTHER keeps what it may hold
 CHOICE with members CHOICE_<VALUE> is one option with a value.
 """
 
-import contextlib
 import os
 import typing
 from collections.abc import Container, Iterable, Mapping
@@ -17,7 +16,9 @@ from pathlib import Path
 
 import kconfiglib
 
+from lib import files
 from lib.config_file import ConfigError, read_lines, unquote
+from lib.errors import UserError
 from lib.option import Option, Value, member_value, nearest, split_set
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,22 +235,16 @@ class Schema:
         `keep_old` keeps what the file said before, if that is something else, as <path>.old.
         """
         header = f"# Espalier configuration, {'what differs from the defaults' if minimal else 'complete'}\n"
-        partial = Path(f"{path}.tmp")
+        # Private to kconfiglib, which writes files in place; pyproject.toml pins its version.
+        render = self.kconf._min_config_contents if minimal else self.kconf._config_contents
+        content = render(header).encode()
         try:
-            if minimal:
-                self.kconf.write_min_config(str(partial), header=header)
-            else:
-                self.kconf.write_config(str(partial), header=header, save_old=False)
-            with partial.open("rb") as file:
-                content = file.read()
-                os.fsync(file.fileno())
-            if keep_old and Path(path).exists() and (old := Path(path).read_bytes()) != content:
-                Path(f"{path}.old").write_bytes(old)
-            partial.replace(path)
+            old = path.read_bytes() if keep_old and path.exists() else content
         except OSError as error:
-            with contextlib.suppress(OSError):  # the reason that is told is the first one
-                partial.unlink()
-            raise ConfigError([f"{path}: cannot be written: {error.strerror}"]) from None
+            raise UserError(f"{path}: cannot be read, to be kept as {path.name}.old: {error.strerror}") from None
+        if old != content:
+            files.write(Path(f"{path}.old"), old)
+        files.write(path, content)
 
 
 def _kind(symbol: kconfiglib.Symbol) -> str:

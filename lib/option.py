@@ -1,6 +1,7 @@
 """One option: its name, what it may be, what it is now, and what is wrong with a value that somebody wants for it."""
 
 import difflib
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -14,9 +15,11 @@ except ModuleNotFoundError:  # the first package that any program imports: whoev
         "install what pyproject.toml names"
     ) from None
 
+from lib import redact
 from lib.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
+_BEYOND = re.compile(r"[+-]?[0.]*[1-9]")  # neither zero nor inf as it is written
 
 Value = bool | int | float | str | tuple[str, ...] | None
 
@@ -133,10 +136,17 @@ class Option:
             return f"must be y or n; got {text!r}"
         if self.kind == "str" and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text):
             return "must be one line of UTF-8 text without control characters"
+        if self.kind == "str" and redact.found_in(text):
+            return (
+                "holds a password or token, which files would keep; give it in the environment, as in "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
         if self.kind == "int" and not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
             return f"must be a whole number; got {text!r}"
         if self.kind == "float" and not _NUMBER.fullmatch(text):
             return f"must be a number; got {text!r}"
+        if self.kind == "float" and float(text) in (0, math.inf, -math.inf) and _BEYOND.match(text):
+            return f"must be 0, inf or a number that a double holds; got {text!r}"
         return None
 
     def out_of_range(self, text: str) -> str | None:

@@ -10,18 +10,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lib import redact
 from lib.errors import UserError
-from lib.files import whole, write_json
+from lib.files import write, write_json
 from lib.kconf import ROOT, Schema
 
 LIMIT = 10_000_000  # bytes of uncommitted files that a run keeps
 _SECONDS = 60  # that a git command may take
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 # Names of files that tend to hold keys.
 _PRIVATE = re.compile(
     r"\.env(\..+)?|\.(netrc|npmrc|pypirc)|.+\.(pem|key)|id_\w+|.*(credentials|secret).*", re.IGNORECASE
@@ -39,13 +39,11 @@ class Changes:
     failure: str = ""  # why git could not tell
 
 
-def save_configuration(schema: Schema, folder: Path, argv: list[str], name: str = "provenance.json") -> str:
-    """Write `.config`, the minimal `defconfig`, the uncommitted changes and the file `name` into a run's folder.
+def save(schema: Schema, folder: Path, argv: list[str], name: str = "provenance.json") -> str:
+    """Write the uncommitted changes and the file `name` into a run's folder.
 
     Returns what its user should know, or "". No environment variables are kept, and no words that look like secrets.
     """
-    schema.write(folder / ".config")
-    schema.write(folder / "defconfig", minimal=True)
     changes = uncommitted(ROOT, [folder, folder.parent, Path(schema["DATA_DIR"])])
     kept = None
     if changes and changes != Changes(b"", ()):
@@ -57,7 +55,7 @@ def save_configuration(schema: Schema, folder: Path, argv: list[str], name: str 
         }
     content = {
         "options": schema.provenance(),
-        "argv": without_secrets(argv, schema.options),
+        "argv": redact.without(argv),
         "folder": str(Path.cwd()),
         "commit": commit(ROOT),
         "uncommitted_changes": kept,
@@ -74,11 +72,7 @@ def _keep(patch: bytes, folder: Path, name: str) -> str | None:
         return None
     if first.exists() and first.read_bytes() == patch:
         return first.name
-    try:
-        with whole(folder / name) as file:
-            file.write(patch)
-    except OSError as error:
-        raise UserError(f"{folder / name}: cannot be written: {error.strerror}") from None
+    write(folder / name, patch)
     return name
 
 
@@ -92,22 +86,6 @@ def _note(changes: Changes) -> str:
         f"not kept with the run's uncommitted changes (at most {LIMIT / 1e6:.0f} MB, no keys, no other repositories): "
         f"{names}{f' and {more} more, see provenance.json' if more > 0 else ''}"
     )
-
-
-def without_secrets(argv: Iterable[str], options: Container[str]) -> list[str]:
-    """A command line with *** for what is given to a name like API_KEY or --token that is none of our `options`."""
-    words, hide = [], False
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        plain = name.lstrip("-").upper().replace("-", "_").removeprefix("CONFIG_")
-        secret = bool(_SECRET.search(name)) and plain not in options
-        if hide and not word.startswith("--"):
-            word = "***"
-        elif secret and equals:
-            word = f"{name}=***"
-        words.append(word)
-        hide = secret and not equals and word.startswith("-")
-    return words
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
@@ -217,6 +195,7 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
     sizes = _sizes(root, top, tracked) | {path: _size(top / path) for path in untracked}
     new = untracked | {path for path, before in tracked.items() if not before.strip("0")}  # the commit lacks them
     unwanted = {p for p in new if p.endswith("/") or _PRIVATE.fullmatch(Path(p).name)}  # "/": another repository
+    unwanted |= {path for path in sizes.keys() - unwanted if sizes[path] <= LIMIT and _holds_secret(top / path)}
     kept = set(_within(LIMIT, {path: size for path, size in sizes.items() if path not in unwanted}))
     if added := sorted(untracked & kept):
         paths = b"\0".join(os.fsencode(f":(top,literal){path}") for path in added)
@@ -228,7 +207,17 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
         form = "--binary --full-index --no-renames --no-color --no-ext-diff --no-textconv --no-relative --unified=3"
         prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
         patch = git(root, "diff", *form.split(), *prefixes, "HEAD", "--", ".", *without, index=index)
+        if redact.is_in(patch):
+            raise GitError("they take a key or password of the environment out of a file")
     return Changes(patch, tuple(sorted(sizes.keys() - kept)))
+
+
+def _holds_secret(path: Path) -> bool:
+    """Whether a file has a key or password of this process in it; what is no file has none."""
+    try:
+        return path.is_file() and redact.is_in(path.read_bytes())
+    except OSError:  # git will say so
+        return False
 
 
 def _parse(status: bytes) -> tuple[dict[str, str], set[str]]:

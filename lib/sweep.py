@@ -1,5 +1,6 @@
 """A sweep: configurations x seeds at equal budget, declared in a text file and checked before anything is trained."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -7,15 +8,16 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lib import run, schedule
-from lib.config_file import ConfigError
-from lib.errors import UsageError
+from lib import retries, run, schedule
+from lib.config_file import MISNAMED, ConfigError
+from lib.errors import UsageError, UserError
 from lib.kconf import ROOT, Schema
 from lib.option import nearest
 
 COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares
 FREE = ("Experiment tracking", "Output")  # menus whose options do not change what is learned
-BESIDE = frozenset({"LOG_INTERVAL", "EVAL_INTERVAL", "DATA_DIR"})  # options of other menus that do not either
+# Options of other menus that do not either.
+BESIDE = frozenset({"LOG_INTERVAL", "EVAL_INTERVAL", "DATA_DIR", "LOSS_SPIKE_SIGMA"})
 # Part of a method in that it needs a value of its own; a table shows them where they differ.
 TUNED = ("LEARNING_RATE", "MIN_LR", "GRAD_CLIP")
 _OURS = {
@@ -80,9 +82,10 @@ class Run:
         if not self.folder.exists():
             return
         if not run.configuration(self.folder).exists():
-            raise UsageError(f"{self.folder}: the trainer died there before it began; remove this folder")
+            raise UserError(f"{self.folder}: the trainer died there before it began; remove this folder")
         there, here = Schema(), self.configuration.schema(("SEED", str(self.seed), self.configuration.place))
         there.load(self.folder / ".config")
+        retries.follow(here, self.folder)
         for name, is_now in here.options.items():
             was = there.options[name].text
             if is_now.menu[0] not in FREE and name != "THREADS" and was != is_now.text:
@@ -127,7 +130,7 @@ def read(path: Path, words: Iterable[str] = ()) -> Sweep:
             schedule.check(schemas[one].bind(schedule.ScheduleOptions))
         except UsageError as error:
             places = "" if isinstance(error, ConfigError) else f"{one.place}: "
-            file.problems += [places + problem for problem in str(error).splitlines()]
+            file.problems += [places + problem for problem in error.args]
     for one in list(schemas)[1:]:
         file.problems += _unequal(next(iter(schemas)), one, schemas)
     if file.problems:
@@ -186,10 +189,12 @@ class _File:
         """(file:line, words) of the lines that are neither empty nor a comment."""
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # a NUL in the path is a ValueError too
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError([f"{path}: cannot be read as a sweep: {reason}"]) from None
-        for number, line in enumerate(text.splitlines(), 1):
+            sentence = f"{path}: cannot be read as a sweep: {reason}"
+            usage = isinstance(error, ValueError) or error.errno in MISNAMED
+            raise (ConfigError([sentence]) if usage else UserError(sentence)) from None
+        for number, line in enumerate(text.split("\n"), 1):
             try:
                 words = shlex.split(line, comments=True)
             except ValueError as error:
@@ -204,8 +209,9 @@ class _File:
         if name in presets:
             return Path(os.path.relpath(presets[name]))
         path = Path(" ".join(words))
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError):  # too long to be a name
+            if path.is_file():
+                return path
         raise ConfigError([*self.problems, f"{place}: there is no preset or file {name!r}{nearest(name, presets)}"])
 
     def _seeds(self, words: list[str], place: str) -> list[int]:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lib.errors import printable, shown
+
 _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.,-~=+#"
 _COLOURS = {"running": "cyan", "starting": "cyan", "finished": "green", "interrupted": "yellow"}
 _BAD = "red"  # every other state
@@ -43,7 +45,7 @@ def out(*parts: Any) -> None:
     """Print texts and grids."""
     console = _console()
     for part in parts:
-        console.print(part)
+        console.print(shown(part) if isinstance(part, str) else part)
     if not terminal():
         print("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))
 
@@ -59,10 +61,10 @@ def grid(rows: Iterable[Sequence[Any]], titles: Sequence[str] = (), right: int =
 
     rows = list(rows)
     number = len(rows[0])
-    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=bool(titles), header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=bool(titles), header_style="dim")
     for n in range(number):
         numeric = n >= number - right
-        shown.add_column(
+        table.add_column(
             titles[n] if titles else "",
             justify="right" if numeric else "left",
             style="dim" if n == 0 else "",
@@ -70,8 +72,8 @@ def grid(rows: Iterable[Sequence[Any]], titles: Sequence[str] = (), right: int =
             no_wrap=numeric,
         )
     for row in rows:
-        shown.add_row(*row)
-    return shown
+        table.add_row(*(shown(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
@@ -79,12 +81,12 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
     if not terminal():
         print("\t".join(column.title for column in columns))
         for row in rows:
-            print("\t".join("" if value is None else str(value) for value in row))
+            print("\t".join("" if value is None else printable(str(value)) for value in row))
         return
     from rich import box
     from rich.table import Table
 
-    shown = Table(
+    screen = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -93,10 +95,10 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
         border_style="dim",
     )
     for n, column in enumerate(columns):
-        shown.add_column(column.title, justify="left" if column.left else "right", overflow="fold", no_wrap=n > 0)
+        screen.add_column(column.title, justify="left" if column.left else "right", overflow="fold", no_wrap=n > 0)
     for row in rows:
-        shown.add_row(*(_cell(column, value) for column, value in zip(columns, row, strict=True)))
-    _console().print(shown)
+        screen.add_row(*(_cell(column, value) for column, value in zip(columns, row, strict=True)))
+    _console().print(screen)
 
 
 def _cell(column: Column, value: Any) -> Any:
@@ -112,7 +114,7 @@ def styled(text: str, style: str) -> Any:
     """A text in a style."""
     from rich.text import Text
 
-    return Text(text, style=style)
+    return Text(shown(text), style=style)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

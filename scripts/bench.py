@@ -80,7 +80,7 @@ def main() -> int:
         print(f"\n{note}")
         problems += worse
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(*problems)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Write, check, compare and explain configurations: the program behind the configuration targets of the Makefile."""
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -94,7 +95,7 @@ def olddefconfig(args: argparse.Namespace) -> None:
             if not error.lines - dropped:
                 raise
             dropped |= error.lines
-            print("\n".join(f"dropped {problem}" for problem in error.problems))
+            print("\n".join(f"dropped {sentence}" for sentence in str(error).split("\n")))
     schema.override(given)
     _say_warnings(schema)
     _replace(schema, "up to date" if path.exists() else "there was none, so it has the defaults")
@@ -110,7 +111,7 @@ def savedefconfig(args: argparse.Namespace) -> None:
 def randconfig(args: argparse.Namespace) -> None:
     """Write a random valid configuration; the same seed gives the same one."""
     seed, given = _split(args.words)
-    if seed and not seed.isdecimal():
+    if seed and not re.fullmatch(r"\d{1,18}", seed, re.ASCII):
         raise UsageError(f"the seed must be a whole number; got {seed!r}")
     seed = int(seed) if seed else random.SystemRandom().randrange(2**32)
     schema = Schema()
@@ -256,10 +257,11 @@ def _read(name: str) -> Schema:
     if not name:  # make's A or B was not given
         raise UsageError("name two configurations, such as: make diffconfig A=gpt2_tiny B=.config")
     path = Path(name)
-    if path.is_dir():
-        path = path / ".config"
-    elif not path.exists() and name in _preset_names():
+    if name in _preset_names() and not path.exists():
         path = _preset(name)
+    else:
+        with contextlib.suppress(OSError):  # which reading it tells
+            path = path / ".config" if path.is_dir() else path
     schema = Schema()
     schema.load(path)
     _say_warnings(schema)

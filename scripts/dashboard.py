@@ -8,16 +8,25 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib import run, track
-from lib.errors import UserError, run_program
+from lib.errors import UsageError, UserError, run_program
 from lib.track import trackio as adapter
+
+LOCAL = "127.0.0.1"
 
 
 def main() -> int:
     """Serve the dashboard; returns 0 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", nargs="?", help="folder of a run, or name of a project [the latest run's project]")
+    parser.add_argument(
+        "--host",
+        default=LOCAL,
+        help="address to serve on; 0.0.0.0 lets every machine that reaches this one read all projects [127.0.0.1]",
+    )
     parser.add_argument("--port", type=int, help="port to serve on [the first free one from 7860]")
     args = parser.parse_args()
+    if args.port is not None and not 0 < args.port < 65536:
+        raise UsageError(f"--port must lie between 1 and 65535; got {args.port}")
     name = wanted_project(args.run)
     track.names(["trackio"])
     project = adapter.project(name)
@@ -30,9 +39,13 @@ def main() -> int:
 
     screen = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     try:
-        trackio.show(project, server_port=args.port, open_browser=screen)
-    except OSError:  # what trackio raises when no port is free
-        raise UserError(f"port {args.port or 'range from 7860'}: in use already; choose another with --port") from None
+        # Host and share are said, since Trackio would take GRADIO_SERVER_NAME, GRADIO_SHARE and SYSTEM from the
+        # environment, which are there for other programs.
+        trackio.show(project, host=args.host or LOCAL, share=False, server_port=args.port, open_browser=screen)
+    except OSError:  # what trackio raises when no port is free, and for an address that is not this machine's
+        where = f"{args.host} port {args.port or 'range from 7860'}"
+        hint = "" if args.host == LOCAL else ", or another --host if that is not an address of this machine"
+        raise UserError(f"{where}: in use already; choose another with --port{hint}") from None
     return 0
 
 

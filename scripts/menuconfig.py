@@ -95,7 +95,7 @@ class Menu:
         minimal = save_function == self.schema.kconf.write_min_config
         try:
             self.schema.write(Path(filename), minimal=minimal, keep_old=not minimal)
-        except ConfigError as error:
+        except UserError as error:
             _error(str(error))
             return None
         self.saved = self.saved or not minimal

@@ -25,9 +25,8 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.changes import harmless
-from lib import journal, provenance, run
+from lib import history, journal, provenance, run
 from lib.command_line import unconfigured
-from lib.comparison import read
 from lib.console import say, table
 from lib.errors import UsageError, UserError, run_program
 from lib.kconf import ROOT, Schema
@@ -55,6 +54,8 @@ def main() -> int:
     patch = changes(folder, made)
     copy = destination(folder, identity.name, args.to)
     facts = {"run": folder, "commit": made["commit"] + (f" with {patch.name}" if patch else ""), "reproduction": copy}
+    if patch:
+        facts["runs now"] = f"{patch}: code of whoever made the run; read it first unless that is you"
     say(table(facts))
     for sentence in itertools.chain(differences(made, provenance.environment()), remarks(folder, made)):
         say(f"note: {sentence}")
@@ -68,18 +69,20 @@ def main() -> int:
 
 def kept(folder: Path) -> dict[str, Any]:
     """What the folder of a run says of how it was made; raises UserError if that is not enough."""
-    made = read(folder / "provenance.json")
-    if not isinstance(made, dict) or not made.keys() >= {"commit", "uncommitted_changes", "packages"}:
+    made = history.provenance(folder / "provenance.json")
+    if not made.keys() >= {"commit", "uncommitted_changes", "packages"}:
         raise UserError(f"{folder}/provenance.json: does not say with what code and packages the run was made")
     if not made["commit"]:
         raise UserError(f"{folder}: was trained outside of a git clone, so its code is not known")
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(made["commit"])):  # git would take it for something else
+        raise UserError(f"{folder}/provenance.json: names a commit that is none")
     return made
 
 
 def configuration(folder: Path) -> dict[str, Any]:
     """The options of a finished run by name in lower case; raises UserError for what one training cannot repeat."""
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
-    if not sessions or "config" not in sessions[0]:
+    if not sessions or not all("max_iters" in one.get("config", {}) for one in sessions):
         raise UserError(f"{folder}: the journal does not say how the run was started")
     config, name = sessions[0]["config"], shlex.quote(str(folder))
     free = harmless(Schema()) - {"LOG_INTERVAL", "EVAL_INTERVAL"}  # these two decide which records there are
@@ -108,6 +111,8 @@ def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
     if not changed["file"]:
         return None
     path = folder / changed["file"]
+    if path.parent != folder:
+        raise UserError(f"{folder}/provenance.json: names uncommitted changes outside of the run's folder")
     try:
         same = hashlib.sha256(path.read_bytes()).hexdigest() == changed["sha256"]
     except OSError as error:
@@ -130,8 +135,8 @@ def destination(folder: Path, name: str, wanted: Path | None) -> Path:
 
 def place(made: Mapping[str, Any]) -> Path:
     """The folder that the run's relative paths, such as DATA_DIR, start from: where it was trained, or this one."""
-    where = Path(made.get("folder", ""))
-    return where if where.is_dir() else Path.cwd()
+    where = made.get("folder", "")
+    return Path(where if os.path.isdir(where) else Path.cwd())  # noqa: PTH112  # Path raises for too long a name
 
 
 def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -149,12 +154,12 @@ def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
 
 def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
     """What else about a run could keep a reproduction from being identical, a sentence each."""
-    if made.get("folder") and not Path(made["folder"]).is_dir():
+    if made.get("folder") and place(made) != Path(made["folder"]):
         yield f"{made['folder']}, where it was trained, is gone: relative paths start from {Path.cwd()}"
     if made["uncommitted_changes"] and made["uncommitted_changes"]["note"]:
         yield made["uncommitted_changes"]["note"]
     for path in sorted(folder.glob("provenance-*.json")):
-        later = read(path)
+        later = history.provenance(path)
         if any(later.get(key) != made[key] for key in ("commit", "uncommitted_changes")):
             yield f"it was resumed with other code than that of its start, which trains all of it now, see {path.name}"
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
@@ -175,12 +180,13 @@ def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
         git(ROOT, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitError:
         raise UserError(f"commit {commit} is not in the clone at {ROOT}; fetch it first") from None
-    scratch = Path(tempfile.mkdtemp(prefix="espalier-reproduce-"))
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix="espalier-reproduce-"))
+    except OSError as error:
+        raise UserError(f"no folder can be made to check out the run's code ({error.strerror}); set TMPDIR") from None
     tree = scratch / ROOT.name
     try:
-        git(ROOT, "worktree", "add", "--quiet", "--detach", str(tree), commit)
-        if patch:
-            git(tree, "apply", "--binary", "--whitespace=nowarn", str(patch))
+        _check_out(tree, commit, patch)
         yield tree / prefix
     finally:
         if keep and tree.exists():
@@ -189,6 +195,16 @@ def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
             with contextlib.suppress(GitError):  # it was not made
                 git(ROOT, "worktree", "remove", "--force", "--force", str(tree))  # twice: also while it is being made
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_out(tree: Path, commit: str, patch: Path | None) -> None:
+    try:
+        git(ROOT, "worktree", "add", "--quiet", "--detach", str(tree), commit)
+        if patch:
+            git(tree, "apply", "--binary", "--whitespace=nowarn", str(patch))
+    except GitError as error:  # git names every file that it had no room for
+        free = shutil.disk_usage(tree.parent).free
+        raise UserError(f"{str(error)[:300]}; {free:,} bytes are free there, and TMPDIR names another place") from None
 
 
 def train(tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where: Path) -> None:

@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from lib import difference, export, files, follow, history, journal, track, view
 from lib.command_line import resolve
 from lib.console import duration
-from lib.errors import UsageError, UserError, run_program
+from lib.errors import UsageError, UserError, run_program, shown
 from lib.history import History
 from lib.run import Identity, newest
 from lib.track.cursor import FOLDER, Cursor, path_of
@@ -94,7 +94,7 @@ def list_runs(args: argparse.Namespace) -> int:
     ]
     view.table(columns, [row for _, row in sorted(rows, key=lambda item: item[0])])
     for note in notes:
-        print(note, file=sys.stderr)
+        print(shown(note), file=sys.stderr)
     return 0
 
 
@@ -257,7 +257,7 @@ def _results(a: difference.Side, b: difference.Side, comparable: bool) -> Iterat
         if one is None and other is None:
             continue
         show = {"seconds": duration, "tokens/s": view.whole}.get(name, view.number)
-        far = f"{other - one:+.4f}" if "loss" in name and comparable and None not in (one, other) else ""
+        far = f"{float(other) - float(one):+.4f}" if "loss" in name and comparable and None not in (one, other) else ""
         yield name.replace("seconds", "time"), *("-" if v is None else show(v) for v in (one, other)), far
 
 

@@ -32,7 +32,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tqdm import tqdm
 
-from lib import comparison, files, journal, sweep
+from lib import comparison, files, history, journal, sweep
 from lib.command_line import unconfigured
 from lib.config_file import ConfigError
 from lib.console import duration, say
@@ -110,11 +110,7 @@ def write(folder: Path, found: comparison.Results) -> None:
     text = comparison.table(found)
     say(f"\n{text}")
     files.write_json(folder / "results.json", found)
-    try:
-        with files.whole(folder / "table.md") as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise UserError(f"{folder}/table.md: cannot be written: {error.strerror}") from None
+    files.write(folder / "table.md", text.encode())
     say(f"{folder}/table.md, {folder}/results.json")
 
 
@@ -163,7 +159,8 @@ class Trainer:
                     process_group=0,
                 )
         except OSError as error:
-            raise UserError(f"{_log(run)}: the trainer cannot be started: {error.strerror}") from None
+            why = files.reason(error, run.parent)
+            raise UserError(f"{_log(run)}: the trainer cannot be started: {why}") from None
 
     def progress(self) -> int:
         """The step that the run is at, as its journal has it."""
@@ -175,10 +172,12 @@ class Trainer:
     def reason(self) -> str:
         """Why it ended before the run did: its error, or else the last line of its log."""
         session = _log(self.run).read_text(errors="replace").rpartition("\n$ ")[2]
-        lines = [line for line in session.splitlines() if line.strip()]
+        lines = [line for line in session.splitlines()[1:] if line.strip()]  # the first is its command
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         code = self.process.returncode
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else [*lines, *errors][-1]
+        if code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        return [f"exit code {code} without a word", *lines, *errors][-1]
 
 
 class Trainers:
@@ -222,7 +221,7 @@ class Trainers:
     def count(self, one: Trainer, failure: str | None) -> None:
         """Note and say that a trainer has ended: with its run finished, failed or stopped."""
         if one.run.finished:
-            summary = comparison.read(one.run.folder / "summary.json")
+            summary = history.summary(one.run.folder)
             line = f"val loss {summary['final_val_loss']:.4f}  {duration(summary['total_time_seconds'])}"
         else:
             line = f"failed: {failure}" if failure else f"stopped after step {one.progress()}"

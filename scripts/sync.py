@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib import run, track
-from lib.errors import UsageError, run_program
+from lib.errors import UsageError, run_program, shown
 from lib.kconf import Schema
 from lib.track import lane
 
@@ -22,7 +22,7 @@ def main() -> int:
     run.Identity.load(folder)  # refuses a folder that holds no run
     names = track.names(trackers(folder, args.tracker))
     deliveries = deliver(track.Lanes(folder, names))
-    print(f"{folder}\n{track.table(deliveries)}")
+    print(shown(f"{folder}\n{track.table(deliveries)}"))
     return 1 if any(one.pending or one.state == "failed" for one in deliveries) else 0
 
 
@@ -61,9 +61,9 @@ def deliver(lanes: track.Lanes) -> list[track.Delivery]:
 def show(text: str) -> None:
     """Replace the line of progress; on anything but a terminal only whole lines are printed."""
     if sys.stdout.isatty():
-        print(f"\r\033[K{text}", end="", flush=True)
+        print(f"\r\033[K{shown(text)}", end="", flush=True)
     elif text.endswith("\n"):
-        print(text, end="", flush=True)
+        print(shown(text), end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -290,5 +290,5 @@ def test_an_old_name_is_said_and_arguments_are_checked(program, folder):
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(program):
     done = program(CONFIG, "defconfig", KCONFIG_CONFIG="no/such/folder/.config")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: no/such/folder/.config: cannot be written: No such file or directory\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib import journal
-from tests.training import ROOT, TEXT, arguments, train
+from tests.training import ROOT, TEXT, arguments, program, train
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 
@@ -120,7 +120,7 @@ def test_a_tracker_of_another_package(tmp_path, monkeypatch):
     for trackers in ("sqlite", "all"):
         folder = tmp_path / trackers
         folder.mkdir()
-        output = train(folder, *arguments(tracker=trackers, **tiny))
+        output = train(folder, *arguments(tracker=trackers, **tiny), by=program)
         assert re.search(r"^sqlite +finished  1\d rows delivered$", output, re.MULTILINE), output
         assert_database_holds(folder / "runs/run")
     assert re.search(r"^csv +finished  1\d rows delivered$", output, re.MULTILINE), output

@@ -35,7 +35,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, disk):
     before = list(journal.read(run))
     last = before[-1]["step"]
     assert (process.returncode, 3 < last < 300) == (1, True)
-    wanted = f"error: {run}/journal.jsonl: step {last + 1} cannot be recorded: No space left on device; free space\n"
+    wanted = f"error: {run}/journal.jsonl: step {last + 1} cannot be recorded: No space left on device; it takes "
     assert wanted in output and "Traceback" not in output
     disk("size=32m")
     training.train(tmp_path, "--resume", str(run))

@@ -1,5 +1,6 @@
 """Following a run that another process trains: real processes, real journals, pipes that close."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,9 @@ import pytest
 from tests.runs import ended, evaluated, trained, write
 from tests.training import ROOT
 
-# Stands for a trainer: holds the run's folder, and records what it is told on its standard input, a Python call a line.
+# Stands for a trainer: holds the run's folder, and records what it is told on its standard input, in JSON.
 TRAINER = """
-    import sys
+    import json, sys
     from pathlib import Path
     sys.path.insert(0, {root!r})
     from lib import files, journal
@@ -22,7 +23,8 @@ TRAINER = """
         book = None
         for line in sys.stdin:
             book = book or journal.Journal(Path({run!r}))
-            book.write(*eval(line)[0], **eval(line)[1])
+            arguments, details = json.loads(line)
+            book.write(*arguments, **details)
 """
 FINAL = {"final_val_loss": 1.5, "best_val_loss": 1.25, "total_time_seconds": 61.0}
 
@@ -35,7 +37,7 @@ def trainer(run):
 
 
 def record(process, *arguments, **details):
-    print((arguments, details), file=process.stdin, flush=True)
+    print(json.dumps([arguments, details]), file=process.stdin, flush=True)
 
 
 def tail(run, *flags, **popen):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.config_file import ConfigError
+from lib.errors import UserError
 from lib.kconf import ROOT, Options, Schema
 from scripts.config import randomise
 
@@ -287,9 +288,9 @@ def test_the_old_file_is_kept_when_it_changes(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match=r"x/c: cannot be written: No such file or directory$"):
+    with pytest.raises(UserError, match=r"x/c: cannot be written: No such file or directory$"):
         Schema().write(tmp_path / "x" / "c")
-    with pytest.raises(ConfigError, match=r"cannot be written: Is a directory$"):
+    with pytest.raises(UserError, match=r"cannot be written: Is a directory$"):
         Schema().write(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 

@@ -222,7 +222,7 @@ def _count_on_rank(rank, folder):
 
 def test_wanda_sees_the_inputs_of_all_ranks(tmp_path):
     torch.multiprocessing.spawn(_count_on_rank, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first[0].tolist() == [5.0] * 6
     assert all(map(torch.equal, first, second))
 

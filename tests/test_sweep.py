@@ -14,11 +14,11 @@ import pytest
 
 from lib import comparison, sweep
 from lib.config_file import ConfigError
-from tests.training import ROOT, TEXT, TINY
+from tests.training import ROOT, TEXT, TINY, text
 
 HEAD = "defconfig gpt2_tiny\nseeds 1 2\n"
 OWN = {"seed", "tracker_run_name"}  # what a sweep sets itself
-COMMON = " ".join(f"{k.upper()}={v}" for k, v in (TINY | {"tracker": "none"}).items() if k not in OWN)
+COMMON = " ".join(f"{k.upper()}={text(v)}" for k, v in (TINY | {"tracker": "none"}).items() if k not in OWN)
 
 
 def write(folder, *lines, head=HEAD):

@@ -273,7 +273,7 @@ def test_wrong_arguments_are_sentences_before_anything_is_written(tmp_path, monk
             EspalierTracker(tracker_tags=value)
     with pytest.raises(UsageError, match=r"^EspalierTracker: WANDB_OFFLINE .*1"):
         EspalierTracker(trackers=("wandb",), wandb_offline=1)
-    with pytest.raises(UsageError, match=r"^TRACKER_GROUP: holds a password or token"):
+    with pytest.raises(UsageError, match=r"^EspalierTracker: TRACKER_GROUP holds a password or token"):
         EspalierTracker(trackers=(), tracker_group="https://me:secret@host")
     assert EspalierTracker(tracker_group=1).options["tracker_group"] == "1"
     assert list(tmp_path.iterdir()) == []

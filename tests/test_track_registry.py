@@ -54,9 +54,8 @@ def test_a_plug_in_is_not_imported_by_the_trainer(package):
 )
 def test_an_option_that_holds_a_password_is_refused(value):
     schema = Schema()
-    schema.override([("TRACKER", "mlflow", "a"), ("MLFLOW_TRACKING_URI", value, "a")])
-    with pytest.raises(UsageError, match=r"^MLFLOW_TRACKING_URI: holds a password or token, which") as caught:
-        registry.check(schema)
+    with pytest.raises(UsageError, match=r"^a: MLFLOW_TRACKING_URI holds a password or token, which") as caught:
+        schema.override([("TRACKER", "mlflow", "a"), ("MLFLOW_TRACKING_URI", value, "a")])
     assert "secret" not in str(caught.value)
 
 
@@ -64,7 +63,6 @@ def test_addresses_and_prompts_without_a_password_are_fine():
     schema = Schema()
     given = {"TRACKER": "mlflow", "MLFLOW_TRACKING_URI": "http://host:5000/x", "PROMPT": "what? key=1: a & b"}
     schema.override([(name, value, "a") for name, value in given.items()])
-    registry.check(schema)
 
 
 def test_a_plug_in_does_not_take_the_place_of_a_tracker_of_ours(package):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 import shutil
 import signal
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from lib import checkpoint, journal
-from tests.training import ROOT, arguments, losses, start, train
+from tests.training import ROOT, arguments, losses, program, start, train
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -23,7 +24,8 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_losses_are_the_golden_ones(tmp_path, optimizer):
     """Any change of the training path shows here; if one is meant, replace the numbers and say why in the commit."""
     rate = 0.1 if optimizer == "sgd" else 0.003
-    train(tmp_path, *arguments(optimizer=optimizer, learning_rate=rate, dropout=0, max_iters=20))
+    words = arguments(optimizer=optimizer, learning_rate=rate, dropout=0, max_iters=20)
+    train(tmp_path, *words, by=program)
     golden = [float(line) for line in (GOLDEN / f"losses_{optimizer}.txt").read_text().splitlines()]
     assert list(losses(tmp_path / "runs/run").values()) == pytest.approx(
         golden, rel=1e-4
@@ -75,6 +77,14 @@ def assert_like_uninterrupted(run: Path, whole_run: Path) -> None:
         assert_same(a[name], b[name])
 
 
+def test_the_forked_trainer_of_the_tests_is_the_program(tmp_path, whole):
+    """Losses, weights and random state bit for bit, and what it prints but for what the clock tells."""
+    output = train(tmp_path, *arguments(json_output="result.json"), by=program)
+    assert_like_uninterrupted(tmp_path / "runs/run", whole[0] / "runs/run")
+    clock = re.compile(r"[\d,.]+ tokens/s|in [\d.]+ seconds|(?<=^time ) +[\d.:]+.*", re.MULTILINE)
+    assert clock.sub("", output) == clock.sub("", whole[1]).replace(str(whole[0]), str(tmp_path))
+
+
 def wait_for_step(run: Path, step: int) -> None:
     """Return once the journal has a training step at or beyond `step`."""
     deadline = time.monotonic() + 60
@@ -103,7 +113,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, whole, step):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_resume(tmp_path, whole, number, code):
-    process = start(tmp_path, *arguments())
+    process = program(tmp_path, *arguments())
     run = tmp_path / "runs/run"
     wait_for_step(run, 12)
     process.send_signal(number)
@@ -271,7 +281,8 @@ def test_other_data_is_not_trained_on(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.endswith(
-        "error: runs/run: was trained on other data than what data/files-bytes holds; put that back\n"
+        "error: runs/run: was trained on other data than what data/files-bytes holds (train-00000.bin, val-00000.bin); "
+        "put that back\n"
     )
 
 
@@ -302,7 +313,7 @@ def test_resumed_runs_are_found_where_they_are_configured_to_be(tmp_path):
 
 
 def test_nobody_reading_the_output_does_not_stop_a_run(tmp_path):
-    process = start(tmp_path, *arguments())
+    process = program(tmp_path, *arguments())
     while "run folder" not in process.stdout.readline():
         pass
     process.stdout.close()
@@ -353,7 +364,7 @@ def test_two_trainers_do_not_share_a_run(tmp_path):
 def test_a_run_whose_checkpoint_cannot_be_written_is_not_finished(tmp_path, interval, last):
     """A periodic checkpoint is written while training goes on: at the next one it is said, and that one fails."""
     limit = 200_000  # bytes of a file; a checkpoint has 400,000, everything else less than half of the limit
-    process = start(
+    process = program(
         tmp_path,
         *arguments(checkpoint_interval=interval),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -362,7 +373,7 @@ def test_a_run_whose_checkpoint_cannot_be_written_is_not_finished(tmp_path, inte
     assert process.returncode == 1, output
     run = tmp_path / "runs/run"
     names = [checkpoint.name(step) for step in range(interval, last + 1, interval or 40) if step]
-    lines = [line for line in output.splitlines() if "the checkpoint cannot be written (" in line]
+    lines = [line for line in output.splitlines() if "MB cannot be written (" in line]
     assert [line.split(":")[0] for line in lines] == ["alert"] * (len(names) - 1) + ["error"]
     assert all(f"runs/run/checkpoints/{name}: " in line for name, line in zip(names, lines, strict=True))
     assert "Traceback" not in output

@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lib.kconf import Schema
+from tests.forked import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "".join(f"{n} squared is {n * n}, and its cube is {n**3}.\n" for n in range(2000))
@@ -17,7 +19,7 @@ TINY = {
     "batch_size": 4, "gradient_accumulation": 2, "max_iters": 40, "warmup_steps": 5, "learning_rate": 0.003,
     "eval_interval": 10, "eval_samples": 8, "log_interval": 1, "checkpoint_interval": 10,
     "device": "cpu", "dtype": "float32", "threads": 1, "seed": 7, "sample_tokens": 20, "tracker_run_name": "run",
-    "system_metrics_interval": 0,
+    "system_metrics_interval": 0, "checkpoint_best": False,
 }  # fmt: skip
 
 
@@ -30,14 +32,19 @@ def arguments(**changes: object) -> list[str]:
     return flags
 
 
-def start(folder: Path, *words: str, **popen: object) -> subprocess.Popen:
-    """Start `python gpt2/train.py <words>` in `folder`, which gets the corpus."""
+def start(folder: Path, *words: str) -> Trainer:
+    """Start the trainer with these words in `folder`, which gets the corpus; forked, so that it need not import."""
     (folder / "corpus.txt").write_text(TEXT)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIG_", "WANDB", "TRACKIO"))}
+    return Trainer(folder, list(words), environment())
+
+
+def program(folder: Path, *words: str, **popen: object) -> subprocess.Popen:
+    """The same as a user starts it, `python gpt2/train.py <words>`: where the start or the process is the point."""
+    (folder / "corpus.txt").write_text(TEXT)
     return subprocess.Popen(
         [sys.executable, str(ROOT / "gpt2" / "train.py"), *words],
         cwd=folder,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -45,9 +52,14 @@ def start(folder: Path, *words: str, **popen: object) -> subprocess.Popen:
     )
 
 
-def train(folder: Path, *words: str, code: int = 0) -> str:
+def environment() -> dict[str, str]:
+    """This process's, without what would configure the trainer."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("CONFIG_", "WANDB", "TRACKIO"))}
+
+
+def train(folder: Path, *words: str, code: int = 0, by: Callable[..., Trainer | subprocess.Popen] = start) -> str:
     """Train to the end and return what was printed; fails when the exit code is not `code`."""
-    process = start(folder, *words)
+    process = by(folder, *words)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
     return output
@@ -60,8 +72,31 @@ def losses(run: Path) -> dict[int, float]:
 
 def records(run: Path, event: str) -> list[dict]:
     """The events of a kind in a run's journal, as often as they are in it."""
-    lines = (run / "journal.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["event"] == event]
+    lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
+    whole = (line for line in lines if line.endswith("\n"))  # one may just be written
+    return [record for record in map(json.loads, whole) if record["event"] == event]
+
+
+def same(a: object, b: object) -> bool:
+    """Whether nested dictionaries, lists and tensors are equal, bit for bit."""
+    import torch
+
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def rewrite(path: Path, state: dict) -> None:
+    """Put another state into the checkpoint at `path`, with a header that says the same and a checksum that fits."""
+    from lib import checkpoint, checkpoint_file
+
+    header = checkpoint_file.header(path)
+    about = {name: header[name] for name in ("run", "run_id", "model")}
+    checkpoint.save(path.parent, header["step"], state, checkpoint.Keeping(1000, False), about)
 
 
 def text(value: object) -> str:
@@ -83,6 +118,9 @@ class Records(list):
 
     def write(self, event: str, step: int, metrics: dict[str, float]) -> None:
         self.append((event, step, metrics))
+
+    def alert(self, kind: str, level: str, message: str, step: int) -> None:
+        self.append((f"alert {kind}", step, {}))
 
     def tick(self) -> None:
         pass

@@ -15,15 +15,15 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lib import launch
+from lib import files, launch
 from lib.errors import UserError
 from lib.kconf import ROOT
 from lib.track import lane, registry
 from lib.track.cursor import FOLDER, Cursor, path_of
-from lib.track.registry import check, names
+from lib.track.registry import names
 from lib.track.tracker import Alert, Row, Tracker, TrackOptions
 
-__all__ = ["Alert", "Delivery", "Lanes", "Row", "TrackOptions", "Tracker", "check", "names", "table"]
+__all__ = ["Alert", "Delivery", "Lanes", "Row", "TrackOptions", "Tracker", "names", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,8 @@ def _start(folder: Path, name: str) -> "_Lane | _Unstarted":
     try:
         return _Lane(folder, name)
     except OSError as error:  # a folder where the log should be, no more processes: no reason for the trainer to stop
-        return _Unstarted(folder, name, f"its process cannot be started: {error}")
+        why = error if error.filename else files.reason(error, folder / FOLDER)
+        return _Unstarted(folder, name, f"its process cannot be started: {why}")
 
 
 class _Lane:
@@ -116,7 +117,8 @@ class _Lane:
         hears, tells = os.pipe()
         self.told = os.fdopen(hears, "rb", buffering=0)
         try:
-            with path_of(folder, name, "log").open("ab") as log:
+            with path_of(folder, name, "log").open("ab", buffering=0) as log:
+                log.write(time.strftime("%Y-%m-%d %H:%M:%S\n").encode())  # a disk that is full is told now
                 self.process = subprocess.Popen(
                     # -P: the user's working directory may hold a folder `lib` or `wandb`
                     [sys.executable, "-P", "-m", "lib.track", str(folder), name, str(tells)],

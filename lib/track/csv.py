@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lib import files
 from lib.errors import UserError
 from lib.run import Identity
 from lib.track.tracker import Alert, Row
@@ -46,7 +47,7 @@ class Tracker:
 class Table:
     """A file of lines whose second and third field say which record they belong to; no record is stored twice.
 
-    A kill or a full disk may have stored a part of the last record; the rest is added when it comes again.
+    A kill may have stored a part of the last record; the rest is added when it comes again.
     """
 
     def __init__(self, path: Path, header: tuple[str, ...]):
@@ -82,10 +83,7 @@ class Table:
         data = b"".join(line for _, line in new if line not in self.last)
         if data:
             data = data if self.size else self.header + data
-            with self.path.open("r+b" if self.size else "wb") as file:
-                file.seek(self.size)
-                file.truncate()  # what a kill or a full disk left of the last attempt
-                file.write(data)
+            files.append(self.path, data, after=self.size)
             self.size += len(data)
         self.stored |= {key for key, _ in new}
 

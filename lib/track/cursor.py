@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib import journal
+from lib import journal, run
 from lib.errors import UserError
 from lib.files import write_json
 from lib.track.tracker import Alert, Row
@@ -39,11 +39,16 @@ class Cursor:
         """The stored state, or a new one; raises UserError when the file cannot be understood."""
         path = path_of(folder, name)
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: the tracker's state cannot be read: {error}") from None
+        kinds = [(value, type(right)) for value, right in zip(vars(found).values(), vars(cls()).values(), strict=True)]
+        kinds += [(step, int) for step in found.delivered.values()] if isinstance(found.delivered, dict) else []
+        if not all(type(value) is kind for value, kind in kinds) or not 0 <= found.offset < 2**63:
+            raise UserError(f"{path}: the tracker's state cannot be read: it holds values of other kinds")
+        return found
 
     def save(self, folder: Path, name: str) -> None:
         """Store the state whole or not at all; raises UserError."""
@@ -91,4 +96,4 @@ def _key(item: Row | Alert) -> str:
 
 def path_of(folder: Path, name: str, kind: str = "json") -> Path:
     """Where the state of a tracker is stored, or its `log` or `lock`."""
-    return Path(folder) / FOLDER / f"{name.replace(':', '-')}.{kind}"
+    return Path(folder) / FOLDER / f"{run.folder_name(name.replace(':', '-'))}.{kind}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lib import files, journal
+from lib import files, journal, redact
 from lib.errors import UserError
 from lib.run import Identity
 from lib.track import registry
@@ -39,6 +39,8 @@ def main(folder: Path, name: str, pipe: int) -> int:
     # A scheduler's SIGTERM goes to every process of a job. The trainer answers it by finishing; the lane ends with it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(19)  # the processors are for training
+    # What libraries print goes into the tracker's log, and may quote a key that was refused.
+    sys.stdout, sys.stderr = redact.Discreet(sys.stdout), redact.Discreet(sys.stderr)
     try:
         return deliver(folder, name, trainer_gone, Pipe(pipe))
     except UserError as error:
@@ -127,7 +129,7 @@ class _Lane:
 
     def note(self, **changes: str) -> None:
         for field, value in changes.items():
-            setattr(self.cursor, field, value)
+            setattr(self.cursor, field, redact.hide(value))
         self.cursor.save(self.folder, self.name)
 
     def _configuration(self) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def _sentence(error: BaseException) -> str:
 @contextlib.contextmanager
 def _lock(path: Path, gone: Gone, pipe: Pipe) -> Iterator[bool]:
     """Whether this process is the one that delivers; waits for another one while the trainer lives, then 2 s more."""
-    with path.open("a+") as file:
+    with path.open("ab", buffering=0) as file:
         patience = 8
         while not (locked := _try_lock(file.fileno())) and patience:
             pipe.close()
@@ -204,8 +206,10 @@ def _lock(path: Path, gone: Gone, pipe: Pipe) -> Iterator[bool]:
                 time.sleep(ASK)
         if locked:
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            try:
+                file.write(b"%d\n" % os.getpid())
+            except OSError as error:
+                raise UserError(f"{path}: cannot be written: {files.reason(error, path.parent)}") from None
         yield locked
 
 

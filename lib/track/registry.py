@@ -16,19 +16,7 @@ from lib.kconf import ROOT, Schema
 from lib.option import nearest
 from lib.track.tracker import Tracker
 
-_SECRET = re.compile(r"://[^/\s]*:[^/\s]*@|[?&]\w*(token|key|secret|password)\w*=", re.IGNORECASE)
 GROUP = "espalier.trackers"  # the entry points that name a class like lib.track.tracker.Tracker
-
-
-def check(schema: Schema) -> None:
-    """Raise UsageError if a tracker cannot be used, or if an option holds what the run's folder must not keep."""
-    names(schema["TRACKER"])
-    for name, value in schema.values().items():
-        if isinstance(value, str) and _SECRET.search(value):
-            raise UsageError(
-                f"{name.upper()}: holds a password or token, which the run's folder and trackers would keep; "
-                "give it in the environment, as in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            )
 
 
 def names(wanted: Iterable[str]) -> list[str]:
@@ -41,7 +29,7 @@ def names(wanted: Iterable[str]) -> list[str]:
     if wanted == ["all"]:
         return [name for name in known() if not problem(name)]
     if problems := [text for name in wanted if (text := problem(name))]:
-        raise UsageError("\n".join(problems))
+        raise UsageError(*problems)
     return wanted
 
 

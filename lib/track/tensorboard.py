@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lib.files import whole
+from lib import files
 from lib.run import Identity
 from lib.track.tracker import Alert, Row, within_64_bits
 
@@ -96,10 +96,7 @@ class Tracker:
             self._session("running", events[0].wall_time)
             self.path = self._new_file()
         data = _records(events, first=not self.size)
-        with self.path.open("r+b") as file:
-            file.seek(self.size)
-            file.truncate()  # what a full disk left of the last attempt
-            file.write(data)
+        files.append(self.path, data, after=self.size)
         self.size += len(data)
         for event in events:
             self._know(event)
@@ -129,8 +126,7 @@ class Tracker:
         if status != "running":
             summaries.append(_end(status, ended))
         events = [event_pb2.Event(wall_time=began, summary=summary) for summary in summaries]
-        with whole(self.folder / SESSION) as file:
-            file.write(_records(events, first=True))
+        files.write(self.folder / SESSION, _records(events, first=True))
 
 
 def _scalars(row: Row) -> dict[str, Any]:

@@ -1,0 +1,7 @@
+"""Bad input for everything that reads something; tests/fuzz.py and tests/test_fuzz.py feed it."""
+
+from tests.fuzzing import configurations, runs, weights
+from tests.fuzzing.mutation import mutated
+from tests.fuzzing.promise import TARGETS
+
+__all__ = ["TARGETS", "configurations", "mutated", "runs", "weights"]

@@ -1,0 +1,88 @@
+"""Nothing that is given to make is run by a shell, or by make itself."""
+
+import re
+
+import pytest
+
+from tests.test_makefile import clone, make
+from tests.training import ROOT
+
+__all__ = ["clone"]  # a fixture
+
+HOSTILE = "1; touch pwned $(touch pwned) $(shell touch pwned) `touch pwned` \" ' | touch pwned\ntouch pwned\n $5 %"
+TARGETS = {
+    "train": ["LEARNING_RATE", "PROMPT", "TRACKER"], "defconfig": ["SEED"], "olddefconfig": ["SEED"],
+    "checkconfig": ["SEED"], "savedefconfig": ["DEFCONFIG"], "diffconfig": ["A", "B"], "explain": ["X"],
+    "randconfig": ["RAND_SEED", "SEED"], "prune-report": ["SEED"], "resume": ["RUN", "SEED"],
+    "sweep": ["SWEEP", "JOBS", "SEED"], "data": ["DATA_DIR"], "sample": ["RUN", "PROMPT", "CHECKPOINT"],
+    "runs": ["OUTPUT_DIR"], "show": ["RUN"], "compare": ["A", "B"], "tail": ["RUN"], "export": ["RUN", "FORMAT", "OUT"],
+    "reproduce": ["RUN"], "dashboard": ["RUN", "PORT", "HOST"], "sync": ["RUN", "TRACKER"],
+    "tracker-doctor": ["TRACKER"],
+    "bench": ["REF"], "bench-check": ["REF"], "checkpoint-info": ["RUN", "CHECKPOINT"], "torture": ["MINUTES"],
+    "fuzz": ["MINUTES"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def echo(clone):
+    """make with a Python that only shows its arguments: echo("train", "SEED=1"), and the folder where it runs."""
+    python = clone / "python"
+    python.write_text("#!/bin/sh\nfor word; do printf '<%s>' \"$word\"; done; echo\n")
+    python.chmod(0o755)
+
+    def start(*words, code=0, **environment):
+        output = make(clone, *words, "PYTHON=./python", code=code, **environment)
+        assert list(clone.glob("*pwned*")) == []
+        return output
+
+    return start
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_given_to_make_reaches_the_program_as_it_is(echo, target):
+    output = echo(target, *(f"{name}={HOSTILE}" for name in TARGETS[target]))
+    assert output.count(HOSTILE) == len(TARGETS[target])
+
+
+def test_the_words_that_make_adds_are_words(echo):
+    assert "<show><$(shell><touch><pwned)><;><touch><pwned><`touch><pwned`>" in echo(
+        "show", "ARGS=$(shell touch pwned) ; touch pwned `touch pwned`"
+    )
+
+
+STEMS = ["x;touch pwned", "$(touch pwned)", "`touch pwned`", "';touch pwned;'", '";touch pwned;"', "a\ntouch pwned\n"]
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_name_of_a_preset_is_one_word(echo, stem):
+    assert f"<defconfig><{stem}>" in echo(f"{stem}_defconfig")
+
+
+@pytest.mark.parametrize("name", ['a";touch${IFS}pwned;"', "a$$b", "`touch${IFS}pwned`", "é"])
+def test_a_variable_has_a_plain_name(echo, name):
+    assert "a name has letters, digits and _ alone" in echo("train", f"{name}=1", code=2)
+
+
+def test_what_make_computes_itself_cannot_be_given(echo):
+    given = dict.fromkeys(("OVERRIDES", "CONFIG_PY", "SYSTEM_PYTHON", "VENV", "OURS", "GIVEN"), "; touch pwned")
+    echo("train", *(f"{name}={value}" for name, value in given.items()))
+    echo("train", KCONFIG_CONFIG="a:;touch pwned", **given)
+
+
+PYTHONS = ["./python; touch pwned", "$(shell touch pwned)", "`touch pwned`", '"; touch pwned; "']
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_python_is_one_program(clone, python):
+    assert f"PYTHON={python}: there is no such program" in make(clone, "train", f"PYTHON={python}", code=2)
+    assert list(clone.glob("*pwned*")) == []
+
+
+def test_recipes_expand_nothing_that_is_given():
+    asked = r"\$\(if \$\((\w+|filter \w+,\$\(GIVEN\))\),"  # whether something is given
+    text = re.sub(asked, "", (ROOT / "Makefile").read_text())
+    recipes = re.findall(r"^\t@.*|^\t\t.*", text, re.MULTILINE)
+    expanded = {name for line in recipes for name in re.findall(r"(?<!\$)\$\(([\w*]+)\)", line)}
+    assert expanded == {"OVERRIDES", "CONFIG_PY", "VENV", "SYSTEM_PYTHON", "MAKEFILE_LIST"}
+    stems = [line for line in recipes if re.search(r"(?<!\$)\$\*", line)]
+    assert [re.search(r"(install|check) \$\*", line)[1] for line in stems] == ["check", "install"]  # names of ours

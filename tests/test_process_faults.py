@@ -1,0 +1,272 @@
+"""Faults of the process and what is around it, made for real: signals, closed terminals, folders that go, memory."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gpt2.session import Session
+from lib import checkpoint, device, journal
+from lib.checkpoint_file import is_whole
+from lib.signals import StopSignals
+from tests.disk import disk
+from tests.training import ROOT, TEXT, Records, arguments, losses, program, schema, start, train
+
+__all__ = ["disk"]  # fixtures
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The losses of a run of STEPS that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, *arguments(max_iters=STEPS))
+    return losses(folder / "runs/run")
+
+
+def wait_for_step(run, step, process):
+    """Return when the journal has a step, while the trainer lives."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(journal.JournalError):
+            if any(r["event"] == "train" and r["step"] >= step for r in journal.read(run)):
+                return
+        time.sleep(0.005)
+    pytest.fail(f"step {step} was not reached: {process.communicate(timeout=10)[0]}")
+
+
+def ended(process):
+    """Exit code and output of a trainer, in which there is no traceback."""
+    output = process.communicate(timeout=60)[0]
+    assert "Traceback" not in output
+    return process.returncode, output
+
+
+def assert_goes_on(folder, run, whole):
+    """The run can be resumed, and has every step once with the loss of the run that nothing disturbed."""
+    train(folder, "--resume", str(run))
+    assert journal.damaged(folder / run) == []
+    steps = [r["step"] for r in journal.read(folder / run) if r["event"] == "train"]
+    assert steps == list(range(1, STEPS + 1))
+    assert losses(folder / run) == whole
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+def test_asked_again_and_again_a_run_ends_at_once_and_goes_on(tmp_path, whole):
+    """Whether it was quick enough to save or was ended while it did."""
+    process, run = start(tmp_path, *arguments(max_iters=STEPS)), tmp_path / "runs/run"
+    wait_for_step(run, 12, process)
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    code, _ = ended(process)
+    assert code in (130, -signal.SIGINT)
+    names = [path.name for path in (run / "checkpoints").glob("*.pt")]
+    assert all(is_whole(run / "checkpoints" / name) for name in names) and names
+    assert_goes_on(tmp_path, "runs/run", whole)
+
+
+def test_a_wish_that_comes_twice_at_once_is_one(tmp_path):
+    """As by `make`, which hands SIGTERM on to a trainer that has had it with the whole process group."""
+    process, run = start(tmp_path, *arguments(max_iters=10_000)), tmp_path / "runs/run"
+    wait_for_step(run, 3, process)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 143
+    *_, last = journal.read(run)
+    assert (last["event"], last["status"]) == ("finish", "interrupted")
+    assert checkpoint.find(run / "checkpoints")[-1].name == checkpoint.name(last["step"])
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.35, 0.8])
+def test_ctrl_c_while_it_starts_is_no_traceback(tmp_path, seconds):
+    """At these instants it imports, or prepares data, or trains already: the machine decides."""
+    process = program(tmp_path, *arguments(max_iters=10_000))
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    code, output = ended(process)
+    assert code == 130
+    assert "interrupted" in output or "stopped after step" in output
+
+
+def test_a_closed_terminal_saves(tmp_path):
+    """With a progress bar on it; the kernel sends SIGHUP, and so does the shell that had the terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    run = tmp_path / "runs/run"
+
+    def own_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "gpt2" / "train.py"), *arguments(max_iters=10_000, tracker="csv")],
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=own_terminal,
+    )
+    os.close(theirs)
+    wait_for_step(run, 12, process)
+    assert b"%|" in os.read(ours, 1 << 16)
+    os.close(ours)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 129
+    *_, last = journal.read(run)
+    assert (last["event"], last["status"]) == ("finish", "interrupted")
+    assert checkpoint.find(run / "checkpoints")[-1].name == checkpoint.name(last["step"])
+    assert len((run / "metrics.csv").read_text().splitlines()) > 12  # the tracker was not hurried either
+
+
+def test_a_run_that_is_stopped_and_continued_is_the_same(tmp_path, whole):
+    process, run = start(tmp_path, *arguments(max_iters=STEPS)), tmp_path / "runs/run"
+    wait_for_step(run, 12, process)
+    process.send_signal(signal.SIGSTOP)
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.005)
+    size = (run / "journal.jsonl").stat().st_size
+    time.sleep(0.2)
+    assert (run / "journal.jsonl").stat().st_size == size
+    process.send_signal(signal.SIGCONT)
+    assert ended(process)[0] == 0
+    assert losses(run) == whole
+
+
+def test_ctrl_c_that_ends_the_compiler_too_ends_the_run_like_any_other(tmp_path):
+    """A terminal sends it to all that runs there, so to the compiler that torch.compile has called."""
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    class Left(Records):
+        def leave(self, step):
+            self.append(step)
+
+    def compiles(*_):
+        signal.raise_signal(signal.SIGINT)
+        raise InternalTorchDynamoError("CppCompileError: C++ compile error")
+
+    made, recorder = schema(tmp_path, eval_interval=0), Left()
+    session = Session(made, device.choose(made.bind(device.SystemOptions)))
+    session.training.forward = compiles
+    with StopSignals() as asked:
+        assert session._loop(recorder, asked)
+    assert (recorder, asked.exit_code) == ([0], 130)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_removed_run_is_put_back(tmp_path, whole):
+    process, run = start(tmp_path, *arguments(max_iters=STEPS)), tmp_path / "runs/run"
+    wait_for_step(run, 12, process)
+    before = {name: (run / name).read_bytes() for name in ("run.json", ".config", "defconfig", "provenance.json")}
+    shutil.rmtree(run.parent)
+    code, output = ended(process)
+    assert code == 1
+    assert (
+        "error: runs/run: was removed, or its journal, while the run was trained; what is known is put back in"
+        in output
+    )
+    assert {name: (run / name).read_bytes() for name in before} == before
+    *_, last = journal.read(run)
+    assert (last["event"], last["status"], last["seq"] > 12) == ("finish", "failed", True)
+    assert output.endswith(f"go on after step {last['step']} with: make resume RUN=runs/run\n")
+    assert_goes_on(tmp_path, "runs/run", whole)
+
+
+def test_a_moved_run_is_saved_where_it_is(tmp_path, whole):
+    process, run = start(tmp_path, *arguments(max_iters=STEPS)), tmp_path / "runs/run"
+    wait_for_step(run, 12, process)
+    run.rename(tmp_path / "moved")
+    code, output = ended(process)
+    assert code == 1
+    assert f"error: runs/run: was moved to {tmp_path}/moved while the run was trained; go on after step " in output
+    assert not run.exists()
+    assert_goes_on(tmp_path, "moved", whole)
+
+
+def test_a_run_whose_place_another_has_taken_is_put_beside_it(tmp_path):
+    process, run = start(tmp_path, *arguments(max_iters=STEPS)), tmp_path / "runs/run"
+    wait_for_step(run, 12, process)
+    shutil.rmtree(run)
+    run.mkdir()
+    (run / "journal.jsonl").write_text("another's\n")
+    code, output = ended(process)
+    assert (code, "what is known is put back in runs/run-2; go on after step" in output) == (1, True)
+    assert [path.name for path in run.iterdir()] == ["journal.jsonl"]
+    *_, last = journal.read(tmp_path / "runs/run-2")
+    assert checkpoint.find(tmp_path / "runs/run-2/checkpoints")[-1].name == checkpoint.name(last["step"])
+
+
+def test_removed_checkpoints_are_said_and_the_next_ones_kept(tmp_path, whole):
+    process, run = start(tmp_path, *arguments(max_iters=STEPS)), tmp_path / "runs/run"
+    wait_for_step(run, 12, process)
+    shutil.rmtree(run / "checkpoints")
+    code, output = ended(process)
+    assert (code, losses(run)) == (0, whole)
+    assert output.count(": runs/run/checkpoints was removed; it is made again\n") == 1
+    assert [path.name for path in checkpoint.find(run / "checkpoints")] == [checkpoint.name(n) for n in (50, 60)]
+
+
+@pytest.mark.parametrize("where", ["output", "data"])
+def test_a_read_only_folder_is_one_sentence(tmp_path, disk, where):
+    """When a run begins there, and when one goes on."""
+    folder = disk("size=16m")
+    words = arguments(output_dir=folder) if where == "output" else arguments(data_dir=folder / "data")
+    if where == "output":
+        train(tmp_path, *words, "--max-iters", "10")
+    disk("ro")
+    output = train(tmp_path, *words, "--max-iters", "20", code=1)
+    assert ("Read-only file system\n" in output, output.count("error: ")) == (True, 1)
+    if where == "output":
+        again = train(tmp_path, "--resume", str(folder / "run"), "--max-iters", "20", code=1)
+        assert again == f"error: {folder}/run: cannot be written: Read-only file system\n"
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+ADVICE = "error: memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same; "
+
+
+def allow(process, more_bytes):
+    """Let a process have so much more memory than it has now."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+    size = int(status["VmData"].split()[0]) * 1024 + more_bytes
+    resource.prlimit(process.pid, resource.RLIMIT_DATA, (size, size))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory that hold are Linux's")
+def test_too_little_memory_for_a_model_is_one_sentence(tmp_path):
+    process = start(tmp_path, *arguments(n_layer=48, n_embd=4096))
+    allow(process, 200 << 20)
+    code, output = ended(process)
+    assert (code, ADVICE in output) == (1, True)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory that hold are Linux's")
+def test_too_little_memory_for_a_step_is_one_sentence_and_recorded(tmp_path):
+    process = start(tmp_path, *arguments(max_iters=10_000, n_embd=128, batch_size=64, compile=False))
+    run = tmp_path / "runs/run"
+    wait_for_step(run, 2, process)
+    allow(process, 0)
+    code, output = ended(process)
+    assert (code, ADVICE in output) == (1, True)
+    *_, last = journal.read(run)
+    assert (last["event"], last["status"], last["message"][:23]) == ("finish", "failed", "memory does not suffice")

@@ -1,0 +1,124 @@
+"""Killed runs of a tiny model: a part of what tests/torture.py does, the same every time."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+from lib import journal
+from lib.kconf import Schema
+from tests import torture
+from tests.killpoints import Point
+from tests.torture import Peace, combinations, halves, new_place
+from tests.training import rewrite
+
+# Every optimizer, base, method, dynamics and form of movement once at least.
+SOME = (
+    "adamw+magnitude+static", "adam+magnitude+gradual", "muon+magnitude+rigl", "adamwadv+magnitude+set",
+    "adamwspam+magnitude+ste", "stablespam+magnitude+sr-ste", "adamw+movement+hard",
+    "adamwprune+adamwadv+movement+soft",
+    "adamwprune+adamwspam+state+gradual", "adamwprune+adam+state+gradual", "adamwprune+adamw+gradient+gradual",
+    "muon+wanda+gradual", "stablespam+random+gradual", "sgd+none",
+)  # fmt: skip
+
+
+def test_every_optimizer_is_combined_with_every_pruning_that_the_menu_allows():
+    names = combinations()
+    members = {choice: set(Schema().options[choice].members) for choice in torture.CHOICES}
+    assert {part for name in names for part in name.split("+")} == set().union(*members.values())
+    assert {part for name in SOME for part in name.split("+")} == set().union(*members.values())
+    found = {(options["optimizer"], options["pruning_method"]) for options in names.values()}
+    every = {(one, other) for one in members["OPTIMIZER"] for other in members["PRUNING_METHOD"]}
+    assert every - found == {("sgd", "movement"), ("adam", "movement"), ("sgd", "state"), ("muon", "state")}
+    assert (len(names), len(found)) == (168, 52)
+
+
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory):
+    return Peace(tmp_path_factory.mktemp("peace"), combinations()["adamw+magnitude+gradual"])
+
+
+def kills(peace: Peace, name: str) -> list[Point]:
+    """The first point of every kind, dealt out to SOME in the order in which a run comes to them."""
+    labels = list(peace.counts)[SOME.index(name) :: len(SOME)]
+    return [Point(label, 1, halves(label)) for label in labels]
+
+
+def test_every_file_of_a_run_is_among_what_kills_hit(peace):
+    written = {label.removeprefix("rename ") for label in peace.counts if label.startswith("rename ")}
+    assert written - {"changes.patch"} == {  # of a clone that has some
+        ".config", "checkpoints/step-#.pt", "data/files-bytes", "data/files-bytes.partial/meta.json",
+        "data/files-bytes.partial/train-#.bin", "data/files-bytes.partial/val-#.bin", "defconfig", "provenance.json",
+        "run.json", "summary.json",
+    }  # fmt: skip
+    assert {"write journal.jsonl", "update of the masks", "write checkpoints/step-#.pt.tmp"} <= peace.counts.keys()
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, peace, name):
+    own, wanted = Peace(tmp_path, combinations()[name]), kills(peace, name)
+    made, wrong = torture.torture(new_place(tmp_path), own.options, wanted, own.run)
+    assert wrong == []
+    assert made == wanted
+
+
+LAST = (
+    "write journal.jsonl", "fsync journal.jsonl", "update of the masks", "create checkpoints/step-#.pt.tmp",
+    "write checkpoints/step-#.pt.tmp", "rename checkpoints/step-#.pt", "fsync checkpoints",
+    "unlink checkpoints/step-#.pt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("label", LAST)
+def test_a_run_killed_near_its_end_goes_on_as_if_nothing_had_happened(tmp_path, peace, label):
+    where = Point(label, peace.counts[label], halves(label))
+    assert where.number > 1
+    assert torture.torture(new_place(tmp_path), peace.options, [where], peace.run) == ([where], [])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("twice", "train of step 3: 2 times, not 1"),
+        ("lost", "train of step 3: 0 times, not 1"),
+        ("torn", "line 5 of the journal is none"),
+        ("other", "train of step 3: {'train_loss': 9.0"),
+        ("weights", "step-000000012.pt: model differs"),
+        ("bytes", "step-000000012.pt is not whole"),
+        ("file", "left over: checkpoints/step-000000001.pt.tmp"),
+    ],
+)
+def test_what_is_wrong_is_found(tmp_path, peace, damage, message):
+    place = tmp_path / "copy"
+    shutil.copytree(peace.run.parents[1], place)
+    run = torture.begun(place)
+    book, last = run / journal.FILE, run / "checkpoints" / "step-000000012.pt"
+    lines = book.read_text().splitlines(keepends=True)
+    [number] = [n for n, line in enumerate(lines) if (r := json.loads(line))["event"] == "train" and r["step"] == 3]
+    if damage == "weights":
+        state = torch.load(last, weights_only=True)
+        state["model"]["wte.weight"][0, 0] += 1e-7
+        rewrite(last, state)
+    elif damage == "bytes":
+        last.write_bytes(last.read_bytes()[:-1])
+    elif damage == "file":
+        (run / "checkpoints" / "step-000000001.pt.tmp").touch()
+    else:
+        loss = str(json.loads(lines[number])["metrics"]["train_loss"])
+        line = {"twice": 2 * lines[number], "lost": "", "torn": "{}\n", "other": lines[number].replace(loss, "9.0")}
+        lines[number] = line[damage]
+        book.write_text("".join(lines))
+    wrong = [*torture.damages(place), *torture.leftovers(place, peace.run), *torture.differences(run, peace.run)]
+    assert any(sentence.startswith(message) for sentence in wrong), wrong
+
+
+def test_the_program_says_what_it_killed(monkeypatch, capsys):
+    words = "--minutes 0 --combinations sgd+none --kills".split()
+    kills = "write journal.jsonl:4:half,rename summary.json:1"
+    monkeypatch.setattr(sys, "argv", ["torture.py", *words, kills])
+    assert torture.main() == 0
+    output = capsys.readouterr().out
+    assert "     1  before rename summary.json\n     1  half-way through write journal.jsonl\n" in output
+    assert "2 kills in 1 runs of 1 of 1 combinations, 0 failures" in output

@@ -1,0 +1,379 @@
+"""Kill training runs at any instant, let them go on, and compare them with runs that nothing interrupted.
+
+For every combination of optimizer and pruning that the menu allows, a tiny model is trained once in peace and then with
+kills: at random times, and where the trainer changes a file or a mask, before the change or half-way through it. When
+all combinations had their turn, one of them is killed at each of its points. What is lost, twice, damaged or different
+at the end is a failure, with the command that repeats it. Ctrl-C shows what is known so far.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from lib import checkpoint_file, journal
+from lib.errors import UserError, run_program
+from lib.kconf import Schema
+from tests import training
+from tests.forked import Trainer
+from tests.killpoints import Point, arm, reached
+
+CHOICES = "OPTIMIZER ADAMWPRUNE_BASE_OPTIMIZER_NAME PRUNING_METHOD PRUNING_DYNAMICS PRUNING_MOVEMENT".split()
+SMALL = {
+    "n_layer": 1, "n_embd": 16, "block_size": 16, "gradient_accumulation": 1, "batch_size": 2, "max_iters": 12,
+    "warmup_steps": 2, "eval_interval": 6, "eval_samples": 4, "checkpoint_interval": 4, "checkpoint_best": True,
+    "sample_tokens": 0,
+}  # fmt: skip
+WHERE_POSSIBLE = {"pruning_interval": 2, "spam_interval": 5, "spam_warmup_steps": 2, "spam_clip_free_steps": 2}
+CLOCK = frozenset({"total_time_seconds", "total_seconds", "train_seconds", "tokens_per_second", "run"})
+SECONDS = 60.0  # in which a session of 12 steps ends
+
+Options = dict[str, object]
+Kill = Point | float  # where in the process, or how many seconds after its start
+
+
+def combinations() -> dict[str, Options]:
+    """Name -> options of every combination of the choices that make an optimizer and a pruner."""
+    schema = Schema()
+    found: list[dict[str, str]] = [{}]
+    for choice in CHOICES:
+        members = [{choice: value} for value in schema.options[choice].members]
+        found = [
+            one for given in found for one in ([given | m for m in members if _allowed(schema, given | m)] or [given])
+        ]
+    return {"+".join(given.values()): _options(schema, given) for given in found}
+
+
+def _options(schema: Schema, given: dict[str, str]) -> Options:
+    extra = {n: v for n, v in WHERE_POSSIBLE.items() if _allowed(schema, given | {n.upper(): str(v)})}
+    return SMALL | extra | {name.lower(): value for name, value in given.items()}
+
+
+def _allowed(schema: Schema, given: dict[str, str]) -> bool:
+    schema.clear()
+    try:
+        schema.override([(name, value, "torture") for name, value in given.items()])
+    except UserError:
+        return False
+    return True
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+
+
+def begun(place: Path) -> Path | None:
+    """The folder of the run in `place`, if it was begun."""
+    return next((path.parent for path in place.glob("runs/*/run.json")), None)
+
+
+def session(place: Path, options: Options, point: Point | None = None) -> Trainer:
+    """Start the trainer as a user would after whatever has happened in `place`; it is killed at `point`."""
+    run = begun(place)
+    words = ["--resume", str(run.relative_to(place))] if run else training.arguments(**options)
+    return Trainer(place, words, training.environment(), functools.partial(arm, point))
+
+
+def new_place(folder: Path) -> Path:
+    """A new folder in `folder` with the corpus."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    (place / "corpus.txt").write_text(training.TEXT[:20_000])
+    return place
+
+
+def finish(place: Path, options: Options) -> Counter[str]:
+    """Train to the end; returns how many points there were by label. Raises RuntimeError if it does not end well."""
+    process = session(place, options)
+    output = process.communicate(SECONDS)[0]
+    if process.returncode or "Traceback" in output:
+        raise RuntimeError(f"the last session ended with {process.returncode}: {output[-2000:]}")
+    return Counter(reached(place))
+
+
+def kill(place: Path, options: Options, where: Kill) -> bool:
+    """Start a session and kill it; False if it ended before. Raises RuntimeError if it ended otherwise."""
+    process = session(place, options, where if isinstance(where, Point) else None)
+    try:
+        output = process.communicate(SECONDS if isinstance(where, Point) else where)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output = process.communicate(SECONDS)[0]
+    if process.returncode not in (0, -9):
+        raise RuntimeError(f"a session ended with {process.returncode}: {output[-2000:]}")
+    return process.returncode == -9
+
+
+def torture(place: Path, options: Options, kills: Iterable[Kill], whole: Path) -> tuple[list[Kill], list[str]]:
+    """Kill the run in `place` at each of `kills` and finish it; returns the kills that met it, and what is wrong.
+
+    `whole` is the folder of a run with the same options that nothing interrupted.
+    """
+    made: list[Kill] = []
+    wrong: list[str] = []
+    lines: list[bytes] = []
+    try:
+        for where in kills:
+            if not kill(place, options, where):
+                break
+            made.append(where)
+            wrong += damages(place)
+            before, lines = lines, journal_lines(begun(place))
+            wrong += [f"the journal lost lines at the kill {where}"] * (lines[: len(before)] != before)
+        finish(place, options)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        return made, [*wrong, str(error)]
+    run = begun(place)
+    wrong += ["the journal lost lines after the last kill"] * (journal_lines(run)[: len(lines)] != lines)
+    return made, wrong + damages(place) + leftovers(place, whole) + differences(run, whole)
+
+
+# ---- what may be wrong -----------------------------------------------------------------------------------------------
+
+
+def journal_lines(run: Path | None) -> list[bytes]:
+    """The whole lines of a run's journal, if it has one."""
+    path = run and run / journal.FILE
+    return path.read_bytes().split(b"\n")[:-1] if path and path.exists() else []
+
+
+def damages(place: Path) -> list[str]:
+    """What is not whole among the files that have their final names."""
+    wrong = []
+    for path in place.glob("runs/*/checkpoints/step-*.pt"):
+        wrong += [f"{path.name} is not whole"] * (not checkpoint_file.is_whole(path))
+    for path in (*place.glob("runs/*/*.json"), *place.glob("data/*/meta.json")):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            wrong.append(f"{path.relative_to(place)} is not whole")
+    for path in place.glob("runs/*/.config"):
+        try:
+            Schema().load(path)
+        except UserError as error:
+            wrong.append(f".config is not whole: {error}")
+    for path in place.glob("data/*[!l]/"):  # not .partial
+        meta = json.loads((path / "meta.json").read_text())
+        shards = [shard for split in meta["splits"].values() for shard in split["shards"]]
+        sizes = {shard["file"]: 2 * shard["tokens"] for shard in shards}
+        found = {shard.name: shard.stat().st_size for shard in path.glob("*.bin")}
+        wrong += [f"{path.name} holds {found}, not {sizes}"] * (found != sizes)
+    if (run := begun(place)) and (run / journal.FILE).exists():
+        wrong += [f"line {number} of the journal is none" for number in journal.damaged(run)]
+    return wrong
+
+
+def leftovers(place: Path, whole: Path) -> list[str]:
+    """Files that a run which nothing interrupted does not leave; each session has its provenance."""
+    run = begun(place)
+    mine, theirs = ({str(p.relative_to(f)) for p in f.rglob("*") if "provenance-" not in p.name} for f in (run, whole))
+    also = [path for path in (*place.glob("runs/*"), *place.glob("data/*.partial")) if path != run]
+    more = [*sorted(mine - theirs), *(str(path.relative_to(place)) for path in also)]
+    return [f"left over: {name}" for name in more] + [f"missing: {name}" for name in sorted(theirs - mine)]
+
+
+def differences(run: Path, whole: Path) -> list[str]:
+    """What the run does not have in common with one that nothing interrupted."""
+    mine, theirs = (list(journal.read(folder)) for folder in (run, whole))
+    seqs = [record["seq"] for record in mine]
+    wrong = ["the journal's records are not in order"] * (seqs != sorted(set(seqs)))
+    counts, wanted = (Counter(key(r) for r in records if key(r)) for records in (mine, theirs))
+    for name in sorted(counts.keys() | wanted.keys()):
+        wrong += [f"{name}: {counts[name]} times, not {wanted[name]}"] * (counts[name] != wanted[name])
+    own = {key(record): record for record in mine}
+    for record in theirs:
+        if key(record) in own and lasting(record["metrics"]) != lasting(own[key(record)]["metrics"]):
+            wrong.append(f"{key(record)}: {own[key(record)]['metrics']}, not {record['metrics']}")
+    if (path := run / "summary.json").exists():
+        summaries = [json.loads(file.read_text()) for file in (path, whole / "summary.json")]
+        wrong += [f"summaries differ: {summaries}"] * (lasting(summaries[0]) != lasting(summaries[1]))
+    return wrong + weights(run, whole)
+
+
+def key(record: journal.Record) -> str:
+    """What a run has one of; empty for what each session has."""
+    kind = record["event"] if record["event"] != "alert" else f"alert {record['kind']}"
+    return "" if kind in ("start", "resume") else f"{kind} of step {record['step']}"
+
+
+def lasting(values: Options) -> Options:
+    """Those that do not depend on the clock."""
+    return {name: value for name, value in values.items() if name not in CLOCK}
+
+
+def weights(run: Path, whole: Path) -> list[str]:
+    """How the states in the checkpoints differ: weights, optimizer, masks and scores, random generators, counters."""
+    from lib import checkpoint
+
+    wrong = []
+    for path in checkpoint.find(whole / "checkpoints"):
+        if (mine := run / "checkpoints" / path.name).exists() and checkpoint_file.is_whole(mine):
+            a, b = (lasting(checkpoint.load(file)) for file in (mine, path))
+            wrong += [f"{path.name}: {n} differs" for n in a.keys() | b.keys() if not training.same(a.get(n), b.get(n))]
+    return wrong
+
+
+# ---- which kills -----------------------------------------------------------------------------------------------------
+
+
+def points(counts: Counter[str]) -> list[Point]:
+    """Every point of a session that was counted."""
+    numbers = ((label, number) for label, count in sorted(counts.items()) for number in range(1, count + 1))
+    return [Point(label, number, half) for label, number in numbers for half in (False, True)[: 1 + halves(label)]]
+
+
+def halves(label: str) -> bool:
+    """Whether there is a half of such a change."""
+    return label.startswith(("write", "update"))
+
+
+def some(counts: Counter[str], seconds: float, chance: random.Random) -> list[Kill]:
+    """A kill at a random time, and up to three where something is changed, every kind as likely."""
+    kills: list[Kill] = [chance.uniform(0, seconds)]
+    for _ in range(chance.randint(1, 3)):
+        label = chance.choice(sorted(counts))
+        kills.append(Point(label, chance.randint(1, counts[label]), halves(label) and chance.random() < 0.5))
+    return chance.sample(kills, len(kills))
+
+
+class Peace:
+    """The run of a combination that nothing interrupted."""
+
+    def __init__(self, folder: Path, options: Options):
+        place, began = new_place(folder), time.monotonic()
+        self.options, self.counts = options, finish(place, options)
+        self.run, self.seconds = begun(place), time.monotonic() - began
+
+    def resumed(self, folder: Path, first: Kill) -> Counter[str]:
+        """The points of the session after a kill."""
+        place = new_place(folder)
+        kill(place, self.options, first)
+        return finish(place, self.options)
+
+
+HALF_WAY = Point("rename checkpoints/step-#.pt", 2)
+
+
+def plans(folder: Path, chosen: dict[str, Options], seed: int) -> Iterator[tuple[str, Peace, list[Kill]]]:
+    """Without end: some kills for each combination, then every point of one of them, new and resumed; and again."""
+    peace = functools.cache(lambda name: Peace(folder, chosen[name]))
+    for turn in itertools.count(seed):
+        for name in chosen:
+            made = peace(name)
+            yield name, made, some(made.counts, made.seconds, random.Random(f"{turn} {name}"))
+        name = random.Random(turn).choice(sorted(chosen))
+        made = peace(name)
+        yield from ((name, made, [point]) for point in points(made.counts))
+        yield from ((name, made, [HALF_WAY, point]) for point in points(made.resumed(folder, HALF_WAY)))
+
+
+# ---- the program -----------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """What was done and what came of it."""
+
+    def __init__(self, chosen: dict[str, Options]):
+        self.chosen, self.began = chosen, time.monotonic()
+        self.kills: Counter[str] = Counter()  # by kind of point
+        self.turns: Counter[str] = Counter()  # by combination
+        self.failures: list[str] = []
+
+    def trial(self, folder: Path, name: str, peace: Peace, kills: list[Kill]) -> None:
+        """Torture one run."""
+        place = new_place(folder)
+        made, wrong = torture(place, peace.options, kills, peace.run)
+        self.kills.update(kind(where) for where in made)
+        self.turns[name] += 1
+        if wrong:
+            words = ["--combinations", name, "--kills", ",".join(map(written, kills))]
+            again = f"python tests/torture.py {shlex.join(words)}"
+            self.failures.append("\n  ".join([f"FAILED: {again}", *wrong]))
+            say(self.failures[-1])
+        shutil.rmtree(place)
+
+    def line(self) -> str:
+        """Where it is."""
+        return (
+            f"{(time.monotonic() - self.began) / 60:.1f} minutes: {self.kills.total():,} kills in "
+            f"{self.turns.total():,} runs of {len(self.turns)} of {len(self.chosen)} combinations, "
+            f"{len(self.failures)} failures"
+        )
+
+    def table(self) -> str:
+        """How many kills there were of each kind, and what is wrong."""
+        rows = [f"{count:6,}  {kind}" for kind, count in sorted(self.kills.items())]
+        return "\n".join(["", *rows, self.line(), *self.failures])
+
+
+def kind(where: Kill) -> str:
+    """What a kill hits, for the table."""
+    if not isinstance(where, Point):
+        return "at a random time"
+    return f"{'half-way through' if where.half else 'before'} {where.label}"
+
+
+def written(where: Kill) -> str:
+    """A kill as --kills has it."""
+    return f"{where.label}:{where.number}{':half' * where.half}" if isinstance(where, Point) else f"{where:.3f}"
+
+
+def read(word: str) -> Kill:
+    """See `written`."""
+    label, *rest = word.split(":")
+    return Point(label, int(rest[0]), rest[1:] == ["half"]) if rest else float(label)
+
+
+def say(text: str) -> None:
+    """Print it over the progress line."""
+    print(f"\r\x1b[K{text}" if sys.stdout.isatty() else text, flush=True)
+
+
+def main() -> int:
+    """Torture for as long as the command line says; returns 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10, help="how long (10); 0: each combination once")
+    parser.add_argument("--seed", type=int, default=0, help="another one makes other kills (0)")
+    parser.add_argument("--combinations", metavar="A,B", help="those alone whose names contain one of these words")
+    parser.add_argument(
+        "--kills",
+        metavar="A,B",
+        type=lambda text: [read(word) for word in text.split(",")],
+        help="""
+        these kills: LABEL:NUMBER, LABEL:NUMBER:half or seconds, as a failure says them""",
+    )
+    args = parser.parse_args()
+    words = (args.combinations or "").split(",")
+    chosen = {name: options for name, options in combinations().items() if any(word in name for word in words)}
+    tally, said = Tally(chosen), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
+        folder = Path(temporary)
+        try:
+            for count, (name, peace, kills) in enumerate(plans(folder, chosen, args.seed), 1):
+                tally.trial(folder, name, peace, args.kills or kills)
+                if sys.stdout.isatty():
+                    print(f"\r\x1b[K{tally.line()}", end="", flush=True)
+                elif time.monotonic() - said > 30:
+                    said = time.monotonic()
+                    say(tally.line())
+                if time.monotonic() - tally.began > 60 * args.minutes and count >= len(chosen):
+                    break
+        except KeyboardInterrupt:
+            say("interrupted")
+    say(tally.table())
+    return 1 if tally.failures else 0
+
+
+if __name__ == "__main__":
+    run_program(main)
