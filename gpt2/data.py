@@ -95,12 +95,12 @@ class Split:
     """The tokens of one split, on disk in one or more shards and read as one long text."""
 
     def __init__(self, name: str, parts: Sequence[np.ndarray | TokenFile], block_size: int):
-        """Raise DataError unless there is one window at least."""
+        """Raise UsageError unless there is one window at least."""
         self.name, self.parts, self.block_size = name, [part for part in parts if len(part)], block_size
         self.begins = np.cumsum([0, *map(len, self.parts)], dtype=np.int64)  # the last one is where the text ends
         self.tokens = int(self.begins[-1])
         if self.tokens <= block_size:
-            raise DataError(
+            raise UsageError(
                 f"the {name} split has {self.tokens} tokens, and a window takes BLOCK_SIZE + 1 = {block_size + 1}; "
                 "choose a smaller BLOCK_SIZE or a larger dataset"
             )

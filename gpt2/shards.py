@@ -220,7 +220,7 @@ def open_bins(folder: Path) -> dict[str, list[TokenFile]]:
     paths = {split: sorted(folder.glob(f"*{split}*.bin")) for split in SPLITS}
     for split in SPLITS:
         if not paths[split]:
-            raise DataError(f"{folder}: holds no *{split}*.bin; DATA_DIR must name the folder of the bins")
+            raise UsageError(f"{folder}: holds no *{split}*.bin; DATA_DIR must name the folder of the bins")
     return {split: [_open_bin(path) for path in paths[split]] for split in SPLITS}
 
 

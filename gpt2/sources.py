@@ -109,7 +109,7 @@ def text_bytes(paths: list[Path], field: str | None) -> int:
         lines = [line for line in file.readlines(1 << 20) if line.strip()]
     try:
         texts = [json.loads(line)[field].encode(errors="replace") for line in lines]
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return 0  # whoever reads it as a corpus says what is wrong, and where
     return int(size * sum(map(len, texts)) / max(1, sum(map(len, lines))))
 
@@ -151,7 +151,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 def _parse(place: str, line: bytes) -> dict:
     try:
         example = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         example = None
     if not isinstance(example, dict):
         raise DataError(f"{place}: is not a JSON object")
@@ -159,11 +159,11 @@ def _parse(place: str, line: bytes) -> dict:
 
 
 def _text_of(example: dict, field: str, place: str) -> str:
-    """The text of an example; raises DataError that names the fields when it has none."""
+    """The text of an example; raises UsageError that names the fields when it has none."""
     if field not in example:
-        raise DataError(f"{place}: has no field {field!r}; set DATASET_TEXT_FIELD to one of {', '.join(example)}")
+        raise UsageError(f"{place}: has no field {field!r}; set DATASET_TEXT_FIELD to one of {', '.join(example)}")
     if not isinstance(example[field], str):
-        raise DataError(f"{place}: field {field!r} holds no text; set DATASET_TEXT_FIELD to one that does")
+        raise UsageError(f"{place}: field {field!r} holds no text; set DATASET_TEXT_FIELD to one that does")
     return example[field]
 
 

@@ -10,7 +10,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib import checkpoint_file, run
 from lib.checkpoint_file import CheckpointError
-from lib.console import columns, table
+from lib.console import columns, say, table
 from lib.errors import run_program
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     for one, words in damaged.items():
         print(f"{one.name}  {one.stat().st_size / 1e6:,.1f} MB  {words or 'whole: its checksum is right'}")
     if not damaged[path]:
-        print(f"\n{path}\n{details(checkpoint_file.header(path))}")
+        say(f"\n{path}\n{details(checkpoint_file.header(path))}")
     return int(any(damaged.values()))
 
 

@@ -313,7 +313,7 @@ def test_bad_sources_are_one_sentence(tmp_path):
 
 def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", body=["x"], id=[1])
-    with pytest.raises(DataError, match=r"has no field 'text'; set DATASET_TEXT_FIELD to one of body, id"):
+    with pytest.raises(UsageError, match=r"has no field 'text'; set DATASET_TEXT_FIELD to one of body, id"):
         texts("files", path)
 
 
@@ -356,7 +356,7 @@ def test_a_subset_that_is_not_there_is_one_sentence(repository):
 
 
 def test_a_column_of_a_repository_that_is_not_there(repository):
-    with pytest.raises(DataError, match="has no field 'body'; set DATASET_TEXT_FIELD to one of text, id, score"):
+    with pytest.raises(UsageError, match="has no field 'body'; set DATASET_TEXT_FIELD to one of text, id, score"):
         texts("finewebedu", repository, dataset_text_field="body")
 
 

@@ -1,8 +1,10 @@
 """Files that are there whole or not at all."""
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,3 +112,26 @@ def test_a_folder_is_held_under_all_its_names_and_a_copy_is_another(tmp_path):
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         with files.held(tmp_path / "copy", "training"):
             pass
+
+
+def test_what_is_appended_takes_the_place_of_what_a_kill_left(tmp_path):
+    path = tmp_path / "a.log"
+    files.append(path, b"one\n", after=0)
+    path.write_bytes(path.read_bytes() + b"tw")
+    files.append(path, b"two\n", after=4)
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_lack_of_room_says_how_much_it_takes_and_other_reasons_do_not(tmp_path):
+    def reason(number, size=1234):
+        return files.reason(OSError(number, os.strerror(number)), tmp_path, size)
+
+    assert re.fullmatch(
+        r"No space left on device; it takes 1,234 bytes and [\d,]+ bytes are free there; make room",
+        reason(errno.ENOSPC),
+    )
+    assert reason(errno.EDQUOT) == "Disk quota exceeded; it takes 1,234 bytes; make room"
+    assert reason(errno.EFBIG, 0) == "File too large; make room"
+    assert reason(errno.EROFS) == "Read-only file system"
+    gone = files.reason(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "gone", 1)
+    assert gone == "No space left on device; it takes 1 bytes; make room"

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from gpt2.recorder import Unrecorded
 from gpt2.session import Session
 from lib import checkpoint, device, journal
 from lib.checkpoint_file import is_whole
 from lib.signals import StopSignals
 from tests.disk import disk
-from tests.training import ROOT, TEXT, Records, arguments, losses, program, schema, start, train
+from tests.training import ROOT, TEXT, arguments, losses, program, schema, start, train
 
 __all__ = ["disk"]  # fixtures
 STEPS = 60
@@ -153,20 +155,24 @@ def test_ctrl_c_that_ends_the_compiler_too_ends_the_run_like_any_other(tmp_path)
     """A terminal sends it to all that runs there, so to the compiler that torch.compile has called."""
     from torch._dynamo.exc import InternalTorchDynamoError
 
-    class Left(Records):
+    class Left(Unrecorded):
+        def has(self, event, step):
+            return False
+
         def leave(self, step):
-            self.append(step)
+            self.step = step
 
-    def compiles(*_):
-        signal.raise_signal(signal.SIGINT)
-        raise InternalTorchDynamoError("CppCompileError: C++ compile error")
+    class Compiled(torch.nn.Module):
+        def forward(self, *_):
+            signal.raise_signal(signal.SIGINT)
+            raise InternalTorchDynamoError("CppCompileError: C++ compile error")
 
-    made, recorder = schema(tmp_path, eval_interval=0), Left()
+    made, recorder = schema(tmp_path), Left(tmp_path)
     session = Session(made, device.choose(made.bind(device.SystemOptions)))
-    session.training.forward = compiles
+    session.training.forward = Compiled()
     with StopSignals() as asked:
         assert session._loop(recorder, asked)
-    assert (recorder, asked.exit_code) == ([0], 130)
+    assert (recorder.step, asked.exit_code) == (0, 130)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
