@@ -13,6 +13,7 @@ from tests import torture
 from tests.killpoints import Point
 from tests.torture import Peace, combinations, halves, new_place
 from tests.training import rewrite
+from tests.wholeness import begun, damages, differences, leftovers
 
 # Every optimizer, base, method, dynamics and form of movement once at least.
 SOME = (
@@ -93,7 +94,7 @@ def test_a_run_killed_near_its_end_goes_on_as_if_nothing_had_happened(tmp_path, 
 def test_what_is_wrong_is_found(tmp_path, peace, damage, message):
     place = tmp_path / "copy"
     shutil.copytree(peace.run.parents[1], place)
-    run = torture.begun(place)
+    run = begun(place)
     book, last = run / journal.FILE, run / "checkpoints" / "step-000000012.pt"
     lines = book.read_text().splitlines(keepends=True)
     [number] = [n for n, line in enumerate(lines) if (r := json.loads(line))["event"] == "train" and r["step"] == 3]
@@ -110,7 +111,7 @@ def test_what_is_wrong_is_found(tmp_path, peace, damage, message):
         line = {"twice": 2 * lines[number], "lost": "", "torn": "{}\n", "other": lines[number].replace(loss, "9.0")}
         lines[number] = line[damage]
         book.write_text("".join(lines))
-    wrong = [*torture.damages(place), *torture.leftovers(place, peace.run), *torture.differences(run, peace.run)]
+    wrong = [*damages(place), *leftovers(place, peace.run), *differences(run, peace.run)]
     assert any(sentence.startswith(message) for sentence in wrong), wrong
 
 
