@@ -76,7 +76,7 @@ class Watch:
     def recall(self, folder: Path, step: int) -> None:
         """Take in what the run in `folder` recorded up to `step`, after which it goes on, as if it was seen here."""
         rows = [row for (event, at), row in journal.history(folder).items() if event == "train" and at <= step]
-        losses = filter(math.isfinite, (journal.numbers(row)["train_loss"] for row in rows))
+        losses = filter(math.isfinite, (journal.numbers(row).get("train_loss", math.nan) for row in rows))
         for loss in deque(losses, _WINDOW + _CALM):  # before these nothing counts any more
             self.spikes.look(loss)
 
@@ -101,7 +101,7 @@ def worse_since(folder: Path, vocab_size: int) -> float:
     """The step since which every loss that a run recorded is worse than guessing's; inf if the last one is not."""
     since = math.inf
     for (event, step), row in reversed(journal.history(folder).items()):
-        if journal.numbers(row)[{"train": "train_loss", "eval": "val_loss"}[event]] <= _WORSE * math.log(vocab_size):
+        if journal.numbers(row).get(f"{event.removeprefix('e')}_loss", math.inf) <= _WORSE * math.log(vocab_size):
             break
         since = step
     return since

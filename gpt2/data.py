@@ -94,7 +94,7 @@ def _meta(options: DataOptions, tokenizer: tokenizers.Tokenizer) -> dict:
 class Split:
     """The tokens of one split, on disk in one or more shards and read as one long text."""
 
-    def __init__(self, name: str, parts: Sequence[np.ndarray | TokenFile], block_size: int):
+    def __init__(self, name: str, parts: Sequence[TokenFile], block_size: int):
         """Raise UsageError unless there is one window at least."""
         self.name, self.parts, self.block_size = name, [part for part in parts if len(part)], block_size
         self.begins = np.cumsum([0, *map(len, self.parts)], dtype=np.int64)  # the last one is where the text ends
@@ -107,15 +107,17 @@ class Split:
 
     def windows(self, starts: np.ndarray) -> np.ndarray:
         """The T + 1 tokens from each of `starts` (B,) on: (B, T + 1), wherever shards begin and end."""
-        found = np.empty((len(starts), self.block_size + 1), TOKEN)
         numbers = np.searchsorted(self.begins, starts, side="right") - 1
         places = starts - self.begins[numbers]
-        for window, number, place in zip(found, numbers.tolist(), places.tolist(), strict=True):
-            while len(window):
-                piece = self.parts[number][place : place + len(window)]
-                window[: len(piece)] = piece
-                window, number, place = window[len(piece) :], number + 1, 0
-        return found
+        count, parts, read = self.block_size + 1, self.parts, []
+        rest = np.maximum(0, starts + count - self.begins[numbers + 1])  # tokens that lie in the next shards
+        for number, place, more in zip(numbers.tolist(), places.tolist(), rest.tolist(), strict=True):
+            read.append(parts[number].read(place, count - more))
+            while more:
+                number += 1
+                read.append(parts[number].read(0, min(more, len(parts[number]))))
+                more -= len(read[-1]) // TOKEN.itemsize
+        return np.frombuffer(b"".join(read), TOKEN).reshape(-1, count)
 
 
 class Data:

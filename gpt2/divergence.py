@@ -22,10 +22,10 @@ class DivergenceOptions(Options):
 class Diverged(UserError):
     """A loss or gradient is no number, once too often."""
 
-    def __init__(self, message: str, step: int, since: int):
-        """The weights are those after `step`; from `since` on no step is to be trusted."""
+    def __init__(self, message: str, step: int, since: int, good: bool = True):
+        """The weights are those after `step` and `good` or not; from `since` on no step is to be trusted."""
         super().__init__(f"{message}; lower LEARNING_RATE, lengthen WARMUP_STEPS or use DTYPE=float32")
-        self.step, self.since = step, since
+        self.step, self.since, self.good = step, since, good
 
 
 class Guard:

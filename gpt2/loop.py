@@ -73,6 +73,7 @@ class Training:
         self.good_scale = self.scaler.state_dict()  # when updates were last seen to be good
         self.guard = Guard(divergence, machine.device)
         self.data_sums: Callable[[], dict] = dict  # what the data are known by; raises when they have changed
+        self.data_before: dict[str, dict[str, str]] = {}  # the same in the checkpoint that was loaded
         self.step = 0
         self.best_val_loss = float("inf")
         self.best = {"step": 0, "val_loss": float("inf"), "sparsity": 0.0}  # of what is as sparse as the model is now
@@ -114,6 +115,7 @@ class Training:
                 self.scaler.load_state_dict(state["scaler"])
                 self.good_scale = self.scaler.state_dict()
             self.guard.load(state["skipped"])
+            self.data_before = {split: dict(state["data"][split]) for split in ("train", "val")}
             checkpoint.restore_random_state(state["random"])
             self.step, self.best_val_loss, self.best = state["step"], state["best_val_loss"], dict(state["best"])
             self.train_seconds, self.total_seconds = state["train_seconds"], state["total_seconds"]
@@ -282,7 +284,8 @@ def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorde
         losses = {"val_loss": loss, "val_perplexity": perplexity}
         recorder.write("eval", training.step, losses | training.pruner.layers())
         if not (math.isfinite(loss) or training.guard.skips):
-            raise Diverged(f"step {training.step}: the validation loss is not a number", training.step, training.step)
+            text = f"step {training.step}: the validation loss is not a number"
+            raise Diverged(text, training.step, training.step, good=False)
 
 
 class Stopwatch:

@@ -91,7 +91,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Make the folder and keep other programs from preparing it meanwhile."""
+    """Make the folder and keep other programs from preparing it meanwhile; raises DataError when one does."""
     partial.mkdir(parents=True, exist_ok=True)
     handle = os.open(partial, os.O_RDONLY)
     try:
@@ -192,7 +192,7 @@ def _check_prepared(options: PreparedOptions) -> None:
     if seals != shards.seals(meta):
         for shard in (shard for split in shards.SPLITS for shard in meta["splits"][split]["shards"]):
             shard["mtime_ns"] = seals[shard["file"]].mtime_ns
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError, OSError), _locked(folder):  # another program that holds it writes the same
             files.write_json(folder / "meta.json", meta)
     print(f"{_summary(folder, meta)}: prepared before, with the same settings; every shard has its sha256")
     if meta["source"] != (source := corpora.describe(options)):

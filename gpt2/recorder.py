@@ -84,10 +84,11 @@ class Recorder:
             self.journal.check()  # the whole run may be gone
             raise
 
-    def has(self, event: str, step: int) -> bool:
-        """Whether the journal has this event of this step."""
+    def val_loss(self, step: int) -> float | None:
+        """What the journal has as the validation loss after this step; None if it has none."""
         self.journal.check()
-        return (event, step) in journal.history(self.folder)
+        row = journal.history(self.folder).get(("eval", step))
+        return journal.numbers(row)["val_loss"] if row else None
 
     def stop(self, step: int) -> None:
         """Leave a checkpoint of this step behind, and the word that the run was interrupted after it."""

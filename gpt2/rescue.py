@@ -39,7 +39,10 @@ class Spare:
         for name, content in self.files.items():
             if name != _LAST and not (folder / name).exists():
                 files.write(folder / name, content)
-        return folder, f"was removed, or its journal, while the run was trained; what is known is put back in {folder}"
+        return (
+            folder,
+            f"was removed, or its journal removed or replaced, while the run was trained; what is known is in {folder}",
+        )
 
     def finish(self, folder: Path) -> None:
         """Make a run of the folder, once a checkpoint is in it too."""

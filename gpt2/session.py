@@ -18,7 +18,7 @@ import torch
 from gpt2 import changes, footprint, loop, prepare_data, sample, shards
 from gpt2 import data as datasets
 from gpt2 import model as models
-from gpt2.alerts import AlertOptions, Watch
+from gpt2.alerts import AlertOptions, Watch, worse_since
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
 from lib import checkpoint, device, files, journal, monitor, optim, provenance, prune, retries, run, schedule, track
@@ -115,6 +115,9 @@ class Session:
         keeping = self.schema.bind(checkpoint.Keeping)
         recorder = Recorder(folder, book, console, lanes, self.training, watch, keeping, self._about(folder))
         recorder.tidy()
+        if self.training.step < self.schedule.max_iters:  # else none is written any more
+            for note in footprint.shortages(recorder.writer.folder, self.training, self.schema):
+                console.say(f"note: {note}")
         stack.enter_context(recorder.writer)
         seconds = self.schema.bind(monitor.MonitorOptions).system_metrics_interval
         record, after = functools.partial(book.write, "system"), book.reached.get("system", 0)
@@ -140,7 +143,7 @@ class Session:
             state = checkpoint.load_newest(folder, self.machine.device, expected)
             self.training.load_state_dict(state)
             self.compiled = self._compile(state.get("compiled"))
-            if changed := shards.differing(state["data"], self.data.sums()):
+            if changed := shards.differing(self.training.data_before, self.data.sums()):
                 raise UserError(
                     f"{folder}: was trained on other data than what {self.data.folder} holds ({changed}); put that back"
                 )
@@ -205,8 +208,6 @@ class Session:
         if book.damaged:
             lines = ", ".join(map(str, book.damaged[:9]))
             console.say(f"note: {book.path}: damaged and passed over: line {lines}")
-        if room := footprint.check_room(folder / "checkpoints", self.training, self.schema):
-            console.say(f"note: {room}")
         for name, (before, now) in changed.items():
             console.say(f"changed: {name} {before} -> {now}")
         if retry:
@@ -252,13 +253,21 @@ class Session:
             if made < self.schema.bind(retries.RetryOptions).retries and not self.machine.ranks.any(asked()):
                 raise
             try:
-                recorder.save(training.step)
+                if error.good:
+                    recorder.save(training.step)
                 recorder.settle()
             finally:
                 recorder.write("finish", training.step, {}, status="diverged")
-            again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
             tried = f", retries made: {made}" if made else ""
-            raise UserError(f"the run has diverged{tried}; go on from its last good weights with: {again}") from None
+            since = self.machine.ranks.first(lambda: worse_since(recorder.folder, self.data.vocab_size))
+            if since <= training.step:
+                raise UserError(
+                    f"the run has diverged{tried}; since step {since} its losses are worse than guessing's; "
+                    "begin anew with a lower LEARNING_RATE"
+                ) from None
+            weights = "good weights" if error.good else "checkpoint"
+            again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
+            raise UserError(f"the run has diverged{tried}; go on from its last {weights} with: {again}") from None
         except Exception as error:
             if asked() and device.is_compilers(error):  # Ctrl-C ends the compiler that torch.compile has called too
                 recorder.leave(training.step)
@@ -277,8 +286,13 @@ class Session:
         """Measure the validation loss where the schedule has one that the journal lacks: at the start, after a stop."""
         step = self.training.step
         wanted = step in (0, self.schedule.max_iters) or loop.due(step, self.options.eval_interval)
-        if wanted and self.machine.ranks.first(lambda: not recorder.has("eval", step)):
+        if not wanted:
+            return
+        known = self.machine.ranks.first(lambda: recorder.val_loss(step))
+        if known is None:
             loop.evaluate(self.training, self.data, self.machine, recorder, asked)
+        else:  # what a kill took with the checkpoint that knew of it
+            self.training.note_best(known)
 
     def _finish(self, recorder: Recorder) -> None:
         """Record the end of the run, write its summary and show it."""

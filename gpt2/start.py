@@ -94,9 +94,10 @@ def _go_back(folder: Path, since: int, vocab_size: int) -> int:
     lower learning rate does not bring back weights that have grown a millionfold before a loss is no number.
     """
     since = min(since, alerts.worse_since(folder, vocab_size))
-    for path in checkpoint.find(folder / "checkpoints"):
-        if path.name >= checkpoint.name(since):
-            path.unlink()
+    with files.held(folder, "training this run"):
+        for path in checkpoint.find(folder / "checkpoints"):
+            if path.name >= checkpoint.name(since):
+                path.unlink()
     return retries.made(folder) + 1
 
 

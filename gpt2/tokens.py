@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import stat
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,11 @@ from gpt2.sources import DataError
 from lib.threads import cores
 
 TOKEN = np.dtype("<u2")
+_TOKEN_BYTES = TOKEN.itemsize
 _CHUNK_BYTES = 1 << 20
 _BAR_SECONDS = 1.0  # of hashing before a bar shows it
 _MOST_THREADS = 16
+_MOST_FILES = 10240  # what macOS grants
 
 
 class Seal(NamedTuple):
@@ -30,10 +33,11 @@ class Seal(NamedTuple):
 
 
 class TokenFile:
-    """The tokens in a file, which slices read.
+    """The tokens in a file, read from any place.
 
     Reads go to the file, not to a map of it in memory: where a mapped file is cut off or its disk fails, the kernel
-    kills the process without a word (SIGBUS). A batch of 16 x 1024 tokens takes 0.35 ms by reading, 0.31 by a map.
+    kills the process without a word (SIGBUS). That takes about 1 us for each window of a batch: 0.03 ms for 16 x 1024
+    tokens, 0.09 for 64 x 256 and 0.6 for 512 x 32, where a map takes 0.02, 0.02 and 0.05.
     An open file stays what it is when its name is deleted or given to another file.
     """
 
@@ -45,40 +49,54 @@ class TokenFile:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        self._descriptor = self._file.fileno()
 
     def __len__(self) -> int:
         return self.tokens
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        start, stop, _ = part.indices(self.tokens)
-        found = np.empty(max(0, stop - start), TOKEN)
-        if self._read(found, self.offset + start * TOKEN.itemsize) != found.nbytes:
+    def read(self, start: int, count: int) -> bytes:
+        """`count` tokens from `start` on; raises DataError when the file does not have them any more."""
+        size = count * _TOKEN_BYTES
+        content = self._read(size, self.offset + start * _TOKEN_BYTES)
+        if len(content) != size:
             raise DataError(f"{self.path}: was cut off while it was in use; put it back")
-        return found
+        return content
 
     def state(self) -> tuple[int, int]:
         """Its size in bytes and the time of its last change in ns, as they are now."""
-        now = os.fstat(self._file.fileno())
+        now = os.fstat(self._descriptor)
         return now.st_size, now.st_mtime_ns
 
     def digest(self, bar: tqdm, stop: threading.Event) -> tuple[str, int]:
         """The sha256 of the whole file and its largest token; `stop` ends that early, with a result of no use."""
         digest, largest, place = hashlib.sha256(), 0, 0
-        buffer = np.empty(_CHUNK_BYTES // TOKEN.itemsize, TOKEN)
-        while not stop.is_set() and (count := self._read(buffer, place)):
-            digest.update(buffer.view(np.uint8)[:count])
-            header = max(0, self.offset - place) // TOKEN.itemsize
-            largest = max(largest, int(buffer[header : count // TOKEN.itemsize].max(initial=0)))
-            place += count
-            bar.update(count)
+        while not stop.is_set() and (content := self._read(_CHUNK_BYTES, place)):
+            digest.update(content)
+            header = max(0, self.offset - place) // _TOKEN_BYTES
+            tokens = np.frombuffer(content, TOKEN, len(content) // _TOKEN_BYTES)
+            largest = max(largest, int(tokens[header:].max(initial=0)))
+            place += len(content)
+            bar.update(len(content))
         return digest.hexdigest(), largest
 
-    def _read(self, into: np.ndarray, place: int) -> int:
-        """Bytes read; fewer than asked for at the end of the file alone."""
+    def _read(self, size: int, place: int) -> bytes:
+        """Bytes of the file; fewer than asked for at its end alone, though some file systems give less at a time."""
         try:
-            return os.preadv(self._file.fileno(), [into.view(np.uint8)], place)
+            content = more = os.pread(self._descriptor, size, place)
+            while more and len(content) < size:
+                more = os.pread(self._descriptor, size - len(content), place + len(content))
+                content += more
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
+        return content
+
+
+def allow_files() -> None:
+    """Let this process have as many files open as the system lets it: every shard stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def size(path: Path) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from lib import files
 from lib.checkpoint_file import CheckpointError, Sealer, find, is_whole, name, verify
 from lib.device import is_out_of_memory
+from lib.errors import NO_ROOM
 from lib.kconf import Options
 
 __all__ = ["CheckpointError", "Keeping", "Writer", "find", "load", "load_newest", "name", "save", "size"]
@@ -56,18 +57,19 @@ def save(
     """
     path, sealer = folder / name(step), None
     try:
-        _check_room(path, state)
+        require_room(path, size(state))
         with files.whole(path) as file:
             sealer = Sealer(file)
             torch.save({"step": step, **state}, sealer)
             sealer.seal({"step": step, "torch": torch.__version__, **about, **contents(state)})
             sync()
         for old in keeping.obsolete(find(folder), state.get("best", {}).get("step", 0)):
-            old.unlink()
+            old.unlink(missing_ok=True)
     except (OSError, RuntimeError, MemoryError) as error:
-        reason = _first_line((sealer and sealer.error) or error)
+        cause = (sealer and sealer.error) or error  # torch hides what went wrong with the file
+        advice = "; make room" if getattr(cause, "errno", None) in NO_ROOM else ""
         raise CheckpointError(
-            f"{path}: the checkpoint of {size(state) / 1e6:,.1f} MB cannot be written ({reason}); make room"
+            f"{path}: the checkpoint of {size(state) / 1e6:,.1f} MB cannot be written ({_first_line(cause)}){advice}"
         ) from None
     return path
 
@@ -75,16 +77,20 @@ def save(
 def size(state: Any) -> int:
     """Bytes that a checkpoint of `state` takes on a disk, at most."""
     tensors = list(_tensors(state))
-    memory = {(t.device, t.data_ptr()): t.untyped_storage().nbytes() for t in tensors}  # once in the file
+    storages = [(tensor.device, tensor.untyped_storage()) for tensor in tensors]
+    memory = {(device, storage.data_ptr()): storage.nbytes() for device, storage in storages}  # once in the file
     return _MARGIN_BYTES + _MARGIN_PER_TENSOR * len(tensors) + sum(memory.values())
 
 
-def _check_room(path: Path, state: dict[str, Any]) -> None:
-    needed, free = size(state), shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise CheckpointError(
-            f"{path}: the checkpoint takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; make room"
-        )
+def require_room(path: Path, needed: int) -> float:
+    """How many bytes are free where `path` is; raises CheckpointError if a checkpoint of `needed` bytes has no room."""
+    disk = shutil.disk_usage(path.parent)
+    if not disk.total:  # a file system that does not tell
+        return math.inf
+    if disk.free < needed:
+        facts = f"the checkpoint takes {needed / 1e6:,.1f} MB, and {disk.free / 1e6:,.1f} MB are free there"
+        raise CheckpointError(f"{path}: {facts}; make room")
+    return disk.free
 
 
 def contents(state: dict[str, Any]) -> dict[str, Any]:
@@ -269,11 +275,13 @@ def load_newest(
     try:
         return load(found[-1], device, expected)
     except CheckpointError as error:
-        before = next(filter(is_whole, reversed(found[:-1])), None)
-        away = f"rm {shlex.quote(str(found[-1]))} && make resume RUN={shlex.quote(str(folder))}"
-        advice = f"{before.name} before it is whole" if before else "no checkpoint before it is whole"
-        course = "go on from that" if before else "begin anew"
-        raise CheckpointError(f"{error}; {advice}: to {course}: {away}") from None
+        before = next((path for path in reversed(found[:-1]) if is_whole(path, expected)), None)
+        useless = found[found.index(before) + 1 :] if before else found
+        aside = shlex.quote(str(folder / "damaged"))
+        move = f"mkdir -p {aside} && mv {shlex.join(map(str, useless))} {aside}"
+        again = f"make resume RUN={shlex.quote(str(folder))}"
+        course = f"{before.name} before it is whole: to go on from that" if before else "none is whole: to begin anew"
+        raise CheckpointError(f"{error}; {course}: {move} && {again}") from None
 
 
 def random_state() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from lib.errors import UsageError, UserError
@@ -61,7 +62,7 @@ def chosen(folder: Path, which: str) -> Path:
         else which.removeprefix("step-").removesuffix(".pt")
     )
     found = {int(path.stem[5:]): path for path in find(folder / "checkpoints")}
-    path = found.get(int(step)) if str(step).isdecimal() else None
+    path = found.get(int(step)) if re.fullmatch(r"\d{1,9}", str(step)) else None
     if path is None:
         raise UsageError(
             f"{folder}: there is no checkpoint {which!r}; there are newest, best where CHECKPOINT_BEST kept it, and "
@@ -132,14 +133,13 @@ def verify(file: IO[bytes], path: Path) -> Header:
     return found
 
 
-def is_whole(path: Path) -> bool:
-    """Whether the file at `path` is a checkpoint of this format without damage."""
+def is_whole(path: Path, expected: Mapping[str, str] = MappingProxyType({})) -> bool:
+    """Whether the file at `path` is a checkpoint of this format without damage whose header says what is `expected`."""
     try:
         with path.open("rb") as file:
-            verify(file, path)
+            return expected.items() <= verify(file, path).items()
     except (OSError, CheckpointError):
         return False
-    return True
 
 
 def _is_header(found: object) -> bool:

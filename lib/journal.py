@@ -113,6 +113,8 @@ class Journal:
             found = _identity(self.path.stat())
         except (FileNotFoundError, NotADirectoryError):
             found = None
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be seen any more: {error.strerror}") from None
         if found != self.identity:
             raise Displaced(f"{self.path}: was removed, moved or replaced by another while the run was trained")
 
@@ -128,12 +130,13 @@ class Journal:
         """Go on in `folder`: in the file if it is there now, else in a copy of all lines."""
         path = folder / FILE
         if not (path.exists() and _identity(path.stat()) == self.identity):
-            with self.lock, files.whole(path) as copy, os.fdopen(os.dup(self.fd), "rb") as old:
-                old.seek(0)
-                shutil.copyfileobj(old, copy)
-            fd = os.open(path, os.O_RDWR | os.O_APPEND)
-            os.dup2(fd, self.fd)
-            os.close(fd)
+            with self.lock:  # until its lines go there: another thread may be about to write
+                with files.whole(path) as copy, os.fdopen(os.dup(self.fd), "rb") as old:
+                    old.seek(0)
+                    shutil.copyfileobj(old, copy)
+                fd = os.open(path, os.O_RDWR | os.O_APPEND)
+                os.dup2(fd, self.fd)
+                os.close(fd)
         self.path, self.identity = path, _identity(os.fstat(self.fd))
 
     def ended(self, step: int) -> bool:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,8 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
     sizes = _sizes(root, top, tracked) | {path: _size(top / path) for path in untracked}
     new = untracked | {path for path, before in tracked.items() if not before.strip("0")}  # the commit lacks them
     unwanted = {p for p in new if p.endswith("/") or _PRIVATE.fullmatch(Path(p).name)}  # "/": another repository
-    unwanted |= {path for path in sizes.keys() - unwanted if sizes[path] <= LIMIT and _holds_secret(top / path)}
+    secret = redact.finder()
+    unwanted |= {path for path in sizes.keys() - unwanted if sizes[path] <= LIMIT and _holds(top / path, secret)}
     kept = set(_within(LIMIT, {path: size for path, size in sizes.items() if path not in unwanted}))
     if added := sorted(untracked & kept):
         paths = b"\0".join(os.fsencode(f":(top,literal){path}") for path in added)
@@ -207,15 +208,15 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
         form = "--binary --full-index --no-renames --no-color --no-ext-diff --no-textconv --no-relative --unified=3"
         prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
         patch = git(root, "diff", *form.split(), *prefixes, "HEAD", "--", ".", *without, index=index)
-        if redact.is_in(patch):
+        if secret(patch):
             raise GitError("they take a key or password of the environment out of a file")
     return Changes(patch, tuple(sorted(sizes.keys() - kept)))
 
 
-def _holds_secret(path: Path) -> bool:
-    """Whether a file has a key or password of this process in it; what is no file has none."""
+def _holds(path: Path, secret: Callable[[bytes], bool]) -> bool:
+    """Whether a file has a secret in its content; what is no file has none."""
     try:
-        return path.is_file() and redact.is_in(path.read_bytes())
+        return path.is_file() and secret(path.read_bytes())
     except OSError:  # git will say so
         return False
 

@@ -4,15 +4,21 @@ import contextlib
 import netrc
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
-# Of variables and flags that hold one: HF_TOKEN, --api-key; not TOKENIZER or SAMPLE_TOKENS.
-_NAME = re.compile(r"(^|[-_])(KEY|TOKEN|SECRET|PASSWORD|PASSWD)(_ID)?$", re.IGNORECASE)
+# Of variables and flags that hold one: HF_TOKEN, --api-key, PGPASSWORD; not TOKENIZER, SAMPLE_TOKENS or MONKEY.
+_NAME = re.compile(r"((^|[-_])(KEY|TOKEN|SECRET|PAT)|APIKEY|PASSWORD|PASSWD|PASSPHRASE)(_ID)?$", re.IGNORECASE)
 _ADDRESS = re.compile(r"(://)[^/\s]*@")
+_PARAMETER = re.compile(r"([?&]\w*(?:token|key|secret|password)\w*=)[^&\s]+", re.IGNORECASE)
 _HEADER = re.compile(r"\b(Basic|Bearer) [\w+/=.~-]{16,}")
-_IN_ADDRESS = re.compile(r"https?://[^/\s]*@|://[^/\s]*:[^/\s]*@|[?&]\w*(token|key|secret|password)\w*=", re.IGNORECASE)
-_SHORTEST = 6  # characters: to hide what is shorter would tear texts that have nothing to do with it
+_IN_ADDRESS = re.compile(
+    r"https?://[^/\s]*@|://[^/\s]*:[^/\s]*@|://\S*[?&]\w*(token|key|secret|password)\w*=", re.IGNORECASE
+)
+# To hide these would tear texts that have nothing to do with them.
+_SHORTEST = 6  # characters; what is shorter stays
+_WORD = re.compile(r"[a-z]{1,10}")
 
 
 def found_in(text: str) -> bool:
@@ -24,17 +30,18 @@ def hide(text: str, env: Mapping[str, str] = os.environ) -> str:
     """`text` with *** in place of the keys and passwords of the environment and of ~/.netrc, and of what addresses and
     HTTP headers hold.
 
-    Of the environment those count whose names end like WANDB_API_KEY or HF_TOKEN. What a library keeps in other files
-    of its own is not known here.
+    Of the environment those count whose names end like WANDB_API_KEY or HF_TOKEN, but no short values and no ordinary
+    words. What a library keeps in other files of its own is not known here.
     """
     for value in sorted(_values(env), key=len, reverse=True):
         text = text.replace(value, "***")
-    return _HEADER.sub(r"\1 ***", _ADDRESS.sub(r"\1***@", text))
+    return _HEADER.sub(r"\1 ***", _PARAMETER.sub(r"\1***", _ADDRESS.sub(r"\1***@", text)))
 
 
-def is_in(content: bytes, env: Mapping[str, str] = os.environ) -> bool:
-    """Whether a file's content has one of the keys and passwords in it that `hide` knows."""
-    return any(value.encode(errors="surrogateescape") in content for value in _values(env))
+def finder(env: Mapping[str, str] = os.environ) -> Callable[[bytes], bool]:
+    """What tells whether a file's content has one of the keys and passwords in it that `hide` knows by now."""
+    values = [value.encode(errors="surrogateescape") for value in _values(env)]
+    return lambda content: any(value in content for value in values)
 
 
 def without(words: Iterable[str]) -> list[str]:
@@ -53,10 +60,12 @@ def without(words: Iterable[str]) -> list[str]:
 
 
 def _values(env: Mapping[str, str]) -> Iterator[str]:
-    yield from (value for name, value in env.items() if _NAME.search(name) and len(value) >= _SHORTEST)
-    with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeError):  # there is none, or it is damaged
-        passwords = (password for _, _, password in netrc.netrc(env.get("NETRC")).hosts.values())
-        yield from (password for password in passwords if password and len(password) >= _SHORTEST)
+    found = [value for name, value in env.items() if _NAME.search(name)]
+    # There is none, or it is damaged, or there is no home.
+    with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeError, RuntimeError):
+        path = env.get("NETRC") or Path("~/.netrc").expanduser()  # named, or what others may read were refused
+        found += [password or "" for _, _, password in netrc.netrc(path).hosts.values()]
+    yield from (value for value in found if len(value) >= _SHORTEST and not _WORD.fullmatch(value))
 
 
 class Discreet:
@@ -69,6 +78,11 @@ class Discreet:
         """Write a text; returns its length as it was given."""
         self.stream.write(hide(text))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts."""
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

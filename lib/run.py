@@ -144,7 +144,9 @@ def _names(parent: Path, wanted: str) -> Iterator[tuple[str, Path]]:
 def _is_unbegun(folder: Path) -> bool:
     """Whether nothing is in a folder but what `create` leaves when it is killed."""
     try:
-        return {path.name for path in folder.iterdir()} <= _UNBEGUN and not any(folder.glob("checkpoints/*"))
+        names = {path.name for path in folder.iterdir()}
+        ours = not names or "lock" in names  # which is made first
+        return ours and names <= _UNBEGUN and not any(folder.glob("checkpoints/*"))
     except (NotADirectoryError, PermissionError):  # somebody else's
         return False
 

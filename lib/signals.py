@@ -15,7 +15,7 @@ _ECHO_SECONDS = 0.5
 
 
 class StopSignals:
-    """A context in which SIGINT, SIGTERM and SIGHUP are noted instead of acted on; a second one ends the program.
+    """A context in which SIGINT, SIGTERM and SIGHUP are noted instead of acted on; a second of a kind ends the program.
 
     A terminal that closes is no wish to hurry, however often it is told: shells send SIGHUP once more themselves.
     """

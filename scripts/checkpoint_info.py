@@ -24,10 +24,10 @@ def main() -> int:
     args = parser.parse_args()
     folder = args.run or run.newest([])
     run.Identity.load(folder)
-    path = checkpoint_file.chosen(folder, args.checkpoint)
     damaged = {one: problem(one) for one in checkpoint_file.find(folder / "checkpoints")}
     for one, words in damaged.items():
         print(f"{one.name}  {one.stat().st_size / 1e6:,.1f} MB  {words or 'whole: its checksum is right'}")
+    path = checkpoint_file.chosen(folder, args.checkpoint)
     if not damaged[path]:
         say(f"\n{path}\n{details(checkpoint_file.header(path))}")
     return int(any(damaged.values()))

@@ -25,6 +25,7 @@ def main() -> int:
     )
     parser.add_argument("--port", type=int, help="port to serve on [the first free one from 7860]")
     args = parser.parse_args()
+    args.host = args.host or LOCAL  # a socket would take '' for every address of this machine
     if args.port is not None and not 0 < args.port < 65536:
         raise UsageError(f"--port must lie between 1 and 65535; got {args.port}")
     name = wanted_project(args.run)
@@ -41,7 +42,7 @@ def main() -> int:
     try:
         # Host and share are said, since Trackio would take GRADIO_SERVER_NAME, GRADIO_SHARE and SYSTEM from the
         # environment, which are there for other programs.
-        trackio.show(project, host=args.host or LOCAL, share=False, server_port=args.port, open_browser=screen)
+        trackio.show(project, host=args.host, share=False, server_port=args.port, open_browser=screen)
     except OSError:  # what trackio raises when no port is free, and for an address that is not this machine's
         where = f"{args.host} port {args.port or 'range from 7860'}"
         hint = "" if args.host == LOCAL else ", or another --host if that is not an address of this machine"

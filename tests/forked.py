@@ -59,6 +59,9 @@ class Trainer:
     def communicate(self, timeout: float = 600) -> tuple[str, None]:
         """What it has printed when it has ended; raises TimeoutExpired after `timeout` seconds."""
         deadline, parts = time.monotonic() + timeout, []
+        if self.stdout.closed:  # it had said all when the time was over before
+            self.wait(timeout)
+            return "", None
         while connection.wait([self.stdout], deadline - time.monotonic()):
             if part := os.read(self.stdout.fileno(), 1 << 16):
                 parts.append(part)

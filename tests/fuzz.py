@@ -45,6 +45,8 @@ def main() -> int:
     if args.worker:
         return work(args.target[0], Path(args.worker[0]), float(args.worker[1]), args)
     names = args.target or targets()
+    if unknown := sorted(set(names) - set(targets())):
+        parser.error(f"--target: there is no {unknown[0]!r}; there are {', '.join(targets())}")
     if args.input:
         with tempfile.TemporaryDirectory() as place:
             return feed_file(names[0], args.input.resolve(), place)

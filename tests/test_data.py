@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gpt2 import data, prepare_data
 from gpt2.sources import DataError
+from gpt2.tokens import TokenFile
 from lib.errors import UsageError
 from lib.kconf import Schema
 
@@ -26,6 +27,12 @@ def options(folder, **named):
 def write_raw(path, tokens):
     """A bin as nanoGPT writes it."""
     path.write_bytes(struct.pack(f"<{len(tokens)}H", *tokens))
+
+
+def written(path, tokens):
+    """A file of tokens, open."""
+    write_raw(path, tokens)
+    return TokenFile(path, 0, len(tokens))
 
 
 def write_llmc(path, tokens, magic=20240520, version=1, count=None):
@@ -91,8 +98,9 @@ def test_the_first_batches_are_these(bins):
 
 @settings(max_examples=50, deadline=None)
 @given(tokens=st.integers(9, 400), block_size=st.integers(1, 8), seed=st.integers(0, 100))
-def test_an_epoch_shows_every_window_once(tokens, block_size, seed):
-    split = data.Split("training", [np.arange(tokens, dtype=np.uint16)], block_size)
+def test_an_epoch_shows_every_window_once(tmp_path_factory, tokens, block_size, seed):
+    path = tmp_path_factory.getbasetemp() / "epoch.bin"
+    split = data.Split("training", [written(path, range(tokens))], block_size)
     count = data.windows_per_epoch(split)
     assert count == max(tokens // block_size - 1, 1)
     for epoch in range(3):
@@ -170,9 +178,10 @@ def test_llm_c_bins(tmp_path):
 
 
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=12), block_size=st.integers(1, 9))
-def test_shards_read_like_one_file(sizes, block_size):
-    tokens = np.arange(sum(sizes) + block_size + 1, dtype=np.uint16)
-    parts = np.split(tokens, np.cumsum(sizes))
+def test_shards_read_like_one_file(tmp_path_factory, sizes, block_size):
+    tokens, folder = np.arange(sum(sizes) + block_size + 1), tmp_path_factory.getbasetemp()
+    split = np.split(tokens, np.cumsum(sizes))
+    parts = [written(folder / f"shard-{n}.bin", part.tolist()) for n, part in enumerate(split)]
     starts = np.arange(len(tokens) - block_size)
     split = data.Split("training", parts, block_size)
     assert split.windows(starts).tolist() == [list(range(s, s + block_size + 1)) for s in starts]

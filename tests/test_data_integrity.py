@@ -1,10 +1,13 @@
 """Data that changes, disappears or was never right: noticed before it is trained on, and said in one sentence."""
 
 import copy
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -126,6 +129,45 @@ def test_preparing_again_reads_everything_and_learns_new_times(prepared, capsys)
     prepare_data.prepare(prepared)
     assert capsys.readouterr().out.endswith("prepared before, with the same settings; every shard has its sha256\n")
     assert shards.seals(json.loads(meta.read_text()))[shard.name].mtime_ns == 1
+
+
+def test_new_times_are_written_by_one_program_at_a_time(prepared):
+    meta = prepared.folder / "meta.json"
+    before = meta.read_bytes()
+    os.utime(prepared.folder / "train-00001.bin", ns=(1, 1))
+    holder = os.open(prepared.folder, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    assert prepare_data.prepare(prepared) == prepared.folder
+    assert meta.read_bytes() == before
+    os.close(holder)
+    prepare_data.prepare(prepared)
+    assert shards.seals(json.loads(meta.read_text()))["train-00001.bin"].mtime_ns == 1
+
+
+# ---- files of tokens
+
+
+def test_more_shards_are_open_than_the_soft_limit_allows(tmp_path):
+    for name in ["val.bin", *(f"train-{n}.bin" for n in range(100))]:
+        (tmp_path / name).write_bytes(b"ab")
+    program = (
+        "import resource, sys; from pathlib import Path; from gpt2 import shards; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1])); "
+        "print(len(shards.open_bins(Path(sys.argv[1]))['train']))"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True).stdout == "100\n"
+
+
+def test_a_file_system_that_reads_less_at_a_time_is_read_on(bins, monkeypatch):
+    """As FUSE and network file systems may."""
+    found = data.load(bins)
+    before, sums = firsts(found), found.sums()
+    whole = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, place: whole(file, min(size, 7), place))
+    assert firsts(found) == before
+    monkeypatch.setattr(os, "pread", lambda file, size, place: whole(file, min(size, 1000), place))
+    os.utime(bins.folder / "train.bin")
+    assert found.sums() == sums
 
 
 # ---- what the tokens are known by

@@ -146,7 +146,7 @@ def test_a_change_that_a_full_disk_keeps_from_being_recorded_has_not_been_made(p
     assert train(folder, "--resume", "disk/run", *more)[0] == 0
     shutil.move(run, wanted)
     refusals = 0
-    for pages in itertools.count(0, STEP or 9):
+    for pages in itertools.count(0, STEP or 3):
         shutil.rmtree(run, ignore_errors=True)
         mount("size=16m")
         shutil.copytree(folder / "begun" / "run", run)
@@ -162,7 +162,7 @@ def test_a_change_that_a_full_disk_keeps_from_being_recorded_has_not_been_made(p
             assert (run / ".config").read_text() == (folder / "begun/run/.config").read_text()
         assert train(folder, "--resume", "disk/run", *more)[0] == 0
         assert_same_end(run, wanted)
-    assert refusals > 3
+    assert refusals > 1
     assert_same_end(run, wanted)
     print(f"{refusals} disks that were too small, for a change")
 
@@ -215,7 +215,7 @@ def test_a_table_is_exported_whole_or_not_at_all(tmp_path, disk, form):
 def test_what_a_run_keeps_of_its_code_is_whole(tmp_path, disk, monkeypatch):
     clone = tmp_path / "clone"
     for words in (["init", "-q", clone], ["-C", clone, "commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+        subprocess.run(["git", *"-c user.name=a -c user.email=a@b -c commit.gpgsign=false".split(), *words], check=True)
     (clone / "new.py").write_text("".join(f"x = {n}\n" for n in range(1500)))
     monkeypatch.setattr(provenance, "ROOT", clone)
     schema = kconf.Schema()

@@ -1,6 +1,7 @@
 """Keys and passwords stay out of whatever is shown or kept: planted ones are looked for in every byte written."""
 
 import base64
+import io
 import os
 import secrets
 import shlex
@@ -131,6 +132,7 @@ REFUSED = [
     ["--wandb-api-key", "hunter22"], ["--wandb-api-key=hunter22"], ["WANDB_API_KEY=hunter22"],
     ["CONFIG_HF_TOKEN=hunter22"], ["DATASET=shakespeare", "DATASET_SOURCE=https://me:hunter22@127.0.0.1:9/x"],
     ["DATASET=shakespeare", "DATASET_SOURCE=https://hunter22@127.0.0.1:9/x"],
+    ["DATASET=shakespeare", "DATASET_SOURCE=https://127.0.0.1:9/x?a=b&token=hunter22"],
     ["TRACKER=mlflow", "--mlflow-tracking-uri", "http://me:hunter22@127.0.0.1:9"],
 ]  # fmt: skip
 
@@ -151,28 +153,55 @@ def test_no_configuration_keeps_a_password(folder, program):
     assert (done.returncode, done.stderr.startswith(sentence), "hunter22" in done.stderr) == (2, True, False)
 
 
+COMMIT = "-c user.name=a -c user.email=a@b -c commit.gpgsign=false commit -qm".split()
+
+
 def test_uncommitted_changes_with_a_key_are_not_kept(folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hunter22")
-    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"]):
+    for words in (["init", "-q"], [*COMMIT, "x", "--allow-empty"]):
         subprocess.run(["git", *words], check=True)
     (folder / "good.py").write_text("x = 1\n")
     (folder / "bad.py").write_text("key = 'hunter22'\n")
     changes = provenance.uncommitted(folder)
     assert changes.left_out == ("bad.py",)
     assert b"x = 1" in changes.patch and b"hunter22" not in changes.patch
-    for words in (["add", "bad.py"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "y"]):
+    for words in (["add", "bad.py"], [*COMMIT, "y"]):
         subprocess.run(["git", *words], check=True)
     (folder / "bad.py").write_text("key = ''\n")  # the patch would say what stood there
     changes = provenance.uncommitted(folder)
     assert (changes.patch, changes.failure) == (b"", "they take a key or password of the environment out of a file")
 
 
+def test_what_looks_like_an_address_with_a_password_only_is_none():
+    assert command_line.resolve("", ["PROMPT=for (auto &key=x; ?)"], {})[0]["PROMPT"] == "for (auto &key=x; ?)"
+
+
 def test_what_is_hidden_in_texts(tmp_path):
     (tmp_path / "netrc").write_text("machine a.b login me password from-netrc\n")
-    env = {"NETRC": str(tmp_path / "netrc"), "A_TOKEN": "abcdef", "B_API_KEY": "abcdefgh", "C_KEY": "short"}
-    env |= {"TOKENIZERS_PARALLELISM": "parallel", "SAMPLE_TOKENS": "hundred", "MONKEY": "banana"}
-    text = "abcdefgh abcdef short parallel hundred banana from-netrc https://a:b@c/d postgres://u@h"
-    text += " Bearer 0123456789-ghijkl"
-    hidden = "*** *** short parallel hundred banana *** https://***@c/d postgres://***@h Bearer ***"
+    env = {"NETRC": str(tmp_path / "netrc"), "A_TOKEN": "abcde1", "B_API_KEY": "abcde1fg", "C_KEY": "short"}
+    env |= {"PGPASSWORD": "of-pg-1", "GITHUB_PAT": "of-git-1", "COMET_APIKEY": "of-comet-1", "SSH_PASSPHRASE": "of ssh"}
+    env |= {"TOKENIZERS_PARALLELISM": "parallel1", "SAMPLE_TOKENS": "hundred1", "MONKEY": "banana1", "PATH": "/path/1"}
+    env |= {"COMPAT": "compat1", "MYSQL_PASSWORD": "password"}
+    text = "abcde1fg abcde1 of-pg-1 of-git-1 of-comet-1 of ssh from-netrc https://a:b@c/d postgres://u@h"
+    text += " /x?a=b&api_key=cd&e=f Bearer 0123456789-ghijkl"
+    hidden = "*** *** *** *** *** *** *** https://***@c/d postgres://***@h /x?a=b&api_key=***&e=f Bearer ***"
     assert redact.hide(text, env) == hidden
-    assert (redact.is_in(b"\0abcdef", env), redact.is_in(b"short", env)) == (True, False)
+    plain = "short parallel1 hundred1 banana1 /path/1 compat1 the password"
+    assert redact.hide(plain, env) == plain
+    found = redact.finder(env)
+    assert (found(b"\0abcde1"), found(b"short"), found(b"from-netrc")) == (True, False, True)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_what_others_may_read_is_a_secret_all_the_same(tmp_path, monkeypatch, mode):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine a.b login me password from-netrc\n")
+    (tmp_path / ".netrc").chmod(mode)
+    assert redact.hide("from-netrc", {}) == "***"
+
+
+def test_lines_are_hidden_like_texts(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hunter22")
+    stream = io.StringIO()
+    redact.Discreet(stream).writelines(["a hunter22\n", "b\n"])
+    assert stream.getvalue() == "a ***\nb\n"

@@ -26,22 +26,24 @@ from tests.training import ROOT
 
 # ---- code ------------------------------------------------------------------------------------------------------------
 
-TRACKED = subprocess.run(["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "*.py"], capture_output=True)
-SOURCES = sorted(path for name in TRACKED.stdout.decode().splitlines() if (path := ROOT / name).exists())
+SOURCES = sorted(path for top in ("gpt2", "lib", "scripts", "tests") for path in (ROOT / top).rglob("*.py"))
 SOURCES.remove(Path(__file__))  # whose examples are what is looked for
+SOURCES.append(ROOT / "test_tracking.py")
 # Modules that make objects of bytes, and so run whatever the bytes say.
 UNSAFE = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "yaml"}
 CALLS = {
     *("eval", "exec", "compile", "__import__", "execfile"),
-    *("os.system", "os.popen", "os.execl", "os.spawnl", "tempfile.mktemp", "subprocess.getoutput"),
+    *("os.system", "os.popen", "tempfile.mktemp", "subprocess.getoutput", "subprocess.getstatusoutput"),
     *("torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "code.interact"),
 }
+STARTS, ENDS = ("os.exec", "os.spawn"), (".read_pickle", ".create_subprocess_shell", "_object_list", "_gather_object")
 # What is there all the same, and why.
 EXCEPTIONS = {
     ("tests/test_checkpoint.py", "import pickle"),  # makes the attack that a checkpoint must withstand
     ("tests/test_bench_reference.py", "import pickle"),  # nanoGPT's meta.pkl is one: what we write for it is read back
     ("tests/test_bench_reference.py", "import pickle in a program"),  # stands for nanoGPT, as does
     ("tests/test_bench_reference.py", "exec in a program"),  # its configurator
+    ("tests/test_menuconfig.py", "os.execv"),  # the child of a fork becomes the program that it tests
     # Ranks tell each other small facts by torch's own channel, which pickles; who reaches that is one of the job.
     ("lib/dist.py", "distributed.broadcast_object_list"),
     ("lib/dist.py", "distributed.all_gather_object"),
@@ -52,8 +54,13 @@ def findings(tree, where=""):
     """What a source does that could run what is not code of ours."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            yield from (f"import {name}{where}" for name in names if name.split(".")[0] in UNSAFE)
+            names = [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            for name in names:  # torch.load is good or bad by its keywords, which are looked for under that name
+                plain = name.removeprefix("builtins.")
+                if name.split(".")[0] in UNSAFE or runs(plain) or name == "torch.load":
+                    yield f"import {name}{where}"
         elif isinstance(node, ast.Call):
             yield from (f"{found}{where}" for found in calls(node))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
@@ -63,10 +70,14 @@ def findings(tree, where=""):
                 continue
 
 
+def runs(name):
+    return name in CALLS or name.startswith(STARTS) or name.endswith(ENDS)
+
+
 def calls(node):
     name = ast.unparse(node.func)
     keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-    if name in CALLS or name.endswith(("_object_list", "_gather_object")):
+    if runs(name):
         yield name
     if name == "torch.load" and keywords.get("weights_only") != "True":
         yield "torch.load without weights_only=True"
@@ -92,9 +103,15 @@ def test_the_search_finds_what_it_is_for():
     program += (
         "torch.load(f)\nsubprocess.run(['d'], shell=True)\nt = 'import marshal'\nload_dataset(trust_remote_code=1)"
     )
+    program += (
+        "\nfrom os import path, system\nfrom torch import load, nn\nfrom builtins import eval\nfrom pickle import load"
+    )
+    program += "\npd.read_pickle(f)\nos.execvp('sh', a)\nasyncio.create_subprocess_shell('a')"
     assert sorted(findings(ast.parse(program))) == [
-        "eval", "import marshal in a program", "import pickle", "load_dataset(trust_remote_code=...)",
-        "numpy.load(allow_pickle=...)", "os.system", "subprocess.run of a string", "subprocess.run(shell=...)",
+        "asyncio.create_subprocess_shell", "eval", "import builtins.eval", "import marshal in a program",
+        "import os.system", "import pickle", "import pickle.load", "import torch.load",
+        "load_dataset(trust_remote_code=...)", "numpy.load(allow_pickle=...)", "os.execvp", "os.system",
+        "pd.read_pickle", "subprocess.run of a string", "subprocess.run(shell=...)",
         "torch.load without weights_only=True",
     ]  # fmt: skip
 

@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from lib import checkpoint, journal
-from tests.training import arguments, losses, train
+from tests.test_train import wait_for_step
+from tests.training import arguments, losses, start, train
 
 
 def names(run):
@@ -61,7 +62,8 @@ def test_a_damaged_checkpoint_is_not_passed_over_silently(tmp_path):
     assert (
         "error: runs/run/checkpoints/step-000000040.pt: the checkpoint is damaged: its bytes do not have the checksum "
         "they were given; step-000000030.pt before it is whole: to go on from that: "
-        "rm runs/run/checkpoints/step-000000040.pt && make resume RUN=runs/run\n"
+        "mkdir -p runs/run/damaged && mv runs/run/checkpoints/step-000000040.pt runs/run/damaged && "
+        "make resume RUN=runs/run\n"
     ) in output
     assert (run / "journal.jsonl").read_bytes() == before
     assert names(run) == [checkpoint.name(30), checkpoint.name(40)]
@@ -70,6 +72,21 @@ def test_a_damaged_checkpoint_is_not_passed_over_silently(tmp_path):
     assert losses(run) == whole
     again = checkpoint.load(path)["model"]
     assert all((again[name] == final[name]).all() for name in final)
+
+
+def test_an_evaluation_before_a_kill_counts_for_the_best_after_it(tmp_path):
+    """The checkpoint that would have known of it was not written."""
+    options = {"eval_interval": 0, "checkpoint_interval": 200, "checkpoint_keep": 9, "max_iters": 400}
+    process = start(tmp_path, *arguments(checkpoint_best=True, **options))
+    run = tmp_path / "runs/run"
+    wait_for_step(run, 3)
+    process.kill()
+    process.communicate()
+    assert names(run) == []
+    train(tmp_path, "--resume", "runs/run")
+    first = journal.history(run)["eval", 0]["metrics"]["val_loss"]
+    state = checkpoint.load(run / "checkpoints" / checkpoint.name(200))
+    assert (state["best"], state["best_val_loss"]) == ({"step": 0, "val_loss": first, "sparsity": 0.0}, first)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

@@ -243,6 +243,14 @@ def read(word: str) -> Kill:
     return Point(label, int(rest[0]), rest[1:] == ["half"]) if rest else float(label)
 
 
+def read_all(text: str) -> list[Kill]:
+    """The kills in `A,B`; raises argparse's error."""
+    try:
+        return [read(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of LABEL:NUMBER, LABEL:NUMBER:half or seconds") from None
+
+
 def say(text: str) -> None:
     """Print it over the progress line."""
     print(f"\r\x1b[K{text}" if sys.stdout.isatty() else text, flush=True)
@@ -251,19 +259,21 @@ def say(text: str) -> None:
 def main() -> int:
     """Torture for as long as the command line says; returns 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, help="how long (10); 0: each combination once")
+    parser.add_argument("--minutes", type=float, default=10, help="how long (10), but each combination once at least")
     parser.add_argument("--seed", type=int, default=0, help="another one makes other kills (0)")
     parser.add_argument("--combinations", metavar="A,B", help="those alone whose names contain one of these words")
     parser.add_argument(
         "--kills",
         metavar="A,B",
-        type=lambda text: [read(word) for word in text.split(",")],
+        type=read_all,
         help="""
         these kills: LABEL:NUMBER, LABEL:NUMBER:half or seconds, as a failure says them""",
     )
     args = parser.parse_args()
     words = (args.combinations or "").split(",")
     chosen = {name: options for name, options in combinations().items() if any(word in name for word in words)}
+    if not chosen:
+        parser.error(f"--combinations: none has one of {args.combinations!r} in its name")
     tally, said = Tally(chosen), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
         folder = Path(temporary)

@@ -50,9 +50,9 @@ def damages(place: Path) -> list[str]:
 
 
 def leftovers(place: Path, whole: Path) -> list[str]:
-    """Files that a run which nothing interrupted does not leave; each session has its provenance."""
-    run = begun(place)
-    mine, theirs = ({str(p.relative_to(f)) for p in f.rglob("*") if "provenance-" not in p.name} for f in (run, whole))
+    """Files that a run which nothing interrupted does not leave; each session has its provenance and patch."""
+    run, own = begun(place), ("provenance-", "changes")
+    mine, theirs = ({str(p.relative_to(f)) for p in f.rglob("*") if not p.name.startswith(own)} for f in (run, whole))
     also = [path for path in (*place.glob("runs/*"), *place.glob("data/*.partial")) if path != run]
     more = [*sorted(mine - theirs), *(str(path.relative_to(place)) for path in also)]
     return [f"left over: {name}" for name in more] + [f"missing: {name}" for name in sorted(theirs - mine)]
