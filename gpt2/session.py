@@ -3,26 +3,21 @@
 import contextlib
 import dataclasses
 import functools
-import json
-import math
-import os
 import shlex
-import shutil
 import signal
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from gpt2 import changes, footprint, loop, prepare_data, sample, shards
+from gpt2 import changes, ending, footprint, loop, prepare_data, shards
 from gpt2 import data as datasets
 from gpt2 import model as models
 from gpt2.alerts import AlertOptions, Watch, worse_since
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
 from lib import checkpoint, device, files, journal, monitor, optim, provenance, prune, retries, run, schedule, track
-from lib.console import Console, duration, say, table
+from lib.console import Console, say, table
 from lib.errors import UsageError, UserError
 from lib.kconf import Options, Schema
 from lib.prune.select import PruningError
@@ -83,13 +78,13 @@ class Session:
             if stopped:
                 self.patience = _STOPPED_SECONDS
                 return signals.exit_code or 128 + signal.SIGTERM  # which another rank received
-            ranks.first(lambda: self._finish(recorder))
+            ranks.first(lambda: ending.finish(self, recorder))
             return 0
 
     def _prepare(self) -> None:
         """What one rank does for all before anything is built."""
         if self.options.json_output:
-            check_output(Path(self.options.json_output))
+            ending.check_output(Path(self.options.json_output))
         prepare_data.ensure(self.schema)
 
     def _record(
@@ -294,49 +289,6 @@ class Session:
         else:  # what a kill took with the checkpoint that knew of it
             self.training.note_best(known)
 
-    def _finish(self, recorder: Recorder) -> None:
-        """Record the end of the run, write its summary and show it."""
-        step, folder = self.training.step, recorder.folder
-        history = journal.history(folder)
-        evaluations = [journal.numbers(r)["val_loss"] for (event, _), r in history.items() if event == "eval"]
-        final = journal.final(folder, step) or {
-            "final_val_loss": evaluations[-1],
-            "best_val_loss": min(filter(math.isfinite, evaluations), default=evaluations[-1]),
-            "total_time_seconds": recorder.seconds(),
-        }
-        if not recorder.journal.ended(step):  # else the session before was killed while it wrote the summary
-            recorder.write("finish", step, final, status="finished")
-        recorder.console.close()
-        tokens = step * self.data.tokens_per_step
-        speed = {"tokens": tokens, "tokens_per_second": tokens / self.training.train_seconds}
-        pruned = self.training.pruner.metrics(step)
-        sparsity = {name: pruned[name] for name in ("sparsity", "average_nonzeros")}
-        summary = {"run": str(folder), "status": "finished", "steps": step, **final, **speed, **sparsity}
-        files.write_json(folder / "summary.json", summary)
-        if self.options.json_output:
-            files.write_json(Path(self.options.json_output), summary)
-        self._show(summary)
-
-    def _show(self, summary: dict[str, Any]) -> None:
-        text = sample.text(self.model, self.data.tokenizer, self.machine, self.schema.bind(sample.SampleOptions))
-        if text:
-            width = min(shutil.get_terminal_size().columns, 100)
-            say(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
-        folder = shlex.quote(summary["run"])
-        deliver = "" if "trackio" in self.trackers else f"make sync RUN={folder} TRACKER=trackio && "
-        zeros = f"{summary['sparsity']:.2%} of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average"
-        facts = {
-            "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "
-            "in nats per token",
-            **({"zero": zeros} if summary["sparsity"] else {}),
-            "speed": f"{summary['tokens_per_second']:,.0f} tokens/s",
-            "time": duration(summary["total_time_seconds"]),
-            "run folder": summary["run"],
-            "look at it": f"{deliver}make dashboard RUN={folder}",
-            "sample from it": f"make sample RUN={folder} PROMPT='def '",
-        }
-        say(table(facts))
-
 
 def _open(folder: Path, stack: ExitStack) -> journal.Journal:
     """The journal of the run in `folder`, which nobody else trains until `stack` is closed."""
@@ -355,16 +307,3 @@ def _close_trackers(lanes: track.Lanes, seconds: float) -> None:
             lanes.wait(seconds)
     if deliveries := lanes.deliveries():
         say(track.table(deliveries))
-
-
-def check_output(path: Path) -> None:
-    """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that is there and writable")
-    if path.is_file() and path.stat().st_size:  # the option may come with somebody else's configuration
-        try:
-            ours = "total_time_seconds" in json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours:
-            raise UsageError(f"JSON_OUTPUT={path}: is there and no summary of a run; name another file")

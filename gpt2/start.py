@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gpt2 import alerts, changes, session
+from gpt2 import alerts, changes, ending, session
 from gpt2.divergence import Diverged
 from lib import checkpoint, device, files, history, retries, run
 from lib.console import say
@@ -107,7 +107,7 @@ def _still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
     if changed or not summary.exists():
         return changed
     if output := schema["JSON_OUTPUT"]:
-        session.check_output(Path(output))
+        ending.check_output(Path(output))
         files.write_json(Path(output), history.read(summary))
     say(f"{folder} is finished: see {summary}; to train on, raise MAX_ITERS")
     return None

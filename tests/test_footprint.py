@@ -40,7 +40,7 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one(tmp_path, options
 
 
 def test_a_run_without_room_for_a_checkpoint_does_not_begin(tmp_path, disk):
-    disk("size=590k")
+    disk("size=500k")
     output = training.train(tmp_path, *arguments(output_dir="disk"), code=1)
     wanted = r"step-000000040.pt: the checkpoint takes 0.\d MB, and 0.\d MB are free there; make room\n"
     assert re.search(rf"error: disk/run/checkpoints/{wanted}", output)

@@ -288,17 +288,17 @@ def test_an_identity_is_what_it_says(sent, wrong):
 
 
 def test_the_summary_goes_over_no_other_file(tmp_path):
-    from gpt2 import session
+    from gpt2 import ending
 
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "other.json").write_text('{"mine": 1}')
     (tmp_path / "summary.json").write_text('{"total_time_seconds": 1.0}')
     (tmp_path / "empty").touch()
     for name in ("summary.json", "empty", "new"):
-        session.check_output(tmp_path / name)
+        ending.check_output(tmp_path / name)
     for name in ("mine", "other.json"):
         with pytest.raises(UsageError, match=r"is there and no summary of a run; name another file$"):
-            session.check_output(tmp_path / name)
+            ending.check_output(tmp_path / name)
 
 
 # ---- the dashboard ---------------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ def test_a_plug_in_is_not_imported_by_the_trainer(package):
 
 
 @pytest.mark.parametrize(
-    "value", ["https://user:secret@host/path", "https://u:p@ss@host", "http://host/?write_token=abc", "x?api_key=1"]
+    "value",
+    ["https://user:secret@host/path", "https://u:p@ss@host", "http://host/?write_token=abc", "s3://x?api_key=1"],
 )
 def test_an_option_that_holds_a_password_is_refused(value):
     schema = Schema()

@@ -1,0 +1,79 @@
+"""The end of a run: its last record, its summary on the disk, and what it shows of that."""
+
+import json
+import math
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2 import sample
+from gpt2.recorder import Recorder
+from lib import files, journal
+from lib.console import duration, say, table
+from lib.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpt2.session import Session
+
+
+def finish(session: "Session", recorder: Recorder) -> None:
+    """Record the end of the run, write its summary and show it."""
+    step, folder = session.training.step, recorder.folder
+    history = journal.history(folder)
+    evaluations = [journal.numbers(r)["val_loss"] for (event, _), r in history.items() if event == "eval"]
+    final = journal.final(folder, step) or {
+        "final_val_loss": evaluations[-1],
+        "best_val_loss": min(filter(math.isfinite, evaluations), default=evaluations[-1]),
+        "total_time_seconds": recorder.seconds(),
+    }
+    if not recorder.journal.ended(step):  # else the session before was killed while it wrote the summary
+        recorder.write("finish", step, final, status="finished")
+    recorder.console.close()
+    tokens = step * session.data.tokens_per_step
+    speed = {"tokens": tokens, "tokens_per_second": tokens / session.training.train_seconds}
+    pruned = session.training.pruner.metrics(step)
+    sparsity = {name: pruned[name] for name in ("sparsity", "average_nonzeros")}
+    summary = {"run": str(folder), "status": "finished", "steps": step, **final, **speed, **sparsity}
+    files.write_json(folder / "summary.json", summary)
+    if session.options.json_output:
+        files.write_json(Path(session.options.json_output), summary)
+    _show(session, summary)
+
+
+def _show(session: "Session", summary: dict[str, Any]) -> None:
+    """Print the summary, after a sample of what the model writes."""
+    text = sample.text(
+        session.model, session.data.tokenizer, session.machine, session.schema.bind(sample.SampleOptions)
+    )
+    if text:
+        width = min(shutil.get_terminal_size().columns, 100)
+        say(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
+    folder = shlex.quote(summary["run"])
+    deliver = "" if "trackio" in session.trackers else f"make sync RUN={folder} TRACKER=trackio && "
+    zeros = f"{summary['sparsity']:.2%} of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average"
+    facts = {
+        "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "
+        "in nats per token",
+        **({"zero": zeros} if summary["sparsity"] else {}),
+        "speed": f"{summary['tokens_per_second']:,.0f} tokens/s",
+        "time": duration(summary["total_time_seconds"]),
+        "run folder": summary["run"],
+        "look at it": f"{deliver}make dashboard RUN={folder}",
+        "sample from it": f"make sample RUN={folder} PROMPT='def '",
+    }
+    say(table(facts))
+
+
+def check_output(path: Path) -> None:
+    """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that is there and writable")
+    if path.is_file() and path.stat().st_size:  # the option may come with somebody else's configuration
+        try:
+            ours = "total_time_seconds" in json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise UsageError(f"JSON_OUTPUT={path}: is there and no summary of a run; name another file")
