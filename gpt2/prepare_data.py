@@ -92,20 +92,32 @@ def main() -> int:
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     """Make the folder and keep other programs from preparing it meanwhile; raises DataError when one does."""
-    partial.mkdir(parents=True, exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
+    while (handle := _held(partial)) is None:
+        pass
     try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it holds finished shards, or has its final name
+            partial.rmdir()
+        os.close(handle)
+
+
+def _held(partial: Path) -> int | None:
+    """A locked descriptor of the folder; None if another program has just removed or renamed it."""
+    partial.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        handle = os.open(partial, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), partial.stat()):
+                return handle
         except BlockingIOError:
+            os.close(handle)
             raise DataError(f"{partial}: another program is preparing this dataset; wait until it is done") from None
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # it holds finished shards, or has its final name
-                partial.rmdir()
-    finally:
+        except FileNotFoundError:
+            pass
         os.close(handle)
+    return None
 
 
 def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, threads: int) -> dict:
