@@ -12,6 +12,7 @@ from lib import journal
 from lib.kconf import Options
 
 _WORSE = 1.1  # times the loss of guessing: an untrained model is within some percent of it
+_LOSSES = {"train": "train_loss", "eval": "val_loss"}  # event -> its metric
 _WINDOW = 128  # recorded values that a spike is measured against
 _ENOUGH = _WINDOW // 2  # of them to judge by
 _CALM = 10  # recorded values without one that end a spike
@@ -101,7 +102,7 @@ def worse_since(folder: Path, vocab_size: int) -> float:
     """The step since which every loss that a run recorded is worse than guessing's; inf if the last one is not."""
     since = math.inf
     for (event, step), row in reversed(journal.history(folder).items()):
-        if journal.numbers(row).get(f"{event.removeprefix('e')}_loss", math.inf) <= _WORSE * math.log(vocab_size):
+        if journal.numbers(row).get(_LOSSES[event], math.inf) <= _WORSE * math.log(vocab_size):
             break
         since = step
     return since

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -56,14 +56,15 @@ def checkpoint_bytes(training: Training, schema: Schema) -> int:
     return size
 
 
-def shortages(folder: Path, training: Training, schema: Schema) -> Iterator[str]:
-    """What the user should know of the room for checkpoints in `folder`; raises CheckpointError if there is none."""
+def shortage(folder: Path, training: Training, schema: Schema) -> str:
+    """What the room for checkpoints in `folder` lacks, empty if nothing; raises CheckpointError if one has no room."""
     size, keeping = checkpoint_bytes(training, schema), schema.bind(checkpoint.Keeping)
     free = checkpoint.require_room(folder / checkpoint.name(schema["MAX_ITERS"]), size)
     most = keeping.checkpoint_keep + keeping.checkpoint_best + 1  # one more while it is written
     missing = (most - len(checkpoint.find(folder))) * size - free
-    if missing > 0:
-        yield (
-            f"{folder}: a checkpoint of this run takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free: "
-            f"{missing / 1e6:,.1f} MB too few for the {most} that there will be at times; see CHECKPOINT_KEEP"
-        )
+    if missing <= 0:
+        return ""
+    return (
+        f"{folder}: a checkpoint of this run takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free: "
+        f"{missing / 1e6:,.1f} MB too few for the {most} that there will be at times; see CHECKPOINT_KEEP"
+    )

@@ -1,7 +1,6 @@
 """Download and tokenise the configured dataset once; training reads what this leaves in the data folder."""
 
 import contextlib
-import fcntl
 import os
 import sys
 import time
@@ -105,18 +104,14 @@ def _locked(partial: Path) -> Iterator[None]:
 def _held(partial: Path) -> int | None:
     """A locked descriptor of the folder; None if another program has just removed or renamed it."""
     partial.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as undo:
         handle = os.open(partial, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), partial.stat()):
-                return handle
-        except BlockingIOError:
-            os.close(handle)
-            raise DataError(f"{partial}: another program is preparing this dataset; wait until it is done") from None
-        except FileNotFoundError:
-            pass
-        os.close(handle)
+        undo.callback(os.close, handle)
+        if not files.locks(handle):
+            raise DataError(f"{partial}: another program is preparing this dataset; wait until it is done")
+        if os.path.samestat(os.fstat(handle), partial.stat()):
+            undo.pop_all()
+            return handle
     return None
 
 

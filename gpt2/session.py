@@ -67,6 +67,7 @@ class Session:
         retry that this is, 0 for none. Raises Diverged if the run has a retry left.
         """
         ranks = self.machine.ranks
+        self.identity = ranks.first(lambda: run.Identity.load(folder))
         with ExitStack() as stack:
             with StopSignals() as signals:
                 book = ranks.only_first(lambda: _open(folder, stack), None)
@@ -108,11 +109,11 @@ class Session:
         watch = Watch(self.data.vocab_size, pruner.goal(), reached="alert sparsity" in book.reached, sigma=sigma)
         watch.recall(folder, self.training.step)
         keeping = self.schema.bind(checkpoint.Keeping)
-        recorder = Recorder(folder, book, console, lanes, self.training, watch, keeping, self._about(folder))
+        recorder = Recorder(folder, book, console, lanes, self.training, watch, keeping, self._about())
         recorder.tidy()
-        if self.training.step < self.schedule.max_iters:  # else none is written any more
-            for note in footprint.shortages(recorder.writer.folder, self.training, self.schema):
-                console.say(f"note: {note}")
+        saves = self.training.step < self.schedule.max_iters  # else no checkpoint is written any more
+        if saves and (note := footprint.shortage(recorder.writer.folder, self.training, self.schema)):
+            console.say(f"note: {note}")
         stack.enter_context(recorder.writer)
         seconds = self.schema.bind(monitor.MonitorOptions).system_metrics_interval
         record, after = functools.partial(book.write, "system"), book.reached.get("system", 0)
@@ -132,7 +133,7 @@ class Session:
         ranks = self.machine.ranks
         if ranks.first(lambda: bool(checkpoint.find(folder / "checkpoints"))):
             expected = {
-                "run_id": run.Identity.load(folder).run_id,
+                "run_id": self.identity.run_id,
                 "shapes": checkpoint.shapes(self.model.state_dict()),
             }
             state = checkpoint.load_newest(folder, self.machine.device, expected)
@@ -153,13 +154,13 @@ class Session:
         ranks.check_same({**decisive, "the data": self.data.fingerprint, "the step": self.training.step})
         ranks.reseed(self.options.seed, self.training.step)
 
-    def _about(self, folder: Path) -> dict[str, str]:
+    def _about(self) -> dict[str, str]:
         """What the headers of checkpoints say of the run."""
-        identity, words = run.Identity.load(folder), self.schema.options
+        words = self.schema.options
         return {
-            "run": identity.name,
-            "run_id": identity.run_id,
-            "project": identity.project,
+            "run": self.identity.name,
+            "run_id": self.identity.run_id,
+            "project": self.identity.project,
             "model": self._model,
             "optimizer": words["OPTIMIZER"].text,
             "pruning": self.options.pruning_method,
@@ -187,7 +188,7 @@ class Session:
         if note := provenance.save(self.schema, folder, words, file):
             console.say(f"note: {note}")
         machine = f"{self.machine.name}, {self.compiled}"
-        details = {"config": self.schema.values(), "machine": machine, **dataclasses.asdict(run.Identity.load(folder))}
+        details = {"config": self.schema.values(), "machine": machine, **dataclasses.asdict(self.identity)}
         if resumed:
             if changed or not book.ended(self.schedule.max_iters) or step < self.schedule.max_iters:
                 book.write("resume", step, changed=changed, **({"retry": retry} if retry else {}), **details)
@@ -247,22 +248,7 @@ class Session:
             made = self.machine.ranks.first(lambda: retries.made(recorder.folder))
             if made < self.schema.bind(retries.RetryOptions).retries and not self.machine.ranks.any(asked()):
                 raise
-            try:
-                if error.good:
-                    recorder.save(training.step)
-                recorder.settle()
-            finally:
-                recorder.write("finish", training.step, {}, status="diverged")
-            tried = f", retries made: {made}" if made else ""
-            since = self.machine.ranks.first(lambda: worse_since(recorder.folder, self.data.vocab_size))
-            if since <= training.step:
-                raise UserError(
-                    f"the run has diverged{tried}; since step {since} its losses are worse than guessing's; "
-                    "begin anew with a lower LEARNING_RATE"
-                ) from None
-            weights = "good weights" if error.good else "checkpoint"
-            again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
-            raise UserError(f"the run has diverged{tried}; go on from its last {weights} with: {again}") from None
+            raise self._diverged(recorder, error.good, f", retries made: {made}" if made else "") from None
         except Exception as error:
             if asked() and device.is_compilers(error):  # Ctrl-C ends the compiler that torch.compile has called too
                 recorder.leave(training.step)
@@ -276,6 +262,23 @@ class Session:
                 recorder.write("finish", training.step, {}, status="failed", message=words)
             raise
         return stopped
+
+    def _diverged(self, recorder: Recorder | Unrecorded, good: bool, tried: str) -> UserError:
+        """Leave the weights behind if they are `good`, and the word that the run has diverged; returns what to do."""
+        step = self.training.step
+        try:
+            if good:
+                recorder.save(step)
+            recorder.settle()
+        finally:
+            recorder.write("finish", step, {}, status="diverged")
+        since = self.machine.ranks.first(lambda: worse_since(recorder.folder, self.data.vocab_size))
+        if since <= step:
+            advice = f"since step {since} its losses are worse than guessing's; begin anew with a lower LEARNING_RATE"
+        else:
+            again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
+            advice = f"go on from its last {'good weights' if good else 'checkpoint'} with: {again}"
+        return UserError(f"the run has diverged{tried}; {advice}")
 
     def _evaluate_if_missing(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> None:
         """Measure the validation loss where the schedule has one that the journal lacks: at the start, after a stop."""

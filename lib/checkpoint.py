@@ -21,8 +21,6 @@ from lib.device import is_out_of_memory
 from lib.errors import NO_ROOM
 from lib.kconf import Options
 
-__all__ = ["CheckpointError", "Keeping", "Writer", "find", "load", "load_newest", "name", "save", "size"]
-
 _KINDS = {"run_id": "run", "shapes": "model"}  # of what a header tells apart
 _MARGIN_BYTES, _MARGIN_PER_TENSOR = 100_000, 1000  # what a file has beside its tensors, at most
 

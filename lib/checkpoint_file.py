@@ -40,28 +40,18 @@ def find(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint of the run in `folder`."""
-    found = find(folder / "checkpoints")
-    return found[-1] if found else None
-
-
 def chosen(folder: Path, which: str) -> Path:
     """The checkpoint of the run in `folder` that is called `newest`, `best`, or by its name or step.
 
     Raises UsageError when it is not there.
     """
-    last = newest(folder)
-    if last is None:
+    found = {int(path.stem[5:]): path for path in find(folder / "checkpoints")}
+    if not found:
         raise UsageError(f"{folder}: this run has no checkpoint yet; train on with make resume RUN={folder}")
+    last = found[max(found)]
     if which == "newest":
         return last
-    step = (
-        header(last).get("best", {}).get("step", 0)
-        if which == "best"
-        else which.removeprefix("step-").removesuffix(".pt")
-    )
-    found = {int(path.stem[5:]): path for path in find(folder / "checkpoints")}
+    step = header(last)["best"].get("step", 0) if which == "best" else which.removeprefix("step-").removesuffix(".pt")
     path = found.get(int(step)) if re.fullmatch(r"\d{1,9}", str(step)) else None
     if path is None:
         raise UsageError(

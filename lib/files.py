@@ -103,9 +103,9 @@ def held(folder: Path, work: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {reason(error, folder)}") from None
     try:
-        if not _locks(fd, fcntl.LOCK_EX):
+        if not locks(fd):
             time.sleep(0.1)  # `is_held` holds a lock for the instant in which it looks
-            if not _locks(fd, fcntl.LOCK_EX):
+            if not locks(fd):
                 raise UserError(f"{folder}: another process is {work}; wait for it or stop it")
         yield
     finally:
@@ -119,12 +119,13 @@ def is_held(folder: Path, name: str = "lock") -> bool:
     except OSError:
         return False
     try:
-        return not _locks(fd, fcntl.LOCK_SH)
+        return not locks(fd, fcntl.LOCK_SH)
     finally:
         os.close(fd)
 
 
-def _locks(fd: int, kind: int) -> bool:
+def locks(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file or folder without waiting; whether nobody else had it."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -65,8 +65,8 @@ def test_a_variable_has_a_plain_name(echo, name):
 
 def test_what_make_computes_itself_cannot_be_given(echo):
     given = dict.fromkeys(("OVERRIDES", "CONFIG_PY", "SYSTEM_PYTHON", "VENV", "OURS", "GIVEN"), "; touch pwned")
-    echo("train", *(f"{name}={value}" for name, value in given.items()))
-    echo("train", KCONFIG_CONFIG="a:;touch pwned", **given)
+    assert "<gpt2/train.py>" in echo("train", *(f"{name}={value}" for name, value in given.items()))
+    assert "<gpt2/train.py>\n" in echo("train", KCONFIG_CONFIG="a:;touch pwned", **given)
 
 
 PYTHONS = ["./python; touch pwned", "$(shell touch pwned)", "`touch pwned`", '"; touch pwned; "']

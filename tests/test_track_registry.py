@@ -64,6 +64,7 @@ def test_addresses_and_prompts_without_a_password_are_fine():
     schema = Schema()
     given = {"TRACKER": "mlflow", "MLFLOW_TRACKING_URI": "http://host:5000/x", "PROMPT": "what? key=1: a & b"}
     schema.override([(name, value, "a") for name, value in given.items()])
+    assert {name: schema.options[name].text for name in given} == given
 
 
 def test_a_plug_in_does_not_take_the_place_of_a_tracker_of_ours(package):
