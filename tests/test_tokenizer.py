@@ -121,3 +121,50 @@ def test_tiktoken_is_imported_by_the_first_text_and_not_before():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "50257 False\n[15496, 995] True\n"
+
+
+# ---- long runs
+
+
+SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"  # and what is none: below
+RUNS = st.text(alphabet=SPACE + "\x1c\x1f\u180e\u200b\ufeff" + "ab1.'é", min_size=1, max_size=4)
+
+
+@settings(max_examples=400)
+@given(parts=st.lists(st.tuples(RUNS, st.integers(1, 12)), max_size=8), long=st.integers(2, 9))
+def test_a_cut_in_white_space_changes_no_token(parts, long):
+    """With runs that count as long from 2 on, so that every one is cut."""
+    text = "".join(run * times for run, times in parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "_LONG_RUN", 0)
+        patch.setattr(tokenizer, "_LONG_SPACE", tokenizer._long_space(long))
+        assert "".join(tokenizer._parts(text)) == text
+        assert ids(GPT2, text) == GPT2.encoding.encode_ordinary(text)
+
+
+def test_what_counts_as_white_space_is_what_unicode_says(monkeypatch):
+    everything = [chr(n) for n in range(0x3100) if n < 0xD800]
+    space = tokenizer._long_space(3)
+    published = {*SPACE, *map(chr, range(0x2000, 0x200B))}  # the property White_Space
+    assert {c for c in everything if space.search(f"a{c * 3}b")} == published
+    monkeypatch.setattr(tokenizer, "_LONG_RUN", 0)
+    monkeypatch.setattr(tokenizer, "_LONG_SPACE", space)
+    text = "".join(f"a{c * 3}b" for c in everything)
+    assert len(tokenizer._parts(text)) == len(published) + 1
+    assert ids(GPT2, text) == GPT2.encoding.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("run", [" ", "\n", "\t", "\r\n", " \n", "\xa0", "\u3000"])
+def test_a_long_run_has_the_tokens_of_the_uncut_one(run):
+    text = f"table:{run * 150_000}end{run * 3}of{run * 150_000} it{run * 150_000}"
+    assert len(tokenizer._parts(text)) == 3
+    assert ids(GPT2, text) == GPT2.encoding.encode_ordinary(text)
+
+
+def test_a_run_that_tiktoken_refuses():
+    text = "table:" + " " * 1_000_001 + "end"
+    with pytest.raises(ValueError, match="Max stack size exceeded"):
+        GPT2.encoding.encode_to_numpy(text)
+    assert ids(GPT2, text) == [11487, 25] + [220] * 1_000_000 + [886]
+    for run in "\n" * 1_000_001, "a\t" + "\t" * 1_000_001 + "b":
+        assert GPT2.decode(GPT2.encode_batch([run])[0]).decode() == run
