@@ -9,13 +9,15 @@ import hashlib
 import re
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt2 import sources
-from gpt2.sources import DataError
+from gpt2 import local_files, repairs, servers, sources
+from gpt2.local_files import DataError, Found
+from gpt2.repairs import Repairs
 from lib.errors import UsageError
 from lib.kconf import Options
 
@@ -34,6 +36,8 @@ class CorpusOptions(Options):
     dataset_text_field: str | None
     dataset_max_tokens: int | None  # of training; 0: all
     val_fraction: float | None
+    dataset_end_of_text: bool | None  # whether a document ends where <|endoftext|> is spelt in a text file
+    text_errors: str | None  # "strict", "replace" or "skip": what is done about bytes that are not UTF-8
 
 
 class Text(NamedTuple):
@@ -92,7 +96,7 @@ def _library(root: Path) -> list[Path]:
 def shakespeare(options: CorpusOptions, sha256: str = SHAKESPEARE_SHA256) -> Iterator[Text]:
     """Tiny Shakespeare, by URL or from a local file: the first part is for training, the rest for validation."""
     source = options.dataset_source
-    content = sources.fetch(source, _SHAKESPEARE_BYTES)
+    content = servers.fetch(source, _SHAKESPEARE_BYTES)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{source}: this is not Tiny Shakespeare: its sha256 is not {sha256[:12]}...; get it anew")
     text = content.decode()
@@ -111,31 +115,62 @@ def openwebtext(options: CorpusOptions) -> Iterator[Text]:
 
 
 def files(options: CorpusOptions) -> Iterator[Text]:
-    """Your own .txt (one document each), .jsonl or .parquet, or any dataset on the hub.
+    """Your own texts (.txt, .md and .rst: one document each), .jsonl or .parquet, or any dataset on the hub.
 
     Of a single text the end is for validation; many documents are assigned one by one.
     """
-    paths = _own_files(options)
-    if not paths:
+    found = _find(options)
+    if not found.paths:
         return _hub(options)
-    if paths[0].suffix == ".txt":
-        return _one_text(paths[0], options) if len(paths) == 1 else _assign(sources.texts(paths), options.val_fraction)
-    read = sources.json_lines if paths[0].suffix == ".jsonl" else sources.parquet
-    return _assign(read(paths, options.dataset_text_field), options.val_fraction)
+    if note := found.note(options.dataset_source):
+        repairs.say(note)
+    return _read(found.paths, options)
+
+
+def _read(paths: list[Path], options: CorpusOptions) -> Iterator[Text]:
+    """The texts of local files of one kind; raises DataError for bytes that are not UTF-8 in any of them."""
+    local_files.refuse_pointers(paths)
+    kind, field = local_files.kind(paths[0]), options.dataset_text_field
+    if options.text_errors == "strict" and kind != "parquet" and not options.dataset_max_tokens:
+        repairs.check(paths)  # now, since the first of them may come after hours
+    if kind == "text" and not options.dataset_end_of_text and sources.spells_end_of_text(paths[0]):
+        repairs.say(
+            f"{paths[0]}: spells {sources.END_OF_TEXT}, which is read like any other text; with DATASET_END_OF_TEXT=y "
+            "a document ends there"
+        )
+    try:
+        with Repairs(options.text_errors) as repaired:
+            if kind == "lines":
+                yield from _assign(sources.json_lines(paths, field, repaired), options.val_fraction)
+            elif kind == "parquet":
+                yield from _assign(sources.parquet(paths, field, repaired), options.val_fraction)
+            elif len(paths) == 1 and not options.dataset_end_of_text:
+                yield from _one_text(paths[0], options, repaired)
+            else:
+                documents = sources.texts(paths, repaired, options.dataset_end_of_text)
+                yield from _assign(documents, options.val_fraction)
+    except repairs.NotUtf8Error:
+        repairs.check(paths, field)  # raises for all such files, and this one among them
+        raise
 
 
 def _hub(options: CorpusOptions) -> Iterator[Text]:
-    documents = sources.hub(options.dataset_source, options.dataset_subset, options.dataset_text_field)
+    documents = servers.hub(options.dataset_source, options.dataset_subset, options.dataset_text_field)
     return _assign(documents, options.val_fraction)
 
 
 def _own_files(options: CorpusOptions) -> list[Path]:
     """The local files to read, or none for a dataset's name; a folder with subsets is a copy of a hub repository."""
+    return _find(options).paths
+
+
+def _find(options: CorpusOptions) -> Found:
+    """`_own_files`, and what is left out of them."""
     source = options.dataset_source
-    looks_like_name = re.fullmatch(r"[\w-]+(/[\w.-]+)?", source) and Path(source).suffix not in sources.KINDS
+    looks_like_name = re.fullmatch(r"[\w-]+(/[\w.-]+)?", source) and not local_files.kind(Path(source))
     if options.dataset_subset or (looks_like_name and not Path(source).exists()):
-        return []
-    return sources.local_files(source)
+        return Found([], Counter())
+    return local_files.find(source)
 
 
 # ---- training or validation ------------------------------------------------------------------------------------------
@@ -158,11 +193,11 @@ def _assign(documents: Iterable[str | Iterator[str]], val_fraction: float) -> It
         val += size * (split == "val")
 
 
-def _one_text(path: Path, options: CorpusOptions) -> Iterator[Text]:
+def _one_text(path: Path, options: CorpusOptions, repaired: Repairs) -> Iterator[Text]:
     """A file whose end is for validation; that comes first, so that a limit on training tokens does not cut it off."""
     cut = sources.character_start(path, 1 - options.val_fraction)
     for split, start, stop in ("val", cut, None), ("train", 0, cut):
-        for piece, ends in _marked(sources.pieces(path, start, stop)):
+        for piece, ends in _marked(sources.pieces(path, start, stop, repaired)):
             yield Text(split, piece, ends)
 
 

@@ -1,6 +1,7 @@
 """Download and tokenise the configured dataset once; training reads what this leaves in the data folder."""
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from gpt2 import corpora, shards, sources, tokenizer, tokens
 from gpt2.corpora import Text
+from gpt2.local_files import reason
 from gpt2.shards import PreparedOptions, ShardWriter
 from gpt2.sources import DataError
 from lib import command_line, files
@@ -245,11 +247,11 @@ def _encoded(name: str, texts: Iterable[Numbered], threads: int) -> Iterator[tup
     tiktoken computes outside the interpreter's lock, so that threads use all cores. At most two batches per thread are
     on their way, so memory does not grow with the corpus.
     """
-    waiting, encode = deque(), tokenizer.load(name).encode_batch
+    waiting, encode = deque(), functools.partial(_encode, tokenizer.load(name))
     pool = ThreadPoolExecutor(threads)
     try:
         for batch in _batches(texts):
-            waiting.append((batch, pool.submit(encode, [text.text for _, text in batch])))
+            waiting.append((batch, pool.submit(encode, batch)))
             if len(waiting) > 2 * threads:
                 batch, future = waiting.popleft()
                 yield from zip(batch, future.result(), strict=True)
@@ -257,6 +259,20 @@ def _encoded(name: str, texts: Iterable[Numbered], threads: int) -> Iterator[tup
             yield from zip(batch, future.result(), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _encode(encoder: tokenizer.Tokenizer, batch: list[Numbered]) -> list[np.ndarray]:
+    """The token ids of each text; raises DataError that says where the text is on which the tokenizer fails."""
+    try:
+        return encoder.encode_batch([text.text for _, text in batch])
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever a tokenizer raises
+        if len(batch) == 1:
+            ((number, text),) = batch
+            place = getattr(text.text, "place", "") or f"text {number + 1:,}, which begins {text.text[:40]!r}"
+            raise DataError(f"{place}: the tokenizer fails: {reason(error)}; change or remove that text") from None
+    return [ids for one in batch for ids in _encode(encoder, [one])]
 
 
 def _batches(texts: Iterable[Numbered]) -> Iterator[list[Numbered]]:

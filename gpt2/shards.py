@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2.corpora import CorpusOptions, describe
-from gpt2.sources import DataError
+from gpt2.local_files import DataError, refuse_pointers
 from gpt2.tokens import TOKEN, Seal, TokenFile, allow_files, size
 from lib import files
 from lib.errors import UsageError, UserError
@@ -25,7 +25,14 @@ CHANGED = (
     "has another sha256 than meta.json says, so it was changed or damaged; put it back, or delete the folder and "
     "prepare it again"
 )
-_SETTINGS = ("dataset_source", "dataset_subset", "dataset_text_field", "dataset_max_tokens", "val_fraction")
+_SETTINGS = (
+    *("dataset_source", "dataset_subset", "dataset_text_field", "dataset_max_tokens", "val_fraction"),
+    *("dataset_end_of_text", "text_errors"),
+)
+_EARLIER = {
+    "dataset_end_of_text": False,
+    "text_errors": "strict",
+}  # in a meta.json from before there were these options
 _HEADER_BYTES, _MAGIC = 1024, 20240520  # of llm.c and modded-nanogpt: 256 int32: magic, version, tokens, zeros
 
 
@@ -102,7 +109,8 @@ def check_settings(options: PreparedOptions, meta: dict) -> None:
     differences = [
         f"{name.upper()} {before!r}, not {now!r}"
         for name, now in (options.settings | {"tokenizer": options.tokenizer}).items()
-        if (before := {**meta["settings"], "tokenizer": meta["tokenizer"]}.get(name)) != now
+        if now is not None
+        and (before := {**_EARLIER, **meta["settings"], "tokenizer": meta["tokenizer"]}.get(name)) != now
     ]
     if (source := _own_files_now(options) or meta["source"]) != meta["source"]:
         differences.append(f"{meta['source']}, and there are {source} now")
@@ -228,6 +236,7 @@ def open_bins(folder: Path) -> dict[str, list[TokenFile]]:
 
 def _open_bin(path: Path) -> TokenFile:
     found = size(path)
+    refuse_pointers([path])
     try:
         with path.open("rb") as file:
             header = np.frombuffer(file.read(12).ljust(12, b"\0"), "<i4")

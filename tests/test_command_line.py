@@ -40,6 +40,8 @@ EXAMPLES = {
     "DATASET_SOURCE": "corpus/*.txt",
     "DATASET_SUBSET": "sample-100BT",
     "DATASET_TEXT_FIELD": "body",
+    "DATASET_END_OF_TEXT": "y",
+    "TEXT_ERRORS": "skip",
     "DATASET_MAX_TOKENS": "5000000",
     "VAL_FRACTION": "0.02",
     "MAX_ITERS": "77",
@@ -133,6 +135,7 @@ NEEDS = {
     **dict.fromkeys(
         ["DATASET_SOURCE", "DATASET_SUBSET", "DATASET_TEXT_FIELD", "DATASET_MAX_TOKENS"], "DATASET=finewebedu"
     ),
+    **dict.fromkeys(["DATASET_END_OF_TEXT", "TEXT_ERRORS"], "DATASET=files"),
     "SGD_MOMENTUM": "OPTIMIZER=sgd",
     "ADAMWPRUNE_BASE_OPTIMIZER_NAME": "OPTIMIZER=adamwprune",
     "ADAMWADV_AMSGRAD": "OPTIMIZER=adamwadv",

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import http.server
 import resource
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import corpora, sources, tokenizer
+from gpt2 import corpora, servers, sources, tokenizer
 from gpt2.corpora import Text
 from gpt2.sources import DataError
 from lib.errors import UsageError
@@ -181,7 +182,7 @@ def hostile():
     ],
 )
 def test_a_server_that_does_what_it_should_not_is_one_sentence_soon(hostile, monkeypatch, path, message):
-    monkeypatch.setattr(sources, "_DOWNLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(servers, "_DOWNLOAD_SECONDS", 0.5)
     begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError) as caught:
         texts("shakespeare", f"{hostile}/{path}")
@@ -275,14 +276,15 @@ def test_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"text": ""}\n{"body": "", "id": 1}\n', r"a\.jsonl:2: has no field 'text'; .* to one of body, id"),
+        ("a.jsonl", '{"body": "", "id": 1}\n', r"a\.jsonl:1: has no field 'text'; .* to one of body, id"),
+        ("a.jsonl", '{"text": ""}\n{"text": [1]}\n', r"a\.jsonl:2: field 'text' holds no text; mend or remove it"),
         ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: field 'text' holds no text; set DATASET_TEXT_FIELD to one that"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: is not a JSON object"),
         ("a.jsonl", "{\n", r"a\.jsonl:1: is not a JSON object"),
-        ("a.txt", b"caf\xe9 noir", r"a\.txt: is not UTF-8: invalid continuation byte; convert it first"),
-        ("a.txt", b"caf\xc3", r"a\.txt: is not UTF-8: it ends inside a character; convert it first"),
-        ("a.parquet", b"nonsense", r"a\.parquet: the dataset cannot be read: "),
-        ("a.csv", "x", r"a\.csv: there is no \.txt, \.jsonl or \.parquet file of this name"),
+        ("a.txt", b"caf\xe9 noir", r"a\.txt:1: byte 0xe9 at offset 3 is not UTF-8; convert .* TEXT_ERRORS=skip"),
+        ("a.txt", b"caf\xc3", r"a\.txt:1: byte 0xc3 at offset 3 is not UTF-8; convert to UTF-8"),
+        ("a.parquet", b"nonsense", r"a\.parquet: cannot be read as parquet: Parquet .*; copy it again"),
+        ("a.csv", "x", r"a\.csv: left out: 1 \.csv; a corpus consists of \.txt, \.md, \.rst, \.jsonl \(each also"),
     ],
 )  # fmt: skip
 def test_bad_files_are_one_sentence(tmp_path, name, content, message):
@@ -303,11 +305,7 @@ def test_a_disk_that_fails_is_not_said_to_be_the_one_written_to(tmp_path):
 def test_bad_sources_are_one_sentence(tmp_path):
     with pytest.raises(UsageError, match="DATASET_SOURCE is empty: say where the dataset files comes from"):
         texts("files")
-    with pytest.raises(UsageError, match=r"there is no \.txt, \.jsonl or \.parquet file of this name"):
-        texts("files", tmp_path)
-    (tmp_path / "a.txt").write_text("x")
-    (tmp_path / "a.jsonl").write_text("x")
-    with pytest.raises(UsageError, match=r"holds \.jsonl and \.txt files; name files of one kind, such as .*/\*\.txt"):
+    with pytest.raises(UsageError, match=rf"^{tmp_path}: is empty$"):
         texts("files", tmp_path)
 
 
@@ -315,6 +313,97 @@ def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", body=["x"], id=[1])
     with pytest.raises(UsageError, match=r"has no field 'text'; set DATASET_TEXT_FIELD to one of body, id"):
         texts("files", path)
+
+
+def test_every_kind_of_text_in_a_folder_is_read_and_the_rest_is_counted(tmp_path, capsys):
+    for name in "a.txt", "b.md", "c.rst", "d.csv", ".e.txt":
+        (tmp_path / name).write_text(f"in {name}")
+    (tmp_path / "D.TXT.gz").write_bytes(gzip.compress(b"in D.TXT.gz"))
+    assert {text.text for text in texts("files", tmp_path)} == {"in a.txt", "in b.md", "in c.rst", "in D.TXT.gz"}
+    assert capsys.readouterr().err == f"note: {tmp_path}: left out: 1 hidden file, 1 .csv\n"
+    size = len("in a.txtin b.mdin c.rst") + (tmp_path / "D.TXT.gz").stat().st_size
+    assert corpora.describe(options("files", tmp_path)) == f"4 files, {size} bytes"
+    assert corpora.size(options("files", tmp_path)) == 0  # what is packed tells only when it is read
+
+
+def test_a_packed_text_is_the_text(tmp_path):
+    whole = "wörd " * 100_000
+    (tmp_path / "a.txt").write_text(whole)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(whole.encode()))
+    assert texts("files", tmp_path / "a.txt.gz") == texts("files", tmp_path / "a.txt")
+    lines = '{"text": "one"}\n{"text": "two"}\n'
+    (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(lines.encode()))
+    assert texts("files", tmp_path / "A.JSONL.GZ") == [Text("train", "one"), Text("val", "two")]
+
+
+def test_documents_of_one_text_file(tmp_path, capsys):
+    path = tmp_path / "stories.txt"
+    path.write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n")
+    found = texts("files", path, dataset_end_of_text="y")
+    assert found == [Text("train", "one\n"), Text("val", "two\n")]
+    assert capsys.readouterr().err == ""
+    assert "".join(text.text for text in reversed(texts("files", path, val_fraction="0.5"))) == path.read_text()
+    assert capsys.readouterr().err == (
+        f"note: {path}: spells <|endoftext|>, which is read like any other text; with DATASET_END_OF_TEXT=y a document "
+        "ends there\n"
+    )
+
+
+def test_nulls_are_left_out_and_counted(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": null}\n{"text": "three"}\n{"id": 1}\n')
+    write_parquet(tmp_path / "a.parquet", text=["one", None, "three", None])
+    for file, place in (path, "a.jsonl:2"), (tmp_path / "a.parquet", "a.parquet: row 2"):
+        assert texts("files", file) == [Text("train", "one"), Text("val", "three")]
+        expected = f"note: texts left out because 'text' is null or missing: 2, the first at {tmp_path}/{place}\n"
+        assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_bytes_that_are_not_utf8_are_named_replaced_or_left_out(tmp_path, capsys, kind, limit):
+    lines = [b"one", b"caf\xe9", b"three"]
+    for name in "ab":
+        path = tmp_path / f"{name}.{kind}"
+        if kind == "parquet":
+            write_parquet(path, text=pyarrow.array(lines, pyarrow.binary()))
+        else:
+            path.write_bytes(b"".join(b'{"text": "%s"}\n' % n if kind == "jsonl" else n + b"\n" for n in lines))
+    first = {"txt": "a.txt:2", "jsonl": "a.jsonl:2", "parquet": "a.parquet: row 2"}[kind]
+    offset = {"txt": 7, "jsonl": 29, "parquet": 3}[kind]
+    with pytest.raises(DataError) as caught:
+        texts("files", tmp_path, dataset_max_tokens=limit)
+    sentences = str(caught.value).split("\n")
+    assert sentences[0] == f"{tmp_path}/{first}: byte 0xe9 at offset {offset} is not UTF-8"
+    assert sentences[1].startswith(f"{tmp_path}/b{first[1:]}: byte 0xe9 at offset {offset} is not UTF-8; convert")
+    assert len(sentences) == 2
+    for errors, words in ("replace", ["one", "caf\ufffd", "three"] * 2), ("skip", ["one", "three"] * 2):
+        found = texts("files", tmp_path, text_errors=errors, dataset_max_tokens=limit)
+        assert "".join(text.text for text in found).split() == words or [text.text for text in found] == words
+        assert capsys.readouterr().err.endswith(f": 2, the first at {tmp_path}/{first}\n")
+
+
+def test_parquet_files_with_different_columns(tmp_path):
+    write_parquet(tmp_path / "[2024] notes" / "a.parquet", text=["one"], score=[1])
+    write_parquet(tmp_path / "[2024] notes" / "b.parquet", lang=["en"], score=[0.5], text=["two"])
+    expected = [Text("train", "one"), Text("val", "two")]
+    assert texts("files", tmp_path / "[2024] notes") == expected
+    assert texts("files", f"{tmp_path}/[2024] notes/*.parquet") == expected
+    write_parquet(tmp_path / "[2024] notes" / "c.parquet", body=["three"])
+    with pytest.raises(UsageError, match=r"/c\.parquet: has no field 'text'; set DATASET_TEXT_FIELD to one of body$"):
+        texts("files", tmp_path / "[2024] notes")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab12" * 16 + "\nsize 146946961\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.txt.gz"])
+def test_a_pointer_is_named_as_one(tmp_path, name):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path}/{name}: is a Git LFS pointer, .* `git lfs pull` in that folder$"
+    ):
+        texts("files", tmp_path)
 
 
 # ---- the hub
@@ -345,6 +434,16 @@ def test_a_local_copy_of_a_hub_repository(repository):
         "3",
         "4",
     ]
+
+
+def test_nulls_and_pointers_in_a_copy_of_a_hub_repository(repository, capsys):
+    file = write_parquet(repository / "sample" / "10BT" / "000_00000.parquet", text=["one", None, "\ufeffthree"])
+    found = texts("finewebedu", repository, dataset_subset="sample-10BT")
+    assert found == [Text("train", "one"), Text("val", "three")]
+    assert capsys.readouterr().err.endswith(f"is null or missing: 1, the first at {repository}: row 2\n")
+    file.write_text(POINTER)
+    with pytest.raises(DataError, match=r"000_00000\.parquet: is a Git LFS pointer, not the data themselves"):
+        texts("finewebedu", repository, dataset_subset="sample-10BT")
 
 
 def test_a_subset_that_is_not_there_is_one_sentence(repository):

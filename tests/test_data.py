@@ -200,6 +200,16 @@ def cut(path, size):
             lambda d: cut(d / "train.bin", 33),
             "HERE/train.bin: is cut off: 33 bytes are no whole number of uint16 tokens; copy it again",
         ),
+        *(
+            (
+                lambda d, end=end: (d / "val.bin").write_text(
+                    f"version https://git-lfs.github.com/spec/v1\noid x{end}"
+                ),
+                "HERE/val.bin: is a Git LFS pointer, not the data themselves; get those by `git lfs pull` in that "
+                "folder",
+            )
+            for end in ("", "\n")  # an odd and an even number of bytes
+        ),
         (
             lambda d: write_raw(d / "val.bin", [5, 256, 3] * 4),
             "HERE/val.bin: holds token id 256, beyond the 256 ids of the tokenizer; choose the TOKENIZER that it was "

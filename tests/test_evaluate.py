@@ -22,8 +22,8 @@ def parts(tmp_path):
     made = data.load(
         data.DataOptions(
             dataset="bins", dataset_source=None, dataset_subset=None, dataset_text_field=None, dataset_max_tokens=None,
-            val_fraction=None, tokenizer="bytes", data_dir=str(tmp_path), block_size=BLOCK, batch_size=3,
-            gradient_accumulation=1, seed=0, eval_samples=WINDOWS,
+            val_fraction=None, dataset_end_of_text=None, text_errors=None, tokenizer="bytes", data_dir=str(tmp_path),
+            block_size=BLOCK, batch_size=3, gradient_accumulation=1, seed=0, eval_samples=WINDOWS,
         )
     )  # fmt: skip
     torch.manual_seed(0)

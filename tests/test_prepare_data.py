@@ -95,6 +95,8 @@ def test_json_lines_with_every_document_ended(tmp_path):
             "dataset_text_field": "text",
             "dataset_max_tokens": 0,
             "val_fraction": 0.05,
+            "dataset_end_of_text": False,
+            "text_errors": "strict",
         },
         "piece_bytes": 65536,
         "source": "1 files, 50 bytes",
@@ -171,6 +173,40 @@ def test_threads_give_what_one_gives(tmp_path, monkeypatch):
         folders.append(prepare_data.prepare(options(tmp_path, **named), shard_tokens=500, threads=threads))
     assert len(list(folders[0].iterdir())) > 4
     assert content(folders[0]) == content(folders[1])
+
+
+def test_a_text_on_which_the_tokenizer_fails_is_named(tmp_path, monkeypatch):
+    class Fails(tokenizer.Bytes):
+        def encode_batch(self, texts):
+            if any("three" in text for text in texts):
+                raise ValueError("Regex error\nwhile tokenizing.")
+            return super().encode_batch(texts)
+
+    monkeypatch.setattr(tokenizer, "load", lambda name: Fails())
+    words = ["one", "two", "three", "four"]
+    write_lines(tmp_path / "a.jsonl", words)
+    pyarrow.parquet.write_table(pyarrow.table({"text": words}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("one\n" * 50_000 + "three")
+    failure = "the tokenizer fails: Regex error while tokenizing; change or remove that text"
+    places = {"a.jsonl": "a.jsonl:3", "a.parquet": "a.parquet: row 3", "a.txt": r"a.txt: about byte \d+,\d+"}
+    for name, place in places.items():
+        with pytest.raises(DataError) as caught:
+            prepare_data.prepare(options(tmp_path, dataset_source=tmp_path / name))
+        assert re.fullmatch(f"{re.escape(str(tmp_path))}/{place}: {failure}", str(caught.value))
+
+
+def test_a_folder_prepared_before_there_were_these_options_is_found(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", ["one", "two", "three"])
+    folder = prepare_data.prepare(options(tmp_path, dataset_source=source))
+    meta = json.loads((folder / "meta.json").read_text())
+    for name in "dataset_end_of_text", "text_errors":
+        del meta["settings"][name]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert prepare_data.prepare(options(tmp_path, dataset_source=source)) == folder
+    with pytest.raises(UsageError, match="was prepared with TEXT_ERRORS 'strict', not 'skip'; set that, choose"):
+        prepare_data.prepare(options(tmp_path, dataset_source=source, text_errors="skip"))
+    with pytest.raises(UsageError, match="was prepared with DATASET_END_OF_TEXT False, not True; set that, choose"):
+        prepare_data.prepare(options(tmp_path, dataset_source=source, dataset_end_of_text="y"))
 
 
 # ---- again

@@ -1,0 +1,60 @@
+"""Parquet: the texts of one column of a file, batch by batch, whatever its other columns are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2.local_files import DataError, opened, reason
+from lib.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from pyarrow import Schema
+    from pyarrow.parquet import FileMetaData
+
+_BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024  # held at once, about
+_BUFFER_BYTES = 1 << 20
+_TEXT_TYPES = "string large_string string_view binary large_binary binary_view null".split()
+
+
+def rows(path: Path, field: str) -> Iterator[tuple[str, bytes | None]]:
+    """(place, text in UTF-8 or None) of each row; raises DataError or UsageError for a file without such texts."""
+    import pyarrow  # here: it takes 0.1 s
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    with opened(path) as handle:
+        try:
+            # Read ahead, pyarrow would hold a whole row group, which may be the whole file.
+            file = ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            _check_column(path, field, file.schema_arrow)
+            for batch in file.iter_batches(_batch_rows(file.metadata, field), columns=[field], use_threads=False):
+                column = batch.column(batch.schema.get_field_index(field))
+                for content in column.cast(pyarrow.large_binary()).to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", content
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # pyarrow raises errors of several families
+            where = f" after row {number:,}" * bool(number)
+            raise DataError(f"{path}: cannot be read as parquet{where}: {reason(error)}; copy it again") from None
+
+
+def _check_column(path: Path, field: str, schema: "Schema") -> None:
+    """Raise UsageError unless one column of this name holds text."""
+    from pyarrow import types
+
+    if (count := schema.names.count(field)) != 1:
+        what = f"has {count} fields {field!r}" if count else f"has no field {field!r}"
+        raise UsageError(f"{path}: {what}; set DATASET_TEXT_FIELD to one of {', '.join(schema.names)}")
+    found = schema.field(field).type
+    value = found.value_type if types.is_dictionary(found) else found
+    if not any(getattr(types, f"is_{name}")(value) for name in _TEXT_TYPES):
+        raise UsageError(f"{path}: field {field!r} holds {found}, not text; set DATASET_TEXT_FIELD to one that does")
+
+
+def _batch_rows(metadata: "FileMetaData", field: str) -> int:
+    """How many rows take about _BATCH_BYTES."""
+    names = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    size = sum(group.column(names.index(field)).total_uncompressed_size for group in groups)
+    return min(_BATCH_ROWS, max(1, _BATCH_BYTES * metadata.num_rows // max(1, size)))

@@ -1,0 +1,137 @@
+"""Repairs: what is done about texts that are null or have bytes that are not UTF-8, and where these are."""
+
+import codecs
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gpt2.local_files import DataError, kind, opened
+from gpt2.parquet import rows
+from lib.errors import UsageError, printable
+
+BYTE_ORDER_MARK = "\ufeff"
+_CHUNK_BYTES = 1 << 20
+_BAR_SECONDS = 1.0  # of checking before a bar shows it
+_MOST_NAMED = 20  # files that are not UTF-8
+
+
+class NotUtf8Error(DataError):
+    """A text with a byte that is not UTF-8, under TEXT_ERRORS=strict."""
+
+
+class Placed(str):
+    """A text, or a piece of one, that knows where it was read, for errors that come up later."""
+
+    __slots__ = ("place",)
+
+    def __new__(cls, text: str, place: str):
+        """`text`, read at `place`."""
+        self = super().__new__(cls, text)
+        self.place = place
+        return self
+
+
+class Repairs:
+    """What is done about nulls and about bytes that are not UTF-8: counted, and said on leaving the context."""
+
+    def __init__(self, errors: str = "strict"):
+        """`errors` is the value of option TEXT_ERRORS."""
+        self.errors = errors
+        self._counts: dict[str, tuple[int, str]] = {}  # what was done -> how often, and where first
+        self._found = False  # whether a text was in its field before
+
+    def decode(self, content: bytes, place: str) -> str | None:
+        """The text of a line or row, or None if it is to be left out; raises NotUtf8Error."""
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            if self.errors == "strict":
+                raise NotUtf8Error(not_utf8(place, error)) from None
+        if self.errors == "replace":
+            self._count("lines or rows with bytes that are not UTF-8, replaced by U+FFFD", place)
+            return content.decode(errors="replace")
+        self._count("lines or rows left out because they are not UTF-8", place)
+        return None
+
+    def text(self, example: dict, field: str, place: str) -> str | None:
+        """The text of an example, or None if it is to be left out; raises UsageError if it has no such field."""
+        value = example.get(field)
+        if isinstance(value, str):
+            self._found = True
+            return Placed(value.removeprefix(BYTE_ORDER_MARK), place)
+        if value is None and (field in example or self._found):
+            self._count(f"texts left out because {field!r} is null or missing", place)
+            return None
+        if field not in example:
+            raise UsageError(f"{place}: has no field {field!r}; set DATASET_TEXT_FIELD to one of {', '.join(example)}")
+        advice = "mend or remove it" if self._found else "set DATASET_TEXT_FIELD to one that does"
+        raise UsageError(f"{place}: field {field!r} holds no text; {advice}")
+
+    def _count(self, what: str, place: str) -> None:
+        count, first = self._counts.get(what, (0, place))
+        self._counts[what] = count + 1, first
+
+    def __enter__(self) -> "Repairs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for what, (count, first) in self._counts.items():
+            say(f"{what}: {count:,}, the first at {first}")
+
+
+def say(note: str) -> None:
+    """Print a note, above a progress bar if there is one."""
+    tqdm.write(f"note: {printable(note)}", file=sys.stderr)
+
+
+# ---- checking --------------------------------------------------------------------------------------------------------
+
+
+def check(paths: list[Path], field: str | None = None) -> None:
+    """Raise NotUtf8Error that names the first byte that is not UTF-8 in every file that has one."""
+    with tqdm(
+        desc="checking the text", unit="B", unit_scale=True, disable=None, leave=False, delay=_BAR_SECONDS
+    ) as bar:
+        found = (_bad_row(path, field) if kind(path) == "parquet" else bad_byte(path, bar) for path in paths)
+        bad = [sentence for sentence in found if sentence]
+    if bad:
+        if len(bad) > _MOST_NAMED:
+            bad[_MOST_NAMED:] = [f"{len(bad) - _MOST_NAMED:,} more files have bytes that are not UTF-8"]
+        bad[-1] += "; convert to UTF-8 (iconv -f ENCODING -t UTF-8), or set TEXT_ERRORS=replace or TEXT_ERRORS=skip"
+        raise NotUtf8Error(*bad)
+
+
+def bad_byte(path: Path, bar: tqdm | None = None) -> str:
+    """A sentence about the first byte of a file that is not UTF-8; empty if there is none."""
+    decoder, line, place = codecs.getincrementaldecoder("utf-8")(), 1, 0
+    with opened(path) as file:
+        while True:
+            chunk, before = file.read(_CHUNK_BYTES), len(decoder.getstate()[0])
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                line += error.object.count(b"\n", 0, error.start)
+                return not_utf8(f"{path}:{line}", error, place - before)
+            if not chunk:
+                return ""
+            line, place = line + chunk.count(b"\n"), place + len(chunk)
+            if bar is not None:
+                bar.update(len(chunk))
+
+
+def _bad_row(path: Path, field: str) -> str:
+    """A sentence about the first row of a parquet file that is not UTF-8; empty if there is none."""
+    for place, content in rows(path, field):
+        try:
+            (content or b"").decode()
+        except UnicodeDecodeError as error:
+            return not_utf8(place, error)
+    return ""
+
+
+def not_utf8(place: str, error: UnicodeDecodeError, begin: int = 0) -> str:
+    """A sentence about a byte in a text that begins at byte `begin` of its file."""
+    byte, offset = error.object[error.start], begin + error.start
+    guess = ", and the file looks like UTF-16" * (offset == 0 and byte in b"\xff\xfe")
+    return f"{place}: byte 0x{byte:02x} at offset {offset:,} is not UTF-8{guess}"
