@@ -62,8 +62,18 @@ def describe(options: CorpusOptions) -> str:
     if options.dataset == "shakespeare":
         return f"sha256 {SHAKESPEARE_SHA256}"
     if options.dataset == "files" and options.dataset_source and (paths := _own_files(options)):
-        return f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes"
+        return _counted(paths)
     return "/".join(filter(None, (options.dataset_source, options.dataset_subset)))
+
+
+def describe_as_before(options: CorpusOptions) -> str:
+    """`describe` for a folder, of the files that versions before option TEXT_ERRORS read: hidden ones too, no .md."""
+    found = Path(options.dataset_source).rglob("*")
+    return _counted([path for path in found if path.suffix in (".txt", ".jsonl", ".parquet") and path.is_file()])
+
+
+def _counted(paths: list[Path]) -> str:
+    return f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes"
 
 
 def size(options: CorpusOptions) -> int:
@@ -130,7 +140,7 @@ def files(options: CorpusOptions) -> Iterator[Text]:
 def _read(paths: list[Path], options: CorpusOptions) -> Iterator[Text]:
     """The texts of local files of one kind; raises DataError for bytes that are not UTF-8 in any of them."""
     local_files.refuse_pointers(paths)
-    kind, field = local_files.kind(paths[0]), options.dataset_text_field
+    kind = local_files.kind(paths[0])
     if options.text_errors == "strict" and kind != "parquet" and not options.dataset_max_tokens:
         repairs.check(paths)  # now, since the first of them may come after hours
     if kind == "text" and not options.dataset_end_of_text and sources.spells_end_of_text(paths[0]):
@@ -140,18 +150,24 @@ def _read(paths: list[Path], options: CorpusOptions) -> Iterator[Text]:
         )
     try:
         with Repairs(options.text_errors) as repaired:
-            if kind == "lines":
-                yield from _assign(sources.json_lines(paths, field, repaired), options.val_fraction)
-            elif kind == "parquet":
-                yield from _assign(sources.parquet(paths, field, repaired), options.val_fraction)
-            elif len(paths) == 1 and not options.dataset_end_of_text:
-                yield from _one_text(paths[0], options, repaired)
-            else:
-                documents = sources.texts(paths, repaired, options.dataset_end_of_text)
-                yield from _assign(documents, options.val_fraction)
+            yield from _split(paths, options, repaired)
     except repairs.NotUtf8Error:
-        repairs.check(paths, field)  # raises for all such files, and this one among them
+        repairs.check(paths, options.dataset_text_field)  # raises for all such files, and this one among them
         raise
+
+
+def _split(paths: list[Path], options: CorpusOptions, repaired: Repairs) -> Iterator[Text]:
+    if len(paths) == 1 and local_files.kind(paths[0]) == "text" and not options.dataset_end_of_text:
+        return _one_text(paths[0], options, repaired)
+    return _assign(_documents(paths, options, repaired), options.val_fraction)
+
+
+def _documents(paths: list[Path], options: CorpusOptions, repaired: Repairs) -> Iterator[str | Iterator[str]]:
+    kind = local_files.kind(paths[0])
+    if kind == "text":
+        return sources.texts(paths, repaired, options.dataset_end_of_text)
+    read = sources.json_lines if kind == "lines" else sources.parquet
+    return read(paths, options.dataset_text_field, repaired)
 
 
 def _hub(options: CorpusOptions) -> Iterator[Text]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2.corpora import CorpusOptions, describe
+from gpt2.corpora import CorpusOptions, describe, describe_as_before
 from gpt2.local_files import DataError, refuse_pointers
 from gpt2.tokens import TOKEN, Seal, TokenFile, allow_files, size
 from lib import files
@@ -112,7 +112,7 @@ def check_settings(options: PreparedOptions, meta: dict) -> None:
         if now is not None
         and (before := {**_EARLIER, **meta["settings"], "tokenizer": meta["tokenizer"]}.get(name)) != now
     ]
-    if (source := _own_files_now(options) or meta["source"]) != meta["source"]:
+    if (source := _own_files_now(options, meta) or meta["source"]) != meta["source"]:
         differences.append(f"{meta['source']}, and there are {source} now")
     if differences:
         raise UsageError(
@@ -121,10 +121,12 @@ def check_settings(options: PreparedOptions, meta: dict) -> None:
         )
 
 
-def _own_files_now(options: PreparedOptions) -> str:
+def _own_files_now(options: PreparedOptions, meta: dict) -> str:
     """What one's own files are now, to notice a change; empty if they are gone, which prepared data may outlive."""
     if options.dataset == "files":
         with contextlib.suppress(UserError):
+            if "text_errors" not in meta["settings"] and describe_as_before(options) == meta["source"]:
+                return meta["source"]  # the same files, of which today others would be read
             return describe(options)
     return ""
 

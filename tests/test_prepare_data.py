@@ -203,10 +203,33 @@ def test_a_folder_prepared_before_there_were_these_options_is_found(tmp_path):
         del meta["settings"][name]
     (folder / "meta.json").write_text(json.dumps(meta))
     assert prepare_data.prepare(options(tmp_path, dataset_source=source)) == folder
-    with pytest.raises(UsageError, match="was prepared with TEXT_ERRORS 'strict', not 'skip'; set that, choose"):
+    with pytest.raises(UsageError, match=r"was prepared with TEXT_ERRORS 'strict', not 'skip'; set that, choose"):
         prepare_data.prepare(options(tmp_path, dataset_source=source, text_errors="skip"))
     with pytest.raises(UsageError, match="was prepared with DATASET_END_OF_TEXT False, not True; set that, choose"):
         prepare_data.prepare(options(tmp_path, dataset_source=source, dataset_end_of_text="y"))
+
+
+def test_a_folder_prepared_before_hidden_files_were_left_out_is_found(tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    for name in "a.txt", "b.txt", ".hidden/a.txt", "c.md":
+        (corpus / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / name).write_text("some words")
+    folder = prepare_data.prepare(options(tmp_path, dataset_source=corpus))
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["settings"]["dataset_end_of_text"], meta["settings"]["text_errors"]
+    (corpus / "c.md").write_text("some other words")
+    meta["source"] = "3 files, 30 bytes"  # the hidden one and not c.md
+    (folder / "meta.json").write_text(json.dumps(meta))
+    capsys.readouterr()
+    assert prepare_data.prepare(options(tmp_path, dataset_source=corpus)) == folder
+    note = (
+        "note: it was made from 3 files, 30 bytes; now there is 3 files, 36 bytes: delete the folder to prepare it anew"
+    )
+    assert note in capsys.readouterr().out
+    meta["source"] = "2 files, 20 bytes"
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UsageError, match="was prepared with 2 files, 20 bytes, and there are 3 files, 36 bytes now"):
+        prepare_data.prepare(options(tmp_path, dataset_source=corpus))
 
 
 # ---- again
