@@ -29,10 +29,8 @@ _SETTINGS = (
     *("dataset_source", "dataset_subset", "dataset_text_field", "dataset_max_tokens", "val_fraction"),
     *("dataset_end_of_text", "text_errors"),
 )
-_EARLIER = {
-    "dataset_end_of_text": False,
-    "text_errors": "strict",
-}  # in a meta.json from before there were these options
+# What data were prepared with before there were these options, which is not in their meta.json.
+_EARLIER = {"dataset_end_of_text": False, "text_errors": "strict"}
 _HEADER_BYTES, _MAGIC = 1024, 20240520  # of llm.c and modded-nanogpt: 256 int32: magic, version, tokens, zeros
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # The table that tiktoken's own definition of gpt2 downloads and demands (tiktoken_ext/openai_public.py).
 _TABLE_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _END_OF_TEXT = "<|endoftext|>"
-# White space is what Unicode says, as for tiktoken; Python's \\s has U+001C to U+001F too.
+# White space is what Unicode says, as for tiktoken; Python's \s has U+001C to U+001F too.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _LONG_RUN = 100_000
 
