@@ -210,8 +210,6 @@ class Session:
             allowed, rate = self.schema["RETRIES"], self.schema.options["LEARNING_RATE"].text
             text = f"retry {retry} of {allowed} goes on after step {step}, with LEARNING_RATE={rate}"
             console.show(book.write("alert", step, kind=f"retry-{retry}", level="warn", message=text))
-        if changed and self.options.tracker:
-            console.say(f"note: trackers cannot take back what they were sent beyond step {step}; the journal does")
         facts = {
             "model": self._model,
             "data": self.data.description,

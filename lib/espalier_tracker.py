@@ -25,7 +25,8 @@ class EspalierTracker(GeneralTracker):
     crashed one, and `make sync RUN=folder` delivers what is missing of any.
 
     A row is told apart by its step and by which metrics it has; steps of the same metrics must grow. One that comes
-    again, as after a resume from an earlier checkpoint, is in the journal only.
+    again is in the journal only. After a resume from an earlier checkpoint it counts, if it has other values; see
+    lib/in_force.py.
     """
 
     name = "espalier"
@@ -138,7 +139,7 @@ class EspalierTracker(GeneralTracker):
 
 
 class Series:
-    """Which event a row belongs to, such that the steps of an event grow, as the trackers' cursors need it.
+    """Which event a row belongs to, such that the steps of an event grow.
 
     Rows with the metrics of an evaluation are of the event `eval`, others of `train`; when that one is at or beyond the
     step already, as when a script logs twice in a step or counts epochs beside steps, of `train.2`, `train.3`, ...

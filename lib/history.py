@@ -5,17 +5,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lib import files, journal
 from lib.config_file import read_lines
 from lib.errors import UsageError, UserError
-from lib.journal import Record
+from lib.in_force import SERIES, InForce, Key, Record, series
 from lib.run import Identity
 
-SERIES = ("train", "eval", "system")  # events that are measurements, also as `train.2`: one in force per step
 _FREQUENT = (b'"event":"train"', b'"event":"train.', b'"event":"system')
 # All other events. Found so and the frequent ones not parsed, 100 runs of 5,000 lines take 0.15 s; read whole, 4 s.
 _RARE = re.compile(rb'"event":"(?!train|system)')
@@ -23,15 +22,16 @@ _RARE = re.compile(rb'"event":"(?!train|system)')
 
 @dataclasses.dataclass
 class History:
-    """What a journal says, taken in record by record; a resume with other options takes back what was beyond it."""
+    """What a journal says, taken in record by record."""
 
-    rows: dict[tuple[str, int], Record] = dataclasses.field(default_factory=dict)  # (event, step) -> in force
+    in_force: InForce = dataclasses.field(default_factory=InForce)
     sessions: list[Record] = dataclasses.field(default_factory=list)  # `start` and every `resume`
     alerts: list[Record] = dataclasses.field(default_factory=list)
     end: Record | None = None  # the `finish` event, unless the run went on after it
-    step: int = 0  # the highest that is recorded
+    step: int = 0  # the highest that is recorded and in force
     time: float | None = None  # of the last record, unix seconds
     spans: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # first and last record of each session
+    count: int = 0  # of records
     # Column -> (event, metric), by first use. A name that another event uses too is a column such as train.2/loss then,
     # as in TensorBoard; `step` and `time` are columns of every table.
     columns: dict[str, tuple[str, str]] = dataclasses.field(
@@ -41,14 +41,13 @@ class History:
     def add(self, record: Record) -> None:
         """Take in the next record."""
         event, step, self.time = record["event"], record["step"], record["time"]
+        self.count += 1
+        if self.in_force.add(record, self.count) or (event == "resume" and record.get("changed")):
+            self.step = step
         if event in ("start", "resume"):
             self.sessions.append(record)
             self.spans.append((self.time, self.time))
-            if record.get("changed"):
-                self.rows = {key: row for key, row in self.rows.items() if key[1] <= step}
-                self.step = step
         elif series(event):
-            self.rows[event, step] = record
             for name in record["metrics"]:
                 column = name
                 while self.columns.setdefault(column, (event, name)) != (event, name):
@@ -60,6 +59,11 @@ class History:
             self.step = max(self.step, step)
         if self.spans:
             self.spans[-1] = (self.spans[-1][0], self.time)
+
+    @property
+    def rows(self) -> dict[Key, Record]:
+        """(event, step) -> the measurement in force."""
+        return self.in_force.rows
 
     @property
     def config(self) -> dict[str, Any]:
@@ -101,12 +105,6 @@ class History:
         return min((loss for loss in losses if not math.isnan(loss)), default=None)
 
 
-def series(event: str) -> str | None:
-    """Which of SERIES an event belongs to, or None."""
-    base = event.partition(".")[0]
-    return base if base in SERIES else None
-
-
 def load(folder: Path) -> History:
     """The whole history of the run in `folder`, empty before it began; raises UserError for what is no run."""
     return _of(journal.read(folder) if _begun(folder) else ())
@@ -114,7 +112,11 @@ def load(folder: Path) -> History:
 
 def skim(folder: Path) -> History:
     """Like `load`, but of `train` and `system` events with the last ones alone."""
-    return _of(_landmarks(folder) if _begun(folder) else ())
+    if not _begun(folder):
+        return History()
+    data = _content(folder)
+    landmarks = _landmarks(data)
+    return _of(journal.read(folder) if _repeats(data, landmarks) else (record for _, record in landmarks))
 
 
 def _of(records: Iterable[Record]) -> History:
@@ -129,21 +131,36 @@ def _begun(folder: Path) -> bool:
     return (folder / journal.FILE).exists()
 
 
-def _landmarks(folder: Path) -> Iterator[Record]:
-    """The records of rare events and the last of each frequent one, in order."""
+def _content(folder: Path) -> bytes:
+    """The whole lines of a journal."""
     path = folder / journal.FILE
     try:
         data = path.read_bytes()
     except OSError as error:
         raise journal.JournalError(f"{path}: the journal cannot be read: {error.strerror}") from None
-    data = data[: data.rfind(b"\n") + 1]  # without a line that is still being written
+    return data[: data.rfind(b"\n") + 1]  # without a line that is still being written
+
+
+def _landmarks(data: bytes) -> list[tuple[int, Record]]:
+    """The records of rare events and the last of each frequent one, in order, each with its place."""
     found = dict(_line(data, match.start()) for match in _RARE.finditer(data))
     for event in _FREQUENT:
         place, record = data.rfind(event), None
         while place >= 0 and not (record and series(record["event"])):  # the last that is not damaged
             start, record = _line(data, place)
             found[start], place = record, data.rfind(event, 0, start)
-    yield from (record for _, record in sorted(found.items(), key=lambda item: item[0]) if record)
+    return [(place, record) for place, record in sorted(found.items(), key=lambda item: item[0]) if record]
+
+
+def _repeats(data: bytes, landmarks: list[tuple[int, Record]]) -> bool:
+    """Whether a resumed run recorded training steps again, which takes back evaluations too: landmarks do not tell."""
+    resumes = [at for at, record in landmarks if record["event"] == "resume" and not record.get("changed")]
+    for place in resumes:
+        around = data.rfind(_FREQUENT[0], 0, place), data.find(_FREQUENT[0], place)
+        before, after = (_line(data, at)[1] if at >= 0 else None for at in around)
+        if before and after and after["step"] <= before["step"]:
+            return True
+    return False
 
 
 def _line(data: bytes, place: int) -> tuple[int, Record | None]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from lib import files
 from lib.errors import UserError
+from lib.in_force import InForce, Key, Record, key_of, lasting
 
 SCHEMA = 1  # of the lines; written into every `start` event
 FILE = "journal.jsonl"
@@ -30,9 +31,6 @@ _YEAR_10000 = 253402300800  # unix seconds, up to which time can be told
 # Kinds of what a record may have beside what every record has, and of options in its configuration, that readers go by.
 _DETAILS = {"config": dict, "changed": dict, "status": str, "message": str, "kind": str, "level": str, "machine": str}
 _OPTIONS = {"max_iters": int, "tracker": list}
-VOLATILE = frozenset({"tokens_per_second", "mfu"})  # depend on the clock: not repeated when a step is run again
-
-Record = dict[str, Any]
 
 
 class JournalError(UserError):
@@ -57,7 +55,7 @@ class Journal:
         self.identity = _identity(os.fstat(self.fd))
         os.ftruncate(self.fd, _whole_lines(self.path))
         self.seq, self.damaged = 0, []  # of the next record; numbers of the lines that are none
-        self.reached: dict[str, int] = {}  # event, or alert of a kind -> the highest step it was opened with
+        self.reached: dict[str, int] = {}  # event, or alert of a kind -> the highest step before this session
         self.end: Record | None = None  # the `finish` event, unless the run went on after it
         for number, (record, _) in enumerate(_lines(folder), 1):
             if record is None:
@@ -65,10 +63,10 @@ class Journal:
                 continue
             if record["seq"] < _PLAUSIBLE:
                 self.seq = max(self.seq, record["seq"] + 1)
-            key, step = _key(record["event"], record["step"], record)
+            key, step = key_of(record["event"], record["step"], record)
             self.reached[key] = max(step, self.reached.get(key, 0))
             self._note_end(record)
-        self.ahead: dict[tuple[str, int], Record] = {}
+        self.ahead: dict[Key, Record] = {}
         self.lock = threading.Lock()
 
     def expect(self, step: int) -> int:
@@ -76,10 +74,11 @@ class Journal:
 
         A step that is run again with the same result is not written again; see `write`.
         """
-        self.ahead = {key: r for key, r in history(self.path.parent).items() if key[1] > step}
-        alerts = (r for r in read(self.path.parent) if r["event"] == "alert")
-        told = (r for r in alerts if r["step"] > step or r.get("kind") == "finished")  # the end of its own step
-        self.ahead |= {_key(r["event"], r["step"], r): r for r in told}
+        known = in_force(self.path.parent)
+        rows = {key: r for key, r in known.rows.items() if r["event"] in ("train", "eval")}
+        alerts = {key: r for key, r in known.others.items() if r["event"] == "alert"}
+        told = {key: r for key, r in alerts.items() if r.get("kind") == "finished"}  # the end of its own step
+        self.ahead = told | {key: r for key, r in (rows | alerts).items() if key[1] > step}
         return len(self.ahead)
 
     def write(self, event: str, step: int, metrics: Mapping[str, float] | None = None, **details: Any) -> Record:
@@ -90,9 +89,13 @@ class Journal:
         """
         encoded = {name: _encode(value) for name, value in (metrics or {}).items()}
         with self.lock:
-            before = self.ahead.pop(_key(event, step, details), None)
+            before = self.ahead.pop(key_of(event, step, details), None)
             if before is not None and lasting(before["metrics"]) == lasting(encoded):
                 return before
+            if before is not None:  # what came after it is in force no longer, so it is written if it comes again
+                self.ahead = {k: r for k, r in self.ahead.items() if r["event"] == "alert" or r["seq"] < before["seq"]}
+            if details.get("changed"):
+                self.reached = {key: at for key, at in self.reached.items() if at <= step}
             record = {
                 "seq": self.seq,
                 "time": self.clock(),
@@ -247,17 +250,17 @@ def _is_configuration(config: dict[str, Any]) -> bool:
     return kinds and all(isinstance(name, str) for name in config.get("tracker", []))
 
 
-def history(folder: Path) -> dict[tuple[str, int], Record]:
-    """(event, step) -> the record in force, of every `train` and `eval` event: each step once, whatever was resumed.
+def in_force(folder: Path) -> InForce:
+    """What a run's journal says, without what was taken back."""
+    known = InForce()
+    for record, end in tail(folder):
+        known.add(record, end)
+    return known
 
-    When a run was resumed with a changed configuration, what it had recorded beyond that step is no longer its history.
-    """
-    rows: dict[tuple[str, int], Record] = {}
-    for record in read(folder):
-        if record["event"] == "resume" and record.get("changed"):
-            rows = {key: row for key, row in rows.items() if key[1] <= record["step"]}
-        if record["event"] in ("train", "eval"):
-            rows[record["event"], record["step"]] = record
+
+def history(folder: Path) -> dict[Key, Record]:
+    """(event, step) -> the record in force, of every `train` and `eval` event, steps ascending."""
+    rows = {key: row for key, row in in_force(folder).rows.items() if key[0] in ("train", "eval")}
     return dict(sorted(rows.items(), key=lambda item: item[0][1]))
 
 
@@ -273,11 +276,6 @@ def number(value: float | str) -> float:
     return value if -_MOST <= value <= _MOST else math.inf if value > 0 else -math.inf
 
 
-def _key(event: str, step: int, details: Mapping[str, Any]) -> tuple[str, int]:
-    """What a step has one of: an event, or an alert of a kind."""
-    return f"alert {details.get('kind')}" if event == "alert" else event, step
-
-
 def _encode(value: float) -> float | int | str:
     value = value.item() if hasattr(value, "item") else value  # numpy scalars and one-element tensors
     if isinstance(value, bool | int):
@@ -286,11 +284,6 @@ def _encode(value: float) -> float | int | str:
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-
-
-def lasting(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that do not depend on the clock."""
-    return {name: value for name, value in metrics.items() if name not in VOLATILE}
 
 
 def _whole_lines(path: Path) -> int:
@@ -309,10 +302,12 @@ def _whole_lines(path: Path) -> int:
 
 def final(folder: Path, step: int) -> dict[str, float] | None:
     """The metrics of the `finish` event with which the run ended at `step`, or None if it did not."""
-    found = None
-    for record in read(folder):
-        if record["event"] == "finish" and record.get("status") == "finished" and record["step"] == step:
-            found = numbers(record)
-        elif record["event"] == "resume" and record.get("changed"):
+    known, found = InForce(), None
+    for record, end in tail(folder):
+        known.add(record, end)
+        changed = record["event"] == "resume" and record.get("changed")
+        if changed or ("finish", step) not in known.others:  # it was taken back, or never there
             found = None
-    return found
+        elif record["event"] == "finish" and record["step"] == step and record.get("status") == "finished":
+            found = known.others["finish", step]
+    return numbers(found) if found else None

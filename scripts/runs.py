@@ -19,7 +19,7 @@ from lib.console import duration
 from lib.errors import UsageError, UserError, run_program, shown
 from lib.history import History
 from lib.run import Identity, newest
-from lib.track.cursor import FOLDER, Cursor, path_of
+from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
 
 _SHOWN = ("train_loss", "val_loss", "learning_rate", "sparsity", "tokens_per_second", "grad_norm")
 
@@ -194,6 +194,7 @@ def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:
     """How far the trackers are that the run was configured with or delivered to later."""
     names = {path_of(folder, name).stem: name for name in seen.config.get("tracker", []) if name != "all"}
     names |= {path.stem: path.stem for path in sorted((folder / FOLDER).glob("*.json")) if path.stem not in names}
+    backlog = Backlog(folder)
     for name in names.values():
         command = f"make sync RUN={shlex.quote(str(folder))} TRACKER={name}"
         try:
@@ -203,7 +204,8 @@ def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:
             continue
         alive = files.is_held(folder / FOLDER, path_of(folder, name, "lock").name)
         state = cursor.state if alive or cursor.state in ("finished", "failed") else "stopped"
-        yield track.Delivery(name, state, cursor.rows, cursor.pending(folder), cursor.message or cursor.note, command)
+        pending = cursor.pending(backlog.update())
+        yield track.Delivery(name, state, cursor.rows, pending, cursor.message or cursor.note, command)
 
 
 # ---- compare ---------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_a_step_is_one_row_with_what_is_in_force(table):
     assert table.columns == ["step", "time", *common, "val_loss", "val_perplexity", "system/power"]
     assert [row["step"] for row in table.rows] == [0, 1, 2]
     assert table.rows[0] == {"step": 0, "time": NOON + 1, "val_loss": 5.5, "val_perplexity": 2.0}
-    assert table.rows[1]["system/power"] == 70.5
+    assert table.rows[1]["system/power"] == 60.0  # the first sample of the step
     assert table.rows[2]["time"] == NOON + 7
 
 

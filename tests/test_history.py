@@ -41,6 +41,18 @@ def test_skimming_tells_the_same_of_the_run(tmp_path):
     assert (skimmed.best(), skimmed.last("tokens")) == (whole.best(), whole.last("tokens")) == (3.5, 128)
 
 
+def test_skimming_and_loading_agree_on_steps_that_came_out_otherwise(tmp_path):
+    again = ("train", 2, {"train_loss": 7.5}, {})
+    before = [*trained(1, 2), evaluated(2, 3.0), *trained(3), evaluated(3, 1.5)]
+    for resume in ({"changed": {}}, {"changed": {"SEED": ["1", "2"]}}):
+        folder = write(tmp_path / str(len(resume["changed"])), *before, ("resume", 1, {}, resume), again)
+        whole, skimmed = history.load(folder), history.skim(folder)
+        assert (whole.step, whole.best(), whole.values("train_loss")) == (2, None, {1: 8.0, 2: 7.5})
+        assert (skimmed.step, skimmed.best(), skimmed.last("train_loss")) == (2, None, 7.5)
+    alike = write(tmp_path / "alike", *before, ("resume", 1, {}, {"changed": {}}), *trained(4))
+    assert (history.skim(alike).step, history.skim(alike).best()) == (4, 1.5)
+
+
 def test_nan_is_no_best_loss(tmp_path):
     seen = history.load(write(tmp_path / "a", evaluated(0, math.nan), evaluated(1, 2.0), evaluated(2, math.inf)))
     assert seen.best() == 2.0

@@ -1,5 +1,6 @@
 """Accelerate, both ways: its trackers fed from our journal, and our journal fed by scripts that train with it."""
 
+import contextlib
 import json
 import math
 import os
@@ -24,8 +25,9 @@ from lib.errors import UsageError, UserError
 from lib.espalier_tracker import EspalierTracker, Series, flattened, plain
 from lib.run import Identity, project_name
 from lib.track import accelerate as bridge
+from lib.track import lane
 from tests.disk import disk, fill
-from tests.tracking import ROOT, expected, run, state, sync, trainer, wait_for
+from tests.tracking import ROOT, expected, recorded, run, state, sync, trainer, wait_for
 
 __all__ = ["disk", "run"]  # fixtures
 
@@ -62,11 +64,11 @@ def script(tmp_path, *words, launcher=()):
     return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
-def tracked(folder, group=None):
-    """(step, metrics) of every row that Trackio's database holds of a run."""
-    identity = json.loads((folder / "run.json").read_text())
+def tracked(folder, again=""):
+    """(step, metrics) of every row that Trackio's database holds of a run, or of that with which it went on."""
+    run_id = json.loads((folder / "run.json").read_text())["run_id"] + again
     database = sqlite3.connect(Path(os.environ["TRACKIO_DIR"]) / "demo.db")
-    rows = database.execute("select step, metrics from metrics where run_id = ?", (identity["run_id"],)).fetchall()
+    rows = database.execute("select step, metrics from metrics where run_id = ?", (run_id,)).fetchall()
     database.close()
     return [(step, json.loads(metrics)) for step, metrics in rows]
 
@@ -74,18 +76,18 @@ def tracked(folder, group=None):
 # ---- their trackers on our journal -----------------------------------------------------------------------------------
 
 
-def scalars(folder):
+def scalars(folder, again=""):
     """Every (tag, step, value) in the event files, by TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder / "accelerate-tensorboard"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(folder / f"accelerate-tensorboard{again}"), size_guidance={"scalars": 0})
     events.Reload()
     return [(tag, point.step, point.value) for tag in events.Tags()["scalars"] for point in events.Scalars(tag)]
 
 
-def assert_tensorboard_holds(folder):
+def assert_tensorboard_holds(folder, again=""):
     wanted = {(tag, s): value for (_, s), metrics in expected(folder).items() for tag, value in metrics.items()}
-    found = scalars(folder)
+    found = scalars(folder, again)
     assert Counter((tag, step) for tag, step, _ in found) == Counter(wanted.keys())
     assert all(value == pytest.approx(wanted[tag, step], rel=1e-6, nan_ok=True) for tag, step, value in found)
 
@@ -104,6 +106,23 @@ def test_a_tracker_of_accelerate_gets_every_row_once(run):
     assert "finished  97 rows delivered" in sync(run).stdout
     assert_tensorboard_holds(run)
     assert sent.read_text().splitlines()[:3] == ["configuration", "train 0", "eval 0"]
+
+
+def deliver(folder):
+    return lane.deliver(folder, "accelerate:tensorboard", lambda seconds: True, lane.Pipe(os.dup(2)))
+
+
+def test_a_run_that_goes_back_is_another_run_there(run):
+    pytest.importorskip("tensorboard")
+    folder = recorded(run.parent / "second", *(("train", step, {"train_loss": 1.0 * step}, {}) for step in (1, 2)))
+    assert deliver(folder) == 0
+    with contextlib.closing(journal.Journal(folder)) as book:
+        book.write("resume", 1, config={"tracker": []}, changed={"SEED": ["1", "2"]})
+        book.write("train", 2, {"train_loss": 7.0})
+    assert deliver(folder) == 0
+    assert state(folder, "accelerate:tensorboard").note.startswith("the run second~2 has all rows in force")
+    assert_tensorboard_holds(folder, "~2")
+    assert ("train_loss", 2, 7.0) in scalars(folder, "~2") and ("train_loss", 2, 2.0) in scalars(folder)
 
 
 def test_a_note_that_a_full_disk_tears_goes_on_where_it_ended(disk):
@@ -154,7 +173,9 @@ def test_a_killed_script_that_is_resumed_is_one_run_with_every_row_once(run, tmp
         "tracker": ["trackio"],
         "tracker_group": "one",
     }
-    rows = tracked(folder)
+    assert "the run a run/of mine~2 has all rows in force; rows of a run/of mine were taken back" in done.stdout
+    assert sorted(step for step, metrics in tracked(folder) if "loss" in metrics) == list(range(8))
+    rows = tracked(folder, "_2")  # the weights of the second script are others
     assert sorted(step for step, metrics in rows if "loss" in metrics) == list(range(12))
     assert sorted(step for step, metrics in rows if "eval_loss" in metrics) == [0, 5, 10]
     assert sorted((step, metrics["epoch_loss"]) for step, metrics in rows if "epoch_loss" in metrics) == [

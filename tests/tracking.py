@@ -158,12 +158,10 @@ def got(folder):
 
 
 def expected(folder):
-    """(event, step) -> metrics, the first record of each: what trackers have to hold."""
-    rows = {}
-    for record in journal.read(folder):
-        if record["event"] in ("train", "eval", "finish") and record["metrics"]:
-            rows.setdefault((record["event"], record["step"]), journal.numbers(record))
-    return rows
+    """(event, step) -> metrics, of each that is in force: what trackers have to hold."""
+    known = journal.in_force(folder)
+    found = {key: record for key, record in (known.rows | known.others).items() if record["metrics"]}
+    return {key: journal.numbers(record) for key, record in found.items() if key[0] in ("train", "eval", "finish")}
 
 
 def state(folder, name):
@@ -188,18 +186,18 @@ def trackio_rows(folder):
     return [(log_id, step, moment, json.loads(metrics)) for log_id, step, moment, metrics in rows]
 
 
-def wandb_records(folder):
+def wandb_records(folder, run_id=RUN_ID):
     """Every record in the run's .wandb files, by wandb's own reader."""
     records = []
-    for path in sorted((folder / "wandb").glob(f"*run-*/run-{RUN_ID}.wandb")):
+    for path in sorted((folder / "wandb").glob(f"*run-*/run-{run_id}.wandb")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
         records += [json.loads(line) for line in output.splitlines()]
     return records
 
 
-def wandb_rows(folder):
-    items = [r["history"]["item"] for r in wandb_records(folder) if r["type"] == "history"]
+def wandb_rows(folder, run_id=RUN_ID):
+    items = [r["history"]["item"] for r in wandb_records(folder, run_id) if r["type"] == "history"]
     return [(i["step"], {name: float(v) for name, v in i.items() if name[0] != "_" and name != "step"}) for i in items]
 
 

@@ -19,7 +19,7 @@ from lib import files, launch
 from lib.errors import UserError
 from lib.kconf import ROOT
 from lib.track import lane, registry
-from lib.track.cursor import FOLDER, Cursor, path_of
+from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
 from lib.track.registry import names
 from lib.track.tracker import Alert, Row, Tracker, TrackOptions
 
@@ -57,7 +57,7 @@ class Lanes:
         """Start a process per tracker; the journal in `folder` must have its start or resume event."""
         folder, names = Path(folder), list(names)
         found = registry.along(names, lane.configuration(folder) or {}, folder) if names else []
-        self.lanes = [_start(folder, name) for name in found]
+        self.lanes, self.backlog = [_start(folder, name) for name in found], Backlog(folder)
 
     def notes(self) -> Iterator[str]:
         """What trackers have to say since the last call, one line each; costs a `stat` per tracker."""
@@ -92,7 +92,7 @@ class Lanes:
 
     def deliveries(self) -> list[Delivery]:
         """How far each tracker is."""
-        return [one.delivery() for one in self.lanes]
+        return [one.delivery(self.backlog.update()) for one in self.lanes]
 
 
 def _start(folder: Path, name: str) -> "_Lane | _Unstarted":
@@ -165,12 +165,12 @@ class _Lane:
                 self.said.add(text)
                 yield f"{self.name}: {text}"
 
-    def delivery(self) -> Delivery:
+    def delivery(self, backlog: Backlog) -> Delivery:
         cursor, code = self._cursor(), self.process.poll()
         message = self._trouble(cursor, code) or cursor.note
         if code is None:
             message = f"still delivering, which goes on by itself (process {self.process.pid})"
-        return _delivery(self.folder, self.name, cursor, message)
+        return _delivery(self.folder, self.name, cursor, backlog, message)
 
     def _cursor(self) -> Cursor:
         try:
@@ -218,10 +218,10 @@ class _Unstarted:
             yield f"{self.name}: {self.message}"
         self.said = True
 
-    def delivery(self) -> Delivery:
-        return _delivery(self.folder, self.name, Cursor(state="failed"), self.message)
+    def delivery(self, backlog: Backlog) -> Delivery:
+        return _delivery(self.folder, self.name, Cursor(state="failed"), backlog, self.message)
 
 
-def _delivery(folder: Path, name: str, cursor: Cursor, message: str) -> Delivery:
+def _delivery(folder: Path, name: str, cursor: Cursor, backlog: Backlog, message: str) -> Delivery:
     command = f"make sync RUN={shlex.quote(str(folder))}"
-    return Delivery(name, cursor.state, cursor.rows, cursor.pending(folder), message, command)
+    return Delivery(name, cursor.state, cursor.rows, cursor.pending(backlog), message, command)

@@ -46,8 +46,9 @@ class Tracker:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         PartialState(cpu=True)  # Accelerate's trackers refuse to work without
-        self.sent = Sent(path_of(folder, f"accelerate:{self.name}", "sent"))
-        arguments, settings = _SETTINGS[self.name](identity, folder.resolve())
+        again = identity.name.removeprefix(Identity.load(folder).name)  # `~2` in the second run there
+        self.sent = Sent(path_of(folder, f"accelerate:{self.name}", "sent"), again)
+        arguments, settings = _SETTINGS[self.name](identity, folder.resolve(), again)
         self.tracker = LOGGER_TYPE_TO_CLASS[self.name](*arguments, **settings)
         self.tracker.start()
         if "configuration" not in self.sent:
@@ -73,9 +74,13 @@ class Tracker:
 
 
 class Sent:
-    """What was handed over: a line each, given to the system at once, so that it survives the death of this process."""
+    """What was handed over: a line each, given to the system at once, so that it survives the death of this process.
 
-    def __init__(self, path: Path):
+    A line of a second run there begins with the end of its name, `~2`.
+    """
+
+    def __init__(self, path: Path, again: str = ""):
+        self.prefix = f"{again} " if again else ""
         self.file = path.open("ab+", buffering=0)
         self.file.seek(0)
         data = self.file.read()
@@ -85,12 +90,12 @@ class Sent:
         self.unwritten = b""  # what a full disk did not take yet
 
     def __contains__(self, key: str) -> bool:
-        return key in self.keys
+        return self.prefix + key in self.keys
 
     def add(self, key: str) -> None:
         """Note that this was handed over; raises OSError, and then the line goes on where it ended with the next."""
-        self.keys.add(key)
-        self.unwritten += f"{key}\n".encode()
+        self.keys.add(self.prefix + key)
+        self.unwritten += f"{self.prefix}{key}\n".encode()
         while self.unwritten:  # a disk that fills up takes a part of a line, and refuses the rest
             self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
@@ -103,11 +108,11 @@ def examine(config: dict[str, Any]) -> list[Finding]:
     return [Finding("its trackers", f"installed: {', '.join(there) or 'none'}; known: {', '.join(ARGUMENT)}", True)]
 
 
-def _aim(identity: Identity, folder: Path) -> tuple[tuple, dict[str, Any]]:
+def _aim(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
     return (identity.name, str(folder.parent)), {"experiment": identity.project, "system_tracking_interval": None}
 
 
-def _clearml(identity: Identity, folder: Path) -> tuple[tuple, dict[str, Any]]:
+def _clearml(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
     automatic = (
         "auto_connect_arg_parser",
         "auto_connect_frameworks",
@@ -117,7 +122,7 @@ def _clearml(identity: Identity, folder: Path) -> tuple[tuple, dict[str, Any]]:
     return (identity.project,), {"task_name": identity.name, **dict.fromkeys(automatic, False)}
 
 
-def _comet_ml(identity: Identity, folder: Path) -> tuple[tuple, dict[str, Any]]:
+def _comet_ml(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
     from comet_ml import ExperimentConfig
 
     names = ("log_code", "parse_args", "auto_output_logging", "log_env_details", "log_graph", "log_git_metadata")
@@ -128,21 +133,22 @@ def _comet_ml(identity: Identity, folder: Path) -> tuple[tuple, dict[str, Any]]:
     return (identity.project,), {"experiment_key": key, "experiment_config": setting}
 
 
-def _dvclive(identity: Identity, folder: Path) -> tuple[tuple, dict[str, Any]]:
-    return (identity.name,), {"dir": str(folder / "dvclive"), "resume": True, "save_dvc_exp": False, "dvcyaml": False}
+def _dvclive(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
+    place = str(folder / f"dvclive{again}")
+    return (identity.name,), {"dir": place, "resume": True, "save_dvc_exp": False, "dvcyaml": False}
 
 
-def _swanlab(identity: Identity, folder: Path) -> tuple[tuple, dict[str, Any]]:
+def _swanlab(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
     log = {"log_dir": str(folder / "swanlab"), "id": identity.run_id, "resume": "allow"}
     project = plain_name(identity.project, r"[^0-9A-Za-z_.+-]+", 100)  # SwanLab refuses others
     return (project,), {"name": identity.name, **log}
 
 
-def _tensorboard(identity: Identity, folder: Path) -> tuple[tuple, dict[str, Any]]:
-    return ("accelerate-tensorboard", str(folder)), {}
+def _tensorboard(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
+    return (f"accelerate-tensorboard{again}", str(folder)), {}
 
 
-_SETTINGS: dict[str, Callable[[Identity, Path], tuple[tuple, dict[str, Any]]]] = {
+_SETTINGS: dict[str, Callable[[Identity, Path, str], tuple[tuple, dict[str, Any]]]] = {
     "aim": _aim,
     "clearml": _clearml,
     "comet_ml": _comet_ml,

@@ -30,15 +30,16 @@ class Tracker:
 
     def log(self, rows: list[Row]) -> None:
         """Append the lines that are not there."""
-        self.metrics.append(
-            [_time(row.time), row.event, str(row.step), name, repr(+value)]  # +: True and False as 1 and 0
-            for row in rows
-            for name, value in row.metrics.items()
-        )
+        self.metrics.append(_metrics(rows))
 
     def alert(self, alerts: list[Alert]) -> None:
         """Append alerts to a file of their own, which a run without alerts does not have."""
-        self.alerts.append([_time(a.time), a.kind, str(a.step), a.level, a.message] for a in alerts)
+        self.alerts.append(_alerts(alerts))
+
+    def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
+        """Replace each file whole by one that has these."""
+        self.metrics.replace(_metrics(rows))
+        self.alerts.replace(_alerts(alerts))
 
     def finish(self, status: str) -> None:
         """Nothing is left to do: how the run ended is in its journal."""
@@ -77,7 +78,15 @@ class Table:
             self.stored.add(key)
         self.stored.discard(last)
 
-    def append(self, records: Iterable[list[str]]) -> None:
+    def replace(self, records: list[list[str]]) -> None:
+        """Have these lines and no others, or, when the disk is full, those of before."""
+        if not (records or self.path.exists()):
+            return
+        data = b"".join([self.header, *map(_line, records)])
+        files.write(self.path, data)
+        self.stored, self.last, self.size = {tuple(record[1:3]) for record in records}, set(), len(data)
+
+    def append(self, records: list[list[str]]) -> None:
         """Add the lines that are not there; a file is made for the first."""
         new = [(tuple(record[1:3]), _line(record)) for record in records if tuple(record[1:3]) not in self.stored]
         data = b"".join(line for _, line in new if line not in self.last)
@@ -86,6 +95,18 @@ class Table:
             files.append(self.path, data, after=self.size)
             self.size += len(data)
         self.stored |= {key for key, _ in new}
+
+
+def _metrics(rows: list[Row]) -> list[list[str]]:
+    return [
+        [_time(row.time), row.event, str(row.step), name, repr(+value)]  # +: True and False as 1 and 0
+        for row in rows
+        for name, value in row.metrics.items()
+    ]
+
+
+def _alerts(alerts: list[Alert]) -> list[list[str]]:
+    return [[_time(a.time), a.kind, str(a.step), a.level, a.message] for a in alerts]
 
 
 def _line(fields: Iterable[str]) -> bytes:

@@ -3,32 +3,59 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lib import journal, run
 from lib.errors import UserError
 from lib.files import write_json
+from lib.in_force import InForce, Record
 from lib.track.tracker import Alert, Row
 
-ROWS = ("train", "eval", "system", "finish")  # what trackers are told, and alerts; the rest is for other readers
 FOLDER = "trackers"
+_FIRST_COME = 0  # the edition of a state by earlier code, which kept what it had delivered first for a step
 
-Entry = tuple[journal.Record, int, Row | Alert | None]
+Item = Row | Alert  # what trackers are told; the other records are for other readers
+
+
+class Backlog(InForce):
+    """What of a run's journal is in force, read as far as it is written; places are ends of records, in bytes."""
+
+    def __init__(self, folder: Path):
+        """Nothing is read yet."""
+        super().__init__()
+        self.folder, self.end = folder, 0
+        self.configs: list[tuple[int, dict[str, Any]]] = []  # place and resolved options of each start and resume
+
+    def update(self) -> "Backlog":
+        """Read what is new; raises JournalError."""
+        for record, end in journal.tail(self.folder, self.end):
+            self.end = end
+            self.add(record, end)
+            if record["event"] in ("start", "resume") and "config" in record:
+                self.configs.append((self.end, record["config"]))
+        return self
+
+    def beyond(self, place: int) -> list[tuple[int, Item]]:
+        """Rows and alerts in force that were recorded beyond a place, each with its own place, in order."""
+        found = []
+        for records in (self.rows, self.others):
+            keys = itertools.takewhile(lambda key: self.places[key] > place, reversed(records))
+            found += [(self.places[key], _item(records[key])) for key in keys if _is_told(records[key])]
+        return sorted(found, key=lambda entry: entry[0])
 
 
 @dataclasses.dataclass
 class Cursor:
     """The state of one tracker of one run, stored in <run>/trackers/<name>.json by the process that delivers to it.
 
-    A step is delivered once: a record at or below the highest delivered step of its event is passed over, because a
-    resumed run repeats steps. When a resume changed the configuration, trackers keep what they got first for them.
-    Alerts count by their kind in the same way.
+    What a tracker was handed never leaves it. When the journal takes some of that back, the tracker is rewritten or
+    gets a second run, and `edition` says which one it has.
     """
 
     offset: int = 0  # bytes of the journal that are dealt with
-    seq: int = -1  # of the last record dealt with
-    delivered: dict[str, int] = dataclasses.field(default_factory=dict)  # event, or kind of alert -> highest step
+    reach: int = 0  # bytes of the journal up to which the tracker may have rows: those it is being handed
+    edition: int = 1  # of the run there; see `identity`
     rows: int = 0  # and alerts, delivered so far
     state: str = "starting"  # importing; opening, live, finished (all delivered, tracker closed) or failed
     message: str = ""  # why it failed, one sentence
@@ -39,14 +66,18 @@ class Cursor:
         """The stored state, or a new one; raises UserError when the file cannot be understood."""
         path = path_of(folder, name)
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if "edition" not in values:
+                values = {key: value for key, value in values.items() if key not in ("seq", "delivered")}
+                values |= {"edition": _FIRST_COME, "reach": values.get("offset", 0)}
+            found = cls(**values)
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: the tracker's state cannot be read: {error}") from None
-        kinds = [(value, type(right)) for value, right in zip(vars(found).values(), vars(cls()).values(), strict=True)]
-        kinds += [(step, int) for step in found.delivered.values()] if isinstance(found.delivered, dict) else []
-        if not all(type(value) is kind for value, kind in kinds) or not 0 <= found.offset < 2**63:
+        kinds = zip(vars(found).values(), vars(cls()).values(), strict=True)
+        numbers = (found.offset, found.reach, found.edition, found.rows)
+        if not all(type(value) is type(right) for value, right in kinds) or not all(0 <= n < 2**63 for n in numbers):
             raise UserError(f"{path}: the tracker's state cannot be read: it holds values of other kinds")
         return found
 
@@ -54,44 +85,63 @@ class Cursor:
         """Store the state whole or not at all; raises UserError."""
         write_json(path_of(folder, name), dataclasses.asdict(self))
 
-    def ahead(self, folder: Path) -> Iterator[Entry]:
-        """The records that are not dealt with, each with its end in bytes and, if it is to be delivered, as what."""
-        marks = dict(self.delivered)
-        for record, end in journal.tail(folder, self.offset):
-            item = _item(record)
-            if item and item.step > marks.get(_key(item), -1):
-                marks[_key(item)] = item.step
-            else:
-                item = None
-            yield record, end, item
+    def identity(self, first: run.Identity) -> run.Identity:
+        """What the tracker's run is called: like the run, and `<name>~2` when that had rows that were taken back."""
+        if self.edition < 2:
+            return first
+        return run.Identity(f"{first.run_id}_{self.edition}", first.project, f"{first.name}~{self.edition}")
 
-    def pending(self, folder: Path) -> int:
+    def is_stale(self, backlog: Backlog) -> bool:
+        """Whether the tracker may have something that is in force no longer."""
+        return any(
+            first <= self.reach and (self.reach < at or self.edition == _FIRST_COME) for first, at in backlog.taken_back
+        )
+
+    def pending(self, backlog: Backlog) -> int:
         """How many rows and alerts are still to be delivered."""
-        return sum(item is not None for _, _, item in self.ahead(folder))
+        return len(backlog.beyond(0 if self.is_stale(backlog) else self.offset))
 
-    def batch(self, folder: Path, limit: int) -> list[Entry]:
-        """The next records, at most `limit`."""
-        return list(itertools.islice(self.ahead(folder), limit))
+    def batch(self, backlog: Backlog, limit: int) -> tuple[list[Item], int]:
+        """The next rows and alerts, about `limit`, and the place up to which the journal is dealt with then.
 
-    def advance(self, batch: list[Entry]) -> None:
-        """Count a batch as dealt with."""
-        for record, end, item in batch:
-            self.offset, self.seq = end, record["seq"]
-            if item:
-                self.delivered[_key(item)] = item.step
-                self.rows += 1
+        No record up to there is taken back by one beyond, as far as the journal is read: or those that were never
+        handed over would count as handed over.
+        """
+        ahead = backlog.beyond(self.offset)
+        edge = ahead[limit - 1][0] if len(ahead) > limit else backlog.end
+        for first, at in backlog.taken_back:
+            edge = at if first <= edge < at else edge
+        return [item for place, item in ahead if place <= edge], edge
+
+    def advance(self, edge: int, rows: int) -> None:
+        """Count a batch of so many rows and alerts as delivered."""
+        self.offset, self.reach = edge, max(edge, self.reach)
+        self.rows += rows
+
+    def trust(self) -> None:
+        """Take what was delivered by earlier code for what this would have delivered, since nothing was taken back."""
+        self.edition = max(1, self.edition)
+
+    def rewritten(self, edge: int, rows: int) -> None:
+        """Count the tracker as having so many rows and alerts, all that are in force up to a place."""
+        self.edition, self.rows = 1, 0
+        self.advance(edge, rows)
+
+    def begin_again(self) -> None:
+        """Go on with another run of the tracker, which has nothing yet."""
+        self.offset = self.reach = self.rows = 0
+        self.edition = max(1, self.edition) + 1
 
 
-def _item(record: journal.Record) -> Row | Alert | None:
+def _is_told(record: Record) -> bool:
+    return bool(record["metrics"]) or record["event"] == "alert"
+
+
+def _item(record: Record) -> Item:
     event, step, moment = record["event"], record["step"], record["time"]
     if event == "alert":
         return Alert(record.get("kind", "alert"), step, moment, record.get("level", "warn"), record.get("message", ""))
-    wanted = event.partition(".")[0] in ROWS and record["metrics"]
-    return Row(event, step, moment, journal.numbers(record)) if wanted else None
-
-
-def _key(item: Row | Alert) -> str:
-    return item.event if isinstance(item, Row) else f"alert {item.kind}"
+    return Row(event, step, moment, journal.numbers(record))
 
 
 def path_of(folder: Path, name: str, kind: str = "json") -> Path:

@@ -19,7 +19,7 @@ from lib import files, journal, redact
 from lib.errors import UserError
 from lib.run import Identity
 from lib.track import registry
-from lib.track.cursor import FOLDER, Cursor, Entry, path_of
+from lib.track.cursor import FOLDER, Backlog, Cursor, Item, path_of
 from lib.track.tracker import Alert, Row
 
 POLL = 2.0  # seconds between looks at the journal; each costs processor time that training could use
@@ -83,7 +83,7 @@ def deliver(folder: Path, name: str, gone: Gone, pipe: Pipe) -> int:
         if not locked:
             return BUSY
         cursor = Cursor.load(folder, name)
-        lane = _Lane(Path(folder), name, cursor, gone, pipe)
+        lane = _Lane(Path(folder), name, cursor, Backlog(folder), gone, pipe)
         try:
             lane.run()
         except (Exception, SystemExit) as error:  # a tracker's library may raise anything
@@ -98,27 +98,36 @@ class _Lane:
     folder: Path
     name: str
     cursor: Cursor
+    backlog: Backlog
     gone: Gone
     pipe: Pipe
     tracker: Any = None
+    is_open: bool = False
 
     def run(self) -> None:
-        ended = self.gone(0)
-        if ended and self.cursor.state == "finished" and not self.cursor.pending(self.folder):
+        ended, before = self.gone(0), self.cursor.state
+        if ended and before == "finished" and not self.cursor.pending(self.backlog.update()):
             return
         self.note(state="starting", message="", note="")
         self.tracker = registry.load(self.name)()
         self.pipe.imported()
         self.note(state="opening")
-        identity, config = Identity.load(self.folder), self._configuration()
-        self.note(state="live", note=self._insist(lambda: self.tracker.open(identity, config, self.folder)))
+        self._await_start()
+        unknown = self.backlog.taken_back and not self.cursor.reach and hasattr(self.tracker, "rewrite")
+        if unknown or self.cursor.is_stale(self.backlog):  # unknown: without a state, files may be there all the same
+            self._begin_again(ended=before == "finished")
+        else:
+            self.cursor.trust()
+            self._open()
         self.pipe.close()
         while True:
             # Asked before the journal is read, so that what the trainer wrote before it ended is delivered.
             ended = self.gone(0 if ended else POLL)
-            batch = self.cursor.batch(self.folder, BATCH)
-            if batch:
-                self._deliver(batch)
+            if self.cursor.is_stale(self.backlog.update()):
+                self._begin_again(ended=False)
+            items, edge = self.cursor.batch(self.backlog, BATCH)
+            if items:
+                self._deliver(items, edge)
             elif ended:
                 break
         status = _status(self.folder)
@@ -132,22 +141,61 @@ class _Lane:
             setattr(self.cursor, field, redact.hide(value))
         self.cursor.save(self.folder, self.name)
 
-    def _configuration(self) -> dict[str, Any]:
+    def _await_start(self) -> None:
         while True:
             ended = self.gone(0)
-            found = configuration(self.folder)
-            if found is not None:
-                return found
+            if self.backlog.update().configs:
+                return
             if ended:
                 raise UserError(f"{self.folder}: the journal has no start event, so there is nothing to deliver")
             self.gone(POLL)
 
-    def _deliver(self, batch: list[Entry]) -> None:
-        items = [item for _, _, item in batch]
-        for kind, deliver in ((Row, self.tracker.log), (Alert, self.tracker.alert)):
-            if some := [item for item in items if isinstance(item, kind)]:
-                self._insist(functools.partial(deliver, some))
-        self.cursor.advance(batch)
+    def _open(self) -> None:
+        first = Identity.load(self.folder)
+        identity = self.cursor.identity(first)
+        note = self._insist(lambda: self.tracker.open(identity, self.backlog.configs[-1][1], self.folder))
+        self.is_open = True
+        again = f"the run {identity.name} has all rows in force; rows of {first.name} were taken back"
+        self.note(state="live", note="; ".join(filter(None, [again if identity != first else "", note])))
+
+    def _begin_again(self, ended: bool) -> None:
+        """Make the tracker hold what is in force; `ended`: its run was told of an end."""
+        if hasattr(self.tracker, "rewrite"):
+            self._open()  # with the options of now
+            items = [item for _, item in self.backlog.beyond(0)]
+            rows, alerts = ([item for item in items if isinstance(item, kind)] for kind in (Row, Alert))
+            self._insist(lambda: self.tracker.rewrite(rows, alerts))
+            self.cursor.rewritten(self.backlog.end, len(items))
+            self._save()
+            return
+        if not ended:
+            self._leave()
+        self.cursor.begin_again()
+        self._save()
+        self.tracker = registry.load(self.name)()
+        self._open()
+
+    def _leave(self) -> None:
+        """Tell the tracker that the run which it has goes on no more; tried once, since no row depends on it."""
+        try:
+            if not self.is_open:
+                config = next(config for place, config in reversed(self.backlog.configs) if place <= self.cursor.reach)
+                self.tracker.open(self.cursor.identity(Identity.load(self.folder)), config, self.folder)
+            self.tracker.finish("interrupted")
+        except Exception:
+            traceback.print_exc()
+
+    def _deliver(self, items: list[Item], edge: int) -> None:
+        self.cursor.reach = max(edge, self.cursor.reach)
+        self._save()  # before they are handed over: a kill in between must not hide that the tracker has them
+        for start in range(0, len(items), BATCH):
+            for kind, deliver in ((Row, self.tracker.log), (Alert, self.tracker.alert)):
+                if some := [item for item in items[start : start + BATCH] if isinstance(item, kind)]:
+                    self._insist(functools.partial(deliver, some))
+        self.cursor.advance(edge, len(items))
+        self._save()
+
+    def _save(self) -> None:
         self._insist(lambda: self.cursor.save(self.folder, self.name))
 
     def _insist(self, action: Callable[[], Any]) -> Any:

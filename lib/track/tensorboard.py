@@ -4,7 +4,7 @@ import io
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,7 @@ class Tracker:
         """Find out what earlier processes stored."""
         self.identity, self.config, self.folder = identity, config, folder / "tensorboard"
         self.folder.mkdir(exist_ok=True)
-        self.stored: set[tuple[str, int]] = set()  # (event, step)
-        self.origins: dict[str, tuple[str, str]] = {}  # tag -> event and metric
-        self.times: list[float] = []  # unix seconds, of the first and the last record
-        self.path, self.size = None, 0  # this process's file, made with the first row; bytes
+        self._forget()
         for path in self._files():
             for event in _events(path):
                 self._know(event)
@@ -46,22 +43,47 @@ class Tracker:
 
     def log(self, rows: list[Row]) -> None:
         """Append the rows that no file holds, all of them or, when the disk is full, none."""
-        rows = [row for row in rows if (row.event, row.step) not in self.stored]
-        self._append([self._event(row.event, row.step, row.time, _scalars(row)) for row in rows])
+        self._append(self._rows(row for row in rows if (row.event, row.step) not in self.stored))
 
     def alert(self, alerts: list[Alert]) -> None:
         """Append alerts as texts, a tag per kind."""
-        alerts = [alert for alert in alerts if (f"alert {alert.kind}", alert.step) not in self.stored]
-        self._append(
-            [
-                self._event(f"alert {a.kind}", a.step, a.time, {f"alert/{a.kind}": _text(f"{a.level}: {a.message}")})
-                for a in alerts
-            ]
-        )
+        self._append(self._alerts(alert for alert in alerts if (f"alert {alert.kind}", alert.step) not in self.stored))
+
+    def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
+        """Write a file that has these, then remove the others; what a kill in between leaves goes with the next call.
+
+        A TensorBoard that is open has read the others, and must be started again.
+        """
+        old = self._files()
+        self._forget()
+        if events := [*self._rows(rows), *self._alerts(alerts)]:
+            data, self.path = _records(events, first=True), self._new_path()
+            files.write(self.path, data)
+            self.size = len(data)
+        for path in old:
+            path.unlink()
+        for event in events:
+            self._know(event)
+        self._session("running", time.time())
 
     def finish(self, status: str) -> None:
         """Write how the run ended where the HPARAMS and the TEXT tab show it."""
         self._session(status, time.time())
+
+    def _forget(self) -> None:
+        self.stored: set[tuple[str, int]] = set()  # (event, step)
+        self.origins: dict[str, tuple[str, str]] = {}  # tag -> event and metric
+        self.times: list[float] = []  # unix seconds, of the first and the last record
+        self.path, self.size = None, 0  # this process's file, made with the first row; bytes
+
+    def _rows(self, rows: Iterable[Row]) -> list[Any]:
+        return [self._event(row.event, row.step, row.time, _scalars(row)) for row in rows]
+
+    def _alerts(self, alerts: Iterable[Alert]) -> list[Any]:
+        return [
+            self._event(f"alert {a.kind}", a.step, a.time, {f"alert/{a.kind}": _text(f"{a.level}: {a.message}")})
+            for a in alerts
+        ]
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("events.out.tfevents.[1-9]*"))
@@ -94,19 +116,18 @@ class Tracker:
             return
         if self.path is None:
             self._session("running", events[0].wall_time)
-            self.path = self._new_file()
+            self.path = self._new_path()
+            self.path.touch(exist_ok=False)
         data = _records(events, first=not self.size)
         files.append(self.path, data, after=self.size)
         self.size += len(data)
         for event in events:
             self._know(event)
 
-    def _new_file(self) -> Path:
+    def _new_path(self) -> Path:
         """Readers want files in the order of their names, also after the clock was set back."""
         newest = max((int(re.search(r"\d+", path.name)[0]) for path in self._files()), default=0)
-        path = self.folder / f"events.out.tfevents.{max(int(time.time()), newest + 1):010d}"
-        path.touch(exist_ok=False)
-        return path
+        return self.folder / f"events.out.tfevents.{max(int(time.time()), newest + 1):010d}"
 
     def _session(self, status: str, now: float) -> None:
         """Replace the file of what is said once: options for the HPARAMS tab, all of it as a text, and the end."""

@@ -59,6 +59,11 @@ class Tracker(Protocol):
     It lives in a process of its own, so it may be slow, hang or crash. A method that raises is called again with the
     same arguments, as long as the run trains, and a few times over half a minute after that.
 
+    A retry or a resume may take back rows that a tracker has. One that can replace what it stored has a fifth method,
+    `rewrite(rows, alerts)`: from then on it holds these and no others, whatever `open` found; it may be called again
+    with more. One without it gets a second run: `finish("interrupted")`, and a new object is opened with another
+    identity, `<name>~2`, and gets the whole history.
+
     Beside the class a module may have MODULE, the name of the library that it needs, which is then imported before the
     run's first step; ARGUMENT, what may follow the tracker's name after a colon and is handed to the class, with the
     library that each needs;

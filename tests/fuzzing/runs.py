@@ -11,7 +11,7 @@ from lib.errors import UserError
 from lib.kconf import ROOT
 from lib.run import Identity
 from lib.track import lane
-from lib.track.cursor import Cursor
+from lib.track.cursor import Backlog, Cursor
 from scripts import reproduce, runs
 from tests.fuzzing.promise import outcome, target, terminal
 from tests.runs import ended, evaluated, trained, write
@@ -100,9 +100,10 @@ def journals(data: bytes) -> bool:
     assert len(records) + len(lost) == whole.count(b"\n")
     assert [r for r, _ in journal.tail(folder)] == records
     _looked_at(folder)
-    cursor = Cursor()
-    cursor.advance(list(cursor.ahead(folder)))
-    assert (cursor.pending(folder), cursor.offset <= len(whole)) == (0, True)
+    cursor, backlog = Cursor(), Backlog(folder).update()
+    items, edge = cursor.batch(backlog, 10**9)
+    cursor.advance(edge, len(items))
+    assert (cursor.pending(backlog), cursor.offset <= len(whole)) == (0, True)
     lane.configuration(folder), lane._status(folder), journal.final(folder, 2)
     outcome(reproduce.configuration, folder)
     book = journal.Journal(folder)
@@ -189,7 +190,9 @@ def tracker_state(data: bytes) -> bool:
     found = outcome(Cursor.load, folder, "csv")
     _looked_at(folder)
     if found:
-        found.advance(found.batch(folder, 10))
+        backlog = Backlog(folder).update()
+        items, edge = found.batch(backlog, 10)
+        found.advance(edge, len(items)), found.is_stale(backlog), found.trust()
         found.save(folder, "csv")
         assert Cursor.load(folder, "csv") == found
     return found is not None
