@@ -38,6 +38,7 @@ def main() -> int:
         )
     import trackio
 
+    os.environ.setdefault(adapter.PLOT_ORDER, adapter.FIRST)
     screen = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     try:
         # Host and share are said, since Trackio would take GRADIO_SERVER_NAME, GRADIO_SHARE and SYSTEM from the

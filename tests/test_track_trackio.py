@@ -83,7 +83,8 @@ def answers(port):
 
 def ask(port, what, **details):
     """What the dashboard asks its server."""
-    body = json.dumps({"args": [], "kwargs": {"project": "demo", **details}}).encode()
+    given = {} if what == "get_settings" else {"project": "demo", **details}
+    body = json.dumps({"args": [], "kwargs": given}).encode()
     address = f"http://127.0.0.1:{port}/api/{what}"
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
     return json.load(urllib.request.urlopen(request, timeout=10))["data"]
@@ -139,8 +140,8 @@ def test_every_kind_of_event_arrives_once_in_its_table(run, monkeypatch, mode):
     ]
     assert datetime.fromisoformat(found[0][1]).timestamp() == pytest.approx(times["system", 3], abs=1e-5)
     assert database("select title, text, level, step, run_name from alerts order by step") == [
-        ("sparsity", "the run is at its target sparsity", "info", 3, "second"),
-        ("diverged", "the run is at its target sparsity", "error", 4, "second"),
+        ("second: sparsity", "the run is at its target sparsity", "info", 3, "second"),
+        ("second: diverged", "the run is at its target sparsity", "error", 4, "second"),
     ]
     [[config]] = database("select config from configs where run_id = ?", RUN_ID)
     assert json.loads(config)["_Group"] == "warm"
@@ -296,7 +297,10 @@ def test_trackio_show_shows_runs_of_any_name_their_groups_system_metrics_and_ale
     assert [one["_Group"] for one in configurations] == ["warm", "warm", "warm"]
     who = {"run": STRANGE, "run_id": f"{RUN_ID[:-1]}1"}
     assert [{name: row[name] for name in SYSTEM} for row in ask(port, "get_system_logs", **who)] == [SYSTEM, SYSTEM]
-    assert [(a["title"], a["step"]) for a in ask(port, "get_alerts", **who)] == [("diverged", 4), ("sparsity", 3)]
+    assert [(a["title"], a["step"]) for a in ask(port, "get_alerts", **who)] == [
+        (f"{STRANGE}: diverged", 4),
+        (f"{STRANGE}: sparsity", 3),
+    ]
     assert [row["step"] for row in ask(port, "get_logs", **who)] == [3, 3, 4]
 
 
@@ -309,6 +313,7 @@ def test_the_dashboard_has_the_port_that_trackio_show_has_not(run, port):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: answers(port))
     assert [one["name"] for one in ask(port, "get_runs_for_project")] == ["second"]
+    assert ask(port, "get_settings")["plot_order"][:3] == ["val_loss", "train_loss", "sparsity"]
     taken = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert f"port {port}: in use already; choose another with --port" in taken.stderr
     process.send_signal(signal.SIGINT)

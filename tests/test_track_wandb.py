@@ -252,14 +252,14 @@ def test_every_kind_of_event_arrives_once_with_group_tags_and_entity(run):
         {"step": 3, "val_loss": "-Infinity"},
         {"step": 4, **SYSTEM},
     ]
-    text = "the run is at its target sparsity (step {})"
+    begun = next(r["run"] for r in records if r["type"] == "run")
+    text = begun["display_name"] + ": the run is at its target sparsity (step {})"
     found = [(r["alert"]["title"], r["alert"]["text"], r["alert"]["level"]) for r in records if r["type"] == "alert"]
     assert found == [
         ("sparsity", text.format(3), "INFO"),
         ("sparsity", text.format(4), "INFO"),
         ("diverged", text.format(4), "ERROR"),
     ]
-    begun = next(r["run"] for r in records if r["type"] == "run")
     assert (begun["entity"], begun["tags"][:2]) == ("someone", ["small", "a b"])
     assert [len(begun["run_group"]), len(begun["display_name"])] == [128, 128] and len(begun["tags"][2]) == 64
     assert not [r for r in records if r["type"] == "stats"]

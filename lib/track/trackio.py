@@ -13,6 +13,11 @@ from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 
 MODULE = "trackio"
+# Trackio sorts charts by name, and these before them where the process that serves the dashboard has PLOT_ORDER.
+PLOT_ORDER = "TRACKIO_PLOT_ORDER"
+FIRST = (
+    "val_loss,train_loss,sparsity,learning_rate,grad_norm,tokens_per_second,val_perplexity,average_nonzeros,mfu,tokens"
+)
 
 Record = dict[str, Any]  # what Trackio calls a fragment: a row or an alert of any run, ready to be stored or sent
 
@@ -77,7 +82,7 @@ class Tracker:
                 alert_record(
                     {
                         **self._stamp(alert.step, alert.time),
-                        "title": alert.kind,
+                        "title": f"{self.common['run']}: {alert.kind}",  # the dashboard lists those of all runs
                         "text": alert.message,
                         "level": alert.level,
                         "alert_id": f"{self.common['run_id']}-alert-{alert.kind}-{alert.step}",

@@ -70,6 +70,7 @@ class Tracker(trackio.Tracker):
         huggingface_hub.login = _refused  # which Trackio calls, to ask someone who is not there
         space, _, bucket = utils.preprocess_space_and_dataset_ids(name, None, None)
         deploy.raise_if_space_is_frozen_for_logging(space)
+        os.environ.setdefault(trackio.PLOT_ORDER, trackio.FIRST)  # which a new Space takes over
         deploy.create_space_if_not_exists(space, bucket_id=deploy.resolve_auto_bucket_id(space, bucket))
         self.client = deploy._build_remote_client_with_retry(space)  # a new Space takes minutes to build
         return deploy.SPACE_URL.format(space_id=space)

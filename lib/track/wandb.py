@@ -56,7 +56,7 @@ class Tracker:
 
         self.begun, self.stuck = (identity, config, folder), False
         mode, note = _mode(bind(WandbOptions, config), folder)
-        self.contents, self.sent, self.late = Contents(), set(), False
+        self.contents, self.sent, self.late = Contents(_short(identity.name)), set(), False
         earlier = sorted((folder / "wandb").glob(f"*run-*/run-{identity.run_id}.wandb"))
         _wait_until_quiet(earlier)
         for path in earlier:
@@ -78,6 +78,7 @@ class Tracker:
             raise UserError(f"{folder}: wandb cannot write to this folder and went to {file.parent}; make it writable")
         self.file = TransactionLog(file)
         self.run.define_metric("*", step_metric="step")
+        self.run.define_metric("step", hidden=True)  # no chart of its own
         note = note or (_offline(folder, "by wandb's own settings") if self.run.offline else f"see {self.run.url}")
         return "; ".join(filter(None, [note, _left(earlier, self.run.offline)]))
 
@@ -129,7 +130,7 @@ class Tracker:
 
     def _send(self, item: Row | Alert) -> None:
         if isinstance(item, Alert):
-            title, text = _message(item)
+            title, text = _message(item, self.contents.name)
             # A wait of more than nothing would suppress the second alert of a kind within that time.
             self.run.alert(title, text, level=item.level.upper(), wait_duration=0.001)
         elif item.event == "finish":
@@ -175,7 +176,8 @@ def _init(identity: Identity, config: dict[str, Any], folder: Path, mode: str | 
 class Contents:
     """The rows and alerts that are in the .wandb files of a run."""
 
-    def __init__(self):
+    def __init__(self, name: str):
+        self.name = name  # of the run, with which the texts of alerts begin
         self.history: set[tuple[int, str]] = set()  # (step, names of the metrics)
         self.summary: dict[str, Any] = {}
         self.alerts: set[tuple[str, str]] = set()  # (title, text)
@@ -194,7 +196,8 @@ class Contents:
 
     def __contains__(self, item: Row | Alert) -> bool:
         if isinstance(item, Alert):
-            return _message(item) in self.alerts
+            title, text = _message(item, self.name)
+            return bool({(title, text), (title, text.removeprefix(f"{self.name}: "))} & self.alerts)  # as earlier code
         if item.event == "finish":
             return all(name in self.summary and _same(self.summary[name], v) for name, v in item.metrics.items())
         return (item.step, _names(item.metrics)) in self.history
@@ -231,9 +234,9 @@ def _short(name: str) -> str:
     return plain_name(name, r"[\x00-\x1f]", 128)
 
 
-def _message(alert: Alert) -> tuple[str, str]:
-    """Title and text of an alert at wandb; together they tell it from others."""
-    return plain_name(alert.kind, r"[\x00-\x1f]", 63), f"{alert.message} (step {alert.step})"
+def _message(alert: Alert, name: str) -> tuple[str, str]:
+    """Title and text of an alert of a run at wandb; together they tell it from others."""
+    return plain_name(alert.kind, r"[\x00-\x1f]", 63), f"{name}: {alert.message} (step {alert.step})"
 
 
 def _key(item: Row | Alert) -> tuple[str, int]:
