@@ -5,12 +5,18 @@ import errno
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from lib.errors import NO_ROOM, UserError
+
+# What `flock` answers on a file system without locks, such as Lustre unless it is mounted with them. NFS answers EBADF for
+# what is not open for writing, such as a folder.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF)
+_said: set[str] = set()  # notes, each once
 
 
 def partial(path: Path) -> Path:
@@ -103,9 +109,9 @@ def held(folder: Path, work: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {reason(error, folder)}") from None
     try:
-        if not locks(fd):
+        if not locks(fd, folder):
             time.sleep(0.1)  # `is_held` holds a lock for the instant in which it looks
-            if not locks(fd):
+            if not locks(fd, folder):
                 raise UserError(f"{folder}: another process is {work}; wait for it or stop it")
         yield
     finally:
@@ -113,21 +119,43 @@ def held(folder: Path, work: str) -> Iterator[None]:
 
 
 def is_held(folder: Path, name: str = "lock") -> bool:
-    """Whether a process holds `folder`, or another lock in it; asks without writing, so of anybody's folder."""
+    """Whether a process holds `folder`, or another lock in it; asks without writing, so of anybody's folder.
+
+    A file system without locks cannot tell, and then this is False.
+    """
     try:
         fd = os.open(folder / name, os.O_RDONLY)
     except OSError:
         return False
     try:
-        return not locks(fd, fcntl.LOCK_SH)
+        return not locks(fd, folder, fcntl.LOCK_SH)
     finally:
         os.close(fd)
 
 
-def locks(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file or folder without waiting; whether nobody else had it."""
+def locks(fd: int, where: Path, kind: int = fcntl.LOCK_EX, wait: bool = False) -> bool:
+    """Lock an open file or folder; whether nobody else had it. With `wait` that is always so in the end.
+
+    On a file system without locks nobody ever has it. A note, which names `where`, says once that nothing is locked.
+    """
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        if kind == fcntl.LOCK_EX:
+            _say_once(
+                f"this file system has no locks ({error.strerror}); start no second program that writes there, and do "
+                "not mind that a run is called crashed while it trains",
+                where,
+            )
     return True
+
+
+def _say_once(note: str, where: Path) -> None:
+    if note not in _said:
+        _said.add(note)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+            print(f"note: {where}: {note}", file=sys.stderr, flush=True)

@@ -135,3 +135,33 @@ def test_a_lack_of_room_says_how_much_it_takes_and_other_reasons_do_not(tmp_path
     assert reason(errno.EROFS) == "Read-only file system"
     gone = files.reason(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "gone", 1)
     assert gone == "No space left on device; it takes 1 bytes; make room"
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EBADF"])
+def test_where_the_file_system_has_no_locks_work_goes_on_after_one_note(tmp_path, name):
+    code = f"""
+import errno, fcntl, os, pathlib
+def flock(fd, kind): raise OSError(errno.{name}, os.strerror(errno.{name}))
+fcntl.flock = flock
+from lib import files
+for run in "one", "two":
+    with files.held(pathlib.Path({str(tmp_path)!r}, run), "training"):
+        print(files.is_held(pathlib.Path({str(tmp_path)!r}, run)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    reason = os.strerror(getattr(errno, name))
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "False\nFalse\n",
+        f"note: {tmp_path}/one: this file system has no locks ({reason}); start no second program that writes there, "
+        "and do not mind that a run is called crashed while it trains\n",
+    )
+
+
+def test_another_failure_of_a_lock_is_raised(tmp_path, monkeypatch):
+    def flock(fd, kind):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"), files.held(tmp_path, "training"):
+        pass

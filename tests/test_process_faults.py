@@ -1,6 +1,7 @@
 """Faults of the process and what is around it, made for real: signals, closed terminals, folders that go, memory."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pty
@@ -23,11 +24,21 @@ from lib import checkpoint, device, journal
 from lib.checkpoint_file import is_whole
 from lib.signals import StopSignals
 from tests.disk import disk
+from tests.forked import Trainer
 from tests.tracking import wait_for
-from tests.training import ROOT, TEXT, arguments, losses, program, schema, start, train
+from tests.training import ROOT, TEXT, arguments, environment, losses, program, schema, start, train
 
 __all__ = ["disk"]  # fixtures
 STEPS = 60
+
+
+def without_locks():
+    """Let this process, and those that it forks, find a file system that has no locks."""
+
+    def flock(fd, kind):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    fcntl.flock = flock
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +293,14 @@ def test_too_little_memory_for_a_step_is_one_sentence_and_recorded(tmp_path):
     assert (code, ADVICE in output) == (1, True)
     *_, last = journal.read(run)
     assert (last["event"], last["status"], last["message"][:23]) == ("finish", "failed", "memory does not suffice")
+
+
+def test_a_file_system_without_locks_stops_no_preparation_no_training_and_no_resume(tmp_path, whole):
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    first, rest = arguments(max_iters=STEPS // 2, decay_lr=False), ["--resume", "runs/run", "--max-iters", str(STEPS)]
+    for words in first, rest:
+        trainer = Trainer(tmp_path, words, environment(), without_locks)
+        output = trainer.communicate(timeout=60)[0]
+        assert trainer.returncode == 0, output
+        assert output.count("this file system has no locks (Function not implemented); start no second program") == 1
+    assert list(losses(tmp_path / "runs/run")) == list(whole)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import os
 import select
@@ -247,7 +246,7 @@ def _lock(path: Path, gone: Gone, pipe: Pipe) -> Iterator[bool]:
     """Whether this process is the one that delivers; waits for another one while the trainer lives, then 2 s more."""
     with path.open("ab", buffering=0) as file:
         patience = 8
-        while not (locked := _try_lock(file.fileno())) and patience:
+        while not (locked := files.locks(file.fileno(), path)) and patience:
             pipe.close()
             if gone(ASK):
                 patience -= 1
@@ -259,11 +258,3 @@ def _lock(path: Path, gone: Gone, pipe: Pipe) -> Iterator[bool]:
             except OSError as error:
                 raise UserError(f"{path}: cannot be written: {files.reason(error, path.parent)}") from None
         yield locked
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,7 +1,6 @@
 """MLflow: a local SQLite database or a server, either of which leaves alone a value that it holds already."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import posixpath
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 from lib import journal
 from lib.errors import UserError
-from lib.files import partial
+from lib.files import locks, partial
 from lib.kconf import Options
 from lib.run import Identity
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
@@ -192,7 +191,7 @@ def _make_database(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(path.name + ".lock")  # a file: NFS locks no folder
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks(file.fileno(), lock, wait=True)
         if not path.exists():
             partial(path).unlink(missing_ok=True)
             MlflowClient(f"{SQLITE}{partial(path)}").search_experiments(max_results=1)
