@@ -33,6 +33,7 @@ SHARD_TOKENS = 100_000_000  # 200 MB; an interruption costs the shard that is be
 _BATCH_CHARACTERS, _BATCH_TEXTS = 1 << 20, 4096  # what a thread tokenises at once: about 0.1 s of work
 _MOST_THREADS = 32  # each holds some 25 MB: an encoder and texts on their way
 _REPORT_SECONDS = 10
+_WAIT_SECONDS = 0.2  # between two looks whether another program is done
 
 Numbered = tuple[int, Text]  # a text with its number in the corpus
 
@@ -47,9 +48,9 @@ def ensure(schema: Schema) -> None:
 def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threads: int | None = None) -> Path:
     """Tokenise the dataset into `options.folder`, or finish what was interrupted, and return the folder.
 
-    `threads` tokenise at once, by default one per core. What was prepared before is read whole to see whether it has
-    changed. Raises DataError if it has, for a corpus that cannot be read or is too small and for a disk that cannot be
-    written, UsageError when other settings have been prepared there.
+    `threads` tokenise at once, by default one per core. Waits while another program prepares the same. What was
+    prepared before is read whole to see whether it has changed. Raises DataError if it has, for a corpus that cannot be
+    read or is too small and for a disk that cannot be written, UsageError when other settings have been prepared there.
     """
     folder, begin = options.folder, time.monotonic()
     if folder.exists():
@@ -63,9 +64,6 @@ def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threa
                 return folder
             meta = _fill(partial, options, shard_tokens, threads or default_threads())
             partial.rename(folder)
-    except KeyboardInterrupt:
-        print(f"\nfinished shards are kept in {partial}; run the same command again to go on", file=sys.stderr)
-        raise
     except MemoryError:
         raise DataError(f"{partial}: memory does not suffice for preparing it; finished shards are kept") from None
     except OSError as error:
@@ -92,7 +90,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Make the folder and keep other programs from preparing it meanwhile; raises DataError when one does."""
+    """Make the folder and keep other programs from preparing it meanwhile; waits for one that does."""
     while (handle := _held(partial)) is None:
         pass
     try:
@@ -109,12 +107,23 @@ def _held(partial: Path) -> int | None:
     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as undo:
         handle = os.open(partial, os.O_RDONLY)
         undo.callback(os.close, handle)
-        if not files.locks(handle):
-            raise DataError(f"{partial}: another program is preparing this dataset; wait until it is done")
+        if not files.locks(handle, partial):
+            _wait(handle, partial)
         if os.path.samestat(os.fstat(handle), partial.stat()):
             undo.pop_all()
             return handle
     return None
+
+
+def _wait(handle: int, partial: Path) -> None:
+    """Wait for the lock of another program, with a bar of what that has prepared; a kill gives the lock up too."""
+    print(f"{partial}: another program is preparing this dataset; waiting for it", file=sys.stderr, flush=True)
+    with tqdm(desc="prepared there", unit=" tokens", unit_scale=True, disable=None, leave=False) as bar:
+        while not files.locks(handle, partial):
+            time.sleep(_WAIT_SECONDS)
+            with contextlib.suppress(OSError):  # a file that has just got its name
+                done = sum(path.stat().st_size for path in partial.glob("*.bin*")) // shards.TOKEN.itemsize
+                bar.update(max(0, done - bar.n))
 
 
 def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, threads: int) -> dict:
@@ -138,6 +147,9 @@ def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, threads: i
         for split in reversed(shards.SPLITS):  # with its training tokens finished, a limited dataset is finished
             writers[split].finish()
             save()
+    except KeyboardInterrupt:
+        print(f"\nfinished shards are kept in {partial}; run the same command again to go on", file=sys.stderr)
+        raise
     except OSError as error:
         finished = sum(writer.summary()["tokens"] for writer in writers.values()) * shards.TOKEN.itemsize
         why = files.reason(error, partial, max(0, progress.size() - finished))
@@ -201,11 +213,19 @@ def _check_prepared(options: PreparedOptions) -> None:
     if seals != shards.seals(meta):
         for shard in (shard for split in shards.SPLITS for shard in meta["splits"][split]["shards"]):
             shard["mtime_ns"] = seals[shard["file"]].mtime_ns
-        with contextlib.suppress(UserError, OSError), _locked(folder):  # another program that holds it writes the same
-            files.write_json(folder / "meta.json", meta)
+        _rewrite(folder, meta)
     print(f"{_summary(folder, meta)}: prepared before, with the same settings; every shard has its sha256")
     if meta["source"] != (source := corpora.describe(options)):
         print(f"note: it was made from {meta['source']}; now there is {source}: delete the folder to prepare it anew")
+
+
+def _rewrite(folder: Path, meta: dict) -> None:
+    """Write meta.json anew where that can be done; another program that holds the folder writes the same."""
+    with contextlib.suppress(UserError, OSError), contextlib.ExitStack() as stack:
+        handle = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, handle)
+        if files.locks(handle, folder):
+            files.write_json(folder / "meta.json", meta)
 
 
 def _summary(folder: Path, meta: dict) -> str:

@@ -1,6 +1,5 @@
 """Preparation through the real command line: shards, meta.json, limits, interruptions, and what goes wrong."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from lib.errors import UsageError
 from lib.kconf import Schema
 
 ROOT = Path(__file__).parents[1]
+CUT = Path("cut/files-gpt2")  # what is interrupted
 PROGRAM = [sys.executable, str(ROOT / "gpt2" / "prepare_data.py"), "--config", os.devnull]
 
 
@@ -312,15 +312,19 @@ if __name__ == "__main__":
     return [sys.executable, str(program)]
 
 
+def wait_for(condition, child):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def start_and_wait_for_shards(command, folder, shard="train-00010.bin"):
     child = subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 30
-    while not (folder / "cut" / "files-gpt2.partial" / shard).exists():
-        assert child.poll() is None, child.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for((folder / f"{CUT}.partial" / shard).exists, child)
     return child
 
 
@@ -402,16 +406,41 @@ def test_other_settings_start_over_and_say_so(tmp_path, slow):
     )
 
 
-def test_two_programs_do_not_prepare_the_same(tmp_path):
-    source = write_lines(tmp_path / "a.jsonl", ["one", "two"])
-    partial = tmp_path / "data" / "files-bytes.partial"
-    partial.mkdir(parents=True)
-    handle = os.open(partial, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(DataError, match="another program is preparing this dataset; wait until it is done"):
-        prepare_data.prepare(options(tmp_path, dataset_source=source))
-    os.close(handle)
-    prepare_data.prepare(options(tmp_path, dataset_source=source))
+def second(command, folder):
+    """Start the same preparation once more, and return when it waits for the first."""
+    child = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stderr.readline() == (f"{CUT}.partial: another program is preparing this dataset; waiting for it\n")
+    return child
+
+
+def test_the_second_of_two_programs_waits_and_uses_what_the_first_prepares(tmp_path, slow):
+    first = start_and_wait_for_shards([*slow, "cut", "0.0005"], tmp_path, "train-00001.bin")
+    out, err = second([*slow, "cut", "0"], tmp_path).communicate(timeout=60)
+    assert first.wait(timeout=60) == 0
+    assert out.endswith(": prepared before, with the same settings; every shard has its sha256\n")
+    assert err == ""
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [CUT.name]
+    first.communicate()
+
+
+def test_the_second_program_goes_on_when_the_first_is_killed(tmp_path, slow):
+    first = start_and_wait_for_shards([*slow, "cut", "0.002"], tmp_path)
+    other = second([*slow, "cut", "0"], tmp_path)
+    first.kill()
+    first.communicate()
+    out, err = other.communicate(timeout=60)
+    assert re.fullmatch(rf"{CUT}\.partial: going on after \d\d finished shards\n", err)
+    assert out.startswith(f"{CUT}: ") and other.returncode == 0
+
+
+def test_ctrl_c_ends_the_second_program_while_it_waits(tmp_path, slow):
+    first = start_and_wait_for_shards([*slow, "cut", "0.002"], tmp_path)
+    other = second([*slow, "cut", "0"], tmp_path)
+    other.send_signal(signal.SIGINT)
+    assert other.communicate(timeout=30) == ("", "interrupted\n")
+    assert other.returncode == 130 and first.poll() is None
+    first.kill()
+    first.communicate()
 
 
 # ---- what goes wrong
