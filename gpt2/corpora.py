@@ -6,22 +6,26 @@ a time. Adding a dataset is one function here and one entry in Kconfig.
 
 import functools
 import hashlib
+import itertools
 import re
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from gpt2 import local_files, repairs, servers, sources
+from gpt2 import local_files, repairs, servers, sources, splits
 from gpt2.local_files import DataError, Found
 from gpt2.repairs import Repairs
+from gpt2.splits import Parts, Text
 from lib.errors import UsageError
 from lib.kconf import Options
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+# What `splitting` says where no file's name decides.
+AT_THE_END, BY_FILE = "the end is for validation", "by file, those that share a passage on one side"
+UNNAMED = (AT_THE_END, BY_FILE, splits.BY_DOCUMENT)
 _SHAKESPEARE_BYTES = 1_115_394
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 
@@ -38,14 +42,6 @@ class CorpusOptions(Options):
     val_fraction: float | None
     dataset_end_of_text: bool | None  # whether a document ends where <|endoftext|> is spelt in a text file
     text_errors: str | None  # "strict", "replace" or "skip": what is done about bytes that are not UTF-8
-
-
-class Text(NamedTuple):
-    """A document, or a piece of one that is too long to hold."""
-
-    split: str  # "train" or "val"
-    text: str
-    ends: bool = True  # whether the document ends with this piece
 
 
 def texts(options: CorpusOptions) -> Iterator[Text]:
@@ -76,19 +72,35 @@ def _counted(paths: list[Path]) -> str:
     return f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes"
 
 
+def splitting(options: CorpusOptions) -> str:
+    """How the text is divided between training and validation, in words; a change of the way changes the words."""
+    if options.dataset == "stdlib":
+        return BY_FILE
+    if options.dataset == "shakespeare":
+        return AT_THE_END
+    paths = _own_files(options) if options.dataset == "files" and options.dataset_source else []
+    if paths and (words := splits.named(paths).words()):
+        return words
+    return AT_THE_END if _is_one_text(paths, options) else splits.BY_DOCUMENT
+
+
 def size(options: CorpusOptions) -> int:
     """How many bytes of text there are, about; 0 where only reading them tells, as with a stream."""
     if options.dataset == "stdlib":
         return sum(path.stat().st_size for path in _library(_root()))
-    return sources.text_bytes(_own_files(options), options.dataset_text_field) if options.dataset == "files" else 0
+    parts = splits.named(_own_files(options)) if options.dataset == "files" else ([], [])
+    return sources.text_bytes([*parts[0], *parts[1]], options.dataset_text_field)
 
 
 # ---- the datasets ----------------------------------------------------------------------------------------------------
 
 
 def stdlib(options: CorpusOptions) -> Iterator[Text]:
-    """Python's standard library: the sources of the interpreter that runs this, without its tests."""
-    return _assign(map(sources.python_source, _library(_root())), options.val_fraction)
+    """Python's standard library: the sources of the interpreter that runs this, without its tests.
+
+    Files that share passages, such as the tables of encodings, are all of one split.
+    """
+    return splits.apart(list(map(sources.python_source, _library(_root()))), options.val_fraction)
 
 
 def _root() -> Path:
@@ -127,18 +139,20 @@ def openwebtext(options: CorpusOptions) -> Iterator[Text]:
 def files(options: CorpusOptions) -> Iterator[Text]:
     """Your own texts (.txt, .md and .rst: one document each), .jsonl or .parquet, or any dataset on the hub.
 
-    Of a single text the end is for validation; many documents are assigned one by one.
+    Of a single text the end is for validation; many documents are assigned one by one, unless the files' names say what
+    they are for.
     """
     found = _find(options)
     if not found.paths:
         return _hub(options)
     if note := found.note(options.dataset_source):
         repairs.say(note)
-    return _read(found.paths, options)
+    return _read(splits.named(found.paths), options)
 
 
-def _read(paths: list[Path], options: CorpusOptions) -> Iterator[Text]:
+def _read(parts: Parts, options: CorpusOptions) -> Iterator[Text]:
     """The texts of local files of one kind; raises DataError for bytes that are not UTF-8 in any of them."""
+    paths = [*parts.train, *parts.val]
     local_files.refuse_pointers(paths)
     kind = local_files.kind(paths[0])
     if options.text_errors == "strict" and kind != "parquet" and not options.dataset_max_tokens:
@@ -150,16 +164,23 @@ def _read(paths: list[Path], options: CorpusOptions) -> Iterator[Text]:
         )
     try:
         with Repairs(options.text_errors) as repaired:
-            yield from _split(paths, options, repaired)
+            yield from _split(parts, options, repaired)
     except repairs.NotUtf8Error:
         repairs.check(paths, options.dataset_text_field)  # raises for all such files, and this one among them
         raise
 
 
-def _split(paths: list[Path], options: CorpusOptions, repaired: Repairs) -> Iterator[Text]:
-    if len(paths) == 1 and local_files.kind(paths[0]) == "text" and not options.dataset_end_of_text:
-        return _one_text(paths[0], options, repaired)
-    return _assign(_documents(paths, options, repaired), options.val_fraction)
+def _split(parts: Parts, options: CorpusOptions, repaired: Repairs) -> Iterator[Text]:
+    if parts.val:  # first, so that a limit on training tokens leaves it whole
+        named = (splits.all_of(_documents(getattr(parts, name), options, repaired), name) for name in ("val", "train"))
+        return itertools.chain(*named)
+    if _is_one_text(parts.train, options):
+        return splits.one_text(parts.train[0], options.val_fraction, repaired)
+    return splits.assign(_documents(parts.train, options, repaired), options.val_fraction)
+
+
+def _is_one_text(paths: list[Path], options: CorpusOptions) -> bool:
+    return len(paths) == 1 and local_files.kind(paths[0]) == "text" and not options.dataset_end_of_text
 
 
 def _documents(paths: list[Path], options: CorpusOptions, repaired: Repairs) -> Iterator[str | Iterator[str]]:
@@ -172,7 +193,7 @@ def _documents(paths: list[Path], options: CorpusOptions, repaired: Repairs) -> 
 
 def _hub(options: CorpusOptions) -> Iterator[Text]:
     documents = servers.hub(options.dataset_source, options.dataset_subset, options.dataset_text_field)
-    return _assign(documents, options.val_fraction)
+    return splits.assign(documents, options.val_fraction)
 
 
 def _own_files(options: CorpusOptions) -> list[Path]:
@@ -187,42 +208,3 @@ def _find(options: CorpusOptions) -> Found:
     if options.dataset_subset or (looks_like_name and not Path(source).exists()):
         return Found([], Counter())
     return local_files.find(source)
-
-
-# ---- training or validation ------------------------------------------------------------------------------------------
-
-
-def _assign(documents: Iterable[str | Iterator[str]], val_fraction: float) -> Iterator[Text]:
-    """Give each document to the split that lacks it: validation while it has less than its share of the text so far.
-
-    This looks only at what came before, so it needs no second pass and favours no kind of document. The share holds
-    for a corpus of any size, and every corpus of two documents has both splits.
-    """
-    seen = val = 0  # characters
-    for document in documents:
-        split = "val" if val < val_fraction * seen else "train"
-        size = 0
-        for piece, ends in _marked(sources.cut(document) if isinstance(document, str) else document):
-            size += len(piece)
-            yield Text(split, piece, ends)
-        seen += size
-        val += size * (split == "val")
-
-
-def _one_text(path: Path, options: CorpusOptions, repaired: Repairs) -> Iterator[Text]:
-    """A file whose end is for validation; that comes first, so that a limit on training tokens does not cut it off."""
-    cut = sources.character_start(path, 1 - options.val_fraction)
-    for split, start, stop in ("val", cut, None), ("train", 0, cut):
-        for piece, ends in _marked(sources.pieces(path, start, stop, repaired)):
-            yield Text(split, piece, ends)
-
-
-def _marked(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """(piece, whether it is the last), without the empty ones."""
-    before = None
-    for piece in filter(None, pieces):
-        if before is not None:
-            yield before, False
-        before = piece
-    if before is not None:
-        yield before, True

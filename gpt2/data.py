@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2 import shards, tokens
+from gpt2 import bins, shards, tokens
 from gpt2 import tokenizer as tokenizers
 from gpt2.sources import DataError
 from gpt2.tokens import TOKEN, Seal, TokenFile
+from lib.console import say
 from lib.dist import ALONE, Ranks
 from lib.errors import UsageError
 
@@ -61,16 +62,28 @@ def load(options: DataOptions, ranks: Ranks = ALONE, pin: bool = False) -> "Data
     Rank 0 makes sure that the content is what it was, the others that theirs is the same. Raises DataError or
     UsageError when data are missing, damaged, changed, made with other settings or too small.
     """
-    folder, tokenizer = options.folder, tokenizers.load(options.tokenizer)
+    tokenizer, meta = tokenizers.load(options.tokenizer), None
     if options.dataset == "bins":
-        files, known = shards.open_bins(folder), {}
+        files, known = bins.open_bins(options.folder), {}
     else:
         meta = _meta(options, tokenizer)
-        files, known = shards.open_prepared(folder, meta), shards.seals(meta)
+        files, known = shards.open_prepared(options.folder, meta), shards.seals(meta)
     data = Data(options, files, tokenizer, pin)
     seen = ranks.first(lambda: data.verify(known, shards.CHANGED))
+    ranks.first(lambda: _say_notes(data, meta))
     data.verify(seen, "is not what rank 0 has; all ranks must have the same data")
     return data
+
+
+def _say_notes(data: "Data", meta: dict | None) -> None:
+    """Say what the user should know of data that can be trained on but may not be what they seem."""
+    options = data.options
+    if meta is None:
+        notes = bins.notes(options.folder, data.files, options.tokenizer, data.vocab_size)
+    else:
+        notes = [shards.outdated(options, meta)]
+    for note in filter(None, notes):
+        say(f"note: {note}")
 
 
 def _meta(options: DataOptions, tokenizer: tokenizers.Tokenizer) -> dict:

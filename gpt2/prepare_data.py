@@ -24,6 +24,7 @@ from gpt2.corpora import Text
 from gpt2.local_files import reason
 from gpt2.shards import PreparedOptions, ShardWriter
 from gpt2.sources import DataError
+from gpt2.splits import NO_FRACTION
 from lib import command_line, files
 from lib.errors import UserError, run_program
 from lib.kconf import Schema
@@ -69,6 +70,8 @@ def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threa
     except OSError as error:
         raise DataError(f"{partial}: cannot be written: {files.reason(error, partial.parent)}") from None
     print(f"{_summary(folder, meta)}, in {time.monotonic() - begin:.1f} seconds")
+    if note := _off(options, meta):
+        print(f"note: {note}")
     return folder
 
 
@@ -129,6 +132,8 @@ def _wait(handle: int, partial: Path) -> None:
 def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, threads: int) -> dict:
     """Write all shards and meta.json into the folder, but those that are there; returns what meta.json says."""
     meta = _meta(options)
+    if meta["split"] not in corpora.UNNAMED:
+        print(f"{options.dataset_source}: split {meta['split']}", flush=True)
     done = _finished(partial, meta)
     writers = {split: ShardWriter(partial, split, shard_tokens, done[split]) for split in shards.SPLITS}
 
@@ -170,6 +175,7 @@ def _meta(options: PreparedOptions) -> dict:
         "settings": options.settings,
         "piece_bytes": sources.PIECE_BYTES,  # by which the texts of finished shards are counted
         "source": corpora.describe(options),
+        "split": corpora.splitting(options),
     }
 
 
@@ -217,6 +223,8 @@ def _check_prepared(options: PreparedOptions) -> None:
     print(f"{_summary(folder, meta)}: prepared before, with the same settings; every shard has its sha256")
     if meta["source"] != (source := corpora.describe(options)):
         print(f"note: it was made from {meta['source']}; now there is {source}: delete the folder to prepare it anew")
+    if note := shards.outdated(options, meta):
+        print(f"note: {note}")
 
 
 def _rewrite(folder: Path, meta: dict) -> None:
@@ -231,6 +239,16 @@ def _rewrite(folder: Path, meta: dict) -> None:
 def _summary(folder: Path, meta: dict) -> str:
     counts = [f"{meta['splits'][split]['tokens']:,} tokens for {split}" for split in shards.SPLITS]
     return f"{folder}: {', '.join(counts)}"
+
+
+def _off(options: PreparedOptions, meta: dict) -> str:
+    """A sentence if validation has not nearly the share that was asked for, as with few or large documents."""
+    train, val = (meta["splits"][split]["tokens"] for split in shards.SPLITS)
+    share, wanted = val / (train + val), options.val_fraction
+    if NO_FRACTION in meta["split"] or abs(share - wanted) <= wanted / 4:
+        return ""
+    why = "DATASET_MAX_TOKENS ended the training part" if options.dataset_max_tokens else "documents are few or large"
+    return f"validation has {share:.2%} of the tokens, where VAL_FRACTION asks for {wanted:.2%}, since {why}"
 
 
 # ---- tokenising ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Shards: tokens on disk. Writes and reads prepared datasets, and reads the bins of nanoGPT, llm.c and modded-nanogpt.
+"""Shards: tokens on disk. Writes and reads prepared datasets.
 
 A prepared dataset is a folder of raw little-endian uint16 files with a meta.json, which says how it was made and what
 is in it. While it is being made the folder is called <name>.partial, and meta.json lists the shards that are finished.
@@ -7,14 +7,16 @@ is in it. While it is being made the folder is called <name>.partial, and meta.j
 import contextlib
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gpt2.corpora import CorpusOptions, describe, describe_as_before
-from gpt2.local_files import DataError, refuse_pointers
+from gpt2.corpora import AT_THE_END, CorpusOptions, describe, describe_as_before, splitting
+from gpt2.local_files import DataError
+from gpt2.splits import NO_FRACTION
 from gpt2.tokens import TOKEN, Seal, TokenFile, allow_files, size
 from lib import files
 from lib.errors import UsageError, UserError
@@ -31,7 +33,6 @@ _SETTINGS = (
 )
 # What data were prepared with before there were these options, which is not in their meta.json.
 _EARLIER = {"dataset_end_of_text": False, "text_errors": "strict"}
-_HEADER_BYTES, _MAGIC = 1024, 20240520  # of llm.c and modded-nanogpt: 256 int32: magic, version, tokens, zeros
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,18 @@ class PreparedOptions(CorpusOptions):
 
     @property
     def folder(self) -> Path:
-        """Where the prepared dataset, or the bins, live."""
-        return (
-            Path(self.data_dir) if self.dataset == "bins" else Path(self.data_dir, f"{self.dataset}-{self.tokenizer}")
-        )
+        """Where the prepared dataset, or the bins, live.
+
+        A dataset whose source can vary has that in its name, so that several live beside each other. One of an earlier
+        version, which has not, is used where it was prepared with the same settings.
+        """
+        if self.dataset == "bins":
+            return Path(self.data_dir)
+        plain = Path(self.data_dir, f"{self.dataset}-{self.tokenizer}")
+        if not self.settings["dataset_source"]:
+            return plain
+        named = Path(self.data_dir, f"{self.dataset}-{_source_name(self.settings)}-{self.tokenizer}")
+        return plain if not named.exists() and _was_prepared(plain, self) else named
 
     @property
     def settings(self) -> dict[str, object]:
@@ -55,6 +64,27 @@ class PreparedOptions(CorpusOptions):
         if self.dataset == "shakespeare":  # its hash is checked: a copy from anywhere is the same
             settings["dataset_source"] = None
         return settings
+
+
+def _source_name(settings: dict[str, object]) -> str:
+    """A name for what text is read from, which people understand and no other source has."""
+    source, subset = _normal(settings["dataset_source"]), settings["dataset_subset"] or ""
+    plain = [part for part in Path(source).parts if not set(part) & set("*?")]
+    words = "-".join(re.findall(r"[\w.]+", subset or (plain or [""])[-1]))[:40].strip(".") or "all"
+    return f"{words}-{hashlib.sha256(f'{source} {subset}'.encode(errors='surrogateescape')).hexdigest()[:6]}"
+
+
+def _normal(value: object) -> object:
+    """A setting in the form in which it is compared: `corpus/`, `./corpus` and `corpus` are one source."""
+    return os.path.normpath(value) if isinstance(value, str) and value else value
+
+
+def _was_prepared(folder: Path, options: PreparedOptions) -> bool:
+    """Whether a folder holds what was prepared with these settings."""
+    with contextlib.suppress(DataError):
+        meta = read_meta(folder)
+        return meta is not None and not _other_settings(options, meta)
+    return False
 
 
 # ---- meta.json -------------------------------------------------------------------------------------------------------
@@ -83,6 +113,7 @@ def _sound(meta: dict) -> bool:
     return (
         isinstance(meta["settings"], dict)
         and all(isinstance(meta[name], str) and meta[name].isprintable() for name in ("tokenizer", "source"))
+        and isinstance(meta.get("split", ""), str)
         and _is_count(meta["vocab_size"])
         and all(_sound_split(split, meta["splits"][split]) for split in SPLITS)
     )
@@ -104,12 +135,7 @@ def _is_count(value: object) -> bool:
 
 def check_settings(options: PreparedOptions, meta: dict) -> None:
     """Raise UsageError that says what differs when `meta` is of data prepared with other settings."""
-    differences = [
-        f"{name.upper()} {before!r}, not {now!r}"
-        for name, now in (options.settings | {"tokenizer": options.tokenizer}).items()
-        if now is not None
-        and (before := {**_EARLIER, **meta["settings"], "tokenizer": meta["tokenizer"]}.get(name)) != now
-    ]
+    differences = _other_settings(options, meta)
     if (source := _own_files_now(options, meta) or meta["source"]) != meta["source"]:
         differences.append(f"{meta['source']}, and there are {source} now")
     if differences:
@@ -117,6 +143,31 @@ def check_settings(options: PreparedOptions, meta: dict) -> None:
             f"{options.folder}: was prepared with {' and '.join(differences)}; set that, choose another DATA_DIR, or "
             "delete the folder to prepare it again"
         )
+
+
+def _other_settings(options: PreparedOptions, meta: dict) -> list[str]:
+    """What was set otherwise when data were prepared, of what has an effect."""
+    then = {**_EARLIER, **meta["settings"], "tokenizer": meta["tokenizer"]}
+    if NO_FRACTION in meta.get("split", ""):
+        then["val_fraction"] = options.val_fraction
+    return [
+        f"{name.upper()} {then.get(name)!r}, not {now!r}"
+        for name, now in (options.settings | {"tokenizer": options.tokenizer}).items()
+        if now is not None and _normal(then.get(name)) != _normal(now)
+    ]
+
+
+def outdated(options: PreparedOptions, meta: dict) -> str:
+    """A sentence about data that were split between training and validation otherwise than today; else empty."""
+    with contextlib.suppress(UserError):  # one's own files may be gone
+        now = splitting(options)
+        if meta.get("split", now if now == AT_THE_END else "in an earlier way") != now:
+            return (
+                f"{options.folder}: was split in another way than it would be now ({now}), so its validation losses do "
+                "not compare; choose another DATA_DIR, or, unless a run is to go on with it, delete the folder to "
+                "prepare it again"
+            )
+    return ""
 
 
 def _own_files_now(options: PreparedOptions, meta: dict) -> str:
@@ -222,39 +273,6 @@ def seals(meta: dict) -> dict[str, Seal]:
         for split in SPLITS
         for shard in meta["splits"][split]["shards"]
     }
-
-
-def open_bins(folder: Path) -> dict[str, list[TokenFile]]:
-    """The *train*.bin and *val*.bin files in a folder, each kind recognised by its header."""
-    allow_files()
-    paths = {split: sorted(folder.glob(f"*{split}*.bin")) for split in SPLITS}
-    for split in SPLITS:
-        if not paths[split]:
-            raise UsageError(f"{folder}: holds no *{split}*.bin; DATA_DIR must name the folder of the bins")
-    return {split: [_open_bin(path) for path in paths[split]] for split in SPLITS}
-
-
-def _open_bin(path: Path) -> TokenFile:
-    found = size(path)
-    refuse_pointers([path])
-    try:
-        with path.open("rb") as file:
-            header = np.frombuffer(file.read(12).ljust(12, b"\0"), "<i4")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if header[0] != _MAGIC:  # as uint16 this would be token 55432, which GPT-2 does not have
-        if found % TOKEN.itemsize:
-            raise DataError(f"{path}: is cut off: {found} bytes are no whole number of uint16 tokens; copy it again")
-        return TokenFile(path, 0, found // TOKEN.itemsize)
-    version, tokens = int(header[1]), int(header[2])
-    if version != 1:
-        raise DataError(f"{path}: has version {version} of llm.c's format; only version 1 holds GPT-2 tokens")
-    if found != _HEADER_BYTES + tokens * TOKEN.itemsize:
-        raise DataError(
-            f"{path}: is cut off or damaged: its header promises {tokens} tokens, it holds "
-            f"{max(0, found - _HEADER_BYTES) / TOKEN.itemsize:g}; copy it again"
-        )
-    return TokenFile(path, _HEADER_BYTES, tokens)
 
 
 def differing(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> str:

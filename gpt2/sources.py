@@ -130,6 +130,15 @@ def cut(text: str) -> Iterator[str]:
         yield Placed(piece, place)
 
 
+def cut_place(text: str, wanted: int) -> int:
+    """Where to cut a text so that the parts have the tokens of the whole: at `wanted` or the next such place.
+
+    Where there is none it is the last one before, and where there is none at all, the end.
+    """
+    after = _CUT.search(text, wanted)
+    return after.start() if after else max((match.start() for match in _CUT.finditer(text)), default=len(text))
+
+
 def _joined(chunks: Iterable[str]) -> Iterator[str]:
     """The text that is the chunks together, cut where that changes no token: near the ends of the chunks."""
     rest = ""

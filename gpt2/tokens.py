@@ -17,7 +17,6 @@ from gpt2.sources import DataError
 from lib.threads import cores
 
 TOKEN = np.dtype("<u2")
-_TOKEN_BYTES = TOKEN.itemsize
 _CHUNK_BYTES = 1 << 20
 _BAR_SECONDS = 1.0  # of hashing before a bar shows it
 _MOST_THREADS = 16
@@ -41,10 +40,11 @@ class TokenFile:
     An open file stays what it is when its name is deleted or given to another file.
     """
 
-    def __init__(self, path: Path, offset: int, tokens: int):
-        """`offset` (bytes) is where the first of the `tokens` lies."""
-        self.path, self.offset, self.tokens = path, offset, tokens
+    def __init__(self, path: Path, offset: int, tokens: int, dtype: np.dtype = TOKEN):
+        """`offset` (bytes) is where the first of the `tokens` lies, which have type `dtype`."""
+        self.path, self.offset, self.tokens, self.dtype = path, offset, tokens, dtype
         self.seal: Seal | None = None
+        self.largest: int | None = None  # token id, if `verify` has read the file
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
@@ -55,12 +55,15 @@ class TokenFile:
         return self.tokens
 
     def read(self, start: int, count: int) -> bytes:
-        """`count` tokens from `start` on; raises DataError when the file does not have them any more."""
-        size = count * _TOKEN_BYTES
-        content = self._read(size, self.offset + start * _TOKEN_BYTES)
+        """`count` tokens from `start` on, as TOKEN; raises DataError when the file does not have them any more."""
+        size = count * self.dtype.itemsize
+        content = self._read(size, self.offset + start * self.dtype.itemsize)
         if len(content) != size:
             raise DataError(f"{self.path}: was cut off while it was in use; put it back")
-        return content
+        if self.dtype == TOKEN:
+            return content
+        # What `verify` has seen fits. What has changed since must not become another token that is right.
+        return np.frombuffer(content, self.dtype).clip(max=np.iinfo(TOKEN).max).astype(TOKEN).tobytes()
 
     def state(self) -> tuple[int, int]:
         """Its size in bytes and the time of its last change in ns, as they are now."""
@@ -72,8 +75,8 @@ class TokenFile:
         digest, largest, place = hashlib.sha256(), 0, 0
         while not stop.is_set() and (content := self._read(_CHUNK_BYTES, place)):
             digest.update(content)
-            header = max(0, self.offset - place) // _TOKEN_BYTES
-            tokens = np.frombuffer(content, TOKEN, len(content) // _TOKEN_BYTES)
+            header = max(0, self.offset - place) // self.dtype.itemsize
+            tokens = np.frombuffer(content, self.dtype, len(content) // self.dtype.itemsize)
             largest = max(largest, int(tokens[header:].max(initial=0)))
             place += len(content)
             bar.update(len(content))
@@ -131,7 +134,7 @@ def verify(files: Sequence[TokenFile], seals: Mapping[str, Seal], vocab_size: in
                 f"{file.path}: holds token id {largest}, beyond the {vocab_size} ids of the tokenizer; choose the "
                 "TOKENIZER that it was made with"
             )
-        file.seal = Seal(*state, sha256)
+        file.seal, file.largest = Seal(*state, sha256), largest
 
 
 def _digests(files: list[TokenFile]) -> list[tuple[str, int]]:

@@ -275,10 +275,11 @@ def test_prepared_data_that_does_not_fit_is_one_sentence(prepared, tmp_path):
         f"{folder}: was prepared with VAL_FRACTION 0.05, not 0.2; set that, choose another DATA_DIR, or delete the "
         "folder to prepare it again"
     )
+    other = options(tmp_path / "data", **named, tokenizer="gpt2")
     with pytest.raises(DataError) as caught:
-        data.load(options(tmp_path / "data", **named, tokenizer="gpt2"))
+        data.load(other)
     assert str(caught.value) == (
-        f"{tmp_path}/data/files-gpt2: this dataset is not prepared; prepare it with the same options: python "
+        f"{other.folder}: this dataset is not prepared; prepare it with the same options: python "
         f"gpt2/prepare_data.py --dataset files --tokenizer gpt2 --data-dir {tmp_path}/data"
     )
 

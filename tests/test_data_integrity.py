@@ -40,10 +40,10 @@ def options(folder, **named):
 def prepared(tmp_path):
     """Options of a prepared dataset of 3 shards: 2 of training and 1 of validation."""
     for name in "ab":
-        (tmp_path / f"{name}.txt").write_text(TEXT)
+        (tmp_path / f"{name}.txt").write_text(name + TEXT)
     (tmp_path / "c.txt").write_text("It was the age of wisdom. " * 10)
     wanted = options(tmp_path / "data", dataset="files", dataset_source=tmp_path / "*.txt")
-    prepare_data.prepare(wanted, shard_tokens=300)
+    prepare_data.prepare(wanted, shard_tokens=600)
     assert len(list(wanted.folder.iterdir())) == 4
     return wanted
 
@@ -101,7 +101,7 @@ def test_a_copied_or_touched_folder_is_what_it_was(prepared, tmp_path):
     found = data.load(moved)
     assert (found.fingerprint, firsts(found)) == (before.fingerprint, firsts(before))
     edit(moved.folder / "train-00000.bin")
-    assert "copy/files-bytes/train-00000.bin: has another sha256 than" in one_sentence(data.load, moved)
+    assert f"{moved.folder}/train-00000.bin: has another sha256 than" in one_sentence(data.load, moved)
 
 
 def test_a_meta_without_times_is_checked_by_sha256(prepared):
@@ -150,9 +150,9 @@ def test_more_shards_are_open_than_the_soft_limit_allows(tmp_path):
     for name in ["val.bin", *(f"train-{n}.bin" for n in range(100))]:
         (tmp_path / name).write_bytes(b"ab")
     program = (
-        "import resource, sys; from pathlib import Path; from gpt2 import shards; "
+        "import resource, sys; from pathlib import Path; from gpt2 import bins; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1])); "
-        "print(len(shards.open_bins(Path(sys.argv[1]))['train']))"
+        "print(len(bins.open_bins(Path(sys.argv[1]))['train']))"
     )
     assert subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True).stdout == "100\n"
 
@@ -249,7 +249,7 @@ def test_a_run_whose_data_change_stops_and_goes_on_when_they_are_back(tmp_path):
     """Written over in place: the next checkpoint is not written, and a resume names the file until it is put back."""
     words = arguments(max_iters=2000, checkpoint_interval=20, eval_interval=0, sample_tokens=0, decay_lr=False)
     process = training.start(tmp_path, *words)
-    run, shard = tmp_path / "runs" / "run", tmp_path / "data" / "files-bytes" / "train-00000.bin"
+    run, shard = tmp_path / "runs" / "run", tmp_path / "data" / "files-corpus.txt-574ad6-bytes" / "train-00000.bin"
     while not checkpoint.find(run / "checkpoints"):
         assert process.poll() is None, process.communicate()[0]
     good = shard.read_bytes()
@@ -293,7 +293,7 @@ def crafted(tmp_path_factory):
     """Prepared data whose meta.json tests replace, and what it says."""
     folder = tmp_path_factory.mktemp("crafted")
     for name in "abc":
-        (folder / f"{name}.txt").write_text(TEXT)
+        (folder / f"{name}.txt").write_text(name + TEXT)
     wanted = options(folder, dataset="files", dataset_source=folder / "*.txt")
     prepare_data.prepare(wanted, shard_tokens=300)
     return wanted, json.loads((wanted.folder / "meta.json").read_text()), firsts(data.load(wanted))
@@ -391,7 +391,7 @@ def test_what_is_no_file_is_one_sentence(bins, prepared, tmp_path, put, message)
 def test_many_programs_at_once_prepare_one_dataset(tmp_path):
     """One prepares it, the others wait for that, and what is there in the end is whole."""
     for name in "ab":
-        (tmp_path / f"{name}.txt").write_text(TEXT)
+        (tmp_path / f"{name}.txt").write_text(name + TEXT)
     for attempt in range(30):
         wanted = options(tmp_path / str(attempt), dataset="files", dataset_source=tmp_path / "*.txt")
         with ThreadPoolExecutor(3) as pool:
@@ -404,7 +404,7 @@ def test_a_full_disk_says_what_is_needed_and_the_same_command_goes_on(tmp_path, 
     (tmp_path / "a.txt").write_text(TEXT * 400)  # 212,000 characters: 424,000 bytes of tokens
     wanted = options(disk("size=256k"), dataset="files", dataset_source=tmp_path / "a.txt")
     message = one_sentence(lambda: prepare_data.prepare(wanted, shard_tokens=40_000))
-    partial = tmp_path / "disk" / "files-bytes.partial"
+    partial = wanted.folder.with_name(f"{wanted.folder.name}.partial")
     assert message.startswith(
         f"{partial}: the rest of the dataset cannot be written: No space left on device; it takes"
     )

@@ -22,7 +22,8 @@ from lib.errors import UsageError
 from lib.kconf import Schema
 
 ROOT = Path(__file__).parents[1]
-CUT = Path("cut/files-gpt2")  # what is interrupted
+LINES = "files-a.jsonl-d99a9e"  # what data made of a.jsonl are called, but for the tokenizer
+CUT = Path(f"cut/{LINES}-gpt2")  # what is interrupted
 PROGRAM = [sys.executable, str(ROOT / "gpt2" / "prepare_data.py"), "--config", os.devnull]
 
 
@@ -63,8 +64,8 @@ def test_a_text_file(tmp_path):
     flags = "--dataset files --dataset-source book.txt --tokenizer gpt2 --val-fraction 0.2"
     code, out, err = run(tmp_path, flags)
     assert (code, err) == (0, "")
-    assert out.startswith("data/files-gpt2: 8 tokens for train, 3 tokens for val, in ")
-    folder = tmp_path / "data" / "files-gpt2"
+    assert out.startswith("data/files-book.txt-13c7f0-gpt2: 8 tokens for train, 3 tokens for val, in ")
+    folder = tmp_path / "data" / "files-book.txt-13c7f0-gpt2"
     assert (
         tokens(folder, "train").tolist()
         == [1026, 373, 262, 1266, 286, 1661, 13, 220, 50256][:7] + tokens(folder, "train").tolist()[7:]
@@ -78,7 +79,7 @@ def test_json_lines_with_every_document_ended(tmp_path):
     write_lines(tmp_path / "a.jsonl", ["one", "two", "three"])
     code, _, err = run(tmp_path, "--dataset files --dataset-source a.jsonl --tokenizer bytes --data-dir d")
     assert (code, err) == (0, "")
-    folder = tmp_path / "d" / "files-bytes"
+    folder = tmp_path / "d" / f"{LINES}-bytes"
     assert bytes(tokens(folder, "train").astype(np.uint8)) == b"one\0three\0"
     assert bytes(tokens(folder, "val").astype(np.uint8)) == b"two\0"
     paths = {split: folder / f"{split}-00000.bin" for split in ("train", "val")}
@@ -100,6 +101,7 @@ def test_json_lines_with_every_document_ended(tmp_path):
         },
         "piece_bytes": 65536,
         "source": "1 files, 50 bytes",
+        "split": "by document, copies on one side",
         "splits": {
             "train": {
                 "tokens": 10,
@@ -135,7 +137,7 @@ def test_parquet_and_a_limit(tmp_path):
     flags = "--dataset files --dataset-source a.parquet --tokenizer bytes --dataset-text-field body"
     code, out, err = run(tmp_path, f"{flags} --dataset-max-tokens 100")
     assert (code, err) == (0, "")
-    assert out.startswith("data/files-bytes: 111 tokens for train, 11 tokens for val, in ")
+    assert out.startswith("data/files-a.parquet-f49162-bytes: 102 tokens for train, 9 tokens for val, in ")
 
 
 def test_the_standard_library_is_the_default(tmp_path):
@@ -240,24 +242,24 @@ def test_prepared_data_is_left_alone(tmp_path):
     flags = "--dataset files --dataset-source a.jsonl --tokenizer bytes"
     assert run(tmp_path, flags)[0] == 0
     again = (
-        "data/files-bytes: 4 tokens for train, 4 tokens for val: prepared before, with the same settings; every shard "
-        "has its sha256\n"
+        f"data/{LINES}-bytes: 4 tokens for train, 4 tokens for val: prepared before, with the same settings; "
+        "every shard has its sha256\n"
     )
     assert run(tmp_path, flags) == (0, again, "")
     (tmp_path / "a.jsonl").write_text('{"text": "changed"}\n')
     changed = (
-        "error: data/files-bytes: was prepared with 1 files, 32 bytes, and there are 1 files, 20 bytes now; set that, "
-        "choose another DATA_DIR, or delete the folder to prepare it again\n"
+        f"error: data/{LINES}-bytes: was prepared with 1 files, 32 bytes, and there are 1 files, 20 bytes now; "
+        "set that, choose another DATA_DIR, or delete the folder to prepare it again\n"
     )
     assert run(tmp_path, flags) == (2, "", changed)
     (tmp_path / "a.jsonl").unlink()  # prepared data may outlive what it was made from
     options_of_it = options(tmp_path, dataset_source="a.jsonl", tokenizer="bytes", data_dir=tmp_path / "data")
-    shards.check_settings(options_of_it, shards.read_meta(tmp_path / "data/files-bytes"))
+    shards.check_settings(options_of_it, shards.read_meta(options_of_it.folder))
     assert run(tmp_path, f"{flags} --val-fraction 0.2") == (
         2,
         "",
-        "error: data/files-bytes: was prepared with VAL_FRACTION 0.05, not 0.2; set that, choose another DATA_DIR, or "
-        "delete the folder to prepare it again\n",
+        f"error: data/{LINES}-bytes: was prepared with VAL_FRACTION 0.05, not 0.2; set that, choose another DATA_DIR, "
+        "or delete the folder to prepare it again\n",
     )
 
 
@@ -275,7 +277,7 @@ def test_ensure_prepares_what_is_missing_and_only_that(tmp_path):
     named = {"DATASET": "files", "DATASET_SOURCE": source, "TOKENIZER": "bytes", "DATA_DIR": tmp_path / "d"}
     schema.override([(name, str(value), "test") for name, value in named.items()])
     prepare_data.ensure(schema)
-    meta = tmp_path / "d" / "files-bytes" / "meta.json"
+    meta = schema.bind(shards.PreparedOptions).folder / "meta.json"
     before = meta.stat().st_mtime_ns
     source.unlink()
     prepare_data.ensure(schema)
@@ -351,19 +353,19 @@ def test_an_interruption_costs_no_finished_shard(tmp_path, slow, sent, code):
     assert child.returncode == code
     if sent == signal.SIGINT:
         assert err == (
-            "\nfinished shards are kept in cut/files-gpt2.partial; run the same command again to go on\ninterrupted\n"
+            f"\nfinished shards are kept in {CUT}.partial; run the same command again to go on\ninterrupted\n"
         )
     assert group_is_gone(child.pid)
 
-    partial, final = tmp_path / "cut" / "files-gpt2.partial", tmp_path / "cut" / "files-gpt2"
+    partial, final = tmp_path / f"{CUT}.partial", tmp_path / CUT
     meta = json.loads((partial / "meta.json").read_text())
     finished = {shard["file"] for split in meta["splits"].values() for shard in split["shards"]}
     assert len(finished) >= 10
     times = {name: (partial / name).stat().st_mtime_ns for name in finished}
     again = subprocess.run([*slow, "cut", "0"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert again.stderr == f"cut/files-gpt2.partial: going on after {len(finished)} finished shards\n"
+    assert again.stderr == f"{CUT}.partial: going on after {len(finished)} finished shards\n"
     assert {name: (final / name).stat().st_mtime_ns for name in finished} == times
-    whole = tmp_path / "whole" / "files-gpt2"
+    whole = tmp_path / "whole" / CUT.name
     assert content(final) == content(whole)
     assert not partial.exists()
 
@@ -402,7 +404,7 @@ def test_other_settings_start_over_and_say_so(tmp_path, slow):
         file.write('{"text": "one more"}\n')
     again = subprocess.run([*slow, "cut", "0"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert again.stderr == (
-        "cut/files-gpt2.partial: starting over: what is there was made with other settings or from another source\n"
+        f"{CUT}.partial: starting over: what is there was made with other settings or from another source\n"
     )
 
 
@@ -474,15 +476,15 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *flags.split()], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: data/files-bytes.partial: the rest of the dataset cannot be written: File too large; it takes 400,000 "
-        "bytes; make room; finished shards are kept, and the same command goes on\n",
+        f"error: data/{LINES}-bytes.partial: the rest of the dataset cannot be written: File too large; it takes "
+        "400,000 bytes; make room; finished shards are kept, and the same command goes on\n",
     )
 
 
 def test_a_folder_in_the_way_is_one_sentence(tmp_path):
     source = write_lines(tmp_path / "a.jsonl", ["one", "two"])
-    (tmp_path / "data" / "files-bytes").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"files-bytes: is in the way: it holds no meta\.json; remove it or choose"):
+    options(tmp_path, dataset_source=source).folder.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"-bytes: is in the way: it holds no meta\.json; remove it or choose"):
         prepare_data.prepare(options(tmp_path, dataset_source=source))
 
 

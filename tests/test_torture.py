@@ -47,11 +47,14 @@ def kills(peace: Peace, name: str) -> list[Point]:
     return [Point(label, 1, halves(label)) for label in labels]
 
 
+DATA = "data/files-corpus.txt-#ad#-bytes"
+
+
 def test_every_file_of_a_run_is_among_what_kills_hit(peace):
     written = {label.removeprefix("rename ") for label in peace.counts if label.startswith("rename ")}
     assert written - {"changes.patch"} == {  # of a clone that has some
-        ".config", "checkpoints/step-#.pt", "data/files-bytes", "data/files-bytes.partial/meta.json",
-        "data/files-bytes.partial/train-#.bin", "data/files-bytes.partial/val-#.bin", "defconfig", "provenance.json",
+        ".config", "checkpoints/step-#.pt", DATA, f"{DATA}.partial/meta.json",
+        f"{DATA}.partial/train-#.bin", f"{DATA}.partial/val-#.bin", "defconfig", "provenance.json",
         "run.json", "summary.json",
     }  # fmt: skip
     assert {"write journal.jsonl", "update of the masks", "write checkpoints/step-#.pt.tmp"} <= peace.counts.keys()

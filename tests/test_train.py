@@ -281,8 +281,8 @@ def test_other_data_is_not_trained_on(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.endswith(
-        "error: runs/run: was trained on other data than what data/files-bytes holds (train-00000.bin, val-00000.bin); "
-        "put that back\n"
+        "error: runs/run: was trained on other data than what data/files-corpus.txt-574ad6-bytes holds "
+        "(train-00000.bin, val-00000.bin); put that back\n"
     )
 
 

@@ -55,7 +55,8 @@ def _run(bench: Bench, source: Path) -> process.Finished:
 
 
 def _tokens(source: Path) -> int:
-    splits = shards.read_meta(source.with_suffix("") / "files-gpt2")["splits"]
+    (folder,) = source.with_suffix("").glob("files-*")
+    splits = shards.read_meta(folder)["splits"]
     return sum(split["tokens"] for split in splits.values())
 
 

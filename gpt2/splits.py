@@ -1,0 +1,264 @@
+"""Splits: which text is for training and which for validation, by the names of files, by share, or by what repeats."""
+
+import itertools
+import math
+import operator
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from gpt2 import repeats, sources
+from gpt2.repairs import Repairs
+
+_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test",
+}  # fmt: skip
+_NUMBERS = re.compile(r"[-_. ]*\d+([-_. ]*of[-_. ]*\d+)?")  # of shards: train-00001-of-00008
+_LONG = 1 << 20  # characters; a longer document is not held, so its size is not known when its first piece must go
+_RECENT = 1 << 16  # numbers that `_Numbers` holds at 70 bytes each
+
+BY_DOCUMENT, NO_FRACTION = "by document, copies on one side", "VAL_FRACTION has no effect"  # parts of words
+
+T = TypeVar("T")
+
+
+class Text(NamedTuple):
+    """A document, or a piece of one that is too long to hold."""
+
+    split: str  # "train" or "val"
+    text: str
+    ends: bool = True  # whether the document, or this split's part of it, ends with this piece
+
+
+# ---- by name ---------------------------------------------------------------------------------------------------------
+
+
+class Parts(NamedTuple):
+    """Files by what their names say that they are for."""
+
+    train: list[Path]  # with those whose names say nothing
+    val: list[Path]
+    test: list[Path]
+    others: list[Path]  # those of `train` whose names speak of validation or test, but have no partner
+
+    def words(self) -> str:
+        """What was taken for what; empty if the names say nothing."""
+        folder = _common(itertools.chain(*self))
+        if self.others:
+            return f"{BY_DOCUMENT}, also {_few(self.others, folder)}, since nothing has the same name for train"
+        if not self.val and not self.test:
+            return ""
+        val = f"{_few(self.val, folder)}; {NO_FRACTION}" if self.val else "the same by VAL_FRACTION"
+        return f"by name: train from {_few(self.train, folder)}, val from {val}" + (
+            f"; left out: {_few(self.test, folder)}" if self.test else ""
+        )
+
+
+def named(paths: list[Path]) -> Parts:
+    """Sort files by the words train, valid or test (and their like) in their names, or in those of their folders.
+
+    Such a word counts only if the name, but for it and for numbers, is also that of another part: wiki.train.txt and
+    wiki.test.txt are parts of one corpus, and test_results.txt and train_journeys.txt are two of somebody's notes.
+    """
+    folder = _common(paths) if paths else Path()
+    forms = {split: set() for split in ("train", "val", "test")}
+    names = {path: [found for part in path.relative_to(folder).parts if (found := _name(part))] for path in paths}
+    for split, form in itertools.chain(*names.values()):
+        forms[split].add(form)
+    partners = forms["train"] & (forms["val"] | forms["test"])
+    parts = Parts([], [], [], [])
+    for path, found in names.items():
+        split = next((split for split, form in found if form in partners), "train")
+        getattr(parts, split).append(path)
+        if len(paths) > 1 and not partners and any(split != "train" for split, _ in found):
+            parts.others.append(path)
+    return parts
+
+
+def _name(part: str) -> tuple[str, str] | None:
+    """(split, the rest of the name) of a file or folder that is named after one split."""
+    stem = part
+    while re.fullmatch(r"\.[A-Za-z]+", ending := Path(stem).suffix) and ending[1:].lower() not in _NAMES:
+        stem = stem.removesuffix(ending)
+    found = [match for match in re.finditer(r"[A-Za-z]+", stem) if match[0].lower() in _NAMES]
+    if len(found) != 1:
+        return None
+    rest = f"{stem[: found[0].start()]}*{stem[found[0].end() :]}"
+    return _NAMES[found[0][0].lower()], _NUMBERS.sub("", rest)
+
+
+def _common(paths: Iterable[Path]) -> Path:
+    """The folder that all files lie in, themselves or their folders."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _few(paths: list[Path], folder: Path) -> str:
+    first = paths[0].relative_to(folder).as_posix() if paths else ""
+    return first if len(paths) == 1 else f"{len(paths)} files such as {first}"
+
+
+# ---- by share --------------------------------------------------------------------------------------------------------
+
+
+class _Document(NamedTuple):
+    pieces: Iterable[str]
+    size: int | None  # characters; None: more than _LONG
+    key: int  # the same for copies; of a long document it is that of its beginning
+
+
+def assign(documents: Iterable[str | Iterator[str]], fraction: float) -> Iterator[Text]:
+    """Give each document to the split that lacks it: validation while it has less than its share of the text so far.
+
+    This looks only at what came before, so it needs no second pass and favours no kind of document. Copies of a
+    document go where the first one went. So that the share holds in any corpus, two kinds of documents are divided: the
+    beginning of one that is larger than validation's whole share so far makes that share up, and one of more than _LONG
+    characters is assigned piece by piece.
+    """
+    share, train = _Share(fraction), _Numbers()
+    places: dict[int, int] = {}  # key of a document -> where its part for validation ends, unless that is at 0
+    sides: dict[int, list[str]] = {}  # key of a long document -> the splits of its pieces
+    for document, last in _marked(filter(lambda document: document.size != 0, map(_read, documents))):
+        if document.size is None:
+            parts = share.piecewise(document.pieces, sides.setdefault(document.key, []))
+        else:
+            place = 0 if document.key in train else places.get(document.key)
+            if place is None and (place := _place(document, share.part(document.size, last))):
+                places[document.key] = place
+            elif not place:
+                train.add(document.key)
+            parts = _divided(document, place)
+        yield from _texts(share.counted(parts))
+
+
+class _Share:
+    """How much of the text so far validation has, and how much of it it should have."""
+
+    def __init__(self, fraction: float):
+        self.fraction, self.seen, self.val = fraction, 0, 0
+
+    def part(self, size: int, last: bool) -> int:
+        """How many characters of a document are for validation: all, none, or what makes up its share."""
+        lacks, whole = self.val < self.fraction * self.seen, self.fraction * (self.seen + size)
+        if size <= whole:
+            return size if lacks else 0
+        # Not each time that it lacks something, which would be a few characters of every other document.
+        return max(0, math.ceil(whole - self.val)) if last or 2 * self.val < self.fraction * self.seen else 0
+
+    def piecewise(self, pieces: Iterable[str], sides: list[str]) -> Iterator[tuple[str, str]]:
+        """The pieces of a document with their splits, which are kept in `sides`, or given there for a copy."""
+        for number, piece in enumerate(pieces):
+            if number == len(sides):
+                sides.append("val" if self.val < self.fraction * self.seen else "train")
+            yield sides[number], piece
+
+    def counted(self, parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """Pass on what goes to a split, and count it."""
+        for split, piece in parts:
+            self.seen += len(piece)
+            self.val += len(piece) * (split == "val")
+            yield split, piece
+
+
+class _Numbers:
+    """A set of 64-bit numbers that holds nearly all of them at 8 bytes each."""
+
+    def __init__(self):
+        self._recent, self._sorted = set(), np.empty(0, np.int64)
+
+    def add(self, number: int) -> None:
+        self._recent.add(number)
+        if len(self._recent) > max(_RECENT, len(self._sorted) // 8):
+            self._sorted = np.sort(np.append(self._sorted, np.fromiter(self._recent, np.int64)))
+            self._recent = set()
+
+    def __contains__(self, number: int) -> bool:
+        if number in self._recent:
+            return True
+        place = self._sorted.searchsorted(number)
+        return place < len(self._sorted) and self._sorted[place] == number
+
+
+def _read(document: str | Iterator[str]) -> _Document:
+    """A document with its size, and what its copies are known by: Python's own hash, which only has to be equal."""
+    pieces, held, size = sources.cut(document) if isinstance(document, str) else document, [], 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size > _LONG:
+            return _Document(itertools.chain(held, pieces), None, hash(tuple(held)))
+    return _Document(held, size, hash("".join(held)))
+
+
+def _place(document: _Document, wanted: int) -> int:
+    """Where to cut a document so that about `wanted` characters come before, in a way that changes no token."""
+    return sources.cut_place("".join(document.pieces), wanted) if 0 < wanted < document.size else wanted
+
+
+def _divided(document: _Document, place: int) -> Iterator[tuple[str, str]]:
+    """The pieces with their splits: validation's end at `place`."""
+    if 0 < place < document.size:
+        text = "".join(document.pieces)
+        parts = {"val": sources.cut(text[:place]), "train": sources.cut(text[place:])}
+    else:
+        parts = {"val" if place else "train": document.pieces}
+    return ((split, piece) for split, pieces in parts.items() for piece in pieces)
+
+
+def one_text(path: Path, fraction: float, repaired: Repairs) -> Iterator[Text]:
+    """A file whose end is for validation; that comes first, so that a limit on training tokens does not cut it off."""
+    cut = sources.character_start(path, 1 - fraction)
+    parts = {"val": sources.pieces(path, cut, None, repaired), "train": sources.pieces(path, 0, cut, repaired)}
+    return _texts((split, piece) for split, pieces in parts.items() for piece in pieces)
+
+
+def all_of(documents: Iterable[str | Iterator[str]], split: str) -> Iterator[Text]:
+    """Documents that are all for one split."""
+    for document in documents:
+        pieces = sources.cut(document) if isinstance(document, str) else document
+        yield from _texts((split, piece) for piece in pieces)
+
+
+def _texts(parts: Iterable[tuple[str, str]]) -> Iterator[Text]:
+    """The pieces of a document with their splits as texts, without the empty ones; each run of one split ends."""
+    for split, run in itertools.groupby(parts, operator.itemgetter(0)):
+        for (_, piece), last in _marked(part for part in run if part[1]):
+            yield Text(split, piece, last)
+
+
+def _marked(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """(item, whether it is the last)."""
+    before = []
+    for item in items:
+        if before:
+            yield before.pop(), False
+        before.append(item)
+    if before:
+        yield before.pop(), True
+
+
+# ---- by what repeats -------------------------------------------------------------------------------------------------
+
+
+def apart(documents: Sequence[str], fraction: float) -> Iterator[Text]:
+    """Documents that are known as a whole, such that those that share a passage are of one split.
+
+    Groups of them are taken for validation in an order that has nothing to do with what they are, if they fit into its
+    share of the text.
+    """
+    group, sizes = repeats.groups(documents), Counter()
+    for first, document in zip(group, documents, strict=True):
+        sizes[first] += len(document)
+    room, val = fraction * sizes.total(), set()
+    for first in sorted(sizes, key=lambda first: zlib.crc32(documents[first].encode(errors="surrogatepass"))):
+        if sizes[first] <= room:
+            val.add(first)
+            room -= sizes[first]
+    for first, document in zip(group, documents, strict=True):
+        yield from all_of([document], "val" if first in val else "train")
