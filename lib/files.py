@@ -13,8 +13,8 @@ from typing import IO
 
 from lib.errors import NO_ROOM, UserError
 
-# What `flock` answers on a file system without locks, such as Lustre unless it is mounted with them. NFS answers EBADF for
-# what is not open for writing, such as a folder.
+# What `flock` answers on a file system without locks, such as a Lustre that is mounted without them. EBADF is what NFS
+# answers for a file that is not open for writing, or a folder.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF)
 _said: set[str] = set()  # notes, each once
 

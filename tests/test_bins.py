@@ -117,8 +117,8 @@ def test_a_vocabulary_beside_bins_is_told_and_never_unpickled(tmp_path, capsys):
     assert not (tmp_path / "sprung").exists()
     assert capsys.readouterr().out == (
         f"note: {folder}/meta.pkl: these bins have a vocabulary of their own, which is not read, since unpickling can "
-        "run any program; the largest token id is 64, and the model has 50,257 rows; TOKENIZER=bytes makes 256 of them; "
-        "samples would be misspelt, so set SAMPLE_TOKENS=0, or train on the text itself with DATASET=files "
+        "run any program; the largest token id is 64, and the model has 50,257 rows; TOKENIZER=bytes makes 256 of "
+        "them; samples would be misspelt, so set SAMPLE_TOKENS=0, or train on the text itself with DATASET=files "
         "TOKENIZER=bytes\n"
     )
 
