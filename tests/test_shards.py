@@ -108,7 +108,7 @@ def test_without_a_validation_part_it_is_a_share_of_training_and_test_is_left_ou
     content = b"".join(path.read_bytes()[::2] for path in folder.glob("*.bin"))
     assert b"judge" not in content
     assert b"learn 99" in content
-    with pytest.raises(UsageError, match="was prepared with VAL_FRACTION 0.05, not 0.3"):
+    with pytest.raises(UsageError, match=r"was prepared with VAL_FRACTION 0\.05, not 0\.3"):
         data.load(options("data", dataset="files", dataset_source="*.jsonl", val_fraction="0.3"))
 
 
@@ -116,5 +116,6 @@ def test_a_share_that_is_far_from_what_was_asked_for_is_told(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     prepare_data.prepare(options(tmp_path / "data", dataset="files", dataset_source=tmp_path / "a.jsonl"))
     assert capsys.readouterr().out.endswith(
-        "note: validation has 50.00% of the tokens, where VAL_FRACTION asks for 5.00%, since documents are few or large\n"
+        "note: validation has 50.00% of the tokens, where VAL_FRACTION asks for 5.00%, since documents are few or "
+        "large\n"
     )
