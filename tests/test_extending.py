@@ -142,5 +142,5 @@ def test_a_dataset(copy):
         (pages / f"{word}{number}.1").write_text(f"{word} - do what {word} does\n" * 30)
     audit(copy)
     run(copy, "gpt2/train.py", *arguments(dataset="manpages", dataset_source="pages", eval_samples=4))
-    assert (copy / "data/manpages-bytes/meta.json").exists()
+    assert list(copy.glob("data/manpages-pages-*-bytes/meta.json"))
     assert ("eval", 40) in journal.history(copy / "runs/run")
