@@ -1,14 +1,15 @@
 """Bins: tokens that nanoGPT, llm.c, modded-nanogpt or others wrote; what a file holds is recognised by its content."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from gpt2.local_files import DataError, refuse_pointers
+from gpt2.shards import SPLITS
 from gpt2.tokens import TOKEN, TokenFile, allow_files, size
 from lib.errors import UsageError
 
-SPLITS = ("train", "val")
 # Of llm.c and modded-nanogpt: 256 int32, which are magic, version, tokens and zeros.
 _HEADER_BYTES, _GPT2, _LLAMA3 = 1024, (20240520, 1), (20240801, 7)
 _MAGICS = (_GPT2[0], _LLAMA3[0])  # as uint16 the first would be token 55432, which GPT-2 does not have
@@ -87,7 +88,7 @@ def _open_raw(path: Path, found: int, dtype: np.dtype) -> TokenFile:
     return TokenFile(path, 0, found // dtype.itemsize, dtype)
 
 
-def _width(file, found: int) -> np.dtype:
+def _width(file: BinaryIO, found: int) -> np.dtype:
     """The type of the tokens in a file without a header: no text has so many zeros as wider numbers have halves."""
     looks = []
     for place in {0, found // 2, max(0, found - _LOOK_BYTES)}:

@@ -129,10 +129,12 @@ def assign(documents: Iterable[str | Iterator[str]], fraction: float) -> Iterato
             parts = share.piecewise(document.pieces, sides.setdefault(document.key, []))
         else:
             place = 0 if document.key in train else places.get(document.key)
-            if place is None and (place := _place(document, share.part(document.size, last))):
-                places[document.key] = place
-            elif not place:
-                train.add(document.key)
+            if place is None:  # it is no copy
+                place = _place(document, share.part(document.size, last))
+                if place:
+                    places[document.key] = place
+                else:
+                    train.add(document.key)
             parts = _divided(document, place)
         yield from _texts(share.counted(parts))
 
