@@ -147,7 +147,7 @@ def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, threads: i
         if not all(writer.tokens for writer in writers.values()):
             raise DataError(
                 f"{options.dataset} {options.dataset_source or ''}".strip() + ": holds too little text for training "
-                "and validation; it takes two documents, or a text of several words, at least"
+                "and validation; it takes two documents that differ, or a text of several words, at least"
             )
         for split in reversed(shards.SPLITS):  # with its training tokens finished, a limited dataset is finished
             writers[split].finish()

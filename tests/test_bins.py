@@ -78,13 +78,9 @@ def test_a_wide_file_that_is_cut_off_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (
-            np.array([20240801, 7, 1000], "<i4").tobytes().ljust(1024, b"\0"),
-            "holds tokens of Llama 3's vocabulary; ",
-        ),
+        (np.array([20240801, 7, 1000], "<i4").tobytes().ljust(1024, b"\0"), "holds tokens of Llama 3's vocabulary; "),
         (np.array([20240801, 9, 1000], "<i4").tobytes().ljust(1024, b"\0"), "has version 9 of llm.c's format; only"),
         (b"\x93NUMPY\1\0", "is a file of NumPy's; write its tokens alone: numpy.load"),
-        ("is a pointer of Git LFS, not the file itself; get that",),
     ],
 )
 def test_what_holds_no_tokens_of_gpt2_says_what_it_is(tmp_path, start, message):

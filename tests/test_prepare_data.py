@@ -213,9 +213,9 @@ def test_a_folder_prepared_before_there_were_these_options_is_found(tmp_path):
 
 def test_a_folder_prepared_before_hidden_files_were_left_out_is_found(tmp_path, capsys):
     corpus = tmp_path / "corpus"
-    for name in "a.txt", "b.txt", ".hidden/a.txt", "c.md":
+    for n, name in enumerate(("a.txt", "b.txt", ".hidden/a.txt", "c.md")):
         (corpus / name).parent.mkdir(parents=True, exist_ok=True)
-        (corpus / name).write_text("some words")
+        (corpus / name).write_text(f"{n} of words")
     folder = prepare_data.prepare(options(tmp_path, dataset_source=corpus))
     meta = json.loads((folder / "meta.json").read_text())
     del meta["settings"]["dataset_end_of_text"], meta["settings"]["text_errors"]
@@ -454,8 +454,8 @@ def test_too_small_a_corpus_is_one_sentence(tmp_path, content):
     assert run(tmp_path, "--dataset files --dataset-source a.jsonl --tokenizer bytes") == (
         1,
         "",
-        "error: files a.jsonl: holds too little text for training and validation; it takes two documents, or a text of "
-        "several words, at least\n",
+        "error: files a.jsonl: holds too little text for training and validation; it takes two documents that differ, "
+        "or a text of several words, at least\n",
     )
 
 
