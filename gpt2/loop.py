@@ -124,6 +124,10 @@ class Training:
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)  # the configuration's, which may have changed, not the checkpoint's
 
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite; waits for the device."""
+        return checkpoint.is_finite(self.model.parameters())
+
     def note_best(self, val_loss: float) -> None:
         """Remember the validation loss after the present step if none was lower, at any sparsity or at this one."""
         self.best_val_loss = min(self.best_val_loss, val_loss)
@@ -144,7 +148,8 @@ def train(
 ) -> None:
     """Make steps until the schedule ends or some rank is `asked` to stop.
 
-    On Diverged `training` holds the last good weights.
+    On Diverged `training` holds the weights before the update that was not made; whether these are of use says its
+    `is_finite`.
 
     The device is waited for at steps that log, evaluate, save or choose masks, at no other.
     """
@@ -233,7 +238,10 @@ def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
 
 
 def check_finite(training: Training, recorder: Recorder) -> None:
-    """Tell of updates that were left out since the last check; raises Diverged if these were too many."""
+    """Tell of updates that were left out since the last check.
+
+    Raises Diverged if these were too many, or if weights are NaN or infinite, which a finite gradient can make them.
+    """
     try:
         training.guard.look(recorder.alert)
         if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
@@ -243,6 +251,8 @@ def check_finite(training: Training, recorder: Recorder) -> None:
         training.step = error.step
         training.scaler.load_state_dict(training.good_scale)
         raise
+    if not training.is_finite():
+        raise Diverged(f"step {training.step}: weights are NaN or infinite", training.step, training.step, good=False)
     training.good_scale = training.scaler.state_dict()
 
 

@@ -252,7 +252,7 @@ class Session:
                 recorder.leave(training.step)
                 return True
             with contextlib.suppress(UserError):  # the journal or the disk may be what failed
-                if isinstance(error, PruningError):  # before the step changed a weight
+                if isinstance(error, PruningError) and training.is_finite():  # before the step changed a weight
                     training.guard.look(recorder.alert)
                     recorder.save(training.step)
             with contextlib.suppress(UserError):
@@ -264,6 +264,8 @@ class Session:
     def _diverged(self, recorder: Recorder | Unrecorded, good: bool, tried: str) -> UserError:
         """Leave the weights behind if they are `good`, and the word that the run has diverged; returns what to do."""
         step = self.training.step
+        finite = self.training.is_finite()
+        good = good and finite
         try:
             if good:
                 recorder.save(step)
@@ -271,12 +273,19 @@ class Session:
         finally:
             recorder.write("finish", step, {}, status="diverged")
         since = self.machine.ranks.first(lambda: worse_since(recorder.folder, self.data.vocab_size))
-        if since <= step:
+        saved = self.machine.ranks.first(lambda: checkpoint.find(recorder.folder / "checkpoints"))
+        again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
+        untrusted = checkpoint.name(int(min(since, step + 1)))
+        if saved and not good and saved[-1].name < untrusted:
+            advice = f"go on from its last checkpoint, {saved[-1].name}, with: {again}"
+        elif since <= step:
             advice = f"since step {since} its losses are worse than guessing's; begin anew with a lower LEARNING_RATE"
+        elif good:
+            advice = f"go on from its last good weights with: {again}"
         else:
-            again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
-            advice = f"go on from its last {'good weights' if good else 'checkpoint'} with: {again}"
-        return UserError(f"the run has diverged{tried}; {advice}")
+            advice = "it has no checkpoint; begin anew with a lower LEARNING_RATE"
+        lost = "" if finite else f", and the weights after step {step} are NaN or infinite, so they are not saved"
+        return UserError(f"the run has diverged{tried}{lost}; {advice}")
 
     def _evaluate_if_missing(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> None:
         """Measure the validation loss where the schedule has one that the journal lacks: at the start, after a stop."""

@@ -1,6 +1,7 @@
 """Losses and gradients that are no number, in real runs: stopped for, skipped, and tried again."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -271,6 +272,73 @@ def test_a_validation_loss_that_is_no_number_is_told_and_stops_a_run_that_stops(
         assert train.train(["--resume", "latest"]) == 0
     best = json.loads((here / "summary.json").read_text())["best_val_loss"]
     assert best == min(r["metrics"]["val_loss"] for r in records(here, "eval")[1:])
+
+
+# ---- weights that are no number --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def broken_weights(step, times=math.inf):
+    """In this process an optimizer's update number `step` makes a weight infinite, though its gradient is finite."""
+    build, left = optim.build, [times]
+
+    def build_broken(model, made):
+        optimizer = build(model, made)
+        update, count = optimizer.step, itertools.count(1)
+
+        def update_and_break():
+            update()
+            if next(count) == step and left[0]:
+                left[0] -= 1
+                model.wte.weight.data[3, 4] = math.inf
+
+        optimizer.step = update_and_break
+        return optimizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "build", build_broken)
+        yield
+
+
+LOST = "the weights after step {} are NaN or infinite, so they are not saved; {}"
+GO_ON = r"go on from its last checkpoint, step-0+{}\.pt, with: make resume RUN=runs/run LEARNING_RATE="
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("step", [14, 20])  # between two checkpoints, and when one is due
+def test_weights_that_are_no_number_are_not_saved_and_the_advice_works(run, folder, policy, step):
+    with broken_weights(step), pytest.raises(UserError, match="diverged, and " + LOST.format(r"\d+", GO_ON.format(10))):
+        run(nan_policy=policy, log_interval=20)
+    here = folder / "runs/run"
+    assert [path.name for path in checkpoint.find(here / "checkpoints")] == ["step-000000010.pt"]
+    assert all(weight.isfinite().all() for weight in newest(here)["model"].values())
+    assert train.train(["--resume", "runs/run", "LEARNING_RATE=0.001"]) == 0
+    assert newest(here)["step"] == 40
+
+
+def test_without_a_checkpoint_there_is_none_to_go_on_from(run):
+    sentence = LOST.format(1, "it has no checkpoint; begin anew with a lower LEARNING_RATE")
+    with broken_weights(1), pytest.raises(UserError, match=sentence):
+        run()
+
+
+def test_a_retry_begins_before_the_weights_that_are_no_number(run, folder):
+    with broken_weights(20, times=1):
+        assert run(retries=1, retry_lr_factor=1) == 0
+    assert sessions(folder / "runs/run") == [("start", 0, None, None), ("resume", 10, 1, {})]
+
+
+def test_a_checkpoint_of_such_weights_is_refused_and_the_one_before_offered(run, folder):
+    """As versions before this one could write it."""
+    assert run() == 0
+    last = checkpoint.find(folder / "runs/run/checkpoints")[-1]
+    state = checkpoint.load(last)
+    state["model"]["h.0.mlp.c_fc.weight"][1, 2] = math.nan
+    training.rewrite(last, state)
+    with pytest.raises(
+        UserError, match=r"step-000000040\.pt: weights .* are NaN or infinite; step-000000030\.pt before it"
+    ):
+        train.train(["--resume", "runs/run", "MAX_ITERS=50"])
 
 
 # ---- retries ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ import io
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lib import optim
+from lib.config_file import ConfigError
 from tests.test_optim import BUSY, KINDS, Small, gradients, make_steps, one_thread, same, schema, trained  # noqa: F401
 
 
@@ -112,16 +115,48 @@ def test_pruned_weights_stay_exactly_zero(kind):
             assert value.shape != p.shape or not value[mask == 0].any()
 
 
-@pytest.mark.parametrize("kind", ["adamwspam", "stablespam"])
-def test_what_has_no_gradient_does_not_move_even_without_epsilon(kind):
+def adam_like(kind):
+    """The options of an optimizer of Adam's kind with the smallest epsilon that there is."""
+    return {"OPTIMIZER": kind, "ADAM_EPSILON": "1e-20", "WEIGHT_DECAY": "0"} | BUSY.get(kind, {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_no_gradient_does_not_move_even_at_the_smallest_epsilon(kind):
     model = Small()
-    optimizer = optim.build(model, schema(OPTIMIZER=kind, ADAM_EPSILON="0", WEIGHT_DECAY="0", **BUSY[kind]))
+    optimizer = optim.build(
+        model, schema(**({"OPTIMIZER": kind, "WEIGHT_DECAY": "0"} if kind == "sgd" else adam_like(kind)))
+    )
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(20):
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         optimizer.step()
     assert same(before, [p.detach() for p in model.parameters()])
+
+
+def test_an_epsilon_that_makes_nan_is_refused():
+    for text in ("0", "1e-30"):
+        with pytest.raises(ConfigError, match=f"ADAM_EPSILON must lie between 1e-20 and 1; got {text}"):
+            schema(OPTIMIZER="adamw", ADAM_EPSILON=text)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sgd"])
+@given(exponents=st.lists(st.integers(-45, 10), min_size=5, max_size=5), zero=st.booleans())
+@settings(max_examples=20)
+def test_no_gradient_however_small_moves_a_weight_far(kind, exponents, zero):
+    """Also one whose square is 0 in float32, where epsilon is all that its average is divided by."""
+    model = Small()
+    optimizer = optim.build(model, schema(**adam_like(kind)))
+    optim.set_learning_rate(optimizer, 1e-3)
+    for exponent in exponents:
+        before = [p.detach().clone() for p in model.parameters()]
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 10.0**exponent)
+            p.grad.view(-1)[0] = 0 if zero else 1e-3
+        optimizer.step()
+        moved = [(p.detach() - b).abs().max().item() for p, b in zip(model.parameters(), before, strict=True)]
+        # m / sqrt(v) is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)): 1.1 at the betas of adamw, 7.3 of SPAM.
+        assert max(moved) < 1e-3 * 8, (exponents, moved)
 
 
 def test_only_spam_has_something_to_tell():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -288,6 +288,23 @@ def test_a_weight_without_gradient_or_pruned_is_worth_nothing(name):
     w, m, v = [1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]
     scores = criterion("state", PRUNING_STATE=name).score(weight_of(w, exp_avg=m, exp_avg_sq=v))
     assert scores.tolist() == [0.0, 0.0, 0.0]
+
+
+_GRADIENTS = st.sampled_from([0.0, 1e-38, -1e-30, 1e-22, 1e-12, -1e-8, 1e-3, 1.0, -300.0, 1e10, 1e18])
+_WEIGHTS = st.sampled_from([0.0, -0.0, 1e-38, -1e-20, 1e-6, 0.02, -1.0, 300.0])
+
+
+@pytest.mark.parametrize("name", state.FORMULAS)
+@given(weights=st.lists(_WEIGHTS, min_size=8, max_size=8), gradients=st.lists(_GRADIENTS, min_size=24, max_size=24))
+@settings(max_examples=30)
+def test_no_score_is_nan_whatever_weights_and_gradients_are_zero(name, weights, gradients):
+    """With the moments that three steps of Adam leave, of gradients whose norm is finite."""
+    w, m, v = torch.tensor(weights), torch.zeros(8), torch.zeros(8)
+    for g in torch.tensor(gradients).view(3, 8):
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+    scores = state.FORMULAS[name](w, m, v)
+    assert not scores.isnan().any()
+    assert name == "bitter5" or (scores >= 0).all()
 
 
 def test_a_second_moment_that_underflowed_is_no_infinite_worth():

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 Tensors = list[Tensor]
-_SMALLEST_EPSILON = 1e-30  # so that a weight without gradient and moments has the update 0 / 1e-30, not 0 / 0
 
 
 class Skippable(torch.optim.Optimizer, ABC):
@@ -90,7 +89,7 @@ def adam_moments(
 
 def move(params: Tensors, directions: Tensors, denominators: Tensors, *, eps: float, size: Tensor, bad: Tensor) -> None:
     """w -= size direction / (denominator + eps), in place, unless `bad`; uses up the denominators."""
-    torch._foreach_add_(denominators, max(eps, _SMALLEST_EPSILON))
+    torch._foreach_add_(denominators, eps)
     torch._foreach_div_(denominators, torch.where(bad, 0.0, size))
     torch._foreach_addcdiv_(params, directions, denominators, value=-1)
 

@@ -70,7 +70,8 @@ def bitter5(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
 
 def bitter8(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
     """|w| (v + 1e-5)^(1/4) in float16, where v below 6e-8 is 0: magnitude, as a rule."""
-    return (w.half().abs() * torch.rsqrt(torch.rsqrt(v.half() + 1e-5))).float()
+    v = v.half().clamp_max(torch.finfo(torch.float16).max)  # infinite, it would make NaN of a weight that is 0
+    return (w.half().abs() * torch.rsqrt(torch.rsqrt(v + 1e-5))).float()
 
 
 FORMULAS: dict[str, Formula] = {
