@@ -304,6 +304,14 @@ def test_soft_movement_prunes_what_falls_below_its_threshold():
     assert "mask_overlap_magnitude" in trained.pruner.metrics(40)
 
 
+def test_what_has_no_target_has_none_to_reach():
+    soft = schema(PRUNING_METHOD="movement", PRUNING_MOVEMENT="soft", TARGET_SPARSITY=None)
+    assert Trained(soft).pruner.goal() == Trained(schema(TARGET_SPARSITY="0")).pruner.goal() == math.inf
+    assert Trained(schema()).pruner.goal() == 202 / 288
+    groups = {"PRUNING_DISTRIBUTION": "n-m", "PRUNING_N": "1", "TARGET_SPARSITY": None, "PRUNING_INTERVAL": None}
+    assert Trained(schema(**groups)).pruner.goal() == 0.75
+
+
 def test_state_pruning_needs_moments_of_all_weights():
     with pytest.raises(UserError, match=r"SPAM_DENSITY=0\.5: weights without momentum have no moments"):
         Trained(schema(PRUNING_METHOD="state", OPTIMIZER="adamwspam", SPAM_DENSITY="0.5"), "adamwspam")

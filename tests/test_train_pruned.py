@@ -7,7 +7,7 @@ import pytest
 
 from lib import checkpoint, journal
 from tests.test_train import assert_same, wait_for_step
-from tests.training import arguments, rewrite, start, train
+from tests.training import arguments, records, rewrite, start, train
 
 TOTAL = 2 * 12 * 32 * 32  # weights in the blocks' matrices
 CASES = {
@@ -74,6 +74,15 @@ def test_the_end_of_a_pruned_run_says_how_sparse_it_is(finished):
     sizes = {"c_attn": 3, "c_proj": 1, "c_fc": 4}  # in units of 32 x 32; mlp.c_proj is 4
     weighed = sum(v * (4 if "mlp" in k else sizes[k.rpartition(".")[2]]) * 32 * 32 for k, v in layers.items())
     assert weighed == TOTAL / 2
+
+
+@pytest.mark.parametrize("form", ["hard", "soft"])
+def test_only_a_method_with_a_target_says_that_it_is_reached(tmp_path, form):
+    output = train(tmp_path, *arguments(pruning_method="movement", pruning_movement=form, max_iters=20))
+    assert ("the sparsity asked for is reached" in output) == (form == "hard")
+    assert [r["kind"] for r in records(tmp_path / "runs/run", "alert")] == ["sparsity"] * (form == "hard") + [
+        "finished"
+    ]
 
 
 def test_a_run_that_is_made_longer_stays_as_sparse(finished, tmp_path):

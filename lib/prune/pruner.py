@@ -1,5 +1,6 @@
 """Pruners: they hold the masks of a run, choose them when the plan says so, and keep what they prune at zero."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,8 +106,11 @@ class Pruner:
     # ---- what a run shows --------------------------------------------------------------------------------------------
 
     def goal(self) -> float:
-        """The sparsity at the end of the plan: the target, as a count of weights has it."""
-        return count(self.target, self.total) / self.total
+        """The sparsity at the end of the plan: the target, as a count of weights has it; inf if there is none to reach.
+
+        Soft movement has none.
+        """
+        return count(self.target, self.total) / self.total or math.inf
 
     def sparsity(self) -> float:
         """Share of the weights in scope that are exactly zero in the model, counted from the weights."""
