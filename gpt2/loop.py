@@ -68,6 +68,7 @@ class Training:
         divergence: DivergenceOptions,
     ):
         self.model, self.optimizer, self.pruner = model, optimizer, pruner
+        pruner.begin()  # a checkpoint that is loaded later has other masks
         self.compile(False)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
         self.good_scale = self.scaler.state_dict()  # when updates were last seen to be good
@@ -213,6 +214,7 @@ def update(training: Training, data: Data, machine: Machine, options: LoopOption
         left_out = training.guard.leave_out(step, broken | infinite)
     skip_if(training.optimizer, left_out.float())
     training.optimizer.step()
+    training.pruner.moved(step)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
     return loss, grad_norm

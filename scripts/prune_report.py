@@ -150,7 +150,7 @@ def average_kept(run: Planned) -> float:
     """Weights in scope that are not pruned, averaged over the steps of the run."""
     plan = run.pruner.plan
     stride = plan.interval * max(1, (plan.end - plan.start) // plan.interval // _MOST_SAMPLES)
-    times = [1, *range(plan.start, plan.end, stride), plan.end, run.steps + 1]
+    times = [max(time, 1) for time in (1, *range(plan.start, plan.end, stride), plan.end, run.steps + 1)]
     kept = [run.kept_at(in_force(plan, time)) for time in times[:-1]]
     return sum(n * (end - begin) for n, begin, end in zip(kept, times, times[1:], strict=False)) / run.steps
 
@@ -162,9 +162,11 @@ def when(run: Planned) -> str:
     rhythm = "at every step" if plan.interval == 1 else f"every {plan.interval:,} steps"
     if (plan.end - plan.start) % plan.interval:
         rhythm += " and at the end"
+    if not plan.start:
+        rhythm += " and before the first"
     facts = {
-        "start": f"step {plan.start:,} of {steps:,}",
-        "end": f"step {plan.end:,}",
+        "start": f"{_at(plan.start)} of {steps:,}",
+        "end": _at(plan.end),
         "updates": f"masks are chosen {'once' if count == 1 else f'{count:,} times, {rhythm}'}",
     }
     if run.is_soft:
@@ -173,6 +175,10 @@ def when(run: Planned) -> str:
         end, average = run.kept_at(1.0), average_kept(run)
         facts["non-zeros"] = f"{end:,} of {run.total:,} in the end, {average:,.1f} on average over the run"
     return f"{plot(run)}\n\n{table(facts)}"
+
+
+def _at(step: int) -> str:
+    return f"step {step:,}" if step else "before the first step"
 
 
 def plot(run: Planned) -> str:

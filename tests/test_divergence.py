@@ -118,6 +118,7 @@ def by_hand(made, steps, bad):
         training.pruner.step(step, lambda: torch.tensor(True))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         training.optimizer.step()
+        training.pruner.moved(step)
         training.optimizer.zero_grad()
     training.pruner.metrics(steps), optim.metrics(training.optimizer)
     return session

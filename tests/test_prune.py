@@ -63,6 +63,7 @@ class Trained:
         made.override([("OPTIMIZER", kind, "test"), ("LEARNING_RATE", "0.01", "test")])
         self.optimizer = optim.build(self.model, made)
         self.pruner = prune.build(self.model, self.optimizer, made)
+        self.pruner.begin()
         self.done = 0
 
     def backward(self):
@@ -76,6 +77,7 @@ class Trained:
         self.backward()
         self.pruner.step(self.done, healthy)
         self.optimizer.step()
+        self.pruner.moved(self.done)
 
     def used(self):
         return [weight.value * weight.mask for weight in self.pruner.weights]
@@ -96,10 +98,10 @@ class Trained:
 
 def expected_zeros(pruner, step, target=0.7):
     """round(s N) at the last update, with the schedule written out."""
-    last = max([s for s in range(1, step + 1) if pruner.plan.due(s)], default=0)
-    x = (last - pruner.plan.start) / max(1, pruner.plan.end - pruner.plan.start)
+    last = max([s for s in range(step + 1) if pruner.plan.due(s)], default=None)
+    x = ((last or 0) - pruner.plan.start) / max(1, pruner.plan.end - pruner.plan.start)
     share = 1.0 if pruner.plan.curve == "one-shot" else 1 - (1 - min(1.0, x)) ** 3
-    return round(target * share * TOTAL) if last else 0
+    return 0 if last is None else round(target * share * TOTAL)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -180,6 +182,75 @@ def test_ste_trains_all_weights_and_sr_ste_pulls_masked_ones_to_zero():
     assert plain.pruner.sparsity() == pulled.pruner.sparsity() == 0.5
 
 
+GROUPS = {"PRUNING_DISTRIBUTION": "n-m", "TARGET_SPARSITY": None}
+
+
+def two_of_four(value):
+    """The two of each four neighbours that are largest, 1 or 0."""
+    groups = value.abs().view(-1, 4)
+    return torch.zeros_like(groups).scatter_(1, groups.topk(2, dim=1).indices, 1).view_as(value)
+
+
+@pytest.mark.parametrize("dynamics", ["ste", "sr-ste"])
+def test_straight_through_masks_are_of_the_weights_that_they_apply_to(dynamics):
+    """In every forward pass, from the first on, and after every step, where it is evaluated and saved."""
+    options = {"PRUNING_WARMUP": "0"} if dynamics == "ste" else {}
+    trained = Trained(schema(PRUNING_DYNAMICS=dynamics, PRUNING_INTERVAL="1", **GROUPS, **options))
+    moved, before = 0, None
+    for _ in range(40):
+        for weight in trained.pruner.weights:
+            assert torch.equal(weight.mask, two_of_four(weight.value).byte())
+            assert torch.equal(trained.pruner.model_state({})[weight.name], weight.value * two_of_four(weight.value))
+        now = [weight.mask.clone() for weight in trained.pruner.weights]
+        moved += before is not None and not all(map(torch.equal, now, before))
+        before = now
+        trained.step()
+    assert moved > 20
+
+
+@pytest.mark.parametrize("name", ["static", "global static", "rigl", "set", "ste", "sr-ste", "one-shot"])
+def test_what_is_sparse_from_the_start_is_so_in_the_first_forward_pass(name):
+    own = {
+        "static": {"PRUNING_METHOD": "random", "PRUNING_DYNAMICS": "static", "PRUNING_INTERVAL": None},
+        "global static": {"PRUNING_DYNAMICS": "static", "PRUNING_INTERVAL": None},
+        "ste": {"PRUNING_DYNAMICS": "ste", "PRUNING_WARMUP": "0", "PRUNING_SCHEDULE": "one-shot"},
+        "sr-ste": {"PRUNING_DYNAMICS": "sr-ste", **GROUPS},
+        "one-shot": {"PRUNING_SCHEDULE": "one-shot", "PRUNING_WARMUP": "0", "PRUNING_INTERVAL": None},
+    }
+    trained = Trained(schema(**own.get(name, {"PRUNING_DYNAMICS": name})))
+    gone = 144 if name == "sr-ste" else 202
+    assert (trained.zeros(), trained.pruner.sparsity()) == (gone, gone / TOTAL)
+    assert not trained.optimizer.state  # which tells that no step was made
+    x, used = torch.randn(3, 16), trained.used()
+    bias = [trained.model[0].bias, trained.model[2].bias]
+    expected = torch.tanh(x @ used[0].T + bias[0]) @ used[1].T + bias[1]
+    torch.testing.assert_close(trained.model(x), expected)
+    for _ in range(3):
+        trained.step()
+    assert trained.pruner.metrics(3)["average_nonzeros"] == TOTAL - gone
+
+
+@pytest.mark.parametrize("name", ["snip", "wanda"])
+def test_a_criterion_that_reads_a_step_chooses_before_its_weights_move(name):
+    """SNIP's mask is that of the first batch's gradients at the weights as they were initialised."""
+    options = {} if name == "snip" else {"PRUNING_DISTRIBUTION": "global"}
+    method = "gradient" if name == "snip" else "wanda"
+    made = schema(PRUNING_METHOD=method, PRUNING_DYNAMICS="static", PRUNING_INTERVAL=None, **options)
+    trained = Trained(made)
+    assert trained.zeros() == 0
+    first = [weight.value.clone() for weight in trained.pruner.weights]
+    trained.step()
+    assert trained.zeros() == 202
+    if name == "snip":
+        fresh = Trained(made)
+        fresh.done = 1
+        fresh.backward()
+        worth = [(w * weight.grad).abs() for w, weight in zip(first, fresh.pruner.weights, strict=True)]
+        ranked = torch.cat([(s / s.square().mean().sqrt()).flatten() for s in worth]).sort().values
+        kept = [(s / s.square().mean().sqrt() > (ranked[201] + ranked[202]) / 2).byte() for s in worth]
+        assert all(torch.equal(w.mask, k) for w, k in zip(trained.pruner.weights, kept, strict=True))
+
+
 @pytest.mark.parametrize("dynamics", ["rigl", "set"])
 def test_rewiring_replaces_the_published_share(dynamics):
     """Against a count by full sort, tensor by tensor."""
@@ -202,7 +273,7 @@ def test_rewiring_replaces_the_published_share(dynamics):
         assert [int(weight.mask.sum()) for weight in trained.pruner.weights] == kept
         for weight, (mask, value), gradient, count in zip(trained.pruner.weights, before, captured, kept, strict=True):
             now = weight.mask.bool()
-            if not ((t <= 30 and (t - 1) % 5 == 0) or t == 30):
+            if not (t <= 30 and t % 5 == 0):
                 assert torch.equal(now, mask)
                 continue
             n = int(0.4 / 2 * (1 + math.cos(math.pi * t / 30)) * count)
@@ -258,7 +329,7 @@ def test_a_checkpoint_continues_bit_for_bit(name, tmp_path):
     assert whole.pruner.metrics(40) == second.pruner.metrics(40)
 
 
-@pytest.mark.parametrize("name", ["magnitude", "static", "one-shot", "rigl", "set", "movement"])
+@pytest.mark.parametrize("name", ["magnitude", "snip", "one-shot", "rigl", "set", "movement"])
 @pytest.mark.parametrize("when", ["first", "last"])
 def test_masks_that_were_due_at_a_skipped_step_are_chosen_at_the_next(name, when):
     trained = Trained(case(name))

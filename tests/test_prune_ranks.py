@@ -28,6 +28,7 @@ for name in sys.argv[3:]:
             parameter.grad /= 2
         trained.pruner.step(step, lambda: torch.tensor(True))
         trained.optimizer.step()
+        trained.pruner.moved(step)
         for weight in trained.pruner.weights:
             digest.update(weight.mask.numpy().tobytes())
     print(name, digest.hexdigest(), trained.pruner.kept, round(sum(local), 3))

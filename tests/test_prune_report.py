@@ -59,8 +59,17 @@ def test_gradual_magnitude(report):
         assert line in lines
 
 
-def test_the_average_is_what_a_run_has(report, tmp_path):
-    changes = {"pruning_method": "magnitude", "pruning_interval": 3, "target_sparsity": 0.7, "pruning_warmup": 5}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pruning_interval": 3, "target_sparsity": 0.7, "pruning_warmup": 5},
+        {"pruning_dynamics": "static"},
+        {"pruning_dynamics": "rigl", "pruning_interval": 7},
+        {"pruning_dynamics": "ste", "pruning_warmup": 0, "pruning_distribution": "n-m"},
+    ],
+)
+def test_the_average_is_what_a_run_has(report, tmp_path, changes):
+    changes = {"pruning_method": "magnitude"} | changes
     average = next(line for line in report(**changes) if line.startswith("non-zeros")).split()[7]
     metrics = next(m for event, step, m in reversed(run(schema(tmp_path, **changes))) if event == "train")
     assert average == f"{metrics['average_nonzeros']:,.1f}"
@@ -83,7 +92,8 @@ def test_per_tensor_budgets(report):
     }  # fmt: skip
     lines = report(pruning_method="magnitude", pruning_dynamics="sr-ste")
     assert "total 8 24,576 70.85 % 50.00 %" in lines
-    assert "updates masks are chosen 40 times, at every step" in lines
+    assert "updates masks are chosen 41 times, at every step and before the first" in lines
+    assert "start before the first step of 40" in lines
 
 
 def test_movement_remembers_scores_and_dense_values(report):

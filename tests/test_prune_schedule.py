@@ -41,7 +41,9 @@ def test_the_default_is_a_quarter_to_three_quarters_of_the_run():
 
 def test_up_to_one_is_a_share_and_above_one_are_steps():
     assert made(PRUNING_WARMUP="120", PRUNING_END="1") == Plan(120, 1000, 50, "cubic", None)
-    assert made(PRUNING_WARMUP="0", PRUNING_END="0.5").start == 1
+    assert made(PRUNING_WARMUP="0", PRUNING_END="0.5").start == 0
+    assert made(PRUNING_WARMUP="0", PRUNING_END="0.0001").end == 1
+    assert made(PRUNING_WARMUP="0", PRUNING_END="0.5").not_before(1) == Plan(1, 500, 50, "cubic", None)
 
 
 def test_masks_are_chosen_at_every_interval_and_at_the_end():
@@ -50,9 +52,9 @@ def test_masks_are_chosen_at_every_interval_and_at_the_end():
 
 
 def test_the_dynamics_have_plans_of_their_own():
-    assert made(PRUNING_DYNAMICS="static") == Plan(1, 1, 1, "one-shot")
-    assert made(PRUNING_DYNAMICS="rigl") == Plan(1, 750, 100, "one-shot")
-    assert made(PRUNING_DYNAMICS="sr-ste") == Plan(1, 1, 1, "one-shot", goes_on=True)
+    assert made(PRUNING_DYNAMICS="static") == Plan(0, 0, 1, "one-shot")
+    assert made(PRUNING_DYNAMICS="rigl") == Plan(0, 750, 100, "one-shot")
+    assert made(PRUNING_DYNAMICS="sr-ste") == Plan(0, 0, 1, "one-shot", goes_on=True)
     assert made(PRUNING_DYNAMICS="ste", PRUNING_INTERVAL="10") == Plan(250, 750, 10, "cubic", None, goes_on=True)
     assert made(PRUNING_DISTRIBUTION="n-m") == Plan(250, 250, 1, "one-shot", None)
     assert made(PRUNING_SCHEDULE="one-shot", PRUNING_WARMUP="7").due(7)

@@ -1,13 +1,19 @@
 """Whole pruned runs through the command line: kills, longer runs, what a resume may not change, what is recorded."""
 
 import json
+import operator
 import shutil
 
+import numpy as np
 import pytest
+import torch
 
-from lib import checkpoint, journal
+from gpt2 import loop
+from gpt2.session import Session
+from lib import checkpoint, device, journal
+from tests.test_prune import two_of_four
 from tests.test_train import assert_same, wait_for_step
-from tests.training import arguments, records, rewrite, start, train
+from tests.training import Records, arguments, records, rewrite, schema, start, train
 
 TOTAL = 2 * 12 * 32 * 32  # weights in the blocks' matrices
 CASES = {
@@ -98,6 +104,41 @@ def test_a_run_keeps_its_pruning(finished, tmp_path, change):
     shutil.copytree(finished[0], tmp_path / "copy")
     output = train(tmp_path / "copy", "--resume", "runs/run", "MAX_ITERS=50", change, code=2)
     assert f"a run keeps its {change.partition('=')[0]}" in output
+
+
+def test_what_is_evaluated_and_saved_has_masks_of_its_own_weights(tmp_path):
+    """The forward passes of a whole run with SR-STE, two micro-batches a step: 2 of 4, the largest of those in use."""
+    options = {"pruning_method": "magnitude", "pruning_dynamics": "sr-ste", "max_iters": 8, "eval_interval": 3}
+    made = schema(tmp_path, **options)
+    session, records, seen = Session(made, device.choose(made.bind(device.SystemOptions))), Records(), []
+
+    def look(module, inputs):
+        for weight in session.training.pruner.weights:
+            seen.append(torch.equal(weight.mask, two_of_four(weight.value).byte()))
+
+    session.model.register_forward_pre_hook(look)
+    loop.evaluate(session.training, session.data, session.machine, records, lambda: False)
+    options = made.bind(loop.LoopOptions)
+    loop.train(session.training, session.data, session.machine, options, session.schedule, records, lambda: False)
+    assert all(seen) and len(seen) > 8 * 2 * 8
+    layers = [value for event, step, m in records if event == "eval" for k, value in m.items() if k[:8] == "sparsity"]
+    assert layers == [0.5] * 8 * 4  # at steps 0, 3, 6 and 8
+    state = session.training.state_dict()
+    for weight in session.training.pruner.weights:
+        kept = two_of_four(weight.value)
+        assert torch.equal(state["model"][weight.name], weight.value * kept)
+        bits = np.unpackbits(state["pruner"]["masks"][weight.name].numpy(), count=kept.numel())
+        assert torch.equal(torch.from_numpy(bits).view(kept.shape), kept.byte())
+
+
+@pytest.mark.parametrize("dynamics", ["static", "rigl", "set", "sr-ste"])
+def test_the_evaluation_before_the_first_step_is_sparse(tmp_path, dynamics):
+    train(tmp_path, *arguments(pruning_method="magnitude", pruning_dynamics=dynamics, max_iters=1, eval_samples=1))
+    history = journal.history(tmp_path / "runs/run")
+    layers = [v for k, v in history["eval", 0]["metrics"].items() if k.startswith("sparsity/")]
+    sizes = [3, 1, 4, 4] * 2
+    assert sum(map(operator.mul, layers, sizes)) / sum(sizes) == 0.5
+    assert history["train", 1]["metrics"]["average_nonzeros"] == TOTAL / 2
 
 
 def test_a_checkpoint_with_damaged_masks_is_refused(finished, tmp_path):

@@ -45,7 +45,13 @@ class NoPruning:
         """`weights` are those whose zeros are counted."""
         self.weights = list(weights)
 
+    def begin(self) -> None:
+        """Keep all weights."""
+
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
+        """Keep all weights."""
+
+    def moved(self, step: int) -> None:
         """Keep all weights."""
 
     def goal(self) -> float:
@@ -93,7 +99,6 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) ->
         return NoPruning(model.prunable())
     parameters = scope.select(model, options.pruning_scope)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    plan = schedule.plan(schema.bind(schedule.PruningScheduleOptions))
     where = schema.bind(mask.MaskOptions)
     target = _target(options, where)
     mask.check(where, shapes, target)
@@ -101,7 +106,8 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) ->
         Weight(name, parameter, torch.ones_like(parameter, dtype=torch.uint8), optimizer)
         for name, parameter in parameters.items()
     ]
-    criterion = _criterion(options, schema.bind, plan)
+    criterion = _criterion(options, schema.bind)
+    plan = _plan(options, schema.bind(schedule.PruningScheduleOptions), criterion)
     criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
 
     def choose(score: Callable[[Weight], Tensor], sparsity: float, monotone: bool) -> list[Tensor]:
@@ -122,14 +128,19 @@ def _target(options: PruningOptions, where: mask.MaskOptions) -> float:
     return options.target_sparsity or 0.0  # soft movement has none
 
 
-def _criterion(options: PruningOptions, bind: Callable[[type], Any], plan: schedule.Plan) -> Criterion:
-    module = importlib.import_module(f"lib.prune.score.{options.pruning_method.replace('-', '_')}")
-    criterion = module.build(bind)
+def _plan(options: PruningOptions, times: schedule.PruningScheduleOptions, criterion: Criterion) -> schedule.Plan:
+    plan = schedule.plan(times)
     if criterion.reads_state and plan.start < 2:
         raise UsageError(
             f"PRUNING_WARMUP: {options.pruning_method} pruning reads the optimizer's moments, which are there from "
             f"step 2 on; start pruning later than step {plan.start}"
         )
+    return plan.not_before(1) if criterion.reads_step else plan
+
+
+def _criterion(options: PruningOptions, bind: Callable[[type], Any]) -> Criterion:
+    module = importlib.import_module(f"lib.prune.score.{options.pruning_method.replace('-', '_')}")
+    criterion = module.build(bind)
     if criterion.reads_state and options.spam_density is not None and options.spam_density < 1:
         raise UsageError(
             f"SPAM_DENSITY={options.spam_density:g}: weights without momentum have no moments that "

@@ -1,5 +1,6 @@
 """Pruners: they hold the masks of a run, choose them when the plan says so, and keep what they prune at zero."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from lib.prune.mask import count, ones
 from lib.prune.schedule import Plan
 from lib.prune.score import Criterion
 from lib.prune.score.magnitude import magnitude
+from lib.prune.select import PruningError
 from lib.prune.weight import Weight
 
 # (score of a weight, sparsity, whether pruned weights stay pruned) -> a uint8 mask for each weight
@@ -23,9 +25,10 @@ _COUNTERS = ("changed_at", "kept_steps", "flips", "common", "joint")  # of a pru
 class Pruner:
     """Zeroes weights for good: gradual and static pruning.
 
-    The loop calls `step` between the backward pass and the clipping of the gradient. There the gradients of pruned
-    weights are zeroed. With zero moments, a zero gradient moves no weight, so pruned weights stay exactly zero while
-    weights and moments need to be masked only when a mask changes.
+    `begin` comes before the first forward pass and evaluation. The loop calls `step` between the backward pass and the
+    clipping of the gradient, and `moved` after the optimizer. `step` zeroes the gradients of pruned weights. With zero
+    moments, a zero gradient moves no weight. So pruned weights stay exactly zero, while weights and moments need to be
+    masked only when a mask changes.
     """
 
     zeroes_weights = True  # False: pruned weights keep their value under a mask
@@ -43,12 +46,24 @@ class Pruner:
 
     # ---- at every step -----------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Choose the masks that are due before the first step, of weights that have not moved."""
+        if self.plan.due(0):
+            self._update(0)
+
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
         """Choose masks if they are due and mask the gradients; `healthy()` says whether the update will be made."""
         self.criterion.observe(self.weights, healthy)
-        if (self.plan.due(step) or self.behind(step)) and healthy():
+        if self.due(step, healthy):
             self._update(step)
         self.hold()
+
+    def moved(self, step: int) -> None:
+        """Nothing: masks were chosen before the weights moved, and what they prune is zero."""
+
+    def due(self, step: int, healthy: Callable[[], Tensor]) -> bool:
+        """Whether masks are to be chosen at this step; a step that is skipped chooses none."""
+        return (self.plan.due(step) or self.behind(step)) and bool(healthy())
 
     def behind(self, step: int) -> bool:
         """Whether fewer weights are pruned than are by plan: a step when masks were due was skipped."""
@@ -67,8 +82,9 @@ class Pruner:
         masks = self.masks(step)
         if not self.regrows:
             self._compare(masks)
-        self.kept_steps += self.kept * (step - 1 - self.changed_at)
-        self.changed_at = step - 1
+        before = max(step - 1, 0)
+        self.kept_steps += self.kept * (before - self.changed_at)
+        self.changed_at = before
         for weight, mask in zip(self.weights, masks, strict=True):
             self.flips += ones(weight.mask ^ mask)
             weight.mask.copy_(mask)
@@ -190,11 +206,27 @@ def _difference(saved: dict[str, list[int]], own: dict[str, list[int]]) -> str:
 class StraightThrough(Pruner):
     """STE and SR-STE: the forward pass is masked, gradients and weights are dense, so masks follow the weights freely.
 
+    Masks are chosen of the weights that they apply to: when these have moved, for the evaluation and the checkpoint of
+    this step and for the forward pass of the next.
+
     SR-STE (Zhou et al., arXiv 2102.04010, equation 4) adds `decay` times the masked weights to the gradient.
     """
 
     zeroes_weights, regrows = False, True
     decay = 0.0
+    chooses = False  # when the weights have moved
+
+    def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
+        """Only see whether masks are due."""
+        self.criterion.observe(self.weights, healthy)
+        self.chooses = self.due(step, healthy)
+        self.hold()
+
+    def moved(self, step: int) -> None:
+        """Choose the masks that are due."""
+        if self.chooses:
+            with contextlib.suppress(PruningError):  # of weights that are NaN, which end the run by themselves
+                self._update(step)
 
     def hold(self) -> None:
         """Gradients stay dense; masked weights decay."""

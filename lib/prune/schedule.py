@@ -23,7 +23,10 @@ class PruningScheduleOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Masks are chosen at steps `start`, `start + interval`, ... and `end`; 1 is the run's first step."""
+    """Masks are chosen at steps `start`, `start + interval`, ... and `end`.
+
+    1 is the run's first step; 0 is before it, so that the first forward pass is masked.
+    """
 
     start: int
     end: int
@@ -31,6 +34,10 @@ class Plan:
     curve: str  # cubic, linear, polynomial, one-shot or late-cubic
     power: float | None = None
     goes_on: bool = False  # after `end` masks are still chosen at every interval, at the target
+
+    def not_before(self, step: int) -> "Plan":
+        """The same plan, but that nothing is chosen before this step."""
+        return dataclasses.replace(self, start=max(self.start, step), end=max(self.end, step))
 
     def last(self, step: int) -> int | None:
         """The latest step up to this one at which masks are chosen; None before the first."""
@@ -64,16 +71,16 @@ def plan(options: PruningScheduleOptions) -> Plan:
     """
     dynamics, interval = options.pruning_dynamics, options.pruning_interval
     if dynamics == "static":
-        return Plan(1, 1, 1, "one-shot")
+        return Plan(0, 0, 1, "one-shot")
     if dynamics in ("rigl", "set"):
-        return Plan(1, _step("PRUNING_END", options.pruning_end, options.max_iters), interval, "one-shot")
+        return Plan(0, _step("PRUNING_END", options.pruning_end, options.max_iters, 1), interval, "one-shot")
     if dynamics == "sr-ste":
-        return Plan(1, 1, interval, "one-shot", goes_on=True)
-    start = _step("PRUNING_WARMUP", options.pruning_warmup, options.max_iters)
+        return Plan(0, 0, interval, "one-shot", goes_on=True)
+    start = _step("PRUNING_WARMUP", options.pruning_warmup, options.max_iters, 0)
     curve = options.pruning_schedule or "one-shot"  # n:m has no half-way
     end = start  # where nothing is left to do after it, PRUNING_END is no option
     if options.pruning_end is not None:
-        end = _step("PRUNING_END", options.pruning_end, options.max_iters)
+        end = _step("PRUNING_END", options.pruning_end, options.max_iters, 1)
     shares = options.pruning_end is not None and options.pruning_end <= 1 >= options.pruning_warmup
     if end < start or (shares and options.pruning_end < options.pruning_warmup):
         raise UsageError(
@@ -83,9 +90,9 @@ def plan(options: PruningScheduleOptions) -> Plan:
     return Plan(start, end, interval or 1, curve, options.pruning_power, goes_on=dynamics == "ste")
 
 
-def _step(name: str, value: float, max_iters: int) -> int:
-    """The step that a share of the run (up to 1) or a number of steps means; the first is 1."""
-    step = max(1, math.floor(value * max_iters + 0.5) if value <= 1 else round(value))
+def _step(name: str, value: float, max_iters: int, first: int) -> int:
+    """The step that a share of the run (up to 1) or a number of steps means; `first` at least."""
+    step = max(first, math.floor(value * max_iters + 0.5) if value <= 1 else round(value))
     if step > max_iters:
         raise UsageError(f"{name}={value:g} lies beyond MAX_ITERS={max_iters}, so the target would never be reached")
     return step

@@ -30,4 +30,4 @@ class Weight:
     @property
     def state(self) -> dict[str, Any]:
         """What the optimizer keeps for it: exp_avg, exp_avg_sq, step, ... after the steps made so far."""
-        return self.optimizer.state[self.parameter]  # looked up anew: loading a checkpoint replaces it
+        return self.optimizer.state.get(self.parameter, {})  # looked up anew: loading a checkpoint replaces it

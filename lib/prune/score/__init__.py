@@ -12,6 +12,7 @@ class Criterion:
     """What a weight is worth: elementwise, deterministic, the same on every rank whatever its random state."""
 
     reads_state = False  # of an Adam-like optimizer: there is nothing to read before the second step
+    reads_step = False  # the gradients or inputs of a step: there is nothing to read before the first step
     is_magnitude = False  # its choice need not be compared with magnitude's
 
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
@@ -26,7 +27,11 @@ class Criterion:
 
     def score(self, weight: Weight) -> Tensor:
         """Float32 of the weight's shape: the higher, the more worth keeping. Called when masks are chosen, any number
-        of times with the same result, at the same moment of a step as `observe`. To be read only: it may be memory."""
+        of times with the same result. To be read only: it may be memory.
+
+        Masks are chosen at the same moment of a step as `observe`; under the straight-through dynamics when the weights
+        have moved, and before the first step where the plan says so.
+        """
         raise NotImplementedError
 
     def chosen(self, weights: Sequence[Weight]) -> None:

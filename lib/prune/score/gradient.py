@@ -21,6 +21,8 @@ def first_order_change(w: Tensor, g: Tensor) -> Tensor:
 class Gradient(Criterion):
     """Reads the gradient of the step at which masks are chosen, of its batch alone."""
 
+    reads_step = True
+
     def score(self, weight: Weight) -> Tensor:
         """|w g|."""
         return first_order_change(weight.value, weight.grad)

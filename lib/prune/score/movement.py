@@ -44,6 +44,8 @@ class Movement(Criterion):
     S = - sum over steps of g W (section 4). The learning rate that multiplies it there changes no order, so it is 1.
     """
 
+    reads_step = True
+
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
         """Scores begin at 0: 4 bytes per weight."""
         for weight in weights:
@@ -67,6 +69,8 @@ class SoftMovement(Criterion):
     tau and the penalty rise together from 0 along the schedule. S is learned by Adam, through the
     threshold as if it were the identity.
     """
+
+    reads_step = True
 
     def __init__(self, threshold: float, penalty: float, learning_rate: float):
         """Final threshold, final penalty."""

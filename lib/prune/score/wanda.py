@@ -27,6 +27,8 @@ class Wanda(Criterion):
     All tensors have seen equally many tokens, so their number changes no order.
     """
 
+    reads_step = True
+
     def __init__(self):
         self.pending: list[Tensor] = []  # of each weight, the sum over the present step's micro-batches
 
