@@ -32,6 +32,9 @@ METHODS = {
     "rigl": {"PRUNING_METHOD": "magnitude", "PRUNING_DYNAMICS": "rigl"},
     "set": {"PRUNING_METHOD": "magnitude", "PRUNING_DYNAMICS": "set"},
     "ste": {"PRUNING_METHOD": "magnitude", "PRUNING_DYNAMICS": "ste"},
+    "wanda-ste": {"PRUNING_METHOD": "wanda", "PRUNING_DYNAMICS": "ste"},
+    "state-ste": {"PRUNING_METHOD": "state", "PRUNING_DYNAMICS": "ste"},
+    "random-ste": {"PRUNING_METHOD": "random", "PRUNING_DYNAMICS": "ste"},
 }
 
 
@@ -206,6 +209,25 @@ def test_straight_through_masks_are_of_the_weights_that_they_apply_to(dynamics):
         before = now
         trained.step()
     assert moved > 20
+
+
+@pytest.mark.parametrize("dynamics", ["ste", "sr-ste"])
+def test_wanda_listens_to_masked_layers(dynamics):
+    """|W_ij| ||X_j|| of the weights when they have moved and the inputs of the step; the second layer's are masked."""
+    options = {"PRUNING_WARMUP": "2"} if dynamics == "ste" else {}
+    trained = Trained(
+        schema(PRUNING_METHOD="wanda", PRUNING_DYNAMICS=dynamics, PRUNING_INTERVAL="1", **GROUPS, **options)
+    )
+    for step in range(1, 12):
+        first = trained.used()[0]
+        x = torch.randn(20, 16, generator=torch.Generator().manual_seed(step))
+        inputs = [x, torch.tanh(x @ first.T + trained.model[0].bias)]
+        trained.step()
+        for weight, seen in zip(trained.pruner.weights, inputs, strict=True):
+            scores = weight.value.double().abs() * torch.linalg.vector_norm(seen.detach().double(), dim=0)
+            if step > 2:  # the first choice with ste counts the inputs of two steps
+                assert torch.equal(weight.mask, two_of_four(scores).byte())
+    assert trained.pruner.sparsity() == 0.5
 
 
 @pytest.mark.parametrize("name", ["static", "global static", "rigl", "set", "ste", "sr-ste", "one-shot"])

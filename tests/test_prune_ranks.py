@@ -34,7 +34,7 @@ for name in sys.argv[3:]:
     print(name, digest.hexdigest(), trained.pruner.kept, round(sum(local), 3))
 torch.distributed.destroy_process_group()
 """
-METHODS = ["magnitude", "random", "gradient", "state", "wanda", "movement", "rigl", "set", "ste"]
+METHODS = ["magnitude", "random", "gradient", "state", "wanda", "movement", "rigl", "set", "ste", "wanda-ste"]
 
 
 def test_masks_are_the_same_on_every_rank(tmp_path):

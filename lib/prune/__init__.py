@@ -108,7 +108,6 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) ->
     ]
     criterion = _criterion(options, schema.bind)
     plan = _plan(options, schema.bind(schedule.PruningScheduleOptions), criterion)
-    criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
 
     def choose(score: Callable[[Weight], Tensor], sparsity: float, monotone: bool) -> list[Tensor]:
         return mask.choose(weights, score, sparsity, where, monotone)
@@ -117,6 +116,8 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) ->
     masks = {weight.name: weight.mask for weight in weights}
     if not pruner.zeroes_weights:
         masked_linear.install(model, masks)
+    # Only now: a criterion listens to the layers that compute, which may be masked ones.
+    criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
     if not isinstance(pruner, StraightThrough):
         use_masks(optimizer, {weight.parameter: weight.mask for weight in weights})
     return pruner

@@ -16,7 +16,7 @@ class Criterion:
     is_magnitude = False  # its choice need not be compared with magnitude's
 
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
-        """Called once, with the modules that own the weights: allocate `weight.memory`, register hooks."""
+        """Called once, with the modules that compute with the weights: allocate `weight.memory`, register hooks."""
 
     def observe(self, weights: Sequence[Weight], healthy: Callable[[], Tensor]) -> None:
         """Called at every step with its dense gradients, before they are masked and before the weights move.
