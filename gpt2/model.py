@@ -168,6 +168,10 @@ class GPT2(nn.Module):
         """The matrices of the blocks: what pruning may zero. Embeddings, the tied head, norms and biases are out."""
         return [parameter for parameter in self.h.parameters() if parameter.dim() >= 2]
 
+    def stacked(self) -> dict[nn.Parameter, int]:
+        """How many matrices, one below the other, a parameter consists of that is computed at once: q, k and v."""
+        return {block.attn.c_attn.weight: 3 for block in self.h}
+
     def count_parameters(self) -> int:
         """Parameters of the published model: without the vocabulary's padding, the tied head counted once."""
         padding = (self.wte.weight.shape[0] - self.vocab_size) * self.options.n_embd

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gpt2.model import GPT2, ModelOptions
 from lib import optim
 from lib.optim.muon import newton_schulz, update_scale
 from tests.test_optim import Small, gradients, make_steps, one_thread, schema  # noqa: F401
@@ -50,6 +51,41 @@ def test_update_is_torchs_to_bfloat16s_precision(scale, theirs):
     make_steps(twin, torchs, range(20))
     for p, other, before in zip(model.prunable(), twin.prunable(), start, strict=True):
         assert (p - other).norm() < 0.02 * (p - before).norm()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scale", ["match-rms", "original"])
+def test_q_k_and_v_are_orthogonalised_apart(scale, masked):
+    """Each of GPT-2's matrices against Newton-Schulz in float64; c_attn is three of them."""
+    torch.manual_seed(0)
+    model = GPT2(ModelOptions("custom", n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0), vocab_size=64)
+    optimizer = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale))
+    masks = {p: (torch.rand(p.shape) < 0.5).to(torch.uint8) for p in model.prunable()}
+    expected = {p: p.detach().double() for p in masks}
+    momentum = {p: torch.zeros_like(w) for p, w in expected.items()}
+    if masked:
+        optim.use_masks(optimizer, masks)
+        expected = {p: w * masks[p] for p, w in expected.items()}
+        for p, w in expected.items():
+            p.data.copy_(w)
+    optim.set_learning_rate(optimizer, 1e-2)
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p) * (masks[p] if masked and p in masks else 1)
+        for p, w in expected.items():
+            momentum[p] = 0.95 * momentum[p] + 0.05 * p.grad.double()
+            ahead = 0.05 * p.grad.double() + 0.95 * momentum[p]
+            blocks = ahead.split(16) if p.shape == (48, 16) else [ahead]
+            update = torch.cat([reference_orthogonal(block) for block in blocks])
+            (rows, columns) = blocks[0].shape
+            size = 0.2 * math.sqrt(max(rows, columns)) if scale == "match-rms" else math.sqrt(max(1, rows / columns))
+            expected[p] = w * (1 - 1e-2 * 0.1) - 1e-2 * size * update * (masks[p] if masked else 1)
+        optimizer.step()
+    for p, w in expected.items():
+        torch.testing.assert_close(p.detach().double(), w, atol=2e-6, rtol=2e-5)
+        assert not masked or not p[masks[p] == 0].any()
+        assert optimizer.state[p]["momentum_buffer"].shape == p.shape
+    assert [tuple(p.shape) for p in model.stacked()] == [(48, 16)] * 2
 
 
 def test_embeddings_and_biases_are_adamws_bit_for_bit():

@@ -38,6 +38,9 @@ class Module(Protocol):
 def build(model: nn.Module, schema: Schema) -> torch.optim.Optimizer:
     """The chosen optimizer over the parameters of `model`, whose `prunable()` are the matrices of its blocks.
 
+    A model may have `stacked()`: parameter -> how many matrices it consists of, one below the other. A rule that mixes
+    the elements of a matrix finds them as `self.stacked`.
+
     Weight decay acts on matrices only. Biases and norms have a scale that decay would distort; this is the split that
     GPT-2's reproductions use.
     """
@@ -56,7 +59,9 @@ def build(model: nn.Module, schema: Schema) -> torch.optim.Optimizer:
         group["lr"] = options.learning_rate
     _leave_compiler_alone()
     module: Module = importlib.import_module(f"lib.optim.{options.optimizer}")
-    return module.build(groups, schema.bind)
+    optimizer = module.build(groups, schema.bind)
+    optimizer.stacked = model.stacked() if hasattr(model, "stacked") else {}
+    return optimizer
 
 
 @functools.cache

@@ -98,20 +98,33 @@ class Muon(Skippable):
         if not group["hidden"]:
             self._adamw(group, params, bad)
             return
-        masks = getattr(self, "masks", {})
-        for shape in dict.fromkeys(p.shape for p in params):
-            alike = [p for p in params if p.shape == shape]
+        for shape, matrices in self._matrices(params).items():
             muon_step(
-                alike,
-                [p.grad for p in alike],
-                self.gather(alike, "momentum_buffer"),
-                [masks[p] if p in masks else torch.ones_like(p) for p in alike] if masks else None,
+                *matrices,
                 lr=group["lr"],
                 momentum=self.options.muon_momentum,
                 weight_decay=group["weight_decay"],
                 scale=update_scale(*shape, self.options.muon_scale),
                 bad=bad,
             )
+
+    def _matrices(self, params: list[nn.Parameter]) -> dict[torch.Size, list[Tensors | None]]:
+        """Shape -> the first arguments of `muon_step`: views of all matrices of that shape.
+
+        A parameter of q, k and v is three matrices, as in the authors' GPT-2.
+        """
+        masks, stacked = getattr(self, "masks", {}), getattr(self, "stacked", {})
+        found: dict[torch.Size, list] = {}
+        for p in params:
+            tensors = [p, p.grad, self.state[p]["momentum_buffer"]]
+            if masks:
+                tensors.append(masks[p] if p in masks else torch.ones_like(p))
+            for parts in zip(*(tensor.chunk(stacked.get(p, 1)) for tensor in tensors), strict=True):
+                for tensors_alike, part in zip(
+                    found.setdefault(parts[0].shape, [[] for _ in parts]), parts, strict=True
+                ):
+                    tensors_alike.append(part)
+        return {shape: lists if masks else [*lists, None] for shape, lists in found.items()}
 
     def _adamw(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
         moments = [self.gather(params, name) for name in ("exp_avg", "exp_avg_sq")]
