@@ -168,6 +168,10 @@ class GPT2(nn.Module):
         """The matrices of the blocks: what pruning may zero. Embeddings, the tied head, norms and biases are out."""
         return [parameter for parameter in self.h.parameters() if parameter.dim() >= 2]
 
+    def used_rows(self) -> dict[nn.Parameter, int]:
+        """How many rows of a parameter are used, of those that have more: the vocabulary's padding is not."""
+        return {self.wte.weight: self.vocab_size}
+
     def stacked(self) -> dict[nn.Parameter, int]:
         """How many matrices, one below the other, a parameter consists of that is computed at once: q, k and v."""
         return {block.attn.c_attn.weight: 3 for block in self.h}

@@ -106,7 +106,7 @@ def scope(run: Planned) -> str:
     groups: dict[str, list] = {}
     for weight, share in zip(run.pruner.weights, shares(run), strict=True):
         groups.setdefault(kind(weight.name), []).append((weight, share))
-    parameters = sum(parameter.numel() for parameter in run.parameters.values())
+    parameters = run.model.count_parameters()
     rows = [("", "tensors", "weights", "of model", "pruned in the end")]
     for name, members in groups.items():
         count = sum(weight.mask.numel() for weight, _ in members)
@@ -241,7 +241,7 @@ def every_step(run: Planned) -> list[tuple[str, float]]:
         found.append(("zeroing pruned gradients", 9))  # read and write a gradient, read a mask
     elif pruner.decay:
         found.append(("decay of masked weights", 13))  # read a weight too
-    if remembered := sum(map(nbytes, like(pruner.weights[0].parameter, pruner.weights[0].memory.values()))):
+    if remembered := sum(map(nbytes, like(pruner.weights[0].mask, pruner.weights[0].memory.values()))):
         found.append(("scores", 8 + 2 * remembered / pruner.weights[0].mask.numel()))  # read weight and gradient
     if not pruner.zeroes_weights:  # read a weight and a mask, write their product, in both directions
         found.append(("masked weights, forward and backward", 18 * run.schema["GRADIENT_ACCUMULATION"]))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from gpt2.model import GPT2, ModelOptions
 from lib import checkpoint, optim, prune
 from lib.checkpoint import CheckpointError
 from lib.config_file import ConfigError
@@ -403,6 +404,48 @@ def test_what_has_no_target_has_none_to_reach():
     assert Trained(schema()).pruner.goal() == 202 / 288
     groups = {"PRUNING_DISTRIBUTION": "n-m", "PRUNING_N": "1", "TARGET_SPARSITY": None, "PRUNING_INTERVAL": None}
     assert Trained(schema(**groups)).pruner.goal() == 0.75
+
+
+@pytest.mark.parametrize("name", ["global", "global-rms", "layer", "erk", "row", "n-m", "rigl", "state", "static"])
+def test_the_vocabularys_padding_is_neither_counted_nor_pruned(name):
+    """A vocabulary of 200 has 256 rows, of which 56 shrink to nothing under weight decay."""
+    own = {
+        "rigl": {"PRUNING_DYNAMICS": "rigl"},
+        "state": {"PRUNING_METHOD": "state"},
+        "static": {"PRUNING_DYNAMICS": "static", "PRUNING_INTERVAL": None},
+        "n-m": GROUPS | {"PRUNING_INTERVAL": None},
+    }
+    options = {"TARGET_SPARSITY": "0.1", "PRUNING_SCOPE": "wte.weight,h.0.mlp.*.weight"}
+    made = schema(**options | own.get(name, {"PRUNING_DISTRIBUTION": name}))
+    torch.manual_seed(0)
+    model = GPT2(ModelOptions("custom", n_layer=1, n_head=1, n_embd=8, block_size=8, dropout=0.0), vocab_size=200)
+    optimizer = optim.build(model, made)
+    optim.set_learning_rate(optimizer, 1e-2)
+    pruner = prune.build(model, optimizer, made)
+    pruner.begin()
+    with torch.no_grad():
+        model.wte.weight[200:] *= 1e-6
+    padding = model.wte.weight[200:].clone()
+    for step in range(1, 41):
+        tokens = torch.randint(200, (4, 9), generator=torch.Generator().manual_seed(step))
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        pruner.step(step, YES)
+        optimizer.step()
+        pruner.moved(step)
+        optimizer.zero_grad()
+    total = 200 * 8 + 2 * 8 * 32
+    gone = total // 2 if name == "n-m" else round(0.1 * total)
+    assert (pruner.total, pruner.total - pruner.kept) == (total, gone)
+    real = [model.wte.weight[:200], model.h[0].mlp.c_fc.weight, model.h[0].mlp.c_proj.weight]
+    zeros = [int((weight == 0).sum()) for weight in real]
+    assert gone <= sum(zeros) <= gone + 40 * (name == "rigl")  # what has grown may have had no gradient yet
+    assert pruner.sparsity() == sum(zeros) / total
+    assert pruner.layers()["sparsity/wte"] == zeros[0] / 1600
+    assert torch.count_nonzero(model.wte.weight[200:]) == 56 * 8
+    torch.testing.assert_close(model.wte.weight[200:], padding * (1 - 1e-2 * 0.1) ** 40)  # weight decay alone
+    gone = model.wte.weight == 0
+    assert all(not v[gone].any() for v in optimizer.state[model.wte.weight].values() if v.shape == gone.shape)
+    assert pruner.state_dict()["shapes"]["wte.weight"] == [200, 8]
 
 
 def test_state_pruning_needs_moments_of_all_weights():

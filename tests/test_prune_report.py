@@ -96,6 +96,13 @@ def test_per_tensor_budgets(report):
     assert "start before the first step of 40" in lines
 
 
+def test_the_vocabularys_padding_is_not_in_scope(report):
+    """50,257 rows of 32 of the 50,304 that the model has; the model is 50,257 x 32 + 26,496 without them."""
+    lines = report(pruning_method="magnitude", pruning_scope="wte.weight", tokenizer="gpt2")
+    assert "wte.weight 1 1,608,224 98.38 % at most 99.00 %" in lines
+    assert "total 1 1,608,224 98.38 % 50.00 %" in lines
+
+
 def test_movement_remembers_scores_and_dense_values(report):
     lines = report(pruning_method="movement")
     assert "criterion 4 weight in scope 0.098" in lines

@@ -92,20 +92,22 @@ AnyPruner: TypeAlias = NoPruning | Pruner
 def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) -> AnyPruner:
     """The pruner that the options describe; raises UsageError for what cannot be, before any weight changes.
 
-    For methods whose pruned weights live on it puts masked layers into `model`.
+    For methods whose pruned weights live on it puts masked layers into `model`. A model may have `used_rows()`:
+    parameter -> how many of its rows are used; the others are no weights, and are neither counted nor pruned.
     """
     options = schema.bind(PruningOptions)
     if options.pruning_method == "none":
         return NoPruning(model.prunable())
     parameters = scope.select(model, options.pruning_scope)
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    masks = {name: torch.ones_like(parameter, dtype=torch.uint8) for name, parameter in parameters.items()}
+    used = model.used_rows() if hasattr(model, "used_rows") else {}
+    weights = [
+        Weight(name, parameter, masks[name][: used.get(parameter)], optimizer) for name, parameter in parameters.items()
+    ]
+    shapes = {weight.name: weight.mask.shape for weight in weights}
     where = schema.bind(mask.MaskOptions)
     target = _target(options, where)
     mask.check(where, shapes, target)
-    weights = [
-        Weight(name, parameter, torch.ones_like(parameter, dtype=torch.uint8), optimizer)
-        for name, parameter in parameters.items()
-    ]
     criterion = _criterion(options, schema.bind)
     plan = _plan(options, schema.bind(schedule.PruningScheduleOptions), criterion)
 
@@ -113,13 +115,12 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) ->
         return mask.choose(weights, score, sparsity, where, monotone)
 
     pruner = _pruner(options, (weights, criterion, plan, target, choose))
-    masks = {weight.name: weight.mask for weight in weights}
     if not pruner.zeroes_weights:
         masked_linear.install(model, masks)
     # Only now: a criterion listens to the layers that compute, which may be masked ones.
     criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
     if not isinstance(pruner, StraightThrough):
-        use_masks(optimizer, {weight.parameter: weight.mask for weight in weights})
+        use_masks(optimizer, {parameter: masks[name] for name, parameter in parameters.items()})
     return pruner
 
 

@@ -9,25 +9,31 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(eq=False)
 class Weight:
-    """A tensor that pruning may zero."""
+    """A tensor that pruning may zero: as many rows of a parameter as its mask has; others of the parameter are unused."""
 
     name: str
     parameter: nn.Parameter
-    mask: Tensor  # uint8, shape of the parameter: 1 kept, 0 pruned; floats times uint8 is faster than times bool
+    mask: Tensor  # uint8: 1 kept, 0 pruned; floats times uint8 is faster than times bool
     optimizer: torch.optim.Optimizer
     memory: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # the criterion's own, part of checkpoints
 
     @property
     def value(self) -> Tensor:
         """The weights, without their history; where a method keeps dense values under a mask, those."""
-        return self.parameter.detach()
+        return self._used(self.parameter.detach())
 
     @property
     def grad(self) -> Tensor:
         """The gradient of this step, dense."""
-        return self.parameter.grad
+        return self._used(self.parameter.grad)
 
     @property
     def state(self) -> dict[str, Any]:
         """What the optimizer keeps for it: exp_avg, exp_avg_sq, step, ... after the steps made so far."""
-        return self.optimizer.state.get(self.parameter, {})  # looked up anew: loading a checkpoint replaces it
+        state = self.optimizer.state.get(self.parameter, {})  # looked up anew: loading a checkpoint replaces it
+        return {name: self._used(value) for name, value in state.items()}
+
+    def _used(self, value: Any) -> Any:
+        """The rows of `value`, a view, that the mask is of, if it has a number for each of the parameter."""
+        like = isinstance(value, Tensor) and value.shape == self.parameter.shape
+        return value[: len(self.mask)] if like else value
