@@ -274,6 +274,24 @@ def test_a_criterion_that_reads_a_step_chooses_before_its_weights_move(name):
         assert all(torch.equal(w.mask, k) for w, k in zip(trained.pruner.weights, kept, strict=True))
 
 
+@pytest.mark.parametrize(("beta2", "size"), [("0.95", 0.447), ("0.999", 3.162)])
+def test_the_first_step_of_a_grown_weight(beta2, size):
+    """In units of the learning rate, long after the first step, as docs/pruning.md says."""
+    made = schema(PRUNING_DYNAMICS="rigl", PRUNING_INTERVAL="20", PRUNING_END="40", MAX_ITERS="60", WEIGHT_DECAY="0")
+    made.override([("ADAM_BETA2", beta2, "test")])
+    trained = Trained(made)
+    for p in (weight.parameter for weight in trained.pruner.weights):
+        moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+        trained.optimizer.state[p] = {"step": torch.tensor(1e5), **moments}
+    while trained.done < 19:
+        trained.step()
+    before = [weight.mask.clone() for weight in trained.pruner.weights]
+    trained.step()
+    grown = [w.value[(w.mask > b) & (w.grad != 0)] for w, b in zip(trained.pruner.weights, before, strict=True)]
+    assert sum(map(len, grown)) > 5
+    assert torch.cat(grown).abs().tolist() == pytest.approx([size * 0.01] * sum(map(len, grown)), rel=1e-2)
+
+
 @pytest.mark.parametrize("dynamics", ["rigl", "set"])
 def test_rewiring_replaces_the_published_share(dynamics):
     """Against a count by full sort, tensor by tensor."""

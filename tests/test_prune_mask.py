@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
+from gpt2.model import GPT2, ModelOptions
 from lib.errors import UsageError
 from lib.prune import mask
 from lib.prune.mask import MaskOptions, apportion, budgets, check, choose, count
@@ -238,6 +239,17 @@ B = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
 )
 def test_half_of_two_small_tensors(distribution, expected):
     assert [one.tolist() for one in masks_of([A, B], 0.5, options(distribution))] == expected
+
+
+@pytest.mark.parametrize(("layers", "share"), [(12, 0.865), (24, 0.920), (36, 0.947), (48, 0.963)])
+def test_plain_global_takes_most_of_gpt2s_residual_projections(layers, share):
+    """What docs/pruning.md says of the initialisation, at 50 %."""
+    torch.manual_seed(0)
+    model = GPT2(ModelOptions("custom", layers, n_head=1, n_embd=64, block_size=8, dropout=0.0), vocab_size=64)
+    chosen = [(name, p) for name, p in model.named_parameters() if any(p is one for one in model.prunable())]
+    masks = masks_of([p.detach().abs() for _, p in chosen], 0.5, options("global"))
+    taken = [mask for (name, _), mask in zip(chosen, masks, strict=True) if "c_proj" in name]
+    assert sum(zeros(taken)) / sum(mask.numel() for mask in taken) == pytest.approx(share, abs=0.003)
 
 
 def test_the_cap_sends_the_rest_elsewhere():

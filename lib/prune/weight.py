@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(eq=False)
 class Weight:
-    """A tensor that pruning may zero: as many rows of a parameter as its mask has; others of the parameter are unused."""
+    """A tensor that pruning may zero: as many rows of a parameter as its mask has; others are unused."""
 
     name: str
     parameter: nn.Parameter

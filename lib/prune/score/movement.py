@@ -42,6 +42,7 @@ class Movement(Criterion):
     """Hard: the highest S stay, as many as asked for (table 1: top v).
 
     S = - sum over steps of g W (section 4). The learning rate that multiplies it there changes no order, so it is 1.
+    The published code lets AdamW learn S instead, whose steps are of about the same size whatever the gradient.
     """
 
     reads_step = True
@@ -67,7 +68,8 @@ class SoftMovement(Criterion):
     """Soft: the weights with sigmoid(S) > tau stay, while a penalty on the mean of sigmoid(S) pushes all S down.
 
     tau and the penalty rise together from 0 along the schedule. S is learned by Adam, through the
-    threshold as if it were the identity.
+    threshold as if it were the identity. The published code's penalty is the mean of the matrices' means; here all
+    weights count alike.
     """
 
     reads_step = True
