@@ -120,10 +120,9 @@ class Muon(Skippable):
             if masks:
                 tensors.append(masks[p] if p in masks else torch.ones_like(p))
             for parts in zip(*(tensor.chunk(stacked.get(p, 1)) for tensor in tensors), strict=True):
-                for tensors_alike, part in zip(
-                    found.setdefault(parts[0].shape, [[] for _ in parts]), parts, strict=True
-                ):
-                    tensors_alike.append(part)
+                lists = found.setdefault(parts[0].shape, [[] for _ in parts])
+                for alike, part in zip(lists, parts, strict=True):
+                    alike.append(part)
         return {shape: lists if masks else [*lists, None] for shape, lists in found.items()}
 
     def _adamw(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
