@@ -1,7 +1,6 @@
 """The end of a run: its last record, its summary on the disk, and what it shows of that."""
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2 import sample
 from gpt2.recorder import Recorder
 from lib import files, journal
+from lib.best import best, dense_best, evaluations
 from lib.console import duration, say, table
 from lib.errors import UsageError
 
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 def finish(session: "Session", recorder: Recorder) -> None:
     """Record the end of the run, write its summary and show it."""
     step, folder = session.training.step, recorder.folder
-    history = journal.history(folder)
-    evaluations = [journal.numbers(r)["val_loss"] for (event, _), r in history.items() if event == "eval"]
+    known = evaluations(journal.history(folder).values())
     final = journal.final(folder, step) or {
-        "final_val_loss": evaluations[-1],
-        "best_val_loss": min(filter(math.isfinite, evaluations), default=evaluations[-1]),
+        "final_val_loss": known[-1].val_loss,
+        "best_val_loss": (best(known) or known[-1]).val_loss,
         "total_time_seconds": recorder.seconds(),
     }
     if not recorder.journal.ended(step):  # else the session before was killed while it wrote the summary
@@ -35,6 +34,8 @@ def finish(session: "Session", recorder: Recorder) -> None:
     speed = {"tokens": tokens, "tokens_per_second": tokens / session.training.train_seconds}
     pruned = session.training.pruner.metrics(step)
     sparsity = {name: pruned[name] for name in ("sparsity", "average_nonzeros")}
+    if dense := dense_best(known):
+        final |= {"dense_best_val_loss": dense.val_loss}
     summary = {"run": str(folder), "status": "finished", "steps": step, **final, **speed, **sparsity}
     files.write_json(folder / "summary.json", summary)
     if session.options.json_output:

@@ -16,13 +16,12 @@ from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2
 from lib import checkpoint, optim
+from lib.best import Evaluation, best
 from lib.device import Machine
 from lib.kconf import Options
 from lib.optim import set_learning_rate, skip_if
 from lib.prune import AnyPruner
 from lib.schedule import ScheduleOptions, learning_rate
-
-_SPARSER = 1e-4  # share of the weights; weights happen to be zero without pruning too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +39,8 @@ class LoopOptions(Options):
 class Recorder(Protocol):
     """What the loop tells about itself; it does not know who listens."""
 
-    def write(self, event: str, step: int, metrics: dict[str, float]) -> object:
-        """An event with its metrics."""
+    def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> object:
+        """An event with its metrics, and what else is to be known of it."""
 
     def tick(self) -> None:
         """A step was launched."""
@@ -76,8 +75,7 @@ class Training:
         self.data_sums: Callable[[], dict] = dict  # what the data are known by; raises when they have changed
         self.data_before: dict[str, dict[str, str]] = {}  # the same in the checkpoint that was loaded
         self.step = 0
-        self.best_val_loss = float("inf")
-        self.best = {"step": 0, "val_loss": float("inf"), "sparsity": 0.0}  # of what is as sparse as the model is now
+        self.evaluations: list[Evaluation] = []  # up to the present step
         self.train_seconds = 0.0  # in steps alone
         self.total_seconds = 0.0  # with evaluations and checkpoints, over all sessions
 
@@ -85,6 +83,11 @@ class Training:
         """Compute with a compiled model from now on, or with the model as it is."""
         self.compiled = compiled
         self.forward: Callable[..., Tensor] = torch.compile(self.model, dynamic=False) if compiled else self.model
+
+    @property
+    def best(self) -> Evaluation:
+        """The best evaluation so far (see `lib.best`), whose checkpoint is kept; without one, an infinite loss."""
+        return best(self.evaluations) or Evaluation(0, float("inf"), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on bit for bit."""
@@ -98,8 +101,8 @@ class Training:
             "data": self.data_sums(),
             "compiled": self.compiled,
             "step": self.step,
-            "best_val_loss": self.best_val_loss,
-            "best": dict(self.best),
+            "best": self.best._asdict(),
+            "evaluations": [list(one) for one in self.evaluations],
             "train_seconds": self.train_seconds,
             "total_seconds": self.total_seconds,
         }
@@ -118,7 +121,11 @@ class Training:
             self.guard.load(state["skipped"])
             self.data_before = {split: dict(state["data"][split]) for split in ("train", "val")}
             checkpoint.restore_random_state(state["random"])
-            self.step, self.best_val_loss, self.best = state["step"], state["best_val_loss"], dict(state["best"])
+            self.step = state["step"]
+            if "evaluations" in state:
+                self.evaluations = [Evaluation(*one) for one in state["evaluations"]]
+            else:  # an earlier version kept the best alone
+                self.evaluations = [Evaluation(**state["best"])]
             self.train_seconds, self.total_seconds = state["train_seconds"], state["total_seconds"]
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint does not fit this model and optimizer: {error}") from None
@@ -129,13 +136,12 @@ class Training:
         """Whether no weight is NaN or infinite; waits for the device."""
         return checkpoint.is_finite(self.model.parameters())
 
-    def note_best(self, val_loss: float) -> None:
-        """Remember the validation loss after the present step if none was lower, at any sparsity or at this one."""
-        self.best_val_loss = min(self.best_val_loss, val_loss)
+    def note(self, val_loss: float) -> float:
+        """Remember the validation loss after the present step; returns the sparsity of the model that has it."""
         sparsity = self.pruner.sparsity()
-        sparser = sparsity > self.best["sparsity"] + _SPARSER
-        if val_loss < (float("inf") if sparser else self.best["val_loss"]):
-            self.best = {"step": self.step, "val_loss": val_loss, "sparsity": sparsity}
+        before = [one for one in self.evaluations if one.step < self.step]
+        self.evaluations = [*before, Evaluation(self.step, val_loss, sparsity)]
+        return sparsity
 
 
 def train(
@@ -179,7 +185,7 @@ def train(
             )
         if evaluates:
             evaluate(training, data, machine, recorder, asked)
-        if saves or stopped() or (options.checkpoint_best and evaluates and training.best["step"] == step):
+        if saves or stopped() or (options.checkpoint_best and evaluates and training.best.step == step):
             recorder.save(step)
         if stopped():
             return
@@ -291,10 +297,10 @@ def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorde
     with recorder.busy("evaluating"):
         loss = validation_loss(training.forward, data, machine, asked)
     if loss is not None:
-        training.note_best(loss)
+        sparsity = training.note(loss)
         perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()
         losses = {"val_loss": loss, "val_perplexity": perplexity}
-        recorder.write("eval", training.step, losses | training.pruner.layers())
+        recorder.write("eval", training.step, losses | training.pruner.layers(), sparsity=sparsity)
         if not (math.isfinite(loss) or training.guard.skips):
             text = f"step {training.step}: the validation loss is not a number"
             raise Diverged(text, training.step, training.step, good=False)

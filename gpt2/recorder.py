@@ -72,7 +72,7 @@ class Recorder:
     def tidy(self) -> None:
         """Remove what a kill left of checkpoints: unfinished files, and those that are kept no longer."""
         found, folder = checkpoint.find(self.writer.folder), self.writer.folder
-        for path in [*folder.glob("*.tmp"), *self.writer.keeping.obsolete(found, self.training.best["step"])]:
+        for path in [*folder.glob("*.tmp"), *self.writer.keeping.obsolete(found, self.training.best.step)]:
             path.unlink()
 
     def settle(self) -> None:

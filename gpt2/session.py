@@ -98,7 +98,7 @@ class Session:
         stack: ExitStack,
     ) -> Recorder:
         """Begin to record this session; `stack` ends it."""
-        console = Console(self.schedule.max_iters, self.training.step, self.training.best_val_loss)
+        console = Console(self.schedule.max_iters, self.training.step, self.training.evaluations)
         stack.callback(console.close)
         self._announce(folder, book, console, words, changed, retry)
         self.trackers = track.names(self.options.tracker)
@@ -297,7 +297,7 @@ class Session:
         if known is None:
             loop.evaluate(self.training, self.data, self.machine, recorder, asked)
         else:  # what a kill took with the checkpoint that knew of it
-            self.training.note_best(known)
+            self.training.note(known)
 
 
 def _open(folder: Path, stack: ExitStack) -> journal.Journal:

@@ -4,22 +4,23 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
 from lib import journal
+from lib.best import Evaluation, best
 from lib.errors import NO_ROOM, shown
 
 
 class Console:
     """Shows the records of a run as they are written to the journal."""
 
-    def __init__(self, steps: int, done: int, best: float = float("inf")):
-        """A bar of `steps` steps of which `done` are behind us, with the best validation loss so far."""
+    def __init__(self, steps: int, done: int, evaluations: Iterable[Evaluation] = ()):
+        """A bar of `steps` steps of which `done` are behind us, with the evaluations so far."""
         self.live = sys.stderr.isatty()
-        self.steps, self.best = steps, best
+        self.steps, self.evaluations = steps, list(evaluations)
         self.bar = tqdm(
             total=steps,
             initial=done,
@@ -57,8 +58,9 @@ class Console:
             if not self.live:
                 self.say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}")
         elif record["event"] == "eval":
-            better = metrics["val_loss"] < self.best
-            self.best = min(self.best, metrics["val_loss"])
+            now = Evaluation(step, metrics["val_loss"], journal.number(record.get("sparsity", 0.0)))
+            self.evaluations.append(now)
+            better = best(self.evaluations) is now
             self.say(
                 f"step {step:>{len(str(self.steps))}}/{self.steps}  val loss {metrics['val_loss']:.4f}  "
                 f"perplexity {metrics['val_perplexity']:,.2f}{'  best' if better else ''}"

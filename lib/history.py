@@ -3,13 +3,12 @@
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lib import files, journal
+from lib import best, files, journal
 from lib.config_file import read_lines
 from lib.errors import UsageError, UserError
 from lib.in_force import SERIES, InForce, Key, Record, series
@@ -99,10 +98,14 @@ class History:
         """The newest value of a column, or None."""
         return next(reversed(self.values(name).values()), None)
 
+    def evaluations(self) -> list[best.Evaluation]:
+        """The evaluations in force, steps ascending."""
+        return best.evaluations(self.rows.values())
+
     def best(self) -> float | None:
-        """The lowest validation loss in force that is a number, or None."""
-        losses = (journal.numbers(row)["val_loss"] for row in self.rows.values() if "val_loss" in row["metrics"])
-        return min((loss for loss in losses if not math.isnan(loss)), default=None)
+        """The best validation loss in force (see `lib.best`), or None."""
+        found = best.best(self.evaluations())
+        return found and found.val_loss
 
 
 def load(folder: Path) -> History:
@@ -116,7 +119,11 @@ def skim(folder: Path) -> History:
         return History()
     data = _content(folder)
     landmarks = _landmarks(data)
-    return _of(journal.read(folder) if _repeats(data, landmarks) else (record for _, record in landmarks))
+    if _repeats(data, landmarks):
+        return load(folder)
+    history = _of(record for _, record in landmarks)
+    told = all("sparsity" in row for row in history.rows.values() if "val_loss" in row["metrics"])
+    return load(folder) if history.last("sparsity") and not told else history  # see best.evaluations
 
 
 def _of(records: Iterable[Record]) -> History:

@@ -29,7 +29,10 @@ _MOST = sys.float_info.max
 _PLAUSIBLE = 2**62  # no journal gets to a record of this number
 _YEAR_10000 = 253402300800  # unix seconds, up to which time can be told
 # Kinds of what a record may have beside what every record has, and of options in its configuration, that readers go by.
-_DETAILS = {"config": dict, "changed": dict, "status": str, "message": str, "kind": str, "level": str, "machine": str}
+_DETAILS = {
+    "config": dict, "changed": dict, "status": str, "message": str, "kind": str, "level": str, "machine": str,
+    "sparsity": (int, float),
+}  # fmt: skip
 _OPTIONS = {"max_iters": int, "tracker": list}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import difference, export, files, follow, history, journal, track, view
+from lib import best, difference, export, files, follow, history, journal, track, view
 from lib.command_line import resolve
 from lib.console import duration
 from lib.errors import UsageError, UserError, run_program, shown
@@ -166,8 +166,11 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
         torch = made[-1].get("packages", {}).get("torch")
         yield "host", f"{made[-1].get('host')}, Python {made[-1].get('python')}, torch {torch}"
         yield "commit", history.code(made[-1])
-    if (best := seen.best()) is not None:
-        yield "best loss", f"{best:.4f} in validation, nats per token"
+    if found := best.best(seen.evaluations()):
+        dense = best.dense_best(seen.evaluations())
+        sparse = f", at sparsity {found.sparsity:.4f}" if found.sparsity > best.SAME else ""
+        before = f"; before pruning {dense.val_loss:.4f}" if dense else ""
+        yield "best loss", f"{found.val_loss:.4f} in validation, nats per token{sparse}{before}"
     if (folder / journal.FILE).exists() and (lines := journal.damaged(folder)):
         more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
         yield "damaged", f"lines of {journal.FILE} that are passed over: {', '.join(map(str, lines[:10]))}{more}"

@@ -73,7 +73,7 @@ def assert_like_uninterrupted(run: Path, whole_run: Path) -> None:
     for key in mine:
         assert mine[key]["metrics"] | volatile == theirs[key]["metrics"] | volatile, key
     a, b = final_weights(run), final_weights(whole_run)
-    for name in ("model", "optimizer", "random", "step", "best_val_loss"):
+    for name in ("model", "optimizer", "random", "step", "evaluations"):
         assert_same(a[name], b[name])
 
 

@@ -1,12 +1,13 @@
 """Checkpoints of whole runs: which are kept, what is sampled from, and what a damaged one leads to."""
 
+import json
 import shutil
 
 import pytest
 
-from lib import checkpoint, journal
+from lib import checkpoint, history, journal
 from tests.test_train import wait_for_step
-from tests.training import arguments, losses, start, train
+from tests.training import arguments, losses, rewrite, start, train
 
 
 def names(run):
@@ -36,15 +37,47 @@ def test_the_best_checkpoint_is_kept_and_sampled_from(overfitted, program, folde
         assert (done.returncode, done.stderr) == (0, f"{run}, {checkpoint.name(step)[:-3]}\n")
 
 
-def test_a_pruned_run_keeps_the_best_of_its_final_sparsity(tmp_path):
-    """A dense model that was better is no checkpoint of a pruned run."""
+def test_the_best_of_a_pruned_run_is_of_its_final_sparsity(tmp_path):
+    """In its checkpoints, summary, final metrics, and what lists runs. The dense best has a name of its own."""
     options = {"pruning_method": "magnitude", "target_sparsity": 0.95, "pruning_interval": 1, "pruning_end": 0.9}
-    train(tmp_path, *arguments(checkpoint_best=True, eval_interval=2, checkpoint_interval=0, **options))
+    options |= {"pruning_warmup": 0.5, "learning_rate": 0.01}
+    output = train(tmp_path, *arguments(checkpoint_best=True, eval_interval=2, checkpoint_interval=0, **options))
     run = tmp_path / "runs/run"
     best = checkpoint.load(run / "checkpoints" / checkpoint.name(40))["best"]
     assert best["sparsity"] == pytest.approx(0.95, abs=1e-4)
-    after = [(r["metrics"]["val_loss"], s) for (e, s), r in journal.history(run).items() if e == "eval" and s >= 36]
-    assert (best["val_loss"], best["step"]) == min(after)
+    rows = [row for (event, _), row in journal.history(run).items() if event == "eval"]
+    losses = {row["step"]: row["metrics"]["val_loss"] for row in rows}
+    after = [loss for step, loss in losses.items() if step >= 36]
+    before = [losses[row["step"]] for row in rows if row["sparsity"] == 0.0]
+    assert (best["val_loss"], losses[best["step"]]) == (min(after), min(after))
+    assert checkpoint.name(best["step"]) in names(run)
+    assert min(before) < min(after)  # so that it matters
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["best_val_loss"], summary["dense_best_val_loss"]) == (min(after), min(before))
+    assert f" {min(after):.4f} best, in nats" in output
+    [finish] = [r for r in journal.read(run) if r["event"] == "finish"]
+    assert finish["metrics"]["best_val_loss"] == min(after)
+    # Earlier versions recorded no sparsity with an evaluation.
+    lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    for read in (history.load, history.skim):
+        assert read(run).best() == min(after)
+    text = "".join(json.dumps({k: v for k, v in line.items() if k != "sparsity"}) + "\n" for line in lines)
+    (run / "journal.jsonl").write_text(text.replace('": ', '":').replace(', "', ',"'))
+    for read in (history.load, history.skim):
+        assert read(run).best() == min(after)
+
+
+def test_a_checkpoint_of_an_earlier_version_knows_its_best(tmp_path):
+    train(tmp_path, *arguments(max_iters=20))
+    path = tmp_path / "runs/run/checkpoints" / checkpoint.name(20)
+    state = checkpoint.load(path)
+    best = {"step": 10, "val_loss": 0.5, "sparsity": 0.0}
+    state = {name: value for name, value in state.items() if name != "evaluations"}
+    rewrite(path, state | {"best": best, "best_val_loss": 0.25})
+    train(tmp_path, "--resume", "runs/run", "MAX_ITERS=30")
+    state = checkpoint.load(path.with_name(checkpoint.name(30)))
+    assert state["best"] == best
+    assert [step for step, _, _ in state["evaluations"]] == [10, 20, 30]
 
 
 def test_a_damaged_checkpoint_is_not_passed_over_silently(tmp_path):
@@ -86,7 +119,8 @@ def test_an_evaluation_before_a_kill_counts_for_the_best_after_it(tmp_path):
     train(tmp_path, "--resume", "runs/run")
     first = journal.history(run)["eval", 0]["metrics"]["val_loss"]
     state = checkpoint.load(run / "checkpoints" / checkpoint.name(200))
-    assert (state["best"], state["best_val_loss"]) == ({"step": 0, "val_loss": first, "sparsity": 0.0}, first)
+    assert state["best"] == {"step": 0, "val_loss": first, "sparsity": 0.0}
+    assert state["evaluations"] == [[0, first, 0.0]]
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

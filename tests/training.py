@@ -116,7 +116,7 @@ def schema(folder: Path, **changes: object) -> Schema:
 class Records(list):
     """A recorder that keeps the events: (event, step, metrics)."""
 
-    def write(self, event: str, step: int, metrics: dict[str, float]) -> None:
+    def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
         self.append((event, step, metrics))
 
     def alert(self, kind: str, level: str, message: str, step: int) -> None:
