@@ -1,7 +1,9 @@
 """What may change when a run is resumed: nothing that makes it another run, and what changes its course is recorded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from lib import checkpoint_file
 from lib.errors import UsageError
 from lib.kconf import Schema
 from lib.sweep import BESIDE, FREE
@@ -29,14 +31,37 @@ def of_course(schema: Schema, folder: Path) -> dict[str, list[str]]:
     differ = {n: [old.get(n, ""), new.get(n, "")] for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)}
     pruning = {name for name, option in schema.options.items() if option.menu[0] == "Pruning"}
     if fixed := sorted(differ.keys() & (FIXED | pruning)):
-        values = ", ".join(f"{was} -> {now}" for was, now in map(differ.get, fixed))
-        raise UsageError(f"{folder}: a run keeps its {', '.join(fixed)} ({values}); start a new run for that")
+        values = words({name: differ[name] for name in fixed})
+        raise UsageError(f"{folder}: a run keeps what it was begun with ({values}); start a new run for that")
     if _windows_per_step(before) != _windows_per_step(schema):
         raise UsageError(
             f"{folder}: a run keeps its BATCH_SIZE x GRADIENT_ACCUMULATION, on which the order of its data rests "
             f"({_windows_per_step(before)} -> {_windows_per_step(schema)}); start a new run for that"
         )
     return {name: differ[name] for name in sorted(differ.keys() - harmless(schema))}
+
+
+def check_in_time(schema: Schema, folder: Path, changed: dict[str, list[str]]) -> None:
+    """Raise UsageError if the run in `folder` has made all its steps and `changed` has what would be for further ones.
+
+    Its configuration would else say what none of its results was made with. The last evaluation may still be missing:
+    that can be made on another device, and a run can be ended where it is.
+    """
+    last, found = schema["MAX_ITERS"], checkpoint_file.find(folder / "checkpoints")
+    finished = (folder / "summary.json").exists() and "MAX_ITERS" not in changed
+    made = finished or (bool(found) and found[-1].name >= checkpoint_file.name(last))
+    timeless = {name for name, option in schema.options.items() if option.menu[0] == "System"} | {"MAX_ITERS"}
+    if made and (late := sorted(changed.keys() - timeless)):
+        values = words({name: changed[name] for name in late})
+        raise UsageError(
+            f"{folder}: has made its {last:,} steps, so it is too late to change {values}; raise MAX_ITERS to train on "
+            "with that, or start a new run"
+        )
+
+
+def words(differ: Mapping[str, list[str]]) -> str:
+    """`LEARNING_RATE 6e-4 -> 1e-4, MIN_LR unset -> 1e-5`."""
+    return ", ".join(f"{name} {was or 'unset'} -> {now or 'unset'}" for name, (was, now) in differ.items())
 
 
 def _windows_per_step(schema: Schema) -> int:

@@ -204,8 +204,8 @@ class Session:
         if book.damaged:
             lines = ", ".join(map(str, book.damaged[:9]))
             console.say(f"note: {book.path}: damaged and passed over: line {lines}")
-        for name, (before, now) in changed.items():
-            console.say(f"changed: {name} {before} -> {now}")
+        for name, values in changed.items():
+            console.say(f"changed: {changes.words({name: values})}")
         if retry:
             allowed, rate = self.schema["RETRIES"], self.schema.options["LEARNING_RATE"].text
             text = f"retry {retry} of {allowed} goes on after step {step}, with LEARNING_RATE={rate}"

@@ -50,10 +50,9 @@ def _say_begun(schema: Schema, folder: Path, launch: Launch) -> None:
     """Say that this job began the run in `folder`; raises UsageError if that was to learn something else."""
     say(f"{folder} was begun by this {launch.launcher} job, {launch.job}; another TRACKER_RUN_NAME begins another")
     if changed := _changed(schema, folder):
-        values = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
         raise UsageError(
-            f"{folder}: this job began it with other options ({values}); another TRACKER_RUN_NAME begins another "
-            "run, and --resume goes on with this one, changed"
+            f"{folder}: this job began it with other options ({changes.words(changed)}); another TRACKER_RUN_NAME "
+            "begins another run, and --resume goes on with this one, changed"
         )
 
 
@@ -104,7 +103,8 @@ def _go_back(folder: Path, since: int, vocab_size: int) -> int:
 def _still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
     """What changes the course of the run in `folder`; None if nothing does and it is finished, which is said."""
     changed, summary = _changed(schema, folder), folder / "summary.json"
-    if changed or not summary.exists():
+    changes.check_in_time(schema, folder, changed)
+    if not summary.exists() or "MAX_ITERS" in changed:
         return changed
     if output := schema["JSON_OUTPUT"]:
         ending.check_output(Path(output))

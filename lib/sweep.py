@@ -15,7 +15,7 @@ from lib.kconf import ROOT, Schema
 from lib.option import nearest
 
 COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares
-FREE = ("Experiment tracking", "Output")  # menus whose options do not change what is learned
+FREE = ("Experiment tracking", "Output", "Sampling")  # menus whose options do not change what is learned
 # Options of other menus that do not either.
 BESIDE = frozenset({"LOG_INTERVAL", "EVAL_INTERVAL", "DATA_DIR", "LOSS_SPIKE_SIGMA"})
 # Part of a method in that it needs a value of its own; a table shows them where they differ.

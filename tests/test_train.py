@@ -175,6 +175,65 @@ def test_a_finished_run_says_so_and_goes_on_when_it_gets_more_steps(tmp_path, wh
     assert json.loads((tmp_path / "runs/run/summary.json").read_text())["steps"] == 45
 
 
+def contents(run):
+    """Every file of a run's folder."""
+    return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["LEARNING_RATE=1e-4", "GRAD_CLIP=0"], "GRAD_CLIP 1.0 -> 0, LEARNING_RATE 0.003 -> 1e-4"),
+        (["--no-decay-lr"], "DECAY_LR y -> n, MIN_LR 6e-5 -> unset"),
+        (["THREADS=2", "NAN_POLICY=skip"], "NAN_POLICY stop -> skip, NAN_SKIP_LIMIT unset -> 10"),
+        (["MODEL_NAME=gpt2"], None),
+        (["BATCH_SIZE=8", "GRADIENT_ACCUMULATION=1"], "BATCH_SIZE 4 -> 8, GRADIENT_ACCUMULATION 2 -> 1"),
+    ],
+)
+def test_a_finished_run_refuses_what_would_be_for_further_steps(tmp_path, whole, words, values):
+    """Its configuration would else say what none of its results was made with; `make reproduce` goes by that."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+    output = train(tmp_path, "--resume", "runs/run", *words, code=2)
+    if values:
+        assert output == (
+            f"error: runs/run: has made its 40 steps, so it is too late to change {values}; raise MAX_ITERS to train "
+            "on with that, or start a new run\n"
+        )
+    assert contents(tmp_path) == before
+
+
+def test_a_finished_run_is_untouched_by_what_changes_no_result(tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+    words = [
+        "TRACKER=csv",
+        "LOG_INTERVAL=7",
+        "EVAL_INTERVAL=7",
+        "CHECKPOINT_KEEP=9",
+        "PROMPT=Hello",
+        "DATA_DIR=none",
+        "THREADS=2",
+    ]
+    assert "runs/run is finished: see " in train(tmp_path, "--resume", "runs/run", *words)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_lacks_its_last_evaluation_may_get_it_on_another_device(tmp_path, whole):
+    """No step is left to make, so nothing else can change."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    run = tmp_path / "runs/run"
+    (run / "summary.json").unlink()
+    text = (run / "journal.jsonl").read_text().splitlines(keepends=True)
+    (run / "journal.jsonl").write_text("".join(line for line in text if '"step":40' not in line or '"train"' in line))
+    before = contents(tmp_path)
+    output = train(tmp_path, "--resume", "runs/run", "THREADS=2", "LEARNING_RATE=1e-4", code=2)
+    assert "too late to change LEARNING_RATE 0.003 -> 1e-4; raise" in output
+    assert contents(tmp_path) == before
+    assert "changed: THREADS 1 -> 2" in train(tmp_path, "--resume", "runs/run", "THREADS=2")
+    assert json.loads((run / "summary.json").read_text())["steps"] == 40
+
+
 def test_the_same_name_twice_makes_two_runs(tmp_path):
     for _ in range(2):
         train(tmp_path, *arguments(max_iters=5))
@@ -239,7 +298,8 @@ def test_what_cannot_be_is_said_before_a_run_is_made(tmp_path, words, message):
 def test_a_run_stays_the_run_it_is(tmp_path, whole):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     output = train(tmp_path, "--resume", "runs/run", "--seed", "8", "--optimizer", "sgd", code=2)
-    assert "error: runs/run: a run keeps its OPTIMIZER, SEED (adamw -> sgd, 7 -> 8); start a new run for that" in output
+    kept = "OPTIMIZER adamw -> sgd, SEED 7 -> 8"
+    assert f"error: runs/run: a run keeps what it was begun with ({kept}); start a new run for that" in output
     output = train(tmp_path, "--resume", "runs/run", "--batch-size", "3", code=2)
     assert "a run keeps its BATCH_SIZE x GRADIENT_ACCUMULATION" in output
 
