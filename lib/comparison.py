@@ -1,7 +1,5 @@
 """The table of a sweep: each configuration's mean and spread over the seeds, from the folders of the finished runs."""
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -81,10 +79,7 @@ def _differences(runs: list[Results], to: list[Results]) -> list[float]:
 def _versions(folder: Path) -> Iterable[str]:
     """What the sessions of a run were made with: commit, a hash of the uncommitted changes, torch."""
     for made in history.provenances(folder):
-        changes = made.get("uncommitted_changes")
-        changed = f" with changes {hashlib.md5(json.dumps(changes).encode()).hexdigest()[:6]}" if changes else ""
-        torch = made.get("packages", {}).get("torch", "unknown")
-        yield f"commit {(made.get('commit') or 'unknown')[:10]}{changed}, torch {torch}"
+        yield f"commit {history.code(made)}, torch {made.get('packages', {}).get('torch', 'unknown')}"
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

@@ -58,8 +58,10 @@ def options(a: Side, b: Side) -> dict[str, Pair]:
 
 
 def code(a: Side, b: Side) -> dict[str, Pair]:
-    """The commits with their uncommitted changes, if they differ."""
-    return _pairs({"commit": history.code(a.made)}, {"commit": history.code(b.made)})
+    """The commits with their uncommitted changes, if they differ or nobody knows whether they do."""
+    one, other = history.code(a.made), history.code(b.made)
+    known = bool(a.made.get("commit")) and not one.endswith("not kept")
+    return {} if one == other and known else {"commit": (one, other)}
 
 
 def versions(a: Side, b: Side) -> dict[str, Pair]:
@@ -121,8 +123,11 @@ def notes(a: Side, b: Side) -> Iterator[str]:
         yield "The seeds differ, and so do data order and first weights: part of the difference is chance."
     if "EVAL_INTERVAL" in differ:
         yield "EVAL_INTERVAL differs: the best losses are of other steps and do not compare."
-    if code(a, b) or versions(a, b):
+    commits = code(a, b).get("commit", ("", ""))
+    if commits[0] != commits[1] or versions(a, b):
         yield "Code or versions differ, which alone can change losses."
+    elif commits[0]:
+        yield "Whether their code is the same is not known; other code alone can change losses."
     if machine(a, b) or differ.keys() & {"DEVICE", "COMPILE", "THREADS"}:
         yield "The machine or its use differs, so the times do not compare."
 

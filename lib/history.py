@@ -238,7 +238,8 @@ def provenance(path: Path) -> dict[str, Any]:
     options, packages = found.get("options", {}), found.get("packages", {})
     changes = found.get("uncommitted_changes")
     try:
-        texts = [found.get("commit") or "", found.get("folder", ""), *packages.values()]
+        texts = [found.get("commit") or "", *(found.get(name, "") for name in ("commit_unknown", "folder"))]
+        texts += packages.values()
         texts += [entry[name] for entry in options.values() for name in ("value", "source")]
         if changes and not isinstance(changes, str):  # before they had a file of their own, they stood there themselves
             texts += [changes["file"] or "", changes["sha256"], changes["note"]]
@@ -273,8 +274,10 @@ def differing(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def code(made: dict[str, Any]) -> str:
-    """`6382a36f01`, and with what uncommitted changes."""
-    changes = made.get("uncommitted_changes")
-    # Before they had a file of their own, the changes themselves stood there.
-    mark = changes["sha256"] if isinstance(changes, dict) else hashlib.sha256((changes or "").encode()).hexdigest()
-    return f"{(made.get('commit') or 'unknown')[:10]}" + (f" with uncommitted changes {mark[:6]}" if changes else "")
+    """`6382a36f01 with uncommitted changes b24a20`: what lists, comparisons and sweeps call the code of a session."""
+    name, changes = (made.get("commit") or "unknown")[:10], made.get("uncommitted_changes")
+    if not changes:
+        return name
+    if isinstance(changes, str):  # before they had a file of their own, the changes themselves stood there
+        return f"{name} with uncommitted changes {hashlib.sha256(changes.encode()).hexdigest()[:6]}"
+    return f"{name} with uncommitted changes {changes['sha256'][:6] if changes['file'] else 'that were not kept'}"

@@ -12,10 +12,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lib import redact
+from lib import redact, run
 from lib.errors import UserError
 from lib.files import write, write_json
 from lib.kconf import ROOT, Schema
@@ -26,6 +26,7 @@ _SECONDS = 60  # that a git command may take
 _PRIVATE = re.compile(
     r"\.env(\..+)?|\.(netrc|npmrc|pypirc)|.+\.(pem|key)|id_\w+|.*(credentials|secret).*", re.IGNORECASE
 )
+_SHARD = re.compile(r"(train|val)-\d{5}\.bin(\.tmp)?")  # of prepared data
 # Variables of git's that say how it is set up; the others name a repository, its parts, or a form of what it prints.
 _SETUP = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH")
 
@@ -53,15 +54,20 @@ def save(schema: Schema, folder: Path, argv: list[str], name: str = "provenance.
             "left_out": list(changes.left_out),
             "note": _note(changes),
         }
+    known = commit(ROOT)
+    why = "" if known else unknown(ROOT)
     content = {
         "options": schema.provenance(),
         "argv": redact.without(argv),
         "folder": str(Path.cwd()),
-        "commit": commit(ROOT),
+        "commit": known,
+        "commit_unknown": why,
         "uncommitted_changes": kept,
         **environment(),
     }
     write_json(folder / name, content)
+    if why:
+        return f"the commit and the uncommitted changes are not kept with the run: {why}"
     return kept["note"] if kept else ""
 
 
@@ -155,18 +161,38 @@ class GitError(UserError):
 
 
 def commit(root: Path) -> str | None:
-    """The commit that is checked out at `root`, or None without git or outside of a clone."""
+    """The commit that is checked out at `root`, or None where git does not tell; see `unknown`."""
     try:
         return git(root, "rev-parse", "--verify", "HEAD").decode().strip()
     except GitError:
         return None
 
 
-def uncommitted(root: Path, apart: Iterable[Path] = ()) -> Changes | None:
-    """What the checkout at `root` has that its commit has not; None without git or outside of a clone.
+def unknown(root: Path) -> str:
+    """Why git does not tell the commit at `root`, and what makes it do so; empty if it does."""
+    try:
+        git(root, "rev-parse", "--verify", "HEAD")
+        return ""
+    except GitError as error:
+        words = str(error)
+    if not shutil.which("git"):
+        return "git is not installed, or not in PATH; install it"
+    place = run.clone(root)
+    if command := re.search(r"git config --global --add safe\.directory .+", words):
+        return f"git does not read {place}, which belongs to another user; to allow it: {command[0]}"
+    if not (place / ".git").exists():
+        return f"{root} is in no git clone; get the code with git clone"
+    if words.endswith("Needed a single revision"):
+        return f"{place} has no commit yet; make one with git commit"
+    return f"{words}; mend {place}/.git, or get the code anew with git clone"
 
-    The untracked files in the folders `apart`, data and runs, do not count. Neither git's index nor its objects are
-    touched: a copy of the index learns of the untracked files by name alone, which suffices for `git diff`.
+
+def uncommitted(root: Path, apart: Iterable[Path] = ()) -> Changes | None:
+    """What the checkout at `root` has that its commit has not; None where git does not tell the commit.
+
+    The untracked files in the folders `apart`, in those of runs and of prepared data do not count. Neither git's index
+    nor its objects are touched: a copy of the index learns of the untracked files by name alone, which suffices for
+    `git diff`.
     """
     try:
         places = git(root, "rev-parse", "--show-toplevel", "--git-path", "index", "--verify", "HEAD")
@@ -192,6 +218,7 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
     # ROOT itself may be a folder for runs; what is in it is code all the same.
     apart = [folder for folder in apart if not root.resolve().is_relative_to(folder)]
     untracked = {p for p in untracked if not any(Path(top, p).is_relative_to(folder) for folder in apart)}
+    untracked -= _products(untracked)
     sizes = _sizes(root, top, tracked) | {path: _size(top / path) for path in untracked}
     new = untracked | {path for path, before in tracked.items() if not before.strip("0")}  # the commit lacks them
     unwanted = {p for p in new if p.endswith("/") or _PRIVATE.fullmatch(Path(p).name)}  # "/": another repository
@@ -211,6 +238,22 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
         if secret(patch):
             raise GitError("they take a key or password of the environment out of a file")
     return Changes(patch, tuple(sorted(sizes.keys() - kept)))
+
+
+def _products(paths: Iterable[str]) -> set[str]:
+    """Those of the paths in folders of runs and of prepared data, whatever OUTPUT_DIR and DATA_DIR are now."""
+    inside: dict[str, set[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        inside.setdefault(folder, set()).add(name)
+    made = {folder for folder, names in inside.items() if folder and _is_product(folder, names)}
+    return {path for path in paths if any(str(parent) in made for parent in PurePosixPath(path).parents)}
+
+
+def _is_product(folder: str, names: set[str]) -> bool:
+    """Whether these files in a folder make it that of a run, or of prepared data, also while it is prepared."""
+    prepared = "meta.json" in names or folder.endswith(".partial")
+    return {"run.json", "journal.jsonl"} <= names or (prepared and any(map(_SHARD.fullmatch, names)))
 
 
 def _holds(path: Path, secret: Callable[[bytes], bool]) -> bool:

@@ -73,7 +73,8 @@ def kept(folder: Path) -> dict[str, Any]:
     if not made.keys() >= {"commit", "uncommitted_changes", "packages"}:
         raise UserError(f"{folder}/provenance.json: does not say with what code and packages the run was made")
     if not made["commit"]:
-        raise UserError(f"{folder}: was trained outside of a git clone, so its code is not known")
+        why = made.get("commit_unknown") or "it was made outside of a git clone, or where git did not read the clone"
+        raise UserError(f"{folder}: its commit was not known when it was trained, so it cannot be reproduced ({why})")
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(made["commit"])):  # git would take it for something else
         raise UserError(f"{folder}/provenance.json: names a commit that is none")
     return made
@@ -160,7 +161,10 @@ def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
         yield made["uncommitted_changes"]["note"]
     for path in sorted(folder.glob("provenance-*.json")):
         later = history.provenance(path)
-        if any(later.get(key) != made[key] for key in ("commit", "uncommitted_changes")):
+        if not later.get("commit"):
+            why = later.get("commit_unknown") or "git did not tell it"
+            yield f"it was resumed with code whose commit is not known ({why}), see {path.name}"
+        elif any(later.get(key) != made[key] for key in ("commit", "uncommitted_changes")):
             yield f"it was resumed with other code than that of its start, which trains all of it now, see {path.name}"
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
     if several := [found[1] for one in sessions if (found := re.match(r"(\d+) x ", one.get("machine", "")))]:
@@ -175,6 +179,8 @@ def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
 @contextlib.contextmanager
 def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
     """A scratch checkout of a commit with a patch applied; yields the folder that there corresponds to ROOT."""
+    if why := provenance.unknown(ROOT):
+        raise UserError(f"the run's code cannot be checked out: {why}")
     prefix = os.fsdecode(git(ROOT, "rev-parse", "--show-prefix")).strip()  # ROOT may be a folder of a larger clone
     try:
         git(ROOT, "cat-file", "-e", f"{commit}^{{commit}}")

@@ -165,7 +165,8 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
     if made := history.provenances(folder):
         torch = made[-1].get("packages", {}).get("torch")
         yield "host", f"{made[-1].get('host')}, Python {made[-1].get('python')}, torch {torch}"
-        yield "commit", history.code(made[-1])
+        why = made[-1].get("commit_unknown")
+        yield "commit", history.code(made[-1]) + (f": {why}" if why else "")
     if found := best.best(seen.evaluations()):
         dense = best.dense_best(seen.evaluations())
         sparse = f", at sparsity {found.sparsity:.4f}" if found.sparsity > best.SAME else ""

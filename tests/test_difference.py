@@ -78,6 +78,16 @@ def test_what_else_differs_is_said(side):
     ]
 
 
+def test_code_that_nobody_knows_is_not_the_same(side):
+    lost = {"uncommitted_changes": {"sha256": "e3b0c44298", "file": None, "note": ""}}
+    for made, name in (({"commit": None}, "unknown"), (lost, "abc with uncommitted changes that were not kept")):
+        a, b = side("a", made=made), side("b", made=made)
+        assert difference.code(a, b) == {"commit": (name, name)}
+        assert list(difference.notes(a, b)) == [
+            "Whether their code is the same is not known; other code alone can change losses."
+        ]
+
+
 def test_what_cannot_be_ranked(side):
     good, bad = side("a"), side("b", (2.0, math.nan))
     assert difference.verdict(good, bad) == "At step 4 a validation loss is no number, so neither is ranked."

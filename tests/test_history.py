@@ -156,7 +156,11 @@ def test_code_has_a_name():
     made = {"commit": "0123456789abcdef", "uncommitted_changes": None}
     assert history.code(made) == "0123456789"
     assert (
-        history.code(made | {"uncommitted_changes": {"sha256": "feedbeef"}})
+        history.code(made | {"uncommitted_changes": {"sha256": "feedbeef", "file": "changes.patch"}})
         == "0123456789 with uncommitted changes feedbe"
+    )
+    changes = {"sha256": "feedbeef", "file": None}  # too large, say
+    assert history.code(made | {"uncommitted_changes": changes}) == (
+        "0123456789 with uncommitted changes that were not kept"
     )
     assert history.code({"commit": None}) == "unknown"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -104,8 +105,34 @@ def test_a_clone_without_changes_and_a_folder_that_is_none(clone, tmp_path, monk
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     for folder in (tmp_path, tmp_path / "empty"):
         assert (provenance.commit(folder), provenance.uncommitted(folder)) == (None, None)
+    assert provenance.unknown(clone) == ""
+    assert provenance.unknown(tmp_path) == f"{tmp_path} is in no git clone; get the code with git clone"
+    empty = tmp_path / "empty"
+    assert provenance.unknown(empty) == f"{empty} has no commit yet; make one with git commit"
+    (clone / ".git/HEAD").write_text("nonsense\n")
+    words = provenance.unknown(clone)
+    assert words.startswith(f"git rev-parse in {clone} failed: fatal: not a git repository")
+    assert words.endswith(f"; mend {clone}/.git, or get the code anew with git clone")
     monkeypatch.setenv("PATH", "")
     assert (provenance.commit(clone), provenance.uncommitted(clone)) == (None, None)
+    assert provenance.unknown(clone) == "git is not installed, or not in PATH; install it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a clone to another user")
+def test_a_clone_of_another_user_is_said_with_what_makes_it_known(clone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    known = provenance.commit(clone)
+    for path in (clone, clone / ".git"):
+        os.chown(path, 1234, 1234)
+    command = f"git config --global --add safe.directory {clone}"
+    why = f"git does not read {clone}, which belongs to another user; to allow it: {command}"
+    assert (provenance.commit(clone), provenance.unknown(clone)) == (None, why)
+    note, made = save(clone, monkeypatch, tmp_path / "run")
+    assert note == f"the commit and the uncommitted changes are not kept with the run: {why}"
+    assert (made["commit"], made["commit_unknown"], made["uncommitted_changes"]) == (None, why, None)
+    subprocess.run(command.split(), check=True)
+    assert (provenance.commit(clone), provenance.unknown(clone)) == (known, "")
 
 
 def test_what_is_too_much_or_private_is_left_out_by_name(clone, tmp_path, monkeypatch):
@@ -160,6 +187,21 @@ def test_data_and_runs_are_no_changes_but_a_folder_of_a_larger_clone_is(clone):
     root = clone / "lib"
     changes = provenance.uncommitted(root, [root / "output", root / "data", clone])
     assert re.findall(rb"^diff --git (\S+)", changes.patch, re.MULTILINE) == [b"a/lib/three"]
+
+
+def test_runs_and_prepared_data_are_no_changes_wherever_they_are(clone):
+    """DATA_DIR and OUTPUT_DIR were others when they were made."""
+    products = [
+        "old/stdlib-bytes/meta.json", "old/stdlib-bytes/train-00000.bin", "old/stdlib-bytes/val-00000.bin",
+        "old/web.partial/train-00000.bin.tmp", "old/web.partial/lock", "lib/out/run/run.json",
+        "lib/out/run/journal.jsonl", "lib/out/run/checkpoints/step-000000003.pt", "lib/out/run/changes.patch",
+    ]  # fmt: skip
+    others = ["old/notes.txt", "lib/meta.json", "lib/train-00000.bin.txt", "model/train-00000.bin", "model/run.json"]
+    for name in products + others:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("new\n")
+    found = re.findall(rb"^diff --git a/(\S+)", provenance.uncommitted(clone).patch, re.MULTILINE)
+    assert sorted(map(bytes.decode, found)) == sorted(others)
 
 
 def test_git_that_fails_is_said(clone):

@@ -190,9 +190,14 @@ def test_a_run_without_its_code_is_not_reproduced(run, tmp_path):
     with pytest.raises(UserError, match=r"run: an older version made it and did not keep its uncommitted changes"):
         reproduce.changes(run, made | {"uncommitted_changes": "diff --git"})
     assert reproduce.changes(run, made | {"uncommitted_changes": None}) is None
-    (run / "provenance.json").write_text(json.dumps(made | {"commit": None}))
-    with pytest.raises(UserError, match=r"run: was trained outside of a git clone, so its code is not known$"):
-        reproduce.kept(run)
+    for why, told in (
+        ("git is not installed", "git is not installed"),
+        (None, "it was made outside of a git clone, or"),
+    ):
+        (run / "provenance.json").write_text(json.dumps(made | {"commit": None, "commit_unknown": why or ""}))
+        sentence = rf"run: its commit was not known when it was trained, so it cannot be reproduced \({told}"
+        with pytest.raises(UserError, match=sentence):
+            reproduce.kept(run)
     for text, sentence in (
         ("{}", "does not say with what code and packages"),
         ("[1]", "is damaged: it must hold a JSON"),
@@ -219,6 +224,7 @@ def test_what_else_could_explain_a_difference_is_told(run, tmp_path):
     changes = made["uncommitted_changes"] | {"note": "not kept: data.bin"}
     (run / "provenance-20.json").write_text(json.dumps(made | {"commit": "2" * 40}))
     (run / "provenance-30.json").write_text(json.dumps(made | {"uncommitted_changes": changes}))
+    (run / "provenance-40.json").write_text(json.dumps(made | {"commit": None, "commit_unknown": "no git"}))
     add(run, event="resume", step=10, machine="2 x cpu, float32")
     with (run / "journal.jsonl").open("a") as file:
         file.write("damaged\n")
@@ -227,6 +233,7 @@ def test_what_else_could_explain_a_difference_is_told(run, tmp_path):
         f"{tmp_path}/gone, where it was trained, is gone: relative paths start from {ROOT}",
         "not kept: data.bin",
         "it was resumed with other code than that of its start, which trains all of it now, see provenance-20.json",
+        "it was resumed with code whose commit is not known (no git), see provenance-40.json",
         "2 processes trained it and one does now, which rounds the sums of gradients otherwise",
         f"lines {STEPS + 7} of its journal are damaged, so their records are missing",
     ]
