@@ -15,7 +15,7 @@ from gpt2.data import Data
 from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2
-from lib import checkpoint, optim
+from lib import checkpoint, optim, random_state
 from lib.best import Evaluation, best
 from lib.device import Machine
 from lib.kconf import Options
@@ -66,7 +66,7 @@ class Training:
         machine: Machine,
         divergence: DivergenceOptions,
     ):
-        self.model, self.optimizer, self.pruner = model, optimizer, pruner
+        self.model, self.optimizer, self.pruner, self.device = model, optimizer, pruner, machine.device
         pruner.begin()  # a checkpoint that is loaded later has other masks
         self.compile(False)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
@@ -74,6 +74,7 @@ class Training:
         self.guard = Guard(divergence, machine.device)
         self.data_sums: Callable[[], dict] = dict  # what the data are known by; raises when they have changed
         self.data_before: dict[str, dict[str, str]] = {}  # the same in the checkpoint that was loaded
+        self.unrestored = ""  # what the checkpoint that was loaded could not give back
         self.step = 0
         self.evaluations: list[Evaluation] = []  # up to the present step
         self.train_seconds = 0.0  # in steps alone
@@ -97,7 +98,7 @@ class Training:
             "pruner": self.pruner.state_dict(),
             "scaler": self.scaler.state_dict(),
             "skipped": self.guard.left_out(),
-            "random": checkpoint.random_state(),
+            "random": random_state.of(self.device),
             "data": self.data_sums(),
             "compiled": self.compiled,
             "step": self.step,
@@ -120,7 +121,7 @@ class Training:
                 self.good_scale = self.scaler.state_dict()
             self.guard.load(state["skipped"])
             self.data_before = {split: dict(state["data"][split]) for split in ("train", "val")}
-            checkpoint.restore_random_state(state["random"])
+            self.unrestored = random_state.restore(state["random"], self.device)
             self.step = state["step"]
             if "evaluations" in state:
                 self.evaluations = [Evaluation(*one) for one in state["evaluations"]]

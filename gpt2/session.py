@@ -206,6 +206,8 @@ class Session:
             console.say(f"note: {book.path}: damaged and passed over: line {lines}")
         for name, values in changed.items():
             console.say(f"changed: {changes.words({name: values})}")
+        if self.training.unrestored and self.model.options.dropout:
+            console.say(f"note: {self.training.unrestored}")
         if retry:
             allowed, rate = self.schema["RETRIES"], self.schema.options["LEARNING_RATE"].text
             text = f"retry {retry} of {allowed} goes on after step {step}, with LEARNING_RATE={rate}"

@@ -300,18 +300,6 @@ def _can_be_loaded(path: Path, expected: Mapping[str, str]) -> bool:
     return True
 
 
-def random_state() -> dict[str, Any]:
-    """The state of torch's random generators, which drive dropout."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Continue the random generators where `random_state` saw them."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-
-
 def _first_line(error: BaseException) -> str:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return reason.splitlines()[0][:200]

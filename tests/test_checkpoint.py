@@ -10,13 +10,14 @@ import threading
 import pytest
 import torch
 
-from lib import checkpoint, checkpoint_file
+from lib import checkpoint, checkpoint_file, random_state
 from lib.checkpoint import CheckpointError, Keeping
 from lib.errors import UsageError
 from tests.disk import disk
 
 __all__ = ["disk"]  # fixtures
 
+CPU = torch.device("cpu")
 TWO = Keeping(checkpoint_keep=2, checkpoint_best=False)
 
 
@@ -25,7 +26,7 @@ def save(folder, step, state, **about):
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    state = {"model": {"w": torch.arange(6.0).view(2, 3)}, "best_val_loss": 1.5, "random": checkpoint.random_state()}
+    state = {"model": {"w": torch.arange(6.0).view(2, 3)}, "best_val_loss": 1.5, "random": random_state.of(CPU)}
     path = save(tmp_path, 40, state)
     assert path == tmp_path / "step-000000040.pt"
     loaded = checkpoint.load(path)
@@ -43,10 +44,10 @@ def test_the_newest_two_are_kept(tmp_path):
 def test_random_numbers_continue_where_they_were(tmp_path):
     torch.manual_seed(3)
     torch.rand(5)
-    path = save(tmp_path, 1, {"random": checkpoint.random_state()})
+    path = save(tmp_path, 1, {"random": random_state.of(CPU)})
     expected = torch.rand(4)
     torch.manual_seed(99)
-    checkpoint.restore_random_state(checkpoint.load(path)["random"])
+    assert random_state.restore(checkpoint.load(path)["random"], CPU) == ""
     assert torch.equal(torch.rand(4), expected)
 
 

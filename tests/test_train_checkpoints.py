@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from lib import checkpoint, history, journal
 from tests.test_train import wait_for_step
@@ -121,6 +122,18 @@ def test_an_evaluation_before_a_kill_counts_for_the_best_after_it(tmp_path):
     state = checkpoint.load(run / "checkpoints" / checkpoint.name(200))
     assert state["best"] == {"step": 0, "val_loss": first, "sparsity": 0.0}
     assert state["evaluations"] == [[0, first, 0.0]]
+
+
+def test_a_random_state_that_cannot_be_restored_is_said(tmp_path):
+    """The checkpoint is as of a run on a GPU. Without dropout nobody draws, and nothing is said."""
+    train(tmp_path, *arguments(max_iters=10))
+    path = tmp_path / "runs/run/checkpoints" / checkpoint.name(10)
+    state = checkpoint.load(path)
+    rewrite(path, state | {"random": state["random"] | {"cuda": torch.zeros(16, dtype=torch.uint8)}})
+    note = "note: the random state of cpu cannot be restored, since the checkpoint was made on cuda; from here on "
+    assert note in train(tmp_path, "--resume", "runs/run", "MAX_ITERS=12")
+    path.with_name(checkpoint.name(12)).unlink()
+    assert note not in train(tmp_path, "--resume", "runs/run", "MAX_ITERS=14", "DROPOUT=0")
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
