@@ -47,16 +47,21 @@ def check_in_time(schema: Schema, folder: Path, changed: dict[str, list[str]]) -
     Its configuration would else say what none of its results was made with. The last evaluation may still be missing:
     that can be made on another device, and a run can be ended where it is.
     """
-    last, found = schema["MAX_ITERS"], checkpoint_file.find(folder / "checkpoints")
-    finished = (folder / "summary.json").exists() and "MAX_ITERS" not in changed
-    made = finished or (bool(found) and found[-1].name >= checkpoint_file.name(last))
+    last = schema["MAX_ITERS"]
     timeless = {name for name, option in schema.options.items() if option.menu[0] == "System"} | {"MAX_ITERS"}
-    if made and (late := sorted(changed.keys() - timeless)):
+    if is_made(schema, folder, changed) and (late := sorted(changed.keys() - timeless)):
         values = words({name: changed[name] for name in late})
         raise UsageError(
             f"{folder}: has made its {last:,} steps, so it is too late to change {values}; raise MAX_ITERS to train on "
             "with that, or start a new run"
         )
+
+
+def is_made(schema: Schema, folder: Path, changed: dict[str, list[str]]) -> bool:
+    """Whether the run in `folder` has no step left to make."""
+    if found := checkpoint_file.find(folder / "checkpoints"):
+        return found[-1].name >= checkpoint_file.name(schema["MAX_ITERS"])
+    return (folder / "summary.json").exists() and "MAX_ITERS" not in changed
 
 
 def words(differ: Mapping[str, list[str]]) -> str:

@@ -105,17 +105,17 @@ def main() -> int:
 
     def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--run", type=Path, metavar="RUN_FOLDER", help="the run to sample from (default: the latest)"
+            "--run", metavar="RUN", help="the run to sample from, or one of its checkpoints (default: the latest run)"
         )
         parser.add_argument(
             "--checkpoint",
-            default="newest",
             metavar="newest|best|STEP",
             help="which of its checkpoints (default: newest)",
         )
 
     def own_configuration(args: argparse.Namespace) -> Path:
-        args.run = args.run or run.newest(sys.argv[1:])
+        args.run, which = run.named(args.run, sys.argv[1:])
+        args.checkpoint = args.checkpoint or which or "newest"
         return run.configuration(args.run)
 
     schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=arguments, base=own_configuration)

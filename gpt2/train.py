@@ -4,8 +4,10 @@ A run gets a folder of its own with its configuration, journal and checkpoints; 
 """
 
 import argparse
+import contextlib
 import functools
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,25 +17,67 @@ if not __package__:  # a program, whose folder Python put there; `from gpt2.trai
 
     end_at_once()
 
-from lib import command_line, launch, run, schedule, signals, threads, track
-from lib.errors import UserError, run_program
+from lib import checkpoint_file, command_line, history, launch, run, schedule, signals, threads, track
+from lib.errors import UsageError, UserError, run_program
+from lib.kconf import Schema
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
-        metavar="RUN_FOLDER",
-        type=Path,
-        help="continue this run from its last checkpoint, with its own configuration in place of .config; "
-        '"latest" takes the newest run in the output folder',
+        metavar="RUN",
+        help="continue this run from its last checkpoint, with its own configuration in place of .config: its folder, "
+        "its name in the output folder, or a file of it; latest is the newest there",
     )
 
 
 def _own_configuration(argv: list[str], args: argparse.Namespace) -> Path | None:
     """The configuration of the run to resume, or None for a new run."""
-    if args.resume == Path("latest"):
-        args.resume = run.newest(argv)
-    return run.configuration(args.resume) if args.resume else None
+    if not args.resume:
+        return None
+    args.resume, wanted = run.named(args.resume, argv)
+    own = run.configuration(args.resume)
+    if wanted:
+        _check_newest(args.resume, wanted)
+    return own
+
+
+def _check_newest(folder: Path, wanted: str) -> None:
+    """Raise UsageError, which says how to go back, unless `wanted` is the newest checkpoint of the run in `folder`."""
+    path, found = checkpoint_file.chosen(folder, wanted), checkpoint_file.find(folder / "checkpoints")
+    if path == found[-1]:
+        return
+    aside = shlex.quote(str(folder / "newer"))
+    newer = [*found[found.index(path) + 1 :], *folder.glob("summary.json")]
+    raise UsageError(
+        f"{folder}: goes on from its newest checkpoint, {found[-1].name}; to go back to {path.name}, move what is "
+        f"newer away: mkdir -p {aside} && mv {shlex.join(map(str, newer))} {aside} && "
+        f"make resume RUN={shlex.quote(str(folder))}"
+    )
+
+
+def _place(schema: Schema, folder: Path, rank: int) -> Path:
+    """The folder that the relative paths of a run's configuration start from when it goes on.
+
+    It is this one if the run lies where OUTPUT_DIR says from here, so for a clone that was copied with its runs; else
+    the one in which it was trained. The first of them that has DATA_DIR is taken. Paths that were given for this
+    session start from here; they are made absolute.
+    """
+    own, here, made = f"{folder / '.config'}:", Path.cwd(), []
+    with contextlib.suppress(UserError):  # a damaged record is no reason not to go on
+        made = history.provenances(folder)
+    before = Path(made[-1].get("folder") or here) if made else here
+    output, data = Path(schema["OUTPUT_DIR"]), schema["DATA_DIR"]
+    at_home = not output.is_absolute() and (here / output).resolve() == folder.resolve().parent
+    places = [here] * at_home + [history.place(made[-1]) if made else here, here]
+    there = next((place for place in places if (place / data).exists()), places[0])
+    for name in ("DATA_DIR", "OUTPUT_DIR", "JSON_OUTPUT"):
+        source, text = schema.sources.get(name, own), schema[name]
+        if text and not source.startswith(own) and there != here:
+            schema.override([(name, str(here / text), source)])
+    if rank == 0 and (there != here or (before != here and not at_home)):
+        print(f"note: the run was trained in {before}; relative paths, such as DATA_DIR={data}, start from {there}")
+    return there
 
 
 def train(argv: list[str]) -> int:
@@ -65,7 +109,12 @@ def _train(argv: list[str], place: launch.Launch) -> int:
         from gpt2 import start  # imports torch, which takes seconds: --help and mistakes are answered before
 
     words = [__file__, *argv]
-    return start.resume(schema, words, args.resume, place) if args.resume else start.new(schema, words, place)
+    if not args.resume:
+        return start.new(schema, words, place)
+    there, folder = _place(schema, args.resume, place.rank), args.resume
+    folder = folder if there == Path.cwd() else folder.resolve()
+    with contextlib.chdir(there):
+        return start.resume(schema, words, folder, place)
 
 
 def main() -> int:

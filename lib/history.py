@@ -3,16 +3,16 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib import best, files, journal
+from lib import best, files, journal, run
 from lib.config_file import read_lines
 from lib.errors import UsageError, UserError
 from lib.in_force import SERIES, InForce, Key, Record, series
-from lib.run import Identity
 
 _FREQUENT = (b'"event":"train"', b'"event":"train.', b'"event":"system')
 # All other events. Found so and the frequent ones not parsed, 100 runs of 5,000 lines take 0.15 s; read whole, 4 s.
@@ -134,7 +134,7 @@ def _of(records: Iterable[Record]) -> History:
 
 
 def _begun(folder: Path) -> bool:
-    Identity.load(folder)
+    run.Identity.load(folder)
     return (folder / journal.FILE).exists()
 
 
@@ -194,12 +194,9 @@ def state(history: History, folder: Path) -> str:
 
 def find(output_dir: Path) -> list[Path]:
     """The folders of the runs in an output folder and in its sweeps; raises UsageError when there are none."""
-    found = {path.parent for form in ("*/run.json", "*/journal.jsonl") for path in output_dir.glob(form)}
-    inner = {path.parent for form in ("*/*/run.json", "*/*/journal.jsonl") for path in output_dir.glob(form)}
-    found |= {folder for folder in inner if folder.parent not in found}
-    if not found:
-        raise UsageError(f"{output_dir}: there is no run in this folder yet; start one with make train")
-    return sorted(found)
+    if found := run.folders(output_dir):
+        return found
+    raise UsageError(f"{output_dir}: there is no run in this folder yet; start one with make train")
 
 
 # ---- what a run was made with ----------------------------------------------------------------------------------------
@@ -230,6 +227,12 @@ def provenances(folder: Path) -> list[dict[str, Any]]:
     paths = folder.glob("provenance*.json")
     number = re.compile(r"\d+")
     return [provenance(path) for path in sorted(paths, key=lambda path: int((number.findall(path.stem) or ["-1"])[-1]))]
+
+
+def place(made: Mapping[str, Any]) -> Path:
+    """The folder that a run's relative paths, such as DATA_DIR, start from: where it was trained, or this one."""
+    where = made.get("folder", "")
+    return Path(where if os.path.isdir(where) else Path.cwd())  # noqa: PTH112  # Path raises for too long a name
 
 
 def provenance(path: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lib import command_line, files
 from lib.errors import UsageError, UserError
@@ -152,8 +153,9 @@ def _is_unbegun(folder: Path) -> bool:
 
 
 def latest(output_dir: str) -> Path:
-    """The run in `output_dir` whose journal was written last; raises UsageError when there is none."""
-    runs = [path.parent for path in Path(output_dir).glob("*/run.json") if (path.parent / ".config").exists()]
+    """The run in `output_dir` or a sweep there whose journal was written last; raises UsageError when there is none."""
+    whole = ("run.json", ".config")
+    runs = [run for run in folders(Path(output_dir)) if all((run / name).exists() for name in whole)]
     if not runs:
         raise UsageError(f"{output_dir}: there is no run in this folder yet; start one with make train")
     return max(
@@ -164,11 +166,50 @@ def latest(output_dir: str) -> Path:
     )
 
 
-def newest(argv: list[str]) -> Path:
-    """The latest run in the OUTPUT_DIR that .config, the environment and a command line name."""
+class Named(NamedTuple):
+    """What a user named."""
+
+    folder: Path  # of the run, if there is one
+    checkpoint: str  # name of its file; empty: none was named
+
+
+def named(given: str | None, argv: Sequence[str] = ()) -> Named:
+    """The run that a user names: by its folder, a file of it, or its name in OUTPUT_DIR, in a sweep there too.
+
+    `latest` and nothing name the latest one. What is no run comes back as it is: `Identity.load` says so. Raises
+    UsageError when sweeps have several of this name.
+    """
+    path = Path(given or "latest")
+    if not given or (given == "latest" and not path.exists()):
+        return Named(latest(_output_dir(argv)), "")
+    if (path / "run.json").exists():
+        return Named(path, "")
+    holder = path.absolute().parent
+    if holder.name == FOLDERS[0] and (holder.parent / "run.json").exists():  # a checkpoint, there or not
+        return Named(path.parent.parent if len(path.parts) > 2 else holder.parent, path.name)
+    if path.exists() and (holder / "run.json").exists():
+        return Named(path.parent if len(path.parts) > 1 else holder, "")
+    parent = Path(_output_dir(argv))
+    if (parent / given / "run.json").exists():
+        return Named(parent / given, "")
+    found = [folder for folder in folders(parent) if folder.name == given]
+    if len(found) > 1:
+        raise UsageError(f"{given}: {' and '.join(map(str, found[:3]))} have this name; say which")
+    return Named(found[0] if found else Path(given), "")
+
+
+def folders(output_dir: Path) -> list[Path]:
+    """The folders of the runs in an output folder and in its sweeps; a run's own folder holds no others."""
+    found = {path.parent for form in ("*/run.json", "*/journal.jsonl") for path in output_dir.glob(form)}
+    inner = {path.parent for form in ("*/*/run.json", "*/*/journal.jsonl") for path in output_dir.glob(form)}
+    return sorted(found | {folder for folder in inner if folder.parent not in found})
+
+
+def _output_dir(argv: Sequence[str]) -> str:
+    """The OUTPUT_DIR that .config, the environment and a command line name."""
     words = [word for n, word in enumerate(argv) if "--output-dir" in (word, *argv[max(0, n - 1) : n])]
     words += [word for word in argv if word.startswith(("OUTPUT_DIR=", "--output-dir="))]
-    return latest(command_line.resolve("", words)[0]["OUTPUT_DIR"])
+    return command_line.resolve("", words)[0]["OUTPUT_DIR"]
 
 
 def _check_links(folder: Path) -> None:

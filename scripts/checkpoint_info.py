@@ -17,17 +17,15 @@ from lib.errors import run_program
 def main() -> int:
     """Print a line per checkpoint and all of one; returns 1 if one of them is damaged."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a run [the latest run]")
-    parser.add_argument(
-        "--checkpoint", default="newest", metavar="newest|best|STEP", help="of which to say all [newest]"
-    )
+    parser.add_argument("run", nargs="?", help="folder of a run, its name, or one of its checkpoints [the latest run]")
+    parser.add_argument("--checkpoint", metavar="newest|best|STEP", help="of which to say all [newest]")
     args = parser.parse_args()
-    folder = args.run or run.newest([])
+    folder, which = run.named(args.run)
     run.Identity.load(folder)
     damaged = {one: problem(one) for one in checkpoint_file.find(folder / "checkpoints")}
     for one, words in damaged.items():
         print(f"{one.name}  {one.stat().st_size / 1e6:,.1f} MB  {words or 'whole: its checksum is right'}")
-    path = checkpoint_file.chosen(folder, args.checkpoint)
+    path = checkpoint_file.chosen(folder, args.checkpoint or which or "newest")
     if not damaged[path]:
         say(f"\n{path}\n{details(checkpoint_file.header(path))}")
     return int(any(damaged.values()))

@@ -53,9 +53,9 @@ def main() -> int:
 
 def wanted_project(given: str | None) -> str:
     """The project of a run's folder, of the latest run, or of that name."""
-    if given and not Path(given).is_dir() and os.sep not in given:
+    folder = run.named(given).folder
+    if given and not folder.is_dir() and os.sep not in given:
         return given
-    folder = Path(given or run.newest([]))
     return run.Identity.load(folder).project
 
 

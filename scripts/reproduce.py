@@ -49,7 +49,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda n, _: sys.exit(128 + n))  # leaves by way of what removes the worktree
-    folder = Path(args.run or run.newest([])).resolve()
+    folder = run.named(args.run).folder.resolve()
     identity, made, config = run.Identity.load(folder), kept(folder), configuration(folder)
     patch = changes(folder, made)
     copy = destination(folder, identity.name, args.to)
@@ -60,7 +60,7 @@ def main() -> int:
     for sentence in itertools.chain(differences(made, provenance.environment()), remarks(folder, made)):
         say(f"note: {sentence}")
     with worktree(made["commit"], patch, args.keep) as tree:
-        train(tree, folder, config, copy, place(made))
+        train(tree, folder, config, copy, history.place(made))
     return verdict(folder, copy, config["max_iters"])
 
 
@@ -134,12 +134,6 @@ def destination(folder: Path, name: str, wanted: Path | None) -> Path:
     return wanted
 
 
-def place(made: Mapping[str, Any]) -> Path:
-    """The folder that the run's relative paths, such as DATA_DIR, start from: where it was trained, or this one."""
-    where = made.get("folder", "")
-    return Path(where if os.path.isdir(where) else Path.cwd())  # noqa: PTH112  # Path raises for too long a name
-
-
 def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """What a run was made with and is otherwise now, such as `torch 2.13.0 -> 2.14.0`: reasons for other losses."""
     for name in _MACHINE:
@@ -155,7 +149,7 @@ def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
 
 def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
     """What else about a run could keep a reproduction from being identical, a sentence each."""
-    if made.get("folder") and place(made) != Path(made["folder"]):
+    if made.get("folder") and history.place(made) != Path(made["folder"]):
         yield f"{made['folder']}, where it was trained, is gone: relative paths start from {Path.cwd()}"
     if made["uncommitted_changes"] and made["uncommitted_changes"]["note"]:
         yield made["uncommitted_changes"]["note"]

@@ -18,7 +18,7 @@ from lib.command_line import resolve
 from lib.console import duration
 from lib.errors import UsageError, UserError, run_program, shown
 from lib.history import History
-from lib.run import Identity, newest
+from lib.run import Identity, named
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
 
 _SHOWN = ("train_loss", "val_loss", "learning_rate", "sparsity", "tokens_per_second", "grad_norm")
@@ -143,7 +143,7 @@ def show(args: argparse.Namespace) -> int:
 
 def _run(given: str | None) -> Path:
     """The folder of the run that the user means; raises UsageError when there is none."""
-    folder = Path(given or newest([]))
+    folder = named(given).folder
     Identity.load(folder)
     return folder
 
@@ -223,7 +223,7 @@ def compare(args: argparse.Namespace) -> int:
     """
     if not (args.a and args.b):  # make's A or B was not given
         raise UsageError("name two runs, such as: make compare A=runs/one B=runs/two")
-    a, b = (difference.Side.load(Path(name)) for name in (args.a, args.b))
+    a, b = (difference.Side.load(named(name).folder) for name in (args.a, args.b))
     parts = [view.grid([("A", str(a.folder), _state(a)), ("B", str(b.folder), _state(b))])]
     sections = {
         "configuration": difference.options(a, b),

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,44 @@ def test_the_latest_run_is_the_one_written_last(tmp_path):
     (folders[0] / "journal.jsonl").write_text("")
     (run.create(options(tmp_path, "stub"))[0] / "journal.jsonl").write_text("")  # killed before it had a configuration
     assert run.latest(str(tmp_path)) == folders[0]
+
+
+def test_the_runs_of_sweeps_count_for_the_latest(tmp_path):
+    import os
+
+    for name, seconds in (("a", 100), ("sweep/one-seed1", 300), ("sweep/two-seed1", 200)):
+        folder = run.create(options((tmp_path / name).parent, (tmp_path / name).name))[0]
+        (folder / ".config").write_text("")
+        os.utime(folder / "run.json", (seconds, seconds))
+    assert run.latest(str(tmp_path)) == tmp_path / "sweep/one-seed1"
+
+
+def test_a_run_is_named_by_its_folder_a_file_of_it_or_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for parent, name in (("runs", "a"), ("runs/few", "b-seed1"), ("runs/few", "c"), ("runs/more", "c"), ("other", "d")):
+        folder = run.create(options(parent, name))[0]
+        (folder / ".config").write_text("")
+        (folder / "checkpoints/step-000000020.pt").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "c").mkdir()
+    step = "step-000000020.pt"
+    for text, folder, checkpoint in (
+        ("runs/a", "runs/a", ""), ("runs/a/", "runs/a", ""), (f"{tmp_path}/runs/a", f"{tmp_path}/runs/a", ""),
+        ("runs/a/.config", "runs/a", ""), ("runs/a/run.json", "runs/a", ""), ("runs/a/checkpoints", "runs/a", ""),
+        (f"runs/a/checkpoints/{step}", "runs/a", step), ("runs/a/checkpoints/gone.pt", "runs/a", "gone.pt"),
+        ("a", "runs/a", ""), ("few/b-seed1", "runs/few/b-seed1", ""), ("b-seed1", "runs/few/b-seed1", ""),
+        ("data", "data", ""), ("nothing", "nothing", ""), ("runs/nothing", "runs/nothing", ""),
+    ):  # fmt: skip
+        assert run.named(text) == (Path(folder), checkpoint), text
+    assert run.named("d", ["OUTPUT_DIR=other"]) == (Path("other/d"), "")
+    for text, words in (("latest", ["--output-dir", "other"]), (None, ["OUTPUT_DIR=other"])):
+        assert run.named(text, words) == (Path("other/d"), "")
+    with pytest.raises(UsageError, match=r"^c: runs/few/c and runs/more/c have this name; say which$"):
+        run.named("c")
+    monkeypatch.chdir("runs/a")
+    for text, checkpoint in ((".", ""), (".config", ""), ("checkpoints", ""), (f"checkpoints/{step}", step)):
+        folder, found = run.named(text)
+        assert (folder.resolve(), found) == (tmp_path / "runs/a", checkpoint), text
 
 
 def test_what_is_no_run_is_one_sentence(tmp_path):

@@ -234,6 +234,53 @@ def test_a_run_that_lacks_its_last_evaluation_may_get_it_on_another_device(tmp_p
     assert json.loads((run / "summary.json").read_text())["steps"] == 40
 
 
+def test_a_run_goes_on_where_it_was_trained(tmp_path, whole):
+    """Its data and text are found there, wherever the resume is started; what is given now starts from here."""
+    shutil.copytree(whole[0], tmp_path / "home")
+    for path in (tmp_path / "home/runs/run").glob("provenance*.json"):
+        made = json.loads(path.read_text())
+        path.write_text(json.dumps(made | {"folder": str(tmp_path / "home")}))
+    here, home = tmp_path / "here", tmp_path / "home"
+    here.mkdir()
+    output = train(here, "--resume", "../home/runs/run", "MAX_ITERS=42", "JSON_OUTPUT=out.json")
+    assert f"note: the run was trained in {home}; relative paths, such as DATA_DIR=data, start from {home}\n" in output
+    assert f"resuming {home}/runs/run after step 40" in output
+    assert sorted(path.name for path in here.iterdir()) == ["corpus.txt", "out.json"]  # the helper's text
+    assert json.loads((here / "out.json").read_text())["steps"] == 42
+    assert sorted(losses(home / "runs/run")) == list(range(1, 43))
+    home.rename(tmp_path / "moved")  # to another machine, say
+    output = train(tmp_path / "moved", "--resume", "run", "MAX_ITERS=43")
+    assert "note:" not in output
+    assert "tokens for train" not in output  # nothing was prepared anew
+    (tmp_path / "moved/runs/run").rename(tmp_path / "moved/alone")
+    (tmp_path / "moved").rename(tmp_path / "again")
+    output = train(tmp_path / "again", "--resume", "alone", "MAX_ITERS=44")
+    note = (
+        f"the run was trained in {tmp_path}/moved; relative paths, such as DATA_DIR=data, start from {tmp_path}/again"
+    )
+    assert f"note: {note}\n" in output
+    assert "tokens for train" not in output
+
+
+def test_an_older_checkpoint_is_gone_back_to_by_moving_the_newer_ones(tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    before = losses(tmp_path / "runs/run")
+    newest, older = (f"runs/run/checkpoints/{checkpoint.name(step)}" for step in (40, 30))
+    assert "runs/run is finished" in train(tmp_path, "--resume", newest)
+    output = train(tmp_path, "--resume", older, code=2)
+    command = f"mkdir -p runs/run/newer && mv {newest} runs/run/summary.json runs/run/newer"
+    assert output == (
+        "error: runs/run: goes on from its newest checkpoint, step-000000040.pt; to go back to step-000000030.pt, move "
+        f"what is newer away: {command} && make resume RUN=runs/run\n"
+    )
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    assert "resuming runs/run after step 30" in train(tmp_path, "--resume", older)
+    assert losses(tmp_path / "runs/run") == before
+    assert "there is no checkpoint 'step-000000031.pt'; there are newest, best where" in train(
+        tmp_path, "--resume", "runs/run/checkpoints/step-000000031.pt", code=2
+    )
+
+
 def test_the_same_name_twice_makes_two_runs(tmp_path):
     for _ in range(2):
         train(tmp_path, *arguments(max_iters=5))
