@@ -166,7 +166,7 @@ mrproper: clean ## Also remove .config and .venv; data and runs stay
 	@rm -rf .config .config.old defconfig $(VENV)
 
 help: ## Show this
-	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
+	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST)) || [ $$? -gt 128 ] # its reader went away
 
 # ---- environments ---------------------------------------------------------------------------------------------------
 # Configuring needs one small package, training some hundred megabytes: each level is installed when it is first needed.

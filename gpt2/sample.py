@@ -134,4 +134,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, only_prints=True)

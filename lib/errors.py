@@ -43,8 +43,12 @@ def shown(text: str) -> str:
     return re.sub("[^\t\n]+", lambda line: printable(line[0]), text)
 
 
-def run_program(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit with its code; a UserError is printed as `error: ...`, Ctrl-C exits with 130."""
+def run_program(main: Callable[[], int | None], only_prints: bool = False) -> None:
+    """Run `main` and exit with its code; a UserError is printed as `error: ...`, Ctrl-C exits with 130.
+
+    When the reader of its output goes away (head, less), the program ends in silence. One that `only_prints` then has
+    nothing left to do and exits with 0, for make would report any other code. Another one exits with 141.
+    """
     sys.stdout.reconfigure(errors="replace")  # a text that the terminal cannot show is no reason to stop
     os.umask(os.umask(0o077) | 0o002)  # whoever could write a run's files could change its results unseen
     signals.interrupt()
@@ -65,9 +69,9 @@ def run_program(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output (head, less) went away; Python would print a warning at exit
-        sys.stdout = None
-        sys.exit(141)
+    except BrokenPipeError:
+        sys.stdout = None  # Python would print a warning at exit
+        sys.exit(0 if only_prints else 141)
     except OSError as error:
         if error.errno not in NO_ROOM and error.filename is None:
             raise

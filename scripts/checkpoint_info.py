@@ -13,6 +13,30 @@ from lib.checkpoint_file import CheckpointError
 from lib.console import columns, say, table
 from lib.errors import run_program
 
+# What the words of a header mean.
+_FACTS = {
+    "format": "of the file",
+    "bytes": "without this header",
+    "step": "the last one made",
+    "torch": "the PyTorch that wrote it",
+    "run_id": "another run refuses it",
+    "project": "of the run, in trackers",
+    "shapes": "digest of the weights' shapes",
+    "compiled": "by torch.compile",
+    "train_seconds": "in steps, over all sessions",
+    "total_seconds": "with evaluations and checkpoints",
+    "best step": "lowest loss at final sparsity",
+    "best val_loss": "nats per token",
+    "best sparsity": "share of zeros in pruning's scope",
+}
+_PARTS = {
+    "model": "weights",
+    "optimizer": "moments and step counts of each weight",
+    "pruner": "masks (a bit per weight), scores and counters",
+    "scaler": "scale of the loss in float16",
+    "random": "state of the random generators, for dropout",
+}
+
 
 def main() -> int:
     """Print a line per checkpoint and all of one; returns 1 if one of them is damaged."""
@@ -48,10 +72,14 @@ def details(header: dict[str, Any]) -> str:
     facts = {name: value for name, value in header.items() if name not in ("values", "sections", "best")}
     best = {f"best {name}": value for name, value in header["best"].items()}
     lines = {name: plain(value) for name, value in (facts | header["values"] | best).items()}
+    width = max(map(len, lines.values()))
+    lines = {name: f"{value:<{width}}  {_FACTS.get(name, '')}".rstrip() for name, value in lines.items()}
     rows = [("part", "tensors", "numbers", "MB")]
     for name, part in header["sections"].items():
         rows.append((name, f"{part['tensors']:,}", f"{part['numbers']:,}", f"{part['bytes'] / 1e6:,.3f}"))
-    return f"{table(lines)}\n\n{columns(rows)}"
+    words = ["", *(_PARTS.get(name, "") for name in header["sections"])]
+    parts = "\n".join(f"{line}  {text}".rstrip() for line, text in zip(columns(rows).split("\n"), words, strict=True))
+    return f"{table(lines)}\n\n{parts}"
 
 
 def plain(value: Any) -> str:
@@ -60,4 +88,4 @@ def plain(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, only_prints=True)

@@ -336,4 +336,4 @@ def _forms(option: Option) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, only_prints=True)

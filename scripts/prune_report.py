@@ -264,4 +264,4 @@ def each_update(run: Planned) -> str:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, only_prints=True)

@@ -309,4 +309,4 @@ def export_run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, only_prints=True)

@@ -178,4 +178,4 @@ def advice(good: list[str], broken: Findings) -> str:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, only_prints=True)

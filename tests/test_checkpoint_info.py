@@ -1,6 +1,7 @@
 """What `make checkpoint-info` says of whole, damaged and crafted checkpoints."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -32,15 +33,16 @@ def test_it_tells_what_is_in_a_checkpoint(run, program):
     lines = done.stdout.splitlines()
     assert lines[:3] == [f"step-0000000{n}.pt  0.0 MB  whole: its checksum is right" for n in (10, 20, 30)]
     facts = dict(line.split(maxsplit=1) for line in lines[5:] if line.startswith(("step ", "run", "model ", "total")))
-    assert facts["step"] == "30"
-    assert facts["run_id"] == "1a2b"
-    assert facts["total_seconds"] == "4.25"
-    assert "best step      20" in lines
-    assert [line.split() for line in lines[-3:]] == [
+    assert facts["step"].split(maxsplit=1) == ["30", "the last one made"]
+    assert facts["run_id"].split(maxsplit=1)[0] == "1a2b"
+    assert facts["total_seconds"].split(maxsplit=1) == ["4.25", "with evaluations and checkpoints"]
+    assert re.search(r"^best step      20 +lowest loss at final sparsity$", done.stdout, re.MULTILINE)
+    assert [line.split(maxsplit=4) for line in lines[-3:]] == [
         ["part", "tensors", "numbers", "MB"],
-        ["model", "1", "3,000", "0.012"],
-        ["optimizer", "1", "3,000", "0.012"],
+        ["model", "1", "3,000", "0.012", "weights"],
+        ["optimizer", "1", "3,000", "0.012", "moments and step counts of each weight"],
     ]
+    assert max(map(len, lines)) <= 80
     best = program("scripts/checkpoint_info.py", "runs/one", "--checkpoint", "best")
     assert "runs/one/checkpoints/step-000000020.pt" in best.stdout.splitlines()
 

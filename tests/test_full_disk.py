@@ -140,7 +140,7 @@ def test_a_change_that_a_full_disk_keeps_from_being_recorded_has_not_been_made(p
     """The resume of a finished run with more steps and another learning rate, where there is too little room for it."""
     folder, words, wanted, mount = place
     run, more = folder / "disk" / "run", ["MAX_ITERS=16", "LEARNING_RATE=0.002"]
-    assert train(folder, *words, "MAX_ITERS=8", "--output-dir", "begun")[0] == 0
+    assert train(folder, *words, "--max-iters", "8", "--output-dir", "begun")[0] == 0
     shutil.rmtree(wanted)
     shutil.copytree(folder / "begun" / "run", run)
     assert train(folder, "--resume", "disk/run", *more)[0] == 0
