@@ -104,7 +104,7 @@ def _still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
     """What changes the course of the run in `folder`; None if nothing does and it is finished, which is said."""
     changed, summary = _changed(schema, folder), folder / "summary.json"
     changes.check_in_time(schema, folder, changed)
-    if not summary.exists() or (changed and not changes.is_made(schema, folder, changed)):
+    if not summary.exists() or "MAX_ITERS" in changed or (changed and not changes.is_made(schema, folder, changed)):
         return changed
     if output := schema["JSON_OUTPUT"]:
         ending.check_output(Path(output))
