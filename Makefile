@@ -4,6 +4,8 @@
 
 # Nothing that is given to make becomes a part of a command or a rule: make exports it, recipes name it as "$$NAME", and
 # make expands none of it. So quotes, spaces and a price of $5 arrive as they are. ARGS is words, divided at spaces.
+#
+# Programs take the shell's place (exec): make hands a signal on to its child alone, and a shell between would keep it.
 override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES
 override GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 
@@ -42,7 +44,7 @@ override CONFIG_PY := "$$PYTHON" scripts/config.py
 ##@ Configure
 
 menuconfig: env-config env-configured ## Choose every option in a menu; writes .config
-	@"$$PYTHON" scripts/menuconfig.py
+	@exec "$$PYTHON" scripts/menuconfig.py
 
 defconfig: env-config ## Write the default .config (gpt2_tiny)
 	@$(CONFIG_PY) defconfig $(OVERRIDES)
@@ -81,76 +83,76 @@ docs: env-config ## Write docs/config.md anew from the Kconfig files
 ##@ Train
 
 train: env-train env-configured ## Prepare the data if it is missing, and train: make train LEARNING_RATE=1e-3
-	@"$$PYTHON" gpt2/train.py $(OVERRIDES)
+	@exec "$$PYTHON" gpt2/train.py $(OVERRIDES)
 
 prune-report: env-train env-configured ## Say before training what pruning will do, and its cost in memory and work
-	@"$$PYTHON" scripts/prune_report.py $(OVERRIDES)
+	@exec "$$PYTHON" scripts/prune_report.py $(OVERRIDES)
 
 resume: env-train ## Continue a run from its last checkpoint: make resume RUN=runs/name (default: the latest)
-	@"$$PYTHON" gpt2/train.py --resume "$${RUN:-latest}" $(OVERRIDES)
+	@exec "$$PYTHON" gpt2/train.py --resume "$${RUN:-latest}" $(OVERRIDES)
 
 sweep: env-train ## Compare configurations x seeds at equal budget: make sweep SWEEP=sweeps/pruning JOBS=2
-	@"$$PYTHON" scripts/sweep.py "$$SWEEP" $(if $(JOBS),--jobs "$$JOBS") $$ARGS $(OVERRIDES)
+	@exec "$$PYTHON" scripts/sweep.py "$$SWEEP" $(if $(JOBS),--jobs "$$JOBS") $$ARGS $(OVERRIDES)
 
 data: env-train env-configured ## Download and tokenise the dataset
-	@"$$PYTHON" gpt2/prepare_data.py $(OVERRIDES)
+	@exec "$$PYTHON" gpt2/prepare_data.py $(OVERRIDES)
 
 sample: env-train ## Continue a text with a trained model: make sample PROMPT='def ' (RUN=... CHECKPOINT=best)
-	@"$$PYTHON" gpt2/sample.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(OVERRIDES)
+	@exec "$$PYTHON" gpt2/sample.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(OVERRIDES)
 
 checkpoint-info: env-train ## Say what is in a run's checkpoints, and whether they are whole: make checkpoint-info RUN=...
-	@"$$PYTHON" scripts/checkpoint_info.py $(if $(RUN),"$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT")
+	@exec "$$PYTHON" scripts/checkpoint_info.py $(if $(RUN),"$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT")
 
 ##@ Watch
 
 runs: env-train ## List the runs: state, best validation loss, sparsity, speed, age
-	@"$$PYTHON" scripts/runs.py list $(OVERRIDES) $$ARGS
+	@exec "$$PYTHON" scripts/runs.py list $(OVERRIDES) $$ARGS
 
 show: env-train ## Show one run: its configuration, metrics as sparklines, trackers: make show RUN=runs/name
-	@"$$PYTHON" scripts/runs.py show $(if $(RUN),"$$RUN") $$ARGS
+	@exec "$$PYTHON" scripts/runs.py show $(if $(RUN),"$$RUN") $$ARGS
 
 compare: env-train ## Say what differs between two runs: make compare A=runs/one B=runs/two
-	@"$$PYTHON" scripts/runs.py compare "$$A" "$$B" $$ARGS
+	@exec "$$PYTHON" scripts/runs.py compare "$$A" "$$B" $$ARGS
 
 tail: env-train ## Follow a run until it ends: make tail RUN=runs/name (ARGS=--wait: also its resume)
-	@"$$PYTHON" scripts/runs.py tail $(if $(RUN),"$$RUN") $$ARGS
+	@exec "$$PYTHON" scripts/runs.py tail $(if $(RUN),"$$RUN") $$ARGS
 
 export: env-train ## Write a run's metrics as a table: make export RUN=runs/name FORMAT=csv (parquet, json; OUT=file)
-	@"$$PYTHON" scripts/runs.py export $(if $(RUN),"$$RUN") $(if $(filter FORMAT,$(GIVEN)),--format "$$FORMAT") \
+	@exec "$$PYTHON" scripts/runs.py export $(if $(RUN),"$$RUN") $(if $(filter FORMAT,$(GIVEN)),--format "$$FORMAT") \
 		$(if $(filter OUT,$(GIVEN)),--out "$$OUT") $$ARGS
 
 reproduce: env-train ## Train a run again from its own code, and say whether it is bit-identical: make reproduce RUN=...
-	@"$$PYTHON" scripts/reproduce.py $(if $(RUN),"$$RUN") $$ARGS
+	@exec "$$PYTHON" scripts/reproduce.py $(if $(RUN),"$$RUN") $$ARGS
 
 dashboard: env-train ## Open Trackio's dashboard on a run's project: make dashboard (RUN=... PORT=... HOST=...)
-	@"$$PYTHON" scripts/dashboard.py $(if $(RUN),"$$RUN") $(if $(filter HOST,$(GIVEN)),--host "$$HOST") \
+	@exec "$$PYTHON" scripts/dashboard.py $(if $(RUN),"$$RUN") $(if $(filter HOST,$(GIVEN)),--host "$$HOST") \
 		$(if $(PORT),--port "$$PORT")
 
 sync: env-train ## Deliver to the trackers what they lack of a run: make sync RUN=runs/name TRACKER=trackio
-	@"$$PYTHON" scripts/sync.py $(if $(RUN),"$$RUN") $(if $(TRACKER),--tracker "$$TRACKER")
+	@exec "$$PYTHON" scripts/sync.py $(if $(RUN),"$$RUN") $(if $(TRACKER),--tracker "$$TRACKER")
 
 tracker-doctor: env-train ## Say what each tracker has and lacks: versions, paths, keys, network
-	@"$$PYTHON" scripts/tracker_doctor.py $(if $(TRACKER),"$$TRACKER") $$ARGS
+	@exec "$$PYTHON" scripts/tracker_doctor.py $(if $(TRACKER),"$$TRACKER") $$ARGS
 
 ##@ Develop
 
 test: env-test ## Run the test suite
-	@"$$PYTHON" -m pytest -n 2 --dist worksteal $$ARGS
+	@exec "$$PYTHON" -m pytest -n 2 --dist worksteal $$ARGS
 
 bench: env-train ## Measure what this machine makes of it; beside nanoGPT: make bench REF=path/to/nanoGPT
-	@"$$PYTHON" scripts/bench.py $(if $(REF),--ref "$$REF") $$ARGS
+	@exec "$$PYTHON" scripts/bench.py $(if $(REF),--ref "$$REF") $$ARGS
 
 bench-check: env-train ## The same, and fail where a ratio is 10 % worse than in docs/performance.md
-	@"$$PYTHON" scripts/bench.py --check $(if $(REF),--ref "$$REF") $$ARGS
+	@exec "$$PYTHON" scripts/bench.py --check $(if $(REF),--ref "$$REF") $$ARGS
 
 torture: env-test ## Kill, resume and compare runs of every optimizer x pruning method: make torture MINUTES=60
-	@"$$PYTHON" tests/torture.py $(if $(MINUTES),--minutes "$$MINUTES") $$ARGS
+	@exec "$$PYTHON" tests/torture.py $(if $(MINUTES),--minutes "$$MINUTES") $$ARGS
 
 fuzz: env-test ## Feed damaged and random input to everything that reads: make fuzz MINUTES=10
-	@"$$PYTHON" tests/fuzz.py $(if $(MINUTES),--minutes "$$MINUTES") $$ARGS
+	@exec "$$PYTHON" tests/fuzz.py $(if $(MINUTES),--minutes "$$MINUTES") $$ARGS
 
 audit: env-test ## Ask the PyPI advisory database about every pinned package
-	@"$$PYTHON" scripts/audit.py $$ARGS
+	@exec "$$PYTHON" scripts/audit.py $$ARGS
 
 lint: env-test ## Check style and format
 	@"$$PYTHON" -m ruff check . && "$$PYTHON" -m ruff format --check .

@@ -154,7 +154,7 @@ def train(
     recorder: Recorder,
     asked: Callable[[], bool],
 ) -> None:
-    """Make steps until the schedule ends or some rank is `asked` to stop.
+    """Make steps until the schedule ends or some rank is `asked` to stop; a run of one leaves a step unfinished then.
 
     On Diverged `training` holds the weights before the update that was not made; whether these are of use says its
     `is_finite`.
@@ -164,11 +164,19 @@ def train(
     stopped = machine.ranks.agreed(asked)
     if machine.ranks.any(asked()):
         return
+    at_once = asked if machine.ranks.size == 1 else lambda: False  # several have to agree on the step
     watch = Stopwatch(training)
     for step in range(training.step + 1, schedule.max_iters + 1):
         last = step == schedule.max_iters
         set_learning_rate(training.optimizer, learning_rate(step, schedule))
-        loss, grad_norm = update(training, data, machine, options, step)
+        try:
+            loss, grad_norm = update(training, data, machine, options, step, at_once)
+        except KeyboardInterrupt:
+            if not asked():
+                raise
+            check_finite(training, recorder)
+            watch.lap(training.step)
+            return
         training.step = step
         recorder.tick()
 
@@ -198,18 +206,33 @@ def due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def update(training: Training, data: Data, machine: Machine, options: LoopOptions, step: int) -> tuple[Tensor, Tensor]:
+def update(
+    training: Training,
+    data: Data,
+    machine: Machine,
+    options: LoopOptions,
+    step: int,
+    asked: Callable[[], bool] = lambda: False,
+) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns loss and gradient norm (scalars on the device) without waiting for them.
 
-    Every rank computes its share of the micro-batches, and from their sum all make the same step.
+    Every rank computes its share of the micro-batches, and from their sum all make the same step. `asked` to stop
+    between two of them, it raises KeyboardInterrupt, and all that a checkpoint holds is as it was before the step.
     """
-    loss = torch.zeros((), device=machine.device)
-    for micro in machine.ranks.share(options.gradient_accumulation):
-        x, y = (part.to(machine.device, non_blocking=True) for part in data.batch(step - 1, micro))
-        with machine.autocast():
-            part = training.forward(x, y) / options.gradient_accumulation
-        training.scaler.scale(part).backward()
-        loss += part.detach()
+    random, loss = checkpoint.random_state(), torch.zeros((), device=machine.device)
+    try:
+        for micro in machine.ranks.share(options.gradient_accumulation):
+            if asked():
+                raise KeyboardInterrupt
+            x, y = (part.to(machine.device, non_blocking=True) for part in data.batch(step - 1, micro))
+            with machine.autocast():
+                part = training.forward(x, y) / options.gradient_accumulation
+            training.scaler.scale(part).backward()
+            loss += part.detach()
+    except KeyboardInterrupt:
+        training.optimizer.zero_grad(set_to_none=True)
+        checkpoint.restore_random_state(random)
+        raise
     machine.ranks.sum_step(loss, training.model.parameters())
     training.scaler.unscale_(training.optimizer)
     training.pruner.step(step, functools.cache(lambda: healthy(training, loss)))
@@ -295,8 +318,13 @@ def train_metrics(
 
 def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorder, asked: Callable[[], bool]) -> None:
     """Record the validation loss after the present step, unless asked to stop (a resumed run then measures it)."""
-    with recorder.busy("evaluating"):
-        loss = validation_loss(training.forward, data, machine, asked)
+    try:
+        with recorder.busy("evaluating"):
+            loss = validation_loss(training.forward, data, machine, asked)
+    except KeyboardInterrupt:  # while its first batch was compiled
+        if not asked():
+            raise
+        loss = None
     if loss is not None:
         sparsity = training.note(loss)
         perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()

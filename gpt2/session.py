@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import shlex
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -71,6 +72,8 @@ class Session:
         with ExitStack() as stack:
             with StopSignals() as signals:
                 book = ranks.only_first(lambda: _open(folder, stack), None)
+                if book:
+                    signals.last_words = lambda: book.last_word(self.training.step, "interrupted")
                 self._restore(folder)
                 recorder = ranks.only_first(
                     lambda: self._record(folder, book, words, changed, retry, stack), Unrecorded(folder)
@@ -232,12 +235,13 @@ class Session:
         """
         training = self.training
         try:
-            self._evaluate_if_missing(recorder, asked)
-            recorder.ready()
-            options = self.schema.bind(loop.LoopOptions)
-            loop.train(training, self.data, self.machine, options, self.schedule, recorder, asked)
-            recorder.settle()
-            self._evaluate_if_missing(recorder, asked)
+            with self._compiling(asked):
+                self._evaluate_if_missing(recorder, asked)
+                _until_asked(recorder.ready, asked)
+                options = self.schema.bind(loop.LoopOptions)
+                loop.train(training, self.data, self.machine, options, self.schedule, recorder, asked)
+                recorder.settle()
+                self._evaluate_if_missing(recorder, asked)
             stopped = self.machine.ranks.any(asked())
             if stopped:
                 recorder.stop(training.step)
@@ -262,6 +266,12 @@ class Session:
                 recorder.write("finish", training.step, {}, status="failed", message=words)
             raise
         return stopped
+
+    def _compiling(self, asked: StopSignals) -> contextlib.AbstractContextManager[None]:
+        """A context in which a signal does not wait for the compiler, which may take minutes; ranks stop together."""
+        if not self.training.compiled or self.machine.ranks.size > 1:
+            return contextlib.nullcontext()
+        return device.while_compiling(asked.break_off, asked.hold_out)
 
     def _diverged(self, recorder: Recorder | Unrecorded, good: bool, tried: str) -> UserError:
         """Leave the weights behind if they are `good`, and the word that the run has diverged; returns what to do."""
@@ -300,6 +310,16 @@ class Session:
             loop.evaluate(self.training, self.data, self.machine, recorder, asked)
         else:  # what a kill took with the checkpoint that knew of it
             self.training.note(known)
+
+
+def _until_asked(work: Callable[[], object], asked: StopSignals) -> None:
+    """Do something that a signal need not wait for."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asked.break_off()
+        try:
+            work()
+        finally:
+            asked.hold_out()
 
 
 def _open(folder: Path, stack: ExitStack) -> journal.Journal:

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -152,6 +152,21 @@ def compiles(option: str, machine: Machine, flops: float, before: bool | None = 
         return False, f"not compiled (auto: {missing})"
     reason = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win its time back"
     return pays, f"{'compiled' if pays else 'not compiled'} (auto: {reason if before is None else 'as before'})"
+
+
+@contextlib.contextmanager
+def while_compiling(begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
+    """A context in which `begin` is called before torch.compile compiles something, and `end` after it."""
+    from torch._dynamo.callback import callback_handler  # takes a second to import
+
+    starts, ends = (lambda found: begin()), (lambda found: end())
+    callback_handler.register_start_callback(starts)
+    callback_handler.register_end_callback(ends)
+    try:
+        yield
+    finally:
+        callback_handler.remove_start_callback(starts)
+        callback_handler.remove_end_callback(ends)
 
 
 def _missing(device: torch.device) -> str:

@@ -69,6 +69,7 @@ class Journal:
             key, step = key_of(record["event"], record["step"], record)
             self.reached[key] = max(step, self.reached.get(key, 0))
             self._note_end(record)
+        self.found = self.seq  # what this session writes is from here on
         self.ahead: dict[Key, Record] = {}
         self.lock = threading.Lock()
 
@@ -99,18 +100,31 @@ class Journal:
                 self.ahead = {k: r for k, r in self.ahead.items() if r["event"] == "alert" or r["seq"] < before["seq"]}
             if details.get("changed"):
                 self.reached = {key: at for key, at in self.reached.items() if at <= step}
-            record = {
-                "seq": self.seq,
-                "time": self.clock(),
-                "event": event,
-                "step": step,
-                "metrics": encoded,
-                **details,
-            }
-            self._append(record)
-            self.seq += 1
-            self._note_end(record)
+            record = self._put(event, step, encoded, details)
         self.check()
+        return record
+
+    def last_word(self, step: int, status: str) -> None:
+        """Record how a session that has begun ends after `step`, unless that is known; nobody can write after it.
+
+        For a thread that is about to end the process.
+        """
+        self.lock.acquire()  # and never released
+        if self.seq > self.found and not self.end:
+            self._put("finish", step, {}, {"status": status})
+
+    def _put(self, event: str, step: int, encoded: Mapping[str, Any], details: Mapping[str, Any]) -> Record:
+        record = {
+            "seq": self.seq,
+            "time": self.clock(),
+            "event": event,
+            "step": step,
+            "metrics": encoded,
+            **details,
+        }
+        self._append(record)
+        self.seq += 1
+        self._note_end(record)
         return record
 
     def check(self) -> None:

@@ -1,39 +1,57 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a request to stop: the loop finishes its step, saves and leaves."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request to stop: the loop finishes its batch, saves and leaves."""
 
 import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
 # One wish may come twice: make hands SIGTERM on to a program that got it with the whole group already. What comes this
 # soon after the first is no second wish.
 _ECHO_SECONDS = 0.5
+_LAST_SECONDS = 2.0  # for the last words of a program that is ended: a disk may hang
 
 
 class StopSignals:
     """A context in which SIGINT, SIGTERM and SIGHUP are noted instead of acted on; a second of a kind ends the program.
 
     A terminal that closes is no wish to hurry, however often it is told: shells send SIGHUP once more themselves.
+
+    Python calls handlers in the main thread alone, and only when that is not inside a library: on a busy CPU a product
+    of large matrices takes many seconds. So a thread hears the signals too. It answers, and it ends the program.
     """
 
     def __init__(self) -> None:
         self.heard: list[int] = []  # the first one is what counts
+        self.last_words: Callable[[], object] = lambda: None  # called before a second signal ends the program
+        self.breaking = False  # whether the first one raises KeyboardInterrupt: nothing is lost with what is being done
 
     def __enter__(self) -> "StopSignals":
         wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
         heard = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]  # nohup wants SIGHUP ignored
         self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # once one is closed, nobody can tell that it was one
-        self.before = {s: signal.signal(s, self._note) for s in heard}
+        self.before = {s: signal.getsignal(s) for s in heard}
+        if heard:
+            reader, self.writer = os.pipe()
+            os.set_blocking(self.writer, False)
+            self.woken = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+            self.thread = threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True)
+            self.thread.start()
+        for number in heard:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self.before.items():
             if number != signal.SIGHUP or number not in self.heard:  # its echo may still come
                 signal.signal(number, handler)
+        if self.before:
+            signal.set_wakeup_fd(self.woken)
+            os.close(self.writer)
+            self.thread.join()
 
     def __call__(self) -> bool:
         """Whether a stop was asked for."""
@@ -44,18 +62,45 @@ class StopSignals:
         """What a program ended by the signal exits with, by the shell's convention: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.heard[0] if self.heard else 0
 
+    def break_off(self) -> None:
+        """Let a signal raise KeyboardInterrupt until `hold_out`, and do so now if one came: nothing is lost by it."""
+        if self.heard:
+            raise KeyboardInterrupt
+        self.breaking = True
+
+    def hold_out(self) -> None:
+        """Only note a signal, as before."""
+        self.breaking = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread: what it must know before it goes on."""
         if number == signal.SIGHUP:
             _send_nowhere(self.terminals)
-        if number in self.heard:
-            return
         self.heard.append(number)
-        if len(self.heard) == 1:
-            name = signal.Signals(number).name
-            _tell(f"\n{name}: finishing the step, then saving; once more to stop at once\n")
-        if number != signal.SIGHUP:
-            time.sleep(_ECHO_SECONDS)  # in which its echo comes here
-            signal.signal(number, signal.SIG_DFL)  # the next one ends the program, whatever it is busy with
+        if self.breaking:
+            self.breaking = False
+            raise KeyboardInterrupt
+
+    def _listen(self, reader: int) -> None:
+        """In a thread: read the numbers of signals, as they come, until the other end is closed."""
+        first: dict[int, float] = {}  # signal -> when it came first
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                number, now = number[0], time.monotonic()
+                if number not in self.before:
+                    continue
+                if not first:
+                    name = signal.Signals(number).name
+                    _tell(f"\n{name}: stopping after this batch, then saving; once more to stop at once\n")
+                if now - first.setdefault(number, now) > _ECHO_SECONDS and number != signal.SIGHUP:
+                    self._end(number)
+
+    def _end(self, number: int) -> NoReturn:
+        _tell("interrupted\n")
+        words = threading.Thread(target=self.last_words, daemon=True)
+        words.start()
+        words.join(_LAST_SECONDS)
+        os._exit(128 + number)
 
 
 def end_at_once() -> None:

@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def list_runs(args: argparse.Namespace) -> int:
     """List the runs of an output folder and its sweeps, the newest last.
 
-    A run is running, finished, interrupted (it saved and went), diverged, failed or crashed (it went without a word).
+    A run is running, finished, interrupted (it was asked to stop), diverged, failed or crashed (it ended without a
+    word).
     Speed is the mean of a finished run, and of another one the last that it recorded. Where the output is no terminal,
     the columns are separated by tabs and numbers are in full.
     """

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from lib import journal
 from lib.kconf import Schema
 from tests.runs import trained, write
+from tests.tracking import wait_for
 from tests.training import ROOT, TEXT, TINY, text
 
 TARGETS = (
@@ -70,6 +72,22 @@ def test_values_reach_the_programs_untouched_by_the_shell(clone):
     schema.load(clone / "runs/run/.config")
     assert schema["PROMPT"] == prompt
     assert not (clone / "pwned").exists()
+
+
+@pytest.mark.parametrize("target", ["train", "dashboard", "sweep", "tail", "menuconfig"])
+def test_kill_ends_the_program_with_make(clone, target):
+    python = clone / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = scripts/environment.py ] && exit\necho $$ > pid.tmp\nmv pid.tmp pid\nexec sleep 60\n'
+    )
+    python.chmod(0o755)
+    (clone / ".config").touch()
+    process = subprocess.Popen(["make", target, "PYTHON=./python"], cwd=clone, stderr=subprocess.DEVNULL)
+    wait_for((clone / "pid").exists)
+    program = psutil.Process(int((clone / "pid").read_text()))
+    process.terminate()
+    assert process.wait(10)
+    program.wait(10)
 
 
 def test_a_misspelt_variable_is_an_error(clone):

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
+import itertools
 import os
 import pty
 import resource
@@ -18,15 +20,17 @@ import psutil
 import pytest
 import torch
 
+from gpt2 import loop
 from gpt2.recorder import Unrecorded
 from gpt2.session import Session
-from lib import checkpoint, device, journal
+from lib import checkpoint, device, history, journal
 from lib.checkpoint_file import is_whole
 from lib.signals import StopSignals
+from lib.track.cursor import Cursor, path_of
 from tests.disk import disk
 from tests.forked import Trainer
 from tests.tracking import wait_for
-from tests.training import ROOT, TEXT, arguments, environment, losses, program, schema, start, train
+from tests.training import ROOT, TEXT, Records, arguments, environment, losses, program, schema, start, train
 
 __all__ = ["disk"]  # fixtures
 STEPS = 60
@@ -87,10 +91,52 @@ def test_asked_again_and_again_a_run_ends_at_once_and_goes_on(tmp_path, whole):
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
     code, _ = ended(process)
-    assert code in (130, -signal.SIGINT)
+    *_, last = journal.read(run)
+    assert (code, last["event"], last["status"]) == (130, "finish", "interrupted")
     names = [path.name for path in (run / "checkpoints").glob("*.pt")]
     assert all(is_whole(run / "checkpoints" / name) for name in names) and names
     assert_goes_on(tmp_path, "runs/run", whole)
+
+
+def evaluate_for_ever():
+    """Let a trainer be inside a library as soon as it evaluates."""
+    loop.validation_loss = lambda *_: hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)
+
+
+def test_asked_twice_while_it_evaluates_a_run_is_interrupted(tmp_path):
+    """As by Ctrl-C twice: nothing was saved yet, and the journal, `make runs` and the trackers tell what happened."""
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    process = Trainer(tmp_path, arguments(tracker="csv"), environment(), evaluate_for_ever)
+    run = tmp_path / "runs/run"
+    wait_for(lambda: (run / "trackers/csv.log").exists())
+    time.sleep(0.5)  # to begin the evaluation
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.6)
+    process.send_signal(signal.SIGINT)
+    code, output = ended(process)
+    assert (code, output.endswith("once more to stop at once\ninterrupted\n")) == (130, True)
+    *_, last = journal.read(run)
+    assert (last["event"], last["status"], last["step"]) == ("finish", "interrupted", 0)
+    assert history.state(history.load(run), run) == "interrupted"
+    wait_for(lambda: path_of(run, "csv").exists() and Cursor.load(run, "csv").state == "finished")
+
+
+def test_a_step_is_broken_off_between_its_batches_and_made_again(tmp_path):
+    """With all the random numbers that it drew for nothing."""
+
+    def record(calls):
+        made, records = schema(tmp_path, max_iters=6, gradient_accumulation=4), Records()
+        session = Session(made, device.choose(made.bind(device.SystemOptions)))
+        parts = session.training, session.data, session.machine, made.bind(loop.LoopOptions), session.schedule, records
+        loop.train(*parts, lambda: next(calls))
+        broken_off = session.training.step
+        loop.train(*parts, lambda: False)
+        return broken_off, [(step, metrics["train_loss"]) for event, step, metrics in records if event == "train"]
+
+    never, undisturbed = record(itertools.repeat(False))
+    assert never == 6
+    # Asked once before all, before each of 4 batches, and twice at the end of a step.
+    assert record(itertools.chain([False] * (1 + 2 * (4 + 2) + 2), itertools.repeat(True))) == (2, undisturbed)
 
 
 def test_a_wish_that_comes_twice_at_once_is_one(tmp_path):
@@ -170,16 +216,21 @@ def test_a_run_that_is_stopped_and_continued_is_the_same(tmp_path, whole):
     assert losses(run) == whole
 
 
+class Left(Unrecorded):
+    """A recorder that knows of no evaluation, and notes that the run was left."""
+
+    def val_loss(self, step):
+        return None
+
+    def leave(self, step):
+        self.step = step
+
+    stop = leave
+
+
 def test_ctrl_c_that_ends_the_compiler_too_ends_the_run_like_any_other(tmp_path):
     """A terminal sends it to all that runs there, so to the compiler that torch.compile has called."""
     from torch._dynamo.exc import InternalTorchDynamoError
-
-    class Left(Unrecorded):
-        def val_loss(self, step):
-            return None
-
-        def leave(self, step):
-            self.step = step
 
     class Compiled(torch.nn.Module):
         def forward(self, *_):
@@ -192,6 +243,20 @@ def test_ctrl_c_that_ends_the_compiler_too_ends_the_run_like_any_other(tmp_path)
     with StopSignals() as asked:
         assert session._loop(recorder, asked)
     assert (recorder.step, asked.exit_code) == (0, 130)
+
+
+def test_the_compiler_is_not_waited_for(tmp_path):
+    def compiler(graph, inputs):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    made, recorder = schema(tmp_path, max_iters=1), Left(tmp_path)
+    session = Session(made, device.choose(made.bind(device.SystemOptions)))
+    session.training.compiled = True
+    session.training.forward = torch.compile(session.model, backend=compiler)
+    with StopSignals() as asked:
+        assert session._loop(recorder, asked)
+    assert (recorder.step, asked.exit_code) == (0, 143)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------

@@ -8,25 +8,33 @@ import time
 import pytest
 
 from lib.kconf import ROOT
+from lib.signals import StopSignals
 
 # Hears a wish to stop, and then is busy for longer than a test takes.
 PROGRAM = """
 import time
 from lib.signals import StopSignals
 with StopSignals() as stop:
+    stop.last_words = lambda: print("last words", flush=True)
     print("ready", flush=True)
     while not stop():
         time.sleep(0.01)
     print("asked", flush=True)
     time.sleep(20)
 """
+# The same inside a library, which returns to Python much later: its main thread hears nothing.
+BUSY = PROGRAM.replace("while not stop():", "while True:").replace(
+    "time.sleep(0.01)", "__import__('hashlib').pbkdf2_hmac('sha256', b'', b'', 1 << 30)"
+)
+ANSWER = "stopping after this batch, then saving; once more to stop at once"
+ECHOES = 0.6  # seconds, after which a signal is no echo of one before
 
 
-@pytest.fixture
-def program():
+@pytest.fixture(params=[PROGRAM])
+def program(request):
     """A process that takes signals as wishes to stop."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", request.param], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
     yield process
@@ -37,10 +45,57 @@ def program():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_wish_to_stop_ends_the_program(program, number):
     program.send_signal(number)
-    assert program.stdout.readline() == "asked\n"  # printed when the time of echoes is over
+    assert program.stdout.readline() == "asked\n"
+    time.sleep(ECHOES)
     program.send_signal(number)
-    assert program.wait(10) == -number
-    assert program.stderr.read() == f"\n{number.name}: finishing the step, then saving; once more to stop at once\n"
+    assert program.wait(10) == 128 + number
+    assert program.stdout.read() == "last words\n"
+    assert program.stderr.read() == f"\n{number.name}: {ANSWER}\ninterrupted\n"
+
+
+@pytest.mark.parametrize("program", [BUSY], indirect=True)
+def test_a_program_that_is_inside_a_library_answers_and_ends(program):
+    time.sleep(0.1)  # to be there
+    program.send_signal(signal.SIGINT)
+    assert [program.stderr.readline() for _ in range(2)] == ["\n", f"SIGINT: {ANSWER}\n"]
+    time.sleep(ECHOES)
+    program.send_signal(signal.SIGINT)
+    assert program.wait(10) == 130
+    assert program.stdout.read() == "last words\n"
+
+
+def test_last_words_that_hang_are_not_waited_for():
+    program = PROGRAM.replace('lambda: print("last words", flush=True)', "lambda: time.sleep(60)")
+    program = program.replace(
+        "from lib.signals import", "from lib import signals\nsignals._LAST_SECONDS = 0.1\nfrom lib.signals import"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(ECHOES)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    process.stdout.close()
+
+
+def test_what_is_broken_off_raises_at_a_signal_that_comes_and_at_one_that_came():
+    with StopSignals() as stop:
+        stop.break_off()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            stop.break_off()
+        signal.raise_signal(signal.SIGTERM)  # noted
+        assert (stop(), stop.exit_code) == (True, 130)
+
+
+def test_a_wish_that_comes_where_it_is_held_out_raises_nothing():
+    with StopSignals() as stop:
+        stop.break_off()
+        stop.hold_out()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_echo_of_a_wish_is_none(program):
@@ -49,14 +104,15 @@ def test_the_echo_of_a_wish_is_none(program):
     time.sleep(0.02)  # two that come at the very same time are one to the system
     program.send_signal(signal.SIGTERM)
     assert program.stdout.readline() == "asked\n"
-    assert program.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(0.2)
 
 
 def test_a_terminal_is_closed_only_once_however_often_it_is_said(program):
     """Its shell sends SIGHUP too."""
     for _ in range(3):
         program.send_signal(signal.SIGHUP)
-        time.sleep(0.02)
+        time.sleep(ECHOES)
     assert program.stdout.readline() == "asked\n"
     assert program.poll() is None
 
