@@ -19,13 +19,19 @@ def kind(name: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", name)
 
 
+def small(shape: models.ModelOptions) -> models.GPT2:
+    """A model of the same kinds of parameters, with few of each; the random state is left as it is."""
+    with torch.random.fork_rng():
+        return models.GPT2(dataclasses.replace(shape, n_layer=1, n_head=1, n_embd=16, block_size=16), vocab_size=64)
+
+
 def state_bytes(shape: models.ModelOptions, schema: Schema) -> dict[str, float]:
     """Kind of a parameter -> bytes that the optimizer keeps for each of its numbers, counted on a small model.
 
     The random state is left as it is.
     """
     with torch.random.fork_rng():
-        model = models.GPT2(dataclasses.replace(shape, n_layer=1, n_head=1, n_embd=16, block_size=16), vocab_size=64)
+        model = small(shape)
         optimizer = optim.build(model, schema)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)

@@ -3,7 +3,6 @@
 Letters of shapes: B batch, T time, C width, H heads, D width of a head (C = H * D), V vocabulary.
 """
 
-import dataclasses
 import math
 
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 
 from gpt2.linear import Linear
 from gpt2.loss import linear_cross_entropy
-from lib.errors import UsageError
-from lib.kconf import Options
+from gpt2.shape import ModelOptions, check
 
 _GELU = 2 * math.sqrt(2 / math.pi)
 # On a CPU in 16 bits, torch's attention takes longer for contexts up to this than its parts one by one: of a training
@@ -22,26 +20,6 @@ _GELU = 2 * math.sqrt(2 / math.pi)
 _WRITTEN_OUT = 256
 _MOST_SCORES = 1 << 24  # 64 MB of float32
 _VOCABULARY_MULTIPLE = 64  # the head's matrix product is much slower at odd sizes such as 50257
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelOptions(Options):
-    """Size and shape of the model."""
-
-    model_name: str
-    n_layer: int
-    n_head: int
-    n_embd: int
-    block_size: int  # tokens
-    dropout: float
-
-
-def check(options: ModelOptions) -> None:
-    """Raise UsageError for a shape that cannot be."""
-    if options.n_embd % options.n_head:
-        raise UsageError(
-            f"N_EMBD={options.n_embd} cannot be divided among N_HEAD={options.n_head} heads; choose a multiple"
-        )
 
 
 class Attention(nn.Module):

@@ -19,7 +19,7 @@ if not __package__:
 import numpy as np
 from tqdm import tqdm
 
-from gpt2 import corpora, shards, sources, tokenizer, tokens
+from gpt2 import corpora, preflight, shards, sources, tokenizer, tokens
 from gpt2.corpora import Text
 from gpt2.local_files import reason
 from gpt2.shards import PreparedOptions, ShardWriter
@@ -78,9 +78,11 @@ def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threa
 def main() -> int:
     """Prepare the dataset that the command line configures; returns the exit code."""
     schema, _ = command_line.resolve(__doc__, sys.argv[1:])
-    for warning in schema.warnings:
+    for warning in [*schema.warnings, *preflight.quick(schema)]:
         print(f"warning: {warning}", file=sys.stderr)
     options = schema.bind(PreparedOptions)
+    if not options.folder.exists():
+        preflight.check(schema)  # imports torch, which takes seconds: what takes hours should not be for nothing
     if options.dataset == "bins":
         print(f"{options.data_dir}: bins are read as they are; there is nothing to prepare")
     else:

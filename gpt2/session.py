@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gpt2 import changes, ending, footprint, loop, prepare_data, shards
+from gpt2 import changes, ending, footprint, loop, preflight, prepare_data, shards
 from gpt2 import data as datasets
 from gpt2 import model as models
 from gpt2.alerts import AlertOptions, Watch, worse_since
@@ -19,7 +19,7 @@ from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
 from lib import checkpoint, device, files, journal, monitor, optim, provenance, prune, retries, run, schedule, track
 from lib.console import Console, say, table
-from lib.errors import UsageError, UserError
+from lib.errors import UserError
 from lib.kconf import Options, Schema
 from lib.prune.select import PruningError
 from lib.redact import hide
@@ -48,8 +48,8 @@ class Session:
         """Build the parts; raises UserError for what cannot be built. Data is prepared if it is missing."""
         self.schema, self.options, self.machine = schema, schema.bind(SessionOptions), machine
         shape, data = schema.bind(models.ModelOptions), schema.bind(datasets.DataOptions)
-        models.check(shape)
-        datasets.check_shares(data, machine.ranks.size)
+        preflight.check(schema, machine.ranks.size)
+        device.check_compiler(self.options.compile, machine)
         machine.ranks.first(self._prepare)
         self.data = datasets.load(data, machine.ranks, pin=machine.device.type == "cuda")
         torch.manual_seed(self.options.seed)
@@ -147,10 +147,6 @@ class Session:
                     f"{folder}: was trained on other data than what {self.data.folder} holds ({changed}); put that back"
                 )
         self.training.data_sums = self.data.sums
-        if self.training.step > self.schedule.max_iters:
-            raise UsageError(
-                f"{folder}: is at step {self.training.step}, beyond MAX_ITERS={self.schedule.max_iters}; raise that"
-            )
         options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
         harmless = changes.harmless(self.schema)
         decisive = {name: value for name, value in options.items() if name not in harmless}

@@ -30,6 +30,7 @@ def new(schema: Schema, words: list[str], launch: Launch) -> int:
             retries.follow(schema, folder)
             machine.ranks.first(lambda: _say_begun(schema, folder, launch))
             return _go_on(schema, words, folder, machine)
+        machine.ranks.first(lambda: run.check_place(options))
         return _train(
             schema,
             words,
@@ -101,7 +102,13 @@ def _go_back(folder: Path, since: int, vocab_size: int) -> int:
 
 
 def _still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
-    """What changes the course of the run in `folder`; None if nothing does and it is finished, which is said."""
+    """What changes the course of the run in `folder`; None if nothing does and it is finished, which is said.
+
+    Raises UsageError for what would make it another run, and where its checkpoints are beyond its end.
+    """
+    if (found := checkpoint.find(folder / "checkpoints")) and found[-1].name > checkpoint.name(schema["MAX_ITERS"]):
+        step = int(found[-1].stem.removeprefix("step-"))
+        raise UsageError(f"{folder}: is at step {step}, beyond MAX_ITERS={schema['MAX_ITERS']}; raise that")
     changed, summary = _changed(schema, folder), folder / "summary.json"
     changes.check_in_time(schema, folder, changed)
     if not summary.exists() or "MAX_ITERS" in changed or (changed and not changes.is_made(schema, folder, changed)):

@@ -17,7 +17,8 @@ if not __package__:  # a program, whose folder Python put there; `from gpt2.trai
 
     end_at_once()
 
-from lib import checkpoint_file, command_line, history, launch, run, schedule, signals, threads, track
+from gpt2 import preflight
+from lib import checkpoint_file, command_line, history, launch, run, signals, threads, track
 from lib.errors import UsageError, UserError, run_program
 from lib.kconf import Schema
 
@@ -99,7 +100,7 @@ def _train(argv: list[str], place: launch.Launch) -> int:
     own = functools.partial(_own_configuration, argv)
     schema, args = command_line.resolve(__doc__, argv, arguments=_arguments, base=own)
     if place.rank == 0:
-        for warning in [*schema.warnings, *schedule.check(schema.bind(schedule.ScheduleOptions))]:
+        for warning in [*schema.warnings, *preflight.quick(schema)]:
             print(f"warning: {warning}", file=sys.stderr)
         if not args.resume and not command_line.config_files(args.config, os.environ):
             print(f"there is no .config in {Path.cwd()}: options that are not given have their defaults")

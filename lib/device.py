@@ -140,18 +140,23 @@ def compiles(option: str, machine: Machine, flops: float, before: bool | None = 
     kind = machine.device.type
     if option == "n":
         return False, "not compiled"
-    missing = _missing(machine.device)
     if option == "y":
-        if missing:
-            raise UsageError(f"--compile: {missing}; install it or use --no-compile")
+        check_compiler(option, machine)
         return True, "compiled"
     if kind not in _COMPILING_PAYS:
         return False, f"not compiled (auto: only for {' and '.join(_COMPILING_PAYS)})"
+    missing = _missing(machine.device)
     pays = flops >= _COMPILING_PAYS[kind] if before is None else before
     if pays and missing:
         return False, f"not compiled (auto: {missing})"
     reason = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win its time back"
     return pays, f"{'compiled' if pays else 'not compiled'} (auto: {reason if before is None else 'as before'})"
+
+
+def check_compiler(option: str, machine: Machine) -> None:
+    """Raise UsageError if COMPILE=y is asked for and there is no compiler to call."""
+    if option == "y" and (missing := _missing(machine.device)):
+        raise UsageError(f"--compile: {missing}; install it or use --no-compile")
 
 
 @contextlib.contextmanager

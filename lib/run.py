@@ -59,6 +59,17 @@ class Identity:
             raise UserError(f"{path}: the run's identity cannot be read: {error}") from None
 
 
+def check_place(options: RunOptions) -> None:
+    """Raise UserError now if a run's folder could not be made in OUTPUT_DIR; nothing is made yet."""
+    parent = Path(options.output_dir)
+    there = next(place for place in (parent, *parent.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{parent}: the run's folder cannot be made there: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        why = "Read-only file system" if os.statvfs(there).f_flag & os.ST_RDONLY else "Permission denied"
+        raise UserError(f"{parent}: the run's folder cannot be made there: {why}")
+
+
 def create(
     options: RunOptions, run_id: str = "", begin: Callable[[Path], object] = lambda folder: None
 ) -> tuple[Path, Identity]:

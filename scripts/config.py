@@ -14,6 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import kconfiglib
 
+from gpt2 import preflight
 from lib.command_line import assignments, config_path, resolve
 from lib.config_file import ConfigError, read_lines
 from lib.errors import UsageError, run_program
@@ -199,6 +200,7 @@ def explain(args: argparse.Namespace) -> None:
 def checkconfig(args: argparse.Namespace) -> None:
     """Check the configuration as training would read it, with the environment and NAME=value."""
     schema, _ = resolve("", args.words)
+    schema.warnings += preflight.quick(schema)
     _say_warnings(schema)
     path = config_path(os.environ)
     print(f"OK: {path if path.exists() else f'there is no {path}; defaults'}: {_count(schema)}")

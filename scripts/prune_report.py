@@ -11,9 +11,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 
 from gpt2 import model as models
-from gpt2 import tokenizer
+from gpt2 import preflight, tokenizer
 from gpt2.footprint import kind, like, nbytes, state_bytes
-from lib import command_line, prune, schedule
+from lib import command_line, prune
 from lib.console import columns, table
 from lib.errors import run_program
 from lib.kconf import Schema
@@ -37,7 +37,7 @@ _CHOICES = {  # the options whose chosen value a reader wants explained, in Kcon
 def main() -> int:
     """Print the report; returns 0."""
     schema, _ = command_line.resolve(__doc__, sys.argv[1:])
-    for warning in [*schema.warnings, *schedule.check(schema.bind(schedule.ScheduleOptions))]:
+    for warning in [*schema.warnings, *preflight.quick(schema)]:
         print(f"warning: {warning}", file=sys.stderr)
     if schema["PRUNING_METHOD"] == "none":
         print(

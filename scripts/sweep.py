@@ -32,6 +32,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tqdm import tqdm
 
+from gpt2 import preflight
 from lib import comparison, files, history, journal, sweep
 from lib.command_line import unconfigured
 from lib.config_file import ConfigError
@@ -53,7 +54,7 @@ def main() -> int:
         run.check()
     code, failures = 0, {}
     if not args.table_only and not all(run.finished for run in plan.runs()):
-        check_pruning(plan)
+        check(plan)  # imports torch, which takes seconds that a look at a table need not wait for
         with files.held(plan.folder, "training this sweep"):
             code, failures = train(plan, args.jobs)
     found = comparison.results(plan)
@@ -68,23 +69,14 @@ def main() -> int:
     return code
 
 
-def check_pruning(plan: Sweep) -> None:
-    """Build every configuration's pruner, without memory for its model; raises ConfigError with all that cannot be."""
-    import torch  # takes seconds, which a look at a table need not wait for
-
-    from gpt2 import model as models
-    from lib import prune
-
+def check(plan: Sweep) -> None:
+    """Raise ConfigError with all that keeps configurations from being trained."""
     problems = []
     for configuration in plan.configurations:
-        schema = configuration.schema()
         try:
-            with torch.device("meta"):
-                # No check looks at the vocabulary, so it need not be the tokenizer's.
-                model = models.GPT2(schema.bind(models.ModelOptions), vocab_size=256)
-                prune.build(model, torch.optim.SGD(model.parameters()), schema)
-        except UserError as error:
-            problems.append(f"{configuration.place}: {error}")
+            preflight.check(configuration.schema())
+        except UsageError as error:
+            problems += [f"{configuration.place}: {sentence}" for sentence in error.args]
     if problems:
         raise ConfigError(problems)
 

@@ -330,15 +330,31 @@ def test_half_precision_learns_about_the_same(tmp_path, whole, dtype):
         (["--min-lr", "0.1"], "error: MIN_LR=0.1 exceeds LEARNING_RATE=0.003; lower it or use --no-decay-lr"),
         (["--json-output", "none/a.json"], "JSON_OUTPUT=none/a.json: cannot be written; name a file in a folder that"),
         (["--optimizr", "sgd"], "error: unknown flag --optimizr; did you mean --optimizer?"),
+        (["PRUNING_METHOD=magnitude", "PRUNING_DISTRIBUTION=n-m", "PRUNING_M=3"],
+         "error: PRUNING_M=3 must divide the input dimension of every tensor, but h.0.attn.c_attn.weight has 32"),
+        (["PRUNING_METHOD=magnitude", "PRUNING_END=41"], "error: PRUNING_END=41 lies beyond MAX_ITERS=40"),
+        (["OPTIMIZER=adamwspam", "SPAM_INTERVAL=100"], "error: SPAM_WARMUP_STEPS=150 does not end before"),
+        (["--compile"], "error: --compile: the compiler none is not installed"),
         (["--device", "mps"], "finds no such device here; use --device auto"),
         (["--resume", "runs/none"], "there is no run in this folder"),
     ],
-)
-def test_what_cannot_be_is_said_before_a_run_is_made(tmp_path, words, message):
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_a_run_is_made(tmp_path, words, message, monkeypatch):
+    """And before data are prepared."""
+    monkeypatch.setenv("CXX", "none")
     output = train(tmp_path, *arguments(), *words, code=2)
     assert message in output
     assert "Traceback" not in output
     assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_of_runs_that_cannot_be_is_said_before_data_are_prepared(tmp_path):
+    output = train(tmp_path, *arguments(output_dir="corpus.txt/runs"), code=1)
+    place = f"{tmp_path}/corpus.txt"
+    assert output.endswith(
+        f"\nerror: corpus.txt/runs: the run's folder cannot be made there: {place} is not a folder\n"
+    )
     assert not (tmp_path / "data").exists()
 
 
@@ -395,7 +411,9 @@ def test_other_data_is_not_trained_on(tmp_path):
 
 def test_a_run_cannot_end_before_where_it_is(tmp_path, whole):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "data")
     output = train(tmp_path, "--resume", "runs/run", "--max-iters", "30", code=2)
+    assert not (tmp_path / "data").exists()
     assert "error: runs/run: is at step 40, beyond MAX_ITERS=30; raise that" in output
 
 

@@ -1,0 +1,26 @@
+"""The size and shape of a model, and which cannot be: known from the configuration, without PyTorch."""
+
+import dataclasses
+
+from lib.errors import UsageError
+from lib.kconf import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Options):
+    """Size and shape of the model."""
+
+    model_name: str
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int  # tokens
+    dropout: float
+
+
+def check(options: ModelOptions) -> None:
+    """Raise UsageError for a shape that cannot be."""
+    if options.n_embd % options.n_head:
+        raise UsageError(
+            f"N_EMBD={options.n_embd} cannot be divided among N_HEAD={options.n_head} heads; choose a multiple"
+        )

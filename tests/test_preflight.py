@@ -1,0 +1,54 @@
+"""Everything that a configuration alone makes impossible is told at once, and without data."""
+
+import pytest
+
+from gpt2 import preflight
+from lib.errors import UsageError
+from tests.training import schema
+
+PRUNED = {"pruning_method": "magnitude"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "problems"),
+    [
+        ({}, 2, []),
+        ({"n_head": 3, "min_lr": 0.1}, 1, ["N_EMBD=32 cannot be divided among N_HEAD=3 heads; choose a multiple",
+                                           "MIN_LR=0.1 exceeds LEARNING_RATE=0.003; lower it or use --no-decay-lr"]),
+        ({"gradient_accumulation": 3} | PRUNED | {"pruning_scope": "foo"}, 2, [
+            "GRADIENT_ACCUMULATION=3: cannot be shared by 2 ranks evenly; set GRADIENT_ACCUMULATION=4 BATCH_SIZE=3, "
+            "which learns the same",
+            "PRUNING_SCOPE: 'foo' matches no parameter; names look like wte.weight and h.0.attn.c_attn.weight",
+        ]),
+        (PRUNED | {"pruning_warmup": 0.8, "pruning_end": 0.3}, 1, [
+            "PRUNING_END=0.3 is step 12, before pruning starts at step 32 (PRUNING_WARMUP=0.8); end it later or start "
+            "it sooner",
+        ]),
+        (PRUNED | {"pruning_distribution": "n-m", "pruning_n": 4, "pruning_m": 2}, 1,
+         ["PRUNING_N=4 must be less than PRUNING_M=2"]),
+        ({"pruning_method": "wanda", "pruning_scope": "wte.weight"}, 1, [
+            "PRUNING_METHOD=wanda measures the inputs of linear layers, and wte.weight is not the weight of one; leave "
+            "it out of PRUNING_SCOPE",
+        ]),
+        ({"optimizer": "adamwspam", "spam_interval": 100}, 1, [
+            "SPAM_WARMUP_STEPS=150 does not end before the next reset; choose less than SPAM_INTERVAL=100",
+        ]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told_at_once(tmp_path, changes, ranks, problems):
+    made = schema(tmp_path, **changes)
+    if not problems:
+        preflight.check(made, ranks)
+        return
+    with pytest.raises(UsageError) as error:
+        preflight.check(made, ranks)
+    assert list(error.value.args) == problems
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_random_state_is_left_as_it_is(tmp_path):
+    import torch
+
+    before = torch.get_rng_state()
+    preflight.check(schema(tmp_path, **PRUNED))
+    assert torch.equal(torch.get_rng_state(), before)
