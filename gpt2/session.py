@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gpt2 import changes, ending, footprint, loop, preflight, prepare_data, shards
+from gpt2 import changes, ending, footprint, loop, pace, preflight, prepare_data, shards
 from gpt2 import data as datasets
 from gpt2 import model as models
 from gpt2.alerts import AlertOptions, Watch, worse_since
@@ -211,11 +211,13 @@ class Session:
             allowed, rate = self.schema["RETRIES"], self.schema.options["LEARNING_RATE"].text
             text = f"retry {retry} of {allowed} goes on after step {step}, with LEARNING_RATE={rate}"
             console.show(book.write("alert", step, kind=f"retry-{retry}", level="warn", message=text))
+        took = pace.seconds_left(self.training, self.data, self.machine, self.schedule, self.options.eval_interval)
         facts = {
             "model": self._model,
             "data": self.data.description,
             "machine": machine,
-            "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens",
+            "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens"
+            f"{pace.words(took, self.training, self.schedule)}",
             "run folder": folder,
         }
         if self.options.pruning_method != "none":
@@ -223,6 +225,8 @@ class Session:
                 f"{self.options.pruning_method}, {self.training.pruner.total:,} weights in scope; see make prune-report"
             )
         console.say(table(facts))
+        if note := pace.advice(took, self.machine):
+            console.say(f"note: {note}")
 
     def _loop(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> bool:
         """Train; whether some rank was asked to stop.

@@ -20,7 +20,9 @@ if not __package__:  # a program, whose folder Python put there; `from gpt2.trai
 from gpt2 import preflight
 from lib import checkpoint_file, command_line, history, launch, run, signals, threads, track
 from lib.errors import UsageError, UserError, run_program
-from lib.kconf import Schema
+from lib.kconf import ROOT, Schema
+
+_TINY = "defconfigs/gpt2_tiny_defconfig"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +105,12 @@ def _train(argv: list[str], place: launch.Launch) -> int:
         for warning in [*schema.warnings, *preflight.quick(schema)]:
             print(f"warning: {warning}", file=sys.stderr)
         if not args.resume and not command_line.config_files(args.config, os.environ):
-            print(f"there is no .config in {Path.cwd()}: options that are not given have their defaults")
+            tiny = min(ROOT / _TINY, os.path.relpath(ROOT / _TINY), key=lambda path: len(str(path)))
+            print(
+                f"there is no .config in {Path.cwd()}: options that are not given have their defaults, so "
+                f"MODEL_NAME={schema['MODEL_NAME']} and DATASET={schema['DATASET']}; a small model: --config {tiny}",
+                flush=True,
+            )
     track.names(schema["TRACKER"])  # refuses what cannot be used here
     threads.spin_little()
     with signals.ending_at_once():

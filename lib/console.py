@@ -110,6 +110,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def roughly(seconds: float) -> str:
+    """What is known roughly: `40 s`, `2:03`, `1:02:03`, `14 hours`, `12 days`, `5 years`."""
+    for unit, length in (("years", 365 * 86400), ("days", 86400), ("hours", 3600)):
+        if seconds >= 3 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return duration(seconds) if round(seconds) >= 60 else f"{max(1, round(seconds))} s"
+
+
 def table(facts: Mapping[str, object]) -> str:
     """Names and values in two columns."""
     width = max(map(len, facts))

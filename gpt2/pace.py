@@ -1,0 +1,88 @@
+"""About how long a run will take on this machine, from batches that are timed and forgotten before the first step."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from gpt2.data import Data
+from gpt2.loop import Training
+from lib.console import roughly
+from lib.device import Machine
+from lib.schedule import ScheduleOptions
+
+_ENOUGH = 0.3  # seconds of a batch that tell its speed; of a large model a part of one window takes as long
+_GROWTH = 4
+_LONG = 3 * 3600  # seconds
+_FORWARD = 1 / 3  # of the work of a batch that is learned from: the backward pass is twice the forward pass
+
+
+def seconds_left(
+    training: Training, data: Data, machine: Machine, schedule: ScheduleOptions, eval_interval: int
+) -> float | None:
+    """About how long the rest of a run takes; None without a rest, and where memory is too short to measure it.
+
+    Weights, optimizer, pruner and random state are left as they are. The model is not compiled for it.
+    """
+    steps = schedule.max_iters - training.step
+    if not steps:
+        return None
+    evaluations = 1 + (steps // eval_interval if eval_interval else 1)
+    try:
+        each = _seconds_per_token(training, data, machine)
+    except (RuntimeError, MemoryError):  # the first step will say why
+        return None
+    finally:
+        training.model.train()
+        training.optimizer.zero_grad(set_to_none=True)
+    validation = data.val_windows * data.options.block_size
+    return each * (steps * data.tokens_per_step + evaluations * validation * _FORWARD) / machine.ranks.size
+
+
+def words(seconds: float | None, training: Training, schedule: ScheduleOptions) -> str:
+    """`, about 1:40 here`, to be put after the steps of a run."""
+    if seconds is None:
+        return ""
+    left = f" for the {schedule.max_iters - training.step:,} that are left" * bool(training.step)
+    return f", about {roughly(seconds)} here{left}" + ", less once compiled" * training.compiled
+
+
+def advice(seconds: float | None, machine: Machine) -> str:
+    """What to say of a run that takes long on a CPU; empty for any other."""
+    if machine.device.type != "cpu" or (seconds or 0) < _LONG:
+        return ""
+    return "that is long; Ctrl-C stops it, and make list-defconfigs lists smaller models, some of which take minutes"
+
+
+def _seconds_per_token(training: Training, data: Data, machine: Machine) -> float:
+    """Of a forward and a backward pass; the parts of a batch grow until one takes long enough, or is all of it."""
+    x, y = (part.to(machine.device) for part in data.batch(0, 0))  # (B, T)
+    training.model.eval()  # without dropout, so without random numbers; nor do pruning criteria count its inputs
+    for windows, tokens in _parts(*x.shape):
+        part = x[:windows, :tokens], y[:windows, :tokens]
+        took = min(_time(training, machine, part) for _ in range(2))  # the first time is slower
+        if took > _ENOUGH:
+            break
+    return took / (windows * tokens)
+
+
+def _parts(windows: int, tokens: int) -> Iterator[tuple[int, int]]:
+    """(windows, tokens of each), from a part of a window to all of the batch."""
+    count, length = 1, min(64, tokens)
+    while (count, length) != (windows, tokens):
+        yield count, length
+        if length < tokens:
+            length = min(tokens, length * _GROWTH)
+        else:
+            count = min(windows, count * _GROWTH)
+    yield count, length
+
+
+def _time(training: Training, machine: Machine, part: tuple[torch.Tensor, torch.Tensor]) -> float:
+    began = time.perf_counter()
+    with machine.autocast():
+        loss = training.model(*part)
+    loss.backward()
+    loss.item()  # waits for the device
+    next(training.model.parameters()).grad[0, 0].item()
+    return time.perf_counter() - began
