@@ -36,6 +36,7 @@ def finish(session: "Session", recorder: Recorder) -> None:
     sparsity = {name: pruned[name] for name in ("sparsity", "average_nonzeros")}
     if dense := dense_best(known):
         final |= {"dense_best_val_loss": dense.val_loss}
+    sparsity |= {"weights_in_scope": session.training.pruner.total, "parameters": session.model.count_parameters()}
     summary = {"run": str(folder), "status": "finished", "steps": step, **final, **speed, **sparsity}
     files.write_json(folder / "summary.json", summary)
     if session.options.json_output:

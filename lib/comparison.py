@@ -1,12 +1,13 @@
 """The table of a sweep: each configuration's mean and spread over the seeds, from the folders of the finished runs."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from lib import history
+from lib.console import duration
 from lib.errors import UserError
 from lib.sweep import Configuration, Run, Sweep
 
@@ -46,6 +47,9 @@ def _result(run: Run) -> Results:
         if missing := [key for key in _SUMMARY.values() if key not in summary]:
             raise UserError(f"{run.folder}/summary.json: is damaged: it lacks {', '.join(missing)}")
         found |= {name: summary[key] for name, key in _SUMMARY.items()}
+        if summary.get("parameters"):  # which a run of an earlier version has not told
+            found |= {name: summary[name] for name in ("weights_in_scope", "parameters")}
+            found["scope"] = found["weights_in_scope"] / found["parameters"]
     return found
 
 
@@ -99,6 +103,7 @@ def _plain(form: str) -> Callable[[Results], str]:
 _FIGURES = {
     "val_loss": ("validation loss", _loss),
     "sparsity": ("sparsity", _plain(".4f")),
+    "scope": ("in scope", _plain(".1%")),
     "average_nonzeros": ("average non-zeros", _plain(",.0f")),
     "tokens": ("tokens", _plain(",.0f")),
     "seconds": ("seconds", _plain(",.0f")),
@@ -107,18 +112,53 @@ _FIGURES = {
 
 def table(found: Results) -> str:
     """The results as a Markdown table with the notes that it needs, readable as plain text too."""
-    rows, seeds = found["configurations"], len(found["seeds"])
     titles = ["configuration", "n", *(title for title, _ in _FIGURES.values())]
-    titles[3:3] = [f"against {rows[0]['configuration']}"] if len(rows) > 1 else []
-    cells = [titles + [name.lower().replace("_", " ") for name in found["tuned"]]]
-    for number, row in enumerate(rows):
-        n = row["val_loss"]["n"]
-        figures = {name: show(row[name]) for name, (_, show) in _FIGURES.items()}
-        line = [row["configuration"], str(n) if n == seeds else f"{n} of {seeds}", *figures.values()]
-        if len(rows) > 1:
+    cells = [titles, *(_cells(found, row, _FIGURES) for row in found["configurations"])]
+    _put_tuned(found, cells)
+    _put_difference(found, cells, "against {}")
+    return f"{_markdown(cells)}\n\n" + "\n".join(f"- {note}" for note in notes(found)) + "\n"
+
+
+def screen(found: Results, columns: int = 80) -> list[list[str]]:
+    """The same for a screen, titles first: without what all runs have in common, or the notes tell.
+
+    Where so many columns of text do not hold it, it is also without the times, and then without the scopes.
+    """
+    figures = {name: _FIGURES[name] for name in ("val_loss", "sparsity", "scope", "seconds")}
+    cells = [["configuration", "n", "val loss", "sparsity", "in scope", "time"]]
+    cells += [_cells(found, row, figures) for row in found["configurations"]]
+    for row, line in zip(found["configurations"], cells[1:], strict=True):
+        line[-1] = duration(row["seconds"]["mean"]) if row["seconds"]["n"] else "-"
+    _put_tuned(found, cells)
+    _put_difference(found, cells, "vs {}")
+    cells = [[cell.replace(" ± ", "±") for cell in line] for line in cells]
+    for title in ("time", "in scope"):
+        if sum(max(map(len, column)) + 2 for column in zip(*cells, strict=True)) - 2 > columns:
+            place = cells[0].index(title)
+            cells = [line[:place] + line[place + 1 :] for line in cells]
+    return cells
+
+
+def _cells(found: Results, row: Results, figures: Mapping[str, tuple[str, Callable[[Results], str]]]) -> list[str]:
+    n, seeds = row["val_loss"]["n"], len(found["seeds"])
+    shown = [show(row[name]) for name, (_, show) in figures.items()]
+    return [row["configuration"], str(n) if n == seeds else f"{n} of {seeds}", *shown]
+
+
+def _put_difference(found: Results, cells: list[list[str]], title: str) -> None:
+    """Insert the column of the differences to the first configuration after that of the losses."""
+    rows = found["configurations"]
+    if len(rows) > 1:
+        cells[0].insert(3, title.format(rows[0]["configuration"]))
+        for row, line in zip(rows, cells[1:], strict=True):
             line.insert(3, _loss(row["difference"], "+") if "difference" in row else "")
-        cells.append(line + [values[number] for values in found["tuned"].values()])
-    return f"{_markdown(cells)}\n\n" + "\n".join(f"- {note}" for note in _notes(found)) + "\n"
+
+
+def _put_tuned(found: Results, cells: list[list[str]]) -> None:
+    """Append a column for each option that differs."""
+    cells[0] += [name.lower().replace("_", " ") for name in found["tuned"]]
+    for number, line in enumerate(cells[1:]):
+        line += [values[number] for values in found["tuned"].values()]
 
 
 def _markdown(cells: list[list[str]]) -> str:
@@ -128,7 +168,8 @@ def _markdown(cells: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
-def _notes(found: Results) -> Iterable[str]:
+def notes(found: Results) -> Iterable[str]:
+    """What one has to know to read the table."""
     rows, first = found["configurations"], found["configurations"][0]["configuration"]
     yield (
         "Validation loss after the last step, in nats per token: mean ± sample standard deviation (n - 1) of n runs, "
@@ -137,6 +178,7 @@ def _notes(found: Results) -> Iterable[str]:
     if len(rows) > 1:
         yield f"Against {first}: the same for the difference between runs with the same seed, so the same data."
     yield "Sparsity is counted at the end and non-zeros are averaged over training, both of the weights in scope."
+    yield from _scopes(rows)
     if found["tuned"]:
         names = " and ".join(found["tuned"])
         yield f"Not the same in all configurations: {names}. That compares methods only if each was tuned alike."
@@ -146,3 +188,15 @@ def _notes(found: Results) -> Iterable[str]:
         yield f"Made by different code, which alone can change losses: {'; '.join(found['made_by'])}."
     elif found["made_by"]:
         yield f"Made by {found['made_by'][0]}."
+
+
+def _scopes(rows: Sequence[Results]) -> Iterable[str]:
+    """How many weights are in scope, and what share of the model that is; of configurations that agree, once."""
+    told: dict[str, dict[str, None]] = {}  # sentence -> the configurations that it is true of
+    for row in rows:
+        for run in (run for run in row["runs"] if "scope" in run):
+            share = f"{run['scope']:.1%} of the model's {run['parameters']:,}"
+            words = f"{run['weights_in_scope']:,} weights are in scope, {share}"
+            told.setdefault(words, {})[row["configuration"]] = None
+    for words, names in told.items():
+        yield words + (f": {', '.join(names)}" if len(told) > 1 else "") + "."

@@ -72,8 +72,10 @@ class Run:
         return (self.folder / "summary.json").exists()
 
     def words(self) -> list[str]:
-        """The trainer's arguments for a new run."""
+        """The trainer's arguments for a new run; trackers show the runs of a sweep as a group, unless it names one."""
         given = {name: text for name, text, _ in self.configuration.assignments}
+        if not self.configuration.schema()["TRACKER_GROUP"]:
+            given["TRACKER_GROUP"] = self.parent.name
         given |= {"SEED": str(self.seed), "OUTPUT_DIR": str(self.parent), "TRACKER_RUN_NAME": self.name}
         return ["--config", str(self.configuration.base), *(f"{name}={text}" for name, text in given.items())]
 

@@ -12,6 +12,7 @@ from lib.errors import printable, shown
 _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.,-~=+#"
 _COLOURS = {"running": "cyan", "starting": "cyan", "finished": "green", "interrupted": "yellow"}
 _BAD = "red"  # every other state
+_ANY = 10_000  # columns of a plain text: enough for any name
 
 
 class Column(NamedTuple):
@@ -28,22 +29,23 @@ def terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def width() -> int:
-    """Columns of the terminal; of a plain text, enough for any name."""
-    return _console().width if terminal() else 10_000
+def width(columns: int = _ANY) -> int:
+    """Columns of the terminal; elsewhere those of a plain text."""
+    return _console(columns).width
 
 
-def _console() -> Any:
+def _console(columns: int) -> Any:
+    """The terminal's; without one, that of a text of so many columns."""
     from rich.console import Console
 
     if terminal():
         return Console(highlight=False, emoji=False, markup=False)
-    return Console(file=io.StringIO(), width=10_000, color_system=None, highlight=False, emoji=False, markup=False)
+    return Console(file=io.StringIO(), width=columns, color_system=None, highlight=False, emoji=False, markup=False)
 
 
-def out(*parts: Any) -> None:
-    """Print texts and grids."""
-    console = _console()
+def out(*parts: Any, columns: int = _ANY) -> None:
+    """Print texts and grids; where there is no terminal, `columns` wide."""
+    console = _console(columns)
     for part in parts:
         console.print(shown(part) if isinstance(part, str) else part)
     if not terminal():
@@ -98,7 +100,14 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
         screen.add_column(column.title, justify="left" if column.left else "right", overflow="fold", no_wrap=n > 0)
     for row in rows:
         screen.add_row(*(_cell(column, value) for column, value in zip(columns, row, strict=True)))
-    _console().print(screen)
+    _console(_ANY).print(screen)
+
+
+def sheet(cells: Sequence[Sequence[str]], notes: Iterable[str]) -> None:
+    """Print a table of texts, titles first, with notes below it: as wide as the terminal, elsewhere 80 columns."""
+    titles, *rows = cells
+    grids = [grid(rows, titles, right=len(titles) - 1), "", *(grid([("-", note)]) for note in notes)]
+    out("", *grids, columns=80)
 
 
 def _cell(column: Column, value: Any) -> Any:

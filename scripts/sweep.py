@@ -33,7 +33,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from tqdm import tqdm
 
 from gpt2 import preflight
-from lib import comparison, files, history, journal, sweep
+from lib import comparison, files, history, journal, sweep, view
 from lib.command_line import unconfigured
 from lib.config_file import ConfigError
 from lib.console import duration, say
@@ -99,11 +99,10 @@ def _arguments() -> argparse.Namespace:
 
 def write(folder: Path, found: comparison.Results) -> None:
     """Show the table and put it into the sweep's folder."""
-    text = comparison.table(found)
-    say(f"\n{text}")
     files.write_json(folder / "results.json", found)
-    files.write(folder / "table.md", text.encode())
-    say(f"{folder}/table.md, {folder}/results.json")
+    files.write(folder / "table.md", comparison.table(found).encode())
+    view.sheet(comparison.screen(found, view.width(80)), comparison.notes(found))
+    say(f"\n{folder}/table.md, {folder}/results.json")
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

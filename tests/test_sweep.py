@@ -47,6 +47,10 @@ def events(folder):
     return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
 
 
+def provenance_of(run):
+    return json.loads((run / "provenance.json").read_text())["options"]
+
+
 # ---- whole sweeps ----------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +60,8 @@ def test_a_sweep_is_trained_to_the_end_and_compared(tmp_path):
     home = tmp_path / "runs/few"
     assert "warning: a sweep does not read the environment's CONFIG_SEED" in output
     text = (home / "table.md").read_text()
-    assert text in output
+    shown = output[output.index("configuration") :].splitlines()
+    assert max(map(len, shown)) <= 80
     found = {}
     for name in ("dense", "still"):
         summaries = [json.loads((home / f"{name}-seed{seed}/summary.json").read_text()) for seed in (1, 2)]
@@ -72,19 +77,24 @@ def test_a_sweep_is_trained_to_the_end_and_compared(tmp_path):
         "still", "2", f"{(c + d) / 2:.4f} ± {abs(c - d) / 2**0.5:.4f}",
         f"{sum(gap) / 2:+.4f} ± {abs(gap[0] - gap[1]) / 2**0.5:.4f}",
     ]  # fmt: skip
-    assert rows[3][4:7] == ["0.0000", "24,576", "5,120"]
+    assert rows[3][4:8] == ["0.0000", "70.8%", "24,576", "5,120"]
+    assert shown[0].split() == "configuration n val loss vs dense sparsity in scope time".split()
+    assert shown[2].split()[:5] == ["still", "2", *(rows[3][n].replace(" ± ", "±") for n in (2, 3, 4))]
+    note = "24,576 weights are in scope, 70.8% of the model's 34,688."
+    assert (f"- {note}" in text, f"-  {note}" in output) == (True, True)
+    assert provenance_of(home / "still-seed2")["TRACKER_GROUP"]["value"] == "few"
     results = json.loads((home / "results.json").read_text())
     assert results["configurations"][1]["val_loss"] == {
         "n": 2, "mean": statistics.mean([c, d]), "sd": statistics.stdev([c, d])
     }  # fmt: skip
     assert results["configurations"][1]["options"] == {"MAX_ITERS": "20", "WEIGHT_DECAY": "0"}
-    provenance = json.loads((home / "still-seed2/provenance.json").read_text())["options"]
+    provenance = provenance_of(home / "still-seed2")
     assert (provenance["WEIGHT_DECAY"]["value"], provenance["SEED"]["value"]) == ("0", "2")
     assert "validation loss" in (home / "still-seed2.log").read_text()
     # Nothing is left to do, and a changed sweep does not take the old runs for its own.
     before = {path: path.stat().st_mtime_ns for path in home.glob("*-seed*/*")}
     assert "prepared" not in run(tmp_path)
-    assert run(tmp_path, "--table-only").count("| dense") == 1
+    assert run(tmp_path, "--table-only").count("\ndense ") == 1
     assert before == {path: path.stat().st_mtime_ns for path in home.glob("*-seed*/*")}
     assert "was begun with ADAM_BETA2=0.95, and the sweep has 0.9 now" in run(tmp_path, "ADAM_BETA2=0.9", code=2)
 
@@ -118,12 +128,13 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_past_a_run_that_fails(tmp_pat
     assert re.search(
         r"^error: late-seed3 failed: the run has diverged.*; see runs/few/late-seed3.log$", output, re.MULTILINE
     )
-    rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("| ")]
+    table = (home / "table.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| ")]
     assert [(row[1], row[2], row[-2]) for row in rows[2:]] == [
         ("dense", "1", "0.003"), ("late", "0 of 1", "10"), ("sgd", "1", "0.1")
     ]  # fmt: skip
-    assert "- Not the same in all configurations: LEARNING_RATE." in output
-    assert "- Not finished, so not in these figures: late-seed3." in output
+    assert "- Not the same in all configurations: LEARNING_RATE." in table
+    assert "- Not finished, so not in these figures: late-seed3." in table
 
 
 def test_a_sweep_is_trained_by_one_process(tmp_path):
@@ -221,6 +232,60 @@ def test_what_is_compared_may_differ(tmp_path):
     assert [str(one.folder) for one in plan.runs()] == [
         f"out/few/{name}-seed{seed}" for seed in (1, 2) for name in ("dense", "state", "clip")
     ]
+
+
+def test_trackers_group_the_runs_of_a_sweep_unless_it_names_a_group(tmp_path):
+    words = [run.words() for run in sweep.read(write(tmp_path, "dense", "own TRACKER_GROUP=mine")).runs()]
+    groups = [[word for word in some if word.startswith("TRACKER_GROUP=")] for some in words]
+    assert groups == [["TRACKER_GROUP=few"], ["TRACKER_GROUP=mine"]] * 2
+
+
+def results(scope=(90, 1000), tuned=None):
+    """What two configurations came to, the second of them pruned where `scope` says: (weights, of all)."""
+    weights, parameters = scope
+    run = {
+        "seed": 1,
+        "folder": "runs/few/a-seed1",
+        "finished": True,
+        "weights_in_scope": weights,
+        "parameters": parameters,
+    }
+    figures = {"val_loss": 1.5, "sparsity": 0.7, "scope": weights / parameters, "average_nonzeros": 27.0, "tokens": 512,
+               "seconds": 754.0}  # fmt: skip
+    spread = {name: {"n": 1, "mean": value, "sd": None} for name, value in figures.items()}
+    first = {"configuration": "dense", "options": {}, "runs": [run | {"scope": 0.9, "weights_in_scope": 900}], **spread}
+    gap = {"difference": {"n": 1, "mean": 0.25, "sd": 0.125}}
+    second = {
+        "configuration": "attention",
+        "options": {},
+        "runs": [run | {"scope": weights / parameters}],
+        **spread,
+        **gap,
+    }
+    return {"sweep": "few", "seeds": [1], "tuned": tuned or {}, "made_by": [], "configurations": [first, second]}
+
+
+def test_on_a_screen_a_table_has_what_80_columns_hold():
+    assert comparison.screen(results())[0] == [
+        "configuration",
+        "n",
+        "val loss",
+        "vs dense",
+        "sparsity",
+        "in scope",
+        "time",
+    ]
+    assert comparison.screen(results())[2] == ["attention", "1", "1.5000", "+0.2500±0.1250", "0.7000", "9.0%", "12:34"]
+    tuned = {"LEARNING_RATE": ["1e-3", "2e-3"], "GRAD_CLIP": ["1", "0"]}
+    assert comparison.screen(results(tuned=tuned))[0][4:] == ["sparsity", "learning rate", "grad clip"]
+    assert comparison.screen(results(tuned=tuned), 200)[2][4:] == ["0.7000", "9.0%", "12:34", "2e-3", "0"]
+
+
+def test_scopes_that_differ_are_told_with_their_configurations():
+    notes = list(comparison.notes(results()))
+    assert "900 weights are in scope, 90.0% of the model's 1,000: dense." in notes
+    assert "90 weights are in scope, 9.0% of the model's 1,000: attention." in notes
+    assert "900 weights are in scope, 90.0% of the model's 1,000." in comparison.notes(results(scope=(900, 1000)))
 
 
 def test_one_seed_has_no_spread():

@@ -44,6 +44,7 @@ class NoPruning:
     def __init__(self, weights: Iterable[Tensor]):
         """`weights` are those whose zeros are counted."""
         self.weights = list(weights)
+        self.total = sum(weight.numel() for weight in self.weights)
 
     def begin(self) -> None:
         """Keep all weights."""
@@ -61,11 +62,11 @@ class NoPruning:
     def sparsity(self) -> float:
         """Share of the weights that are exactly zero, counted from the weights."""
         zeros = sum(weight.numel() - torch.count_nonzero(weight) for weight in self.weights)
-        return float(zeros) / sum(weight.numel() for weight in self.weights)
+        return float(zeros) / self.total
 
     def metrics(self, step: int) -> dict[str, float]:
         """What a log line says of pruning."""
-        return {"sparsity": self.sparsity(), "average_nonzeros": sum(weight.numel() for weight in self.weights)}
+        return {"sparsity": self.sparsity(), "average_nonzeros": self.total}
 
     def layers(self) -> dict[str, float]:
         """Nothing to say of single tensors."""
