@@ -106,8 +106,9 @@ def _still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
 
     Raises UsageError for what would make it another run, and where its checkpoints are beyond its end.
     """
-    if (found := checkpoint.find(folder / "checkpoints")) and found[-1].name > checkpoint.name(schema["MAX_ITERS"]):
-        step = int(found[-1].stem.removeprefix("step-"))
+    found = checkpoint.find(folder / "checkpoints")
+    step = int(found[-1].stem.removeprefix("step-")) if found else 0
+    if step > schema["MAX_ITERS"]:
         raise UsageError(f"{folder}: is at step {step}, beyond MAX_ITERS={schema['MAX_ITERS']}; raise that")
     changed, summary = _changed(schema, folder), folder / "summary.json"
     changes.check_in_time(schema, folder, changed)

@@ -97,10 +97,14 @@ class StopSignals:
 
     def _end(self, number: int) -> NoReturn:
         _tell("interrupted\n")
-        words = threading.Thread(target=self.last_words, daemon=True)
+        words = threading.Thread(target=self._say_last_words, daemon=True)
         words.start()
         words.join(_LAST_SECONDS)
         os._exit(128 + number)
+
+    def _say_last_words(self) -> None:
+        with contextlib.suppress(Exception):  # the disk may be full
+            self.last_words()
 
 
 def end_at_once() -> None:
