@@ -219,7 +219,7 @@ def update(
     Every rank computes its share of the micro-batches, and from their sum all make the same step. `asked` to stop
     between two of them, it raises KeyboardInterrupt, and all that a checkpoint holds is as it was before the step.
     """
-    random, loss = checkpoint.random_state(), torch.zeros((), device=machine.device)
+    random, loss = random_state.of(machine.device), torch.zeros((), device=machine.device)
     try:
         for micro in machine.ranks.share(options.gradient_accumulation):
             if asked():
@@ -231,7 +231,7 @@ def update(
             loss += part.detach()
     except KeyboardInterrupt:
         training.optimizer.zero_grad(set_to_none=True)
-        checkpoint.restore_random_state(random)
+        random_state.restore(random, machine.device)
         raise
     machine.ranks.sum_step(loss, training.model.parameters())
     training.scaler.unscale_(training.optimizer)
