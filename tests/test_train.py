@@ -412,7 +412,7 @@ def test_a_run_cannot_end_before_where_it_is(tmp_path, whole):
     shutil.rmtree(tmp_path / "data")
     output = train(tmp_path, "--resume", "runs/run", "--max-iters", "30", code=2)
     assert not (tmp_path / "data").exists()
-    assert "error: runs/run: is at step 40, beyond MAX_ITERS=30; raise that" in output
+    assert "runs/run: is at step 40, beyond MAX_ITERS=30; raise that" in output
 
 
 def test_a_run_stopped_before_its_first_step_loses_nothing(tmp_path, whole):
