@@ -1,9 +1,11 @@
 """The configuration menu: kconfiglib's, with values checked, loaded and saved by the same code as everywhere else."""
 
 import argparse
+import contextlib
 import functools
 import locale
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -23,6 +25,8 @@ try:
     import menuconfig  # kconfiglib's; sys.path[0] keeps this file from hiding it
 except ImportError:
     curses = menuconfig = None  # Python on Windows has no curses
+
+_FAILURES = 100  # in a row: a signal can make a single read of the keyboard fail
 
 
 def main() -> int:
@@ -59,6 +63,7 @@ class Menu:
         menuconfig._range_info = self._range_info
         menuconfig._node_str = functools.partial(_without_new, menuconfig._node_str)
         menuconfig._load_config = menuconfig._needs_save = self._needs_save
+        menuconfig._getch_compat = functools.partial(_key, menuconfig._getch_compat)
         menuconfig._try_load = self._try_load
         menuconfig._try_save = self._try_save
         menuconfig.menuconfig(self.schema.kconf)
@@ -110,6 +115,20 @@ class Menu:
 def _without_new(node_str: Callable, node) -> str:
     """A menu's line without "(NEW)": what follows its default stays unassigned here, so it would stand everywhere."""
     return node_str(node).replace(" (NEW)", "")
+
+
+def _key(getch: Callable, window) -> str | int:
+    """The next key; ends the program when the terminal is gone.
+
+    Every screen waits for its keys here. Where SIGHUP is ignored, as under nohup, a closed terminal does not end the
+    program, and each read of the keyboard fails at once.
+    """
+    for _ in range(_FAILURES):
+        if (key := getch(window)) != -1:
+            return key
+    with contextlib.suppress(curses.error):
+        curses.endwin()
+    os._exit(128 + signal.SIGHUP)  # what SIGHUP would have done; nobody is left to tell why
 
 
 def _error(text: str) -> None:

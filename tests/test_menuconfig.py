@@ -4,7 +4,9 @@ import fcntl
 import os
 import pty
 import re
+import resource
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -16,15 +18,22 @@ import pytest
 from lib.kconf import ROOT, Schema
 
 DOWN, ENTER, ESCAPE, ERASE = b"j", b"\n", b"\x1b", b"\x7f"
+HANG_UP = None  # in place of a key
 QUIET = 0.15  # seconds without output after which the menu waits for a key
+SECONDS = 5  # of processor time, for a program that takes 0.2 to start
 
 
 def drive(folder, keys, **env):
-    """Run the menu in `folder` and send it one of `keys` whenever it is quiet; returns exit status and what it drew."""
+    """Run the menu in `folder` and send it one of `keys` whenever it is quiet; returns exit status and what it drew.
+
+    After HANG_UP its terminal is gone.
+    """
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(folder)
         os.environ.update({"TERM": "xterm", "LC_ALL": "C.UTF-8", **env})
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup, so that the program has to see for itself
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))  # ends one that spins
         os.execv(sys.executable, [sys.executable, str(ROOT / "scripts/menuconfig.py")])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     drawn, keys, deadline = b"", list(keys), time.monotonic() + 60
@@ -36,12 +45,14 @@ def drive(folder, keys, **env):
             except OSError:  # the program has closed its end
                 break
             drawn += chunk
+        elif keys and keys[0] is HANG_UP:
+            break
         elif keys:
             os.write(terminal, keys.pop(0))
     else:
         os.kill(process, 9)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     os.close(terminal)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     text = re.sub(r"\x1b\[(\d*)C", lambda match: " " * int(match[1] or 1), drawn.decode(errors="replace"))
     return status, " ".join(re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][0AB]|[=>78M])", " ", text).split())
 
@@ -98,6 +109,25 @@ def test_nothing_changed_is_nothing_saved(folder):
     status, drawn = drive(folder, [b"q"])
     assert (status, (folder / ".config").stat().st_mtime_ns) == (0, before), drawn
     assert "Differs" not in drawn
+
+
+SCREENS = {
+    "the top menu": ([], "Optimizer --->"),
+    "a submenu": ([ENTER], "Model size"),
+    "symbol information": ([ENTER, b"?"], "Choice information"),
+    "search": ([b"/", b"tracker"], "TRACKER_GROUP"),
+    "information from search": ([b"/", b"seed", b"\x06"], "Symbol information"),
+    "an input": ([*[DOWN] * 3, ENTER, DOWN, ENTER], "Range: 0 to 10"),
+    "the file to load": ([b"o", b"o"], "File to load"),
+    "the question at the end": ([b"q"], "Save configuration?"),
+}
+
+
+@pytest.mark.parametrize(("keys", "screen"), SCREENS.values(), ids=SCREENS)
+def test_it_ends_with_its_terminal(folder, keys, screen):
+    status, drawn = drive(folder, [*keys, HANG_UP])
+    assert screen in drawn
+    assert status == 128 + signal.SIGHUP
 
 
 def test_another_file_is_edited_and_a_file_with_problems_is_not_loaded(folder):
