@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib import journal, run
+from lib.errors import run_program
 from lib.track import registry
 from lib.track.lane import configuration
 
@@ -236,4 +237,4 @@ def compare(expected: Rows, found: Found) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -49,6 +49,7 @@ def run_program(main: Callable[[], int | None], only_prints: bool = False) -> No
     When the reader of its output goes away (head, less), the program ends in silence. One that `only_prints` then has
     nothing left to do and exits with 0, for make would report any other code. Another one exits with 141.
     """
+    _open_missing_streams()
     sys.stdout.reconfigure(errors="replace")  # a text that the terminal cannot show is no reason to stop
     os.umask(os.umask(0o077) | 0o002)  # whoever could write a run's files could change its results unseen
     signals.interrupt()
@@ -80,3 +81,15 @@ def run_program(main: Callable[[], int | None], only_prints: bool = False) -> No
         what = "written: {}; make room" if error.errno in NO_ROOM else "used: {}"
         print(f"error: {where} cannot be {what.format(error.strerror)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _open_missing_streams() -> None:
+    """Open /dev/null for each standard stream that was closed when the program started, as by `>&-`.
+
+    Otherwise the next file, a journal for instance, would get its number, and with it all that is printed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115, PTH123 - gets the lowest number that is free
+            os.set_inheritable(stream.fileno(), True)  # else the programs that this one starts would lack it again
+            setattr(sys, name, stream)
