@@ -39,6 +39,9 @@ class Schema:
     def __init__(self, kconfig: Path = ROOT / "Kconfig"):
         """Parse `kconfig`; raises ConfigError with file and line when it has a mistake."""
         self.root = Path(kconfig).parent
+        # Kconfiglib takes the whole path of a sourced file for a pattern: [ or ] in the path of the repository would
+        # keep it from finding any.
+        kconfiglib.iglob = lambda path: [path] if Path(path).exists() else []
         try:
             self.kconf = kconfiglib.Kconfig(str(kconfig), warn_to_stderr=False)
         except (kconfiglib.KconfigError, OSError) as error:

@@ -390,3 +390,14 @@ def test_an_accepted_file_means_what_it_says(tmp_path_factory, lines):
             assert (member in (option.value if option.kind == "set" else (option.value,))) == (raw == "y")
         elif name != "TRACKER":
             assert OTHER[name] == meant(name, raw)
+
+
+def test_the_repository_may_lie_in_a_folder_whose_name_is_a_pattern(tmp_path):
+    root = tmp_path / "a [b]* c?"
+    for path in (ROOT / "Kconfig", *ROOT.glob("*/Kconfig"), *ROOT.glob("*/*/Kconfig")):
+        copy = root / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    schema = Schema(root / "Kconfig")
+    assert list(schema.options) == list(Schema().options)
+    assert schema.place(schema.options["OPTIMIZER"]).startswith("lib/optim/Kconfig:")
