@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from lib import launch, redact
+from lib import files, launch, redact
 from lib.config_file import ConfigError
 from lib.errors import printable
 from lib.kconf import ROOT, Schema
@@ -33,8 +33,8 @@ def resolve(
     args, rest = parser.parse_known_args(argv)
     problems, given = assignments(rest, [flag for action in parser._actions for flag in action.option_strings])
     own = base(args) if base else None
-    files = config_files(args.config, env) if own is None else [own, *map(Path, args.config or [])]
-    stages = [partial(schema.load, path) for path in files]
+    paths = config_files(args.config, env) if own is None else [own, *map(files.named, args.config or [])]
+    stages = [partial(schema.load, path) for path in paths]
     stages.append(lambda: schema.override([*_environment(schema, env), *given, *_flags(schema, args)]))
     for stage in stages:
         try:
@@ -59,7 +59,7 @@ def unconfigured(env: Mapping[str, str]) -> dict[str, str]:
 def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:
     """The files to load: those named, else $KCONFIG_CONFIG, else .config when there is one."""
     if named:
-        return [Path(name) for name in named]
+        return [files.named(name) for name in named]
     path = config_path(env)
     return [path] if env.get("KCONFIG_CONFIG") or path.exists() else []
 

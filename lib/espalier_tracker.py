@@ -61,7 +61,8 @@ class EspalierTracker(GeneralTracker):
         schema.override([(name, text, "EspalierTracker") for name, text in texts.items()])
         self.names = track.names(schema["TRACKER"])
         self.options = {name.lower(): schema[name] for name in texts} | {"tracker": self.names}
-        self.wanted = run.RunOptions(output_dir, project or run.project_name(run.clone(Path.cwd())), run_name, "")
+        project = project or run.project_name(run.clone(Path.cwd()))
+        self.wanted = run.RunOptions(str(files.named(output_dir)), project, run_name, "")
         self.resume, self.wait_seconds = resume, wait_seconds
         self.reserved = {name.lower() for name in schema.options}  # in a journal these are values of our options
         self.folder: Path | None = None

@@ -19,6 +19,11 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 _said: set[str] = set()  # notes, each once
 
 
+def named(text: str) -> Path:
+    """The path that a user named. `~` is a home, which shells leave alone in RUN=~/runs/name and --run=~/runs/name."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for a home that nobody has
+
+
 def partial(path: Path) -> Path:
     """Where a file is written before it gets its name."""
     return path.with_name(path.name + ".tmp")

@@ -4,9 +4,10 @@ Values come from, weakest first: Kconfig default < configuration files in order 
 --flag. An unknown name, a bad value, a value out of range and an assignment without effect are errors that name their
 place; all of them are reported at once. Nothing is dropped or replaced in silence.
 
-Two conventions on top of plain Kconfig: a string with a range is a float, and a promptless bool that its members select
-is a set (one option, written `a,b`; a string <SET>_OTHER keeps what it may hold beside its members). A named choice
-CHOICE with members CHOICE_<VALUE> is one option with a value.
+Three conventions on top of plain Kconfig. A string with a range is a float, and one whose name ends in _DIR, _FILE,
+_OUTPUT or _SOURCE may be a path. A promptless bool that its members select is a set (one option, written `a,b`; a
+string <SET>_OTHER keeps what it may hold beside its members). A named choice CHOICE with members CHOICE_<VALUE> is one
+option with a value.
 """
 
 import os

@@ -15,10 +15,11 @@ except ModuleNotFoundError:  # the first package that any program imports: whoev
         "install what pyproject.toml names"
     ) from None
 
-from lib import redact
+from lib import files, redact
 from lib.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
+_PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE")  # ends of the names of texts that are paths, or may be paths
 _BEYOND = re.compile(r"[+-]?[0.]*[1-9]")  # neither zero nor inf as it is written
 
 Value = bool | int | float | str | tuple[str, ...] | None
@@ -28,6 +29,7 @@ class Option:
     """One thing that a user can choose: a bool, an int, a float, a str, one value of a choice, or a set of members.
 
     kind      "bool", "int", "float", "str", "choice" or "set"
+    is_path   whether it is a text that may be a path: a leading ~ in it is a home
     members   value -> kconfiglib symbol, for a choice and a set
     other     symbol with the values of a set that are no members, `a,b`; None for a set that takes members alone
     """
@@ -40,6 +42,7 @@ class Option:
         other: kconfiglib.Symbol | None = None,
     ):
         self.name, self.item, self.members, self.kind, self.other = item.name, item, members, kind, other
+        self.is_path = kind == "str" and self.name.endswith(_PATHS)
         self.node = item.nodes[0]
         self.prompt = (self.node if self.node.prompt else self.node.parent).prompt[0]  # a set is named by its menu
         self.help = self.node.help or next((s.nodes[0].help for s in members.values() if s.nodes[0].help), "")
@@ -120,6 +123,8 @@ class Option:
         return ", else ".join(texts)
 
     def _convert(self, text: str) -> Value:
+        if self.is_path and text.startswith("~"):
+            return str(files.named(text))
         return {"bool": lambda t: t == "y", "int": int, "float": float, "str": str}[self.kind](text)
 
     def complaint(self, text: str) -> str | None:
@@ -141,6 +146,8 @@ class Option:
                 "holds a password or token, which files would keep; give it in the environment, as in "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
+        if self.is_path and text.startswith("~") and self._convert(text).startswith("~"):
+            return f"names a home that this machine does not know; got {text!r}; write ./{text} for a file of that name"
         if self.kind == "int" and not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
             return f"must be a whole number; got {text!r}"
         if self.kind == "float" and not _NUMBER.fullmatch(text):

@@ -190,7 +190,7 @@ def named(given: str | None, argv: Sequence[str] = ()) -> Named:
     `latest` and nothing name the latest one. What is no run comes back as it is: `Identity.load` says so. Raises
     UsageError when sweeps have several of this name.
     """
-    path = Path(given or "latest")
+    path = files.named(given or "latest")
     if not given or (given == "latest" and not path.exists()):
         return Named(latest(_output_dir(argv)), "")
     if (path / "run.json").exists():
@@ -206,7 +206,7 @@ def named(given: str | None, argv: Sequence[str] = ()) -> Named:
     found = [folder for folder in folders(parent) if folder.name == given]
     if len(found) > 1:
         raise UsageError(f"{given}: {' and '.join(map(str, found[:3]))} have this name; say which")
-    return Named(found[0] if found else Path(given), "")
+    return Named(found[0] if found else path, "")
 
 
 def folders(output_dir: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lib import retries, run, schedule
+from lib import files, retries, run, schedule
 from lib.config_file import MISNAMED, ConfigError
 from lib.errors import UsageError, UserError
 from lib.kconf import ROOT, Schema
@@ -210,7 +210,7 @@ class _File:
         name = " ".join(words).removesuffix("_defconfig")
         if name in presets:
             return Path(os.path.relpath(presets[name]))
-        path = Path(" ".join(words))
+        path = files.named(" ".join(words))
         with contextlib.suppress(OSError):  # too long to be a name
             if path.is_file():
                 return path

@@ -132,17 +132,17 @@ def _check(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"{', '.join(SECTIONS)} [all]")
-    parser.add_argument("--ref", type=Path, metavar="FOLDER", help="a checkout of nanoGPT, to compare with [none]")
+    parser.add_argument("--ref", type=files.named, metavar="FOLDER", help="nanoGPT, to compare with [none]")
     parser.add_argument("--size", choices=SIZES, default="gpt2", help="tiny is for a quick look [gpt2]")
     parser.add_argument("--rounds", type=int, default=5, help="after one to warm up [5]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     parser.add_argument("--dtype", default="auto", help="of matrix products: auto, float32, bfloat16 or float16 [auto]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to this file")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="show what --json wrote, and measure nothing")
+    parser.add_argument("--json", type=files.named, metavar="FILE", help="also write everything measured to this file")
+    parser.add_argument("--report", type=files.named, metavar="FILE", help="show what --json wrote; measure nothing")
     parser.add_argument("--check", action="store_true", help="fail where a ratio is 10 %% worse than in the table")
     parser.add_argument("--write-table", action="store_true", help="put the ratios into the table")
     table = ROOT / "docs" / "performance.md"
-    parser.add_argument("--table", type=Path, default=table, metavar="PAGE", help="that has it [docs/performance.md]")
+    parser.add_argument("--table", type=files.named, default=table, metavar="PAGE", help="its page [performance.md]")
     return parser
 
 

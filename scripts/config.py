@@ -15,6 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import kconfiglib
 
 from gpt2 import preflight
+from lib import files
 from lib.command_line import assignments, config_path, resolve
 from lib.config_file import ConfigError, read_lines
 from lib.errors import UsageError, run_program
@@ -28,7 +29,8 @@ _DOCS = """# Options
 Generated from the Kconfig files by `make docs`; change it there.
 
 Set an option in `make menuconfig`, in `.config`, in the environment as `CONFIG_NAME`, on the command line as
-`NAME=value`, or by its flag; of these the later one wins. `make explain X=NAME` tells where a value comes from."""
+`NAME=value`, or by its flag; of these the later one wins. `make explain X=NAME` tells where a value comes from. In a
+path a leading `~` is your home; `.config` keeps it as you wrote it."""
 
 
 def main() -> int:
@@ -58,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     command(defconfig, "defconfig", words("PRESET | "))
     command(list_defconfigs, "list-defconfigs")
     command(olddefconfig, "olddefconfig", words())
-    command(savedefconfig, "savedefconfig", ("file", {"nargs": "?", "default": "defconfig", "metavar": "FILE"}))
+    target = {"nargs": "?", "default": "defconfig", "type": files.named, "metavar": "FILE"}
+    command(savedefconfig, "savedefconfig", ("file", target))
     command(listnewconfig, "listnewconfig")
     command(diffconfig, "diffconfig", ("a", {"metavar": "A", **file}), ("b", {"metavar": "B", **file}))
     command(explain, "explain", ("name", {"metavar": "NAME", "help": "LEARNING_RATE, learning-rate"}))
@@ -105,7 +108,7 @@ def olddefconfig(args: argparse.Namespace) -> None:
 def savedefconfig(args: argparse.Namespace) -> None:
     """Write the options that differ from their defaults to a file, such as a new preset."""
     schema = _present()
-    schema.write(Path(args.file), minimal=True)
+    schema.write(args.file, minimal=True)
     print(f"{args.file}: {_count(schema)}")
 
 
@@ -258,7 +261,7 @@ def _read(name: str) -> Schema:
     """The configuration in a file, a run's folder or a preset."""
     if not name:  # make's A or B was not given
         raise UsageError("name two configurations, such as: make diffconfig A=gpt2_tiny B=.config")
-    path = Path(name)
+    path = files.named(name)
     if name in _preset_names() and not path.exists():
         path = _preset(name)
     else:

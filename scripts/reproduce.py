@@ -25,7 +25,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.changes import harmless
-from lib import history, journal, provenance, run
+from lib import files, history, journal, provenance, run
 from lib.command_line import unconfigured
 from lib.console import say, table
 from lib.errors import UsageError, UserError, run_program
@@ -43,7 +43,7 @@ def main() -> int:
     """Reproduce a run; returns 0 if everything is identical, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="folder of the run [the latest in the output folder]")
-    parser.add_argument("--to", type=Path, help="folder of the reproduction [<run>-reproduced, beside the run]")
+    parser.add_argument("--to", type=files.named, help="folder of the reproduction [<run>-reproduced, beside the run]")
     parser.add_argument("--keep", action="store_true", help="keep the worktree")
     args = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):

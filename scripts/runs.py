@@ -75,7 +75,7 @@ def list_runs(args: argparse.Namespace) -> int:
     Speed is the mean of a finished run, and of another one the last that it recorded. Where the output is no terminal,
     the columns are separated by tabs and numbers are in full.
     """
-    parent = Path(args.words[0]) if len(args.words) == 1 and "=" not in args.words[0] else None
+    parent = files.named(args.words[0]) if len(args.words) == 1 and "=" not in args.words[0] else None
     parent = parent or Path(resolve("", args.words)[0]["OUTPUT_DIR"])
     rows, notes = [], []
     for folder in history.find(parent):
@@ -301,7 +301,7 @@ def export_run(args: argparse.Namespace) -> int:
             raise UsageError("parquet is no text; name a file to write, as in OUT=steps.parquet")
         export.FORMATS[args.format](table, sys.stdout.buffer)
         return 0
-    path = Path(args.out or folder / f"steps.{args.format}")
+    path = files.named(args.out) if args.out else folder / f"steps.{args.format}"
     if path.exists() and path.name != f"steps.{args.format}" and path.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"--out {path}: is a file of the run; choose another name")
     export.write(table, args.format, path)

@@ -49,7 +49,7 @@ _POLL = 0.2  # seconds between looks at the trainers
 def main() -> int:
     """Train what is not trained yet and show the table; returns the exit code."""
     args = _arguments()
-    plan = sweep.read(Path(args.file), args.words)
+    plan = sweep.read(files.named(args.file), args.words)
     for run in plan.runs():
         run.check()
     code, failures = 0, {}

@@ -299,3 +299,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(program):
     done = program(CONFIG, "defconfig", KCONFIG_CONFIG="no/such/folder/.config")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: no/such/folder/.config: cannot be written: No such file or directory\n"
+
+
+def test_a_home_is_expanded_where_a_file_is_named(config, folder):
+    home = folder / "home"
+    home.mkdir()
+    config("defconfig", "OUTPUT_DIR=~/runs")
+    config("savedefconfig", "~/mine", HOME=str(home))
+    assert 'CONFIG_OUTPUT_DIR="~/runs"\n' in (home / "mine").read_text()
+    assert config("diffconfig", "~/mine", ".config", HOME=str(home)).startswith("no option differs")
+    assert not (folder / "~").exists()

@@ -16,6 +16,8 @@ import pytest
 from lib import files
 from lib.errors import UserError
 from lib.kconf import ROOT
+from tests import training
+from tests.forked import Trainer
 
 
 def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
@@ -165,3 +167,24 @@ def test_another_failure_of_a_lock_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(OSError, match="Input/output error"), files.held(tmp_path, "training"):
         pass
+
+
+def test_a_home_is_expanded_wherever_a_path_is_said(tmp_path, program):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    (home / "corpus.txt").write_text(training.TEXT)
+    (here / ".config").write_text('CONFIG_OUTPUT_DIR="~/runs"\n')
+    words = ["JSON_OUTPUT=~/out.json", *training.arguments(max_iters=2, dataset_source="~/corpus.txt")]
+    environment = training.environment() | {"HOME": str(home), "CONFIG_DATA_DIR": "~/data"}
+    output, _ = Trainer(here, words, environment).communicate(120)
+    assert {"corpus.txt", "data", "runs", "out.json"} <= {path.name for path in home.iterdir()}, output
+    assert [path.name for path in here.iterdir()] == [".config"]
+    assert 'CONFIG_OUTPUT_DIR="~/runs"\n' in (home / "runs/run/.config").read_text()
+    start = json.loads((home / "runs/run/journal.jsonl").read_text().splitlines()[0])
+    assert start["config"]["output_dir"] == str(home / "runs")
+    for words in (["show", "~/runs/run"], ["export", "~/runs/run", "--out", "~/steps.csv"], ["list", "~/runs"]):
+        done = program("scripts/runs.py", *words, HOME=str(home))
+        assert done.returncode == 0, done.stderr
+    assert (home / "steps.csv").exists()
+    assert not (here / "~").exists()

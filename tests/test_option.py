@@ -148,3 +148,57 @@ def test_a_mistake_in_kconfig_is_one_sentence(tmp_path):
         kconfig(tmp_path, "banana\n")
     with pytest.raises(ConfigError, match="No such file"):
         Schema(tmp_path / "missing")
+
+
+def test_the_options_that_may_be_paths_are_known(options):
+    texts = {name: option.is_path for name, option in options.items() if option.kind == "str"}
+    assert [name for name, is_path in texts.items() if is_path] == [
+        "DATA_DIR",
+        "DATASET_SOURCE",
+        "OUTPUT_DIR",
+        "JSON_OUTPUT",
+    ]
+    assert [name for name, is_path in texts.items() if not is_path] == [
+        "DATASET_SUBSET",
+        "DATASET_TEXT_FIELD",
+        "PRUNING_SCOPE",
+        "TRACKER_PROJECT",
+        "TRACKER_RUN_NAME",
+        "TRACKER_GROUP",
+        "TRACKER_TAGS",
+        "TRACKIO_SPACE_ID",
+        "WANDB_ENTITY",
+        "MLFLOW_TRACKING_URI",
+        "PROMPT",
+    ]
+
+
+def test_a_home_is_expanded_in_paths_alone_and_kept_as_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    schema = Schema()
+    given = {"OUTPUT_DIR": "~/runs", "DATA_DIR": "~", "DATASET_SOURCE": "~/books/*.txt", "PROMPT": "~/x"}
+    schema.override([("DATASET", "files", "test"), *((name, text, "test") for name, text in given.items())])
+    assert {name: schema[name] for name in given} == {
+        "OUTPUT_DIR": "/home/me/runs",
+        "DATA_DIR": "/home/me",
+        "DATASET_SOURCE": "/home/me/books/*.txt",
+        "PROMPT": "~/x",
+    }
+    schema.write(tmp_path / "saved")
+    again = Schema()
+    again.load(tmp_path / "saved")
+    assert {name: again.options[name].text for name in given} == given
+    assert again["OUTPUT_DIR"] == "/home/me/runs"
+
+
+@pytest.mark.parametrize("text", ["a~", "./~", "./~/x", "a/~/b", "https://x/~me/text.txt", "owner/~name"])
+def test_another_tilde_is_a_part_of_a_name(options, text):
+    assert options["DATASET_SOURCE"].complaint(text) is None
+    assert options["DATASET_SOURCE"]._convert(text) == text
+
+
+def test_the_home_of_nobody_is_refused(options):
+    assert options["OUTPUT_DIR"].complaint("~nobody-is-called-so/x") == (
+        "names a home that this machine does not know; got '~nobody-is-called-so/x'; "
+        "write ./~nobody-is-called-so/x for a file of that name"
+    )

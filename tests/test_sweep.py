@@ -51,6 +51,13 @@ def provenance_of(run):
     return json.loads((run / "provenance.json").read_text())["options"]
 
 
+def test_a_home_is_expanded_in_a_sweep(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").write_text("CONFIG_SEED=5\n")
+    path = write(tmp_path, "a", "b OUTPUT_DIR=~/runs", head="defconfig ~/mine\nseeds 1\ncommon OUTPUT_DIR=~/runs\n")
+    assert sweep.read(path).folder == tmp_path / "runs" / "few"
+
+
 # ---- whole sweeps ----------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib import journal
+from lib import files, journal
 from lib.errors import UserError
 from lib.files import locks, partial
 from lib.kconf import Options
@@ -128,7 +128,7 @@ def address(options: MlflowOptions, runs: Path) -> str:
     if not uri.startswith(SQLITE):
         return uri
     path, mark, query = uri.removeprefix(SQLITE).partition("?")
-    return f"{SQLITE}{runs.resolve() / path}{mark}{query}"
+    return f"{SQLITE}{runs.resolve() / files.named(path)}{mark}{query}"
 
 
 def public(uri: str) -> str:
