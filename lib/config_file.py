@@ -38,7 +38,7 @@ class Line(NamedTuple):
 def read_lines(path: Path) -> list[Line]:
     """The lines of a configuration file; raises ConfigError if it is none, UserError if the system cannot read it."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: cannot be read as a configuration: it is not UTF-8 text"]) from None
     except (FileNotFoundError, ValueError):  # a NUL in the path is a ValueError

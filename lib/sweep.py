@@ -190,7 +190,7 @@ class _File:
     def _lines(self, path: Path) -> Iterator[tuple[str, list[str]]]:
         """(file:line, words) of the lines that are neither empty nor a comment."""
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # without a byte order mark
         except (OSError, ValueError) as error:  # a NUL in the path is a ValueError too
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             sentence = f"{path}: cannot be read as a sweep: {reason}"

@@ -151,7 +151,7 @@ def list_defconfigs(args: argparse.Namespace) -> None:
     """List the presets."""
     names = _preset_names()
     for name in names:
-        comment = re.match(r"(#[^\n]*\n)*", (_PRESETS / f"{name}{_SUFFIX}").read_text(encoding="utf-8"))[0]
+        comment = re.match(r"(#[^\n]*\n)*", (_PRESETS / f"{name}{_SUFFIX}").read_text(encoding="utf-8-sig"))[0]
         text = " ".join(line.lstrip("# ") for line in comment.splitlines())
         print(f"{name:{max(map(len, names))}}  {re.split(r'(?<=[.:]) ', text)[0]}")
 

@@ -401,3 +401,11 @@ def test_the_repository_may_lie_in_a_folder_whose_name_is_a_pattern(tmp_path):
     schema = Schema(root / "Kconfig")
     assert list(schema.options) == list(Schema().options)
     assert schema.place(schema.options["OPTIMIZER"]).startswith("lib/optim/Kconfig:")
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path):
+    (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfCONFIG_MAX_ITERS=30\r\nCONFIG_SEED=3\r\n")
+    schema = load(tmp_path / "bom")
+    assert (schema["MAX_ITERS"], schema["SEED"]) == (30, 3)
+    schema.write(tmp_path / "bom", keep_old=True)
+    assert (tmp_path / "bom").read_bytes().startswith(b"# Espalier")

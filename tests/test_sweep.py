@@ -58,6 +58,12 @@ def test_a_home_is_expanded_in_a_sweep(tmp_path, monkeypatch):
     assert sweep.read(path).folder == tmp_path / "runs" / "few"
 
 
+def test_a_byte_order_mark_is_dropped(tmp_path):
+    path = write(tmp_path, "a")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert sweep.read(path).seeds == (1, 2)
+
+
 # ---- whole sweeps ----------------------------------------------------------------------------------------------------
 
 
