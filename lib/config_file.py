@@ -26,6 +26,28 @@ class ConfigError(UsageError):
         super().__init__(*self.problems)
 
 
+class Problem(NamedTuple):
+    """What is wrong with an option: of "SEED", without a value, that it "must be a whole number; got 'x'"."""
+
+    source: str  # .config:12, or what names the option itself: --seed, SEED=x, environment CONFIG_SEED
+    name: str
+    value: str  # "=x" where the sentence needs it
+    predicate: str
+
+    def __str__(self) -> str:
+        """A sentence that begins with the source and has the option's name once."""
+        if not names(self.source, self.name):
+            return f"{self.source}: {self.name}{self.value} {self.predicate}"
+        said = "=" in self.source or self.value in ("=y", "=n")  # --no-decay-lr
+        return f"{self.source}{'' if said else self.value} {self.predicate}"
+
+
+def names(source: str, option: str) -> bool:
+    """Whether the source of a value has the option's name in it."""
+    given = source.partition("=")[0].removeprefix("environment CONFIG_").removeprefix("--").removeprefix("no-")
+    return given.upper().replace("-", "_") == option.upper()
+
+
 class Line(NamedTuple):
     """A line of a configuration file that is neither empty nor a comment."""
 
@@ -65,4 +87,4 @@ def unquote(option: Option, raw: str) -> str:
         return re.sub(r"\\(.)", r"\1", quoted[1])
     if '"' in raw:
         raise ConfigError([f"{name} must be one quoted text with nothing around it; got {raw[:60]!r}"])
-    raise ConfigError([f'{name} must be quoted: CONFIG_{name}="{raw}"'])
+    raise ConfigError([f'{name} must be quoted: "{raw}"'])

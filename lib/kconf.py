@@ -18,9 +18,9 @@ from pathlib import Path
 import kconfiglib
 
 from lib import files
-from lib.config_file import ConfigError, read_lines, unquote
+from lib.config_file import ConfigError, Problem, names, read_lines, unquote
 from lib.errors import UserError
-from lib.option import Option, Value, member_value, nearest, split_set
+from lib.option import Option, Value, closest, member_value, split_set
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHER = ""  # in place of a member's value: the string that keeps the others of a set
@@ -58,6 +58,7 @@ class Schema:
         self.parts |= {o.other.name: (o, OTHER) for o in self.options.values() if o.other}
         self.wanted: dict[str, str] = {}  # option -> text last assigned
         self.sources: dict[str, str] = {}  # option -> place of that assignment
+        self.broken: set[str] = set()  # options with a mistake, which others need not be blamed for
         self.warnings: list[str] = []
         self.renames = _read_renames(self.root / "Kconfig.renames")
 
@@ -85,6 +86,7 @@ class Schema:
         self.kconf.unset_values()
         self.wanted.clear()
         self.sources.clear()
+        self.broken.clear()
 
     def load(self, path: Path, skip: Container[int] = ()) -> None:
         """Assign what a file or fragment says on top of what is there; raises ConfigError with every problem in it.
@@ -99,26 +101,28 @@ class Schema:
             try:
                 option, text = self._read(name, line.raw, texts)
             except ConfigError as error:
-                problems.append((line.place, str(error)))
+                problems.append((line.place, f"{line.place}: {error}"))
+                self.broken.add(self._meant(name))
                 continue
             if option is None:
                 echoes.append((line, self.kconf.syms[name]))
                 continue
             key = option.name if option.kind == "choice" else name
             if first.setdefault(key, line) is not line:
-                problem = f"{name} is assigned for the second time; the first was {first[key].place}"
+                problem = f"{line.place}: {name} is assigned for the second time; the first was {first[key].place}"
                 problems.append((line.place, problem))
                 continue
             texts[option.name], self.sources[option.name] = text, line.place
-        problems += self._assign(texts)
+        problems += [(problem.source, str(problem)) for problem in self._assign(texts)]
         for line, symbol in echoes:
             if line.raw.strip('"') != symbol.str_value:
-                problems.append((line.place, f"{symbol.name}={line.raw} has no effect: it follows from other options"))
+                problem = f"{line.place}: {symbol.name}={line.raw} has no effect: it follows from other options"
+                problems.append((line.place, problem))
         if problems:
             numbers = {line.place: line.number for line in lines}
             problems.sort(key=lambda problem: numbers.get(problem[0], 0))
             blamed = {numbers[place] for place, _ in problems if place in numbers}
-            raise ConfigError([f"{place}: {sentence}" for place, sentence in problems], blamed)
+            raise ConfigError([sentence for _, sentence in problems], blamed)
         self._unpin()
 
     def _read(self, name: str, raw: str, texts: Mapping[str, str]) -> tuple[Option | None, str]:
@@ -152,41 +156,65 @@ class Schema:
             name = self._renamed(name, source)
             if name in self.options:
                 texts[name], self.sources[name] = text, source  # the strongest comes last
-            elif name in self.parts:
+                continue
+            self.broken.add(self._meant(name))
+            if name in self.parts:
                 option, value = self.parts[name]
-                problems.append((source, f"{name} is a value of {option.name}; write {option.name}={value or 'name'}"))
+                predicate = f"is a value of {option.name}; write {option.name}={value or 'name'}"
+                problems.append(str(Problem(source, name, "", predicate)))
             else:
-                problems.append((source, f"unknown option {name}{self._near(name)}"))
+                known = names(source, name)
+                problems.append(f"{source}: unknown option{'' if known else f' {name}'}{self._near(name)}")
         if problems := problems + self._assign(texts):
-            raise ConfigError(f"{source}: {problem}" for source, problem in problems)
+            raise ConfigError(map(str, problems))
 
-    def _assign(self, texts: Mapping[str, str]) -> list[tuple[str, str]]:
-        """Assign name -> text; returns (source, sentence) for everything that is then wrong."""
-        problems = {}
+    def _assign(self, texts: Mapping[str, str]) -> list[Problem]:
+        """Assign name -> text; returns everything that is then wrong, but no consequence of something else that is."""
+        problems, idle = {}, {}
         for name, text in texts.items():
-            if problem := self.options[name].malformed(text):
-                problems[name] = f"{name} {problem}"
+            text = self.options[name].written(text)
+            if predicate := self.options[name].malformed(text):
+                problems[name] = ("", predicate)
             else:
                 self.options[name].assign(text)
                 self.wanted[name] = text
-        for name in self.options:
-            if name not in problems and (problem := self._problem(name, name in texts)):
-                problems[name] = problem
-        return [(self.sources.get(name, DEFAULT), problem) for name, problem in problems.items()]
+        for name, option in self.options.items():
+            text = self.wanted.get(name, option.text)
+            if name in problems:
+                continue
+            if option.settable and (predicate := option.out_of_range(text)):
+                problems[name] = ("", predicate)
+            # What other assignments left without meaning is a problem only of those who assign it now.
+            elif not option.in_force(text) and (option.settable or name in texts):
+                needs = option.missing(text) if option.settable else option.needs
+                why = f"it needs {needs}" if needs else "other options decide it"
+                idle[name] = (f"={text}", f"has no effect: {why}")
+        self.broken |= problems.keys()
+        causes = self.broken | idle.keys()
+        problems |= {name: told for name, told in idle.items() if not causes & self._grounds(name)}
+        return [Problem(self.sources.get(name, DEFAULT), name, *told) for name, told in problems.items()]
 
-    def _problem(self, name: str, needed: bool) -> str | None:
-        """What is wrong with the value wanted for an option, or with its default if none was; None if nothing is.
+    def _grounds(self, name: str) -> set[str]:
+        """The other options that decide whether one has a meaning."""
+        found, ahead = set(), [name]
+        while ahead:
+            option = self.options[ahead.pop()]
+            conditions = [item.direct_dep for item in (option.item, *option.members.values())]
+            if option.node.prompt:
+                conditions.append(option.node.prompt[1])
+            items = {one.name for condition in conditions for one in kconfiglib.expr_items(condition)}
+            new = {self.parts[one][0].name if one in self.parts else one for one in items} & self.options.keys() - found
+            ahead += new
+            found |= new
+        return found - {name}
 
-        A value that other assignments left without meaning is a problem only if it is `needed`.
-        """
-        option = self.options[name]
-        text = self.wanted.get(name, option.text)
-        if option.settable and (problem := option.out_of_range(text)):
-            return f"{name} {problem}"
-        if option.in_force(text) or not (option.settable or needed):
-            return None
-        needs = option.needs if not option.settable else option.missing(text)
-        return f"{name}={text} has no effect: " + (f"it needs {needs}" if needs else "other options decide it")
+    def _meant(self, name: str) -> str:
+        """The option that a name means: its own, that of the value that it is, or of the nearest one that there is."""
+        name = name if name in self.options or name in self.parts else self._closest(name)
+        return self.parts[name][0].name if name in self.parts else name
+
+    def _closest(self, name: str) -> str:
+        return closest(name.upper(), [*self.options, *self.parts])
 
     def _unpin(self) -> None:
         for name, option in self.options.items():
@@ -201,7 +229,7 @@ class Schema:
         return self.renames[name]
 
     def _near(self, name: str) -> str:
-        return nearest(name.upper(), [*self.options, *self.parts])
+        return f"; did you mean {near}?" if (near := self._closest(name)) else ""
 
     def differing(self) -> list[Option]:
         """The options whose values differ from their defaults."""

@@ -127,6 +127,16 @@ class Option:
             return str(files.named(text))
         return {"bool": lambda t: t == "y", "int": int, "float": float, "str": str}[self.kind](text)
 
+    def written(self, text: str) -> str:
+        """`text` with the case of values mended where that makes it one: AdamW is adamw, SR_STE is sr-ste."""
+        if self.kind == "set":
+            return ",".join(map(self._member, split_set(text))) or text
+        return self._member(text) if self.kind == "choice" or self.kind == "bool" else text
+
+    def _member(self, text: str) -> str:
+        plain = text.lower().replace("_", "-")
+        return plain if plain in (*self.members, *{"bool": "yn", "set": ("all", "none")}.get(self.kind, ())) else text
+
     def complaint(self, text: str) -> str | None:
         """What is wrong with `text` as a value in the present configuration, or None."""
         return self.malformed(text) or self.out_of_range(text)
@@ -188,7 +198,7 @@ class Option:
         """What must hold for the members that `text` names and that are not in force, in words."""
         members = [symbol for value, symbol in self.members.items() if value in self._chosen(text)]
         needed = [kconfiglib.split_expr(s.direct_dep, kconfiglib.AND) for s in members if s.str_value != "y"]
-        return _all_of(in_words(term) for terms in needed for term in terms if term is not self.item)
+        return _once(" and ".join(in_words(term) for terms in needed for term in terms if term is not self.item))
 
     def _chosen(self, text: str) -> set[str]:
         if self.kind == "choice":
@@ -249,14 +259,16 @@ def in_words(condition: object) -> str:
     """A Kconfig expression in a user's words: `OPTIMIZER=adam or OPTIMIZER=adamw`; empty if it always holds."""
     text = kconfiglib.expr_str(condition, _term).replace(" || ", " or ").replace(" && ", " and ")
     text = re.sub(r"!(\w+)=([\w-]+)", r"\1 other than \2", text)
-    return "" if text == "y" else re.sub(r"!(?!=)", "not ", text)
+    return "" if text == "y" else _once(re.sub(r"!(?!=)", "not ", text))
 
 
-def _all_of(texts: Iterable[str]) -> str:
-    """`A and B`; OPTIMIZER other than sgd and OPTIMIZER other than muon becomes OPTIMIZER other than sgd or muon."""
-    text, again = " and ".join(texts), 1
-    while again:
-        text, again = re.subn(r"(\b\w+) (other than [\w-]+(?: or [\w-]+)*) and \1 other than ", r"\1 \2 or ", text)
+def _once(text: str) -> str:
+    """A condition that names no option twice in a row: X=a or X=b becomes X=a or b."""
+    for sign, link in (("=", "or"), (" other than ", "and")):
+        more = 1
+        while more:
+            text, more = re.subn(rf"\b(\w+)({sign}[\w-]+(?:, [\w-]+)*) {link} \1{sign}", r"\1\2, ", text)
+        text = re.sub(rf"({sign}[\w-]+(?:, [\w-]+)*), ([\w-]+)", r"\1 or \2", text)
     return text
 
 
@@ -267,8 +279,13 @@ def split_set(text: str) -> list[str]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name that looks most like `name`, or nothing."""
+    hit = closest(name, known)
+    return f"; did you mean {hit}?" if hit else ""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The known name that looks most like `name`; "" if none does."""
     known = list(known)
     plain = name.strip("-_").lower()
     initials = [k for k in known if plain == "".join(word[:1] for word in re.split("[-_]+", k.strip("-_").lower()))]
-    hit = initials[:1] or difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {hit[0]}?" if hit else ""
+    return next(iter(initials[:1] or difflib.get_close_matches(name, known, 1)), "")

@@ -54,14 +54,14 @@ CONFIG_TRACKR_WANDB=y
  CONFIG_TOP_K=3
 CONFIG_DATA_DIR=corpus
 """
+    # Not line 7, whose only fault is that of line 1.
     assert problems(tmp_path / "c", content) == [
         "F:1: unknown option OPTIMIZER_SDG; did you mean OPTIMIZER_SGD?",
         "F:2: SEED must lie between 0 and 2147483647; got -4",
         "F:3: cannot be understood; expected CONFIG_NAME=value; got 'junk'",
-        'F:4: TRACKER_PROJECT must be quoted: CONFIG_TRACKER_PROJECT="n"',
+        'F:4: TRACKER_PROJECT must be quoted: "n"',
         "F:5: LEARNING_RATE must lie between 0 and 10; got 99",
         "F:6: MIN_LR must be a number; got 'banana'",
-        "F:7: SGD_MOMENTUM=0.9 has no effect: it needs OPTIMIZER=sgd",
         "F:8: SEED is assigned for the second time; the first was F:2",
         "F:9: TRACKER_RUN_NAME must be one quoted text with nothing around it; got '\"a\"  # why'",
         "F:10: OPTIMIZER_ADAMW=n has no effect: it follows from other options",
@@ -73,7 +73,7 @@ CONFIG_DATA_DIR=corpus
         "F:17: DEVICE_CUDA is assigned for the second time; the first was F:16",
         "F:18: unknown option TRACKR_WANDB; did you mean TRACKER_WANDB?",
         "F:19: cannot be understood; expected CONFIG_NAME=value; got ' CONFIG_TOP_K=3'",
-        'F:20: DATA_DIR must be quoted: CONFIG_DATA_DIR="corpus"',
+        'F:20: DATA_DIR must be quoted: "corpus"',
     ]
 
 
@@ -96,7 +96,7 @@ def test_the_lines_that_are_to_blame_are_named_and_can_be_left_out(tmp_path):
         (b"CONFIG_=y\n", ["F:1: cannot be understood; expected CONFIG_NAME=value; got 'CONFIG_=y'"]),
         (b"SEED=5\n", ["F:1: cannot be understood; expected CONFIG_NAME=value; got 'SEED=5'"]),
         (b"# CONFIG_SEED is not set\n", ["F:1: SEED must be a whole number; got 'n'"]),
-        (b"# CONFIG_DATA_DIR is not set\n", ['F:1: DATA_DIR must be quoted: CONFIG_DATA_DIR="n"']),
+        (b"# CONFIG_DATA_DIR is not set\n", ['F:1: DATA_DIR must be quoted: "n"']),
         (b"# CONFIG_NEVER_SEEN is not set \n", ["F:1: unknown option NEVER_SEEN"]),
         (b"CONFIG_TRACKER_WANDB=y\nCONFIG_TRACKER_WANDB=n\n",
          ["F:2: TRACKER_WANDB is assigned for the second time; the first was F:1"]),
@@ -144,7 +144,7 @@ def test_an_override_may_take_the_meaning_from_a_file_but_not_from_another_overr
     schema = load(tmp_path / "c")
     with pytest.raises(ConfigError) as caught:
         schema.override([("OPTIMIZER", "adam", "--optimizer"), ("SGD_MOMENTUM", "0.6", "--sgd-momentum")])
-    assert caught.value.problems == ["--sgd-momentum: SGD_MOMENTUM=0.6 has no effect: it needs OPTIMIZER=sgd"]
+    assert caught.value.problems == ["--sgd-momentum=0.6 has no effect: it needs OPTIMIZER=sgd"]
 
 
 def test_the_order_of_overrides_does_not_matter(tmp_path):
@@ -157,10 +157,50 @@ def test_overrides_that_name_no_option():
     with pytest.raises(ConfigError) as caught:
         Schema().override([("SEDE", "1", "SEDE=1"), ("seed", "1", "seed=1"), ("OPTIMIZER_SGD", "y", "OPTIMIZER_SGD=y")])
     assert caught.value.problems == [
-        "SEDE=1: unknown option SEDE; did you mean SEED?",
-        "seed=1: unknown option seed; did you mean SEED?",
-        "OPTIMIZER_SGD=y: OPTIMIZER_SGD is a value of OPTIMIZER; write OPTIMIZER=sgd",
+        "SEDE=1: unknown option; did you mean SEED?",
+        "seed=1: unknown option; did you mean SEED?",
+        "OPTIMIZER_SGD=y is a value of OPTIMIZER; write OPTIMIZER=sgd",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            ["PRUNING_METHOD=magnitud", "TARGET_SPARSITY=0.5", "PRUNING_END=0.5"],
+            "PRUNING_METHOD=magnitud must be one of none, magnitude, movement, state, gradient, wanda, random; "
+            "got 'magnitud'; did you mean magnitude?",
+        ),
+        (
+            ["TARGET_SPARSITY=0.5", "PRUNING_METOD=magnitude"],
+            "PRUNING_METOD=magnitude: unknown option; did you mean PRUNING_METHOD?",
+        ),
+        (
+            ["PRUNING_METHOD_MAGNITUDE=y", "TARGET_SPARSITY=0.5"],
+            "PRUNING_METHOD_MAGNITUDE=y is a value of PRUNING_METHOD; write PRUNING_METHOD=magnitude",
+        ),
+        (
+            ["TARGET_SPARSITY=0.5", "PRUNING_METHOD=movement", "OPTIMIZER=sgd"],
+            "PRUNING_METHOD=movement has no effect: it needs OPTIMIZER other than sgd or adam and "
+            "ADAMWPRUNE_BASE_OPTIMIZER_NAME other than adam",
+        ),
+    ],
+    ids=["bad value", "unknown name", "name of a value", "without effect"],
+)
+def test_a_cause_and_what_follows_from_it_are_one_error(given, expected):
+    with pytest.raises(ConfigError) as caught:
+        Schema().override([(*word.split("="), word) for word in given])
+    assert caught.value.problems == [expected]
+
+
+def test_the_cause_may_be_in_a_file_and_what_follows_in_the_environment(tmp_path):
+    (tmp_path / "c").write_text("CONFIG_PRUNING_METHOD_MAGNITUD=y\n")
+    schema = Schema()
+    with pytest.raises(ConfigError, match="unknown option PRUNING_METHOD_MAGNITUD"):
+        schema.load(tmp_path / "c")
+    schema.override([("TARGET_SPARSITY", "0.5", "environment CONFIG_TARGET_SPARSITY")])
+    with pytest.raises(ConfigError, match=r"^environment CONFIG_MIN_LR=0.1 has no effect: it needs DECAY_LR$"):
+        schema.override([("DECAY_LR", "n", "x"), ("MIN_LR", "0.1", "environment CONFIG_MIN_LR")])
 
 
 MOVING = """\

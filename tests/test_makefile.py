@@ -91,7 +91,9 @@ def test_kill_ends_the_program_with_make(clone, target):
 
 
 def test_a_misspelt_variable_is_an_error(clone):
-    assert "unknown option LERNING_RATE; did you mean LEARNING_RATE?" in make(clone, "train", "LERNING_RATE=1", code=2)
+    assert "LERNING_RATE=1: unknown option; did you mean LEARNING_RATE?" in make(
+        clone, "train", "LERNING_RATE=1", code=2
+    )
 
 
 def test_the_environment_chooses_no_file_to_export_to(clone):

@@ -30,7 +30,7 @@ def test_the_program(program, report):
     assert (done.returncode, done.stderr) == (0, "")
     assert [" ".join(line.split()) for line in done.stdout.splitlines()] == report(pruning_method="magnitude")
     done = program("scripts/prune_report.py", *words, "--target-sparsity", "1.5")
-    sentence = "error: --target-sparsity: TARGET_SPARSITY must lie between 0 and 0.9999; got 1.5\n"
+    sentence = "error: --target-sparsity must lie between 0 and 0.9999; got 1.5\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
 
 
