@@ -119,6 +119,8 @@ def main() -> int:
         return run.configuration(args.run)
 
     schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=arguments, base=own_configuration)
+    for warning in schema.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     path = checkpoint_file.chosen(args.run, args.checkpoint)
     try:
         model, tokenizer, machine = load(path, schema)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,9 @@ def resolve(
     problems, given = assignments(rest, [flag for action in parser._actions for flag in action.option_strings])
     own = base(args) if base else None
     paths = config_files(args.config, env) if own is None else [own, *map(files.named, args.config or [])]
+    given = [*_environment(schema, env), *given, *_flags(schema, args)]
     stages = [partial(schema.load, path) for path in paths]
-    stages.append(lambda: schema.override([*_environment(schema, env), *given, *_flags(schema, args)]))
+    stages.append(lambda: schema.override(given))
     for stage in stages:
         try:
             stage()
@@ -43,7 +45,22 @@ def resolve(
             problems += error.problems
     if problems:
         raise ConfigError(dict.fromkeys(problems))
+    warn_of_unread(schema, (name for name, _, _ in given), env)
     return schema, args
+
+
+def warn_of_unread(schema: Schema, given: Iterable[str], env: Mapping[str, str] = os.environ) -> None:
+    """Warn of variables that are called like options, as in `SEED=3 make train`, and would change them were they read.
+
+    The options that are `given` in another way are meant so; make puts those of its own command line in here as well.
+    """
+    for name in sorted(schema.options.keys() & env.keys() - set(given)):
+        option, text = schema.options[name], env[name]
+        if text and option.written(text) != option.text:
+            plain = text if re.fullmatch(r"[\w.,:/-]{1,40}", text, re.ASCII) else "..."
+            schema.warnings.append(
+                f"environment {name} is not read; say make train {name}={plain}, or set CONFIG_{name}={plain}"
+            )
 
 
 def config_path(env: Mapping[str, str]) -> Path:

@@ -12,7 +12,7 @@ from lib import files, retries, run, schedule
 from lib.config_file import MISNAMED, ConfigError
 from lib.errors import UsageError, UserError
 from lib.kconf import ROOT, Schema
-from lib.option import nearest
+from lib.option import closest, nearest
 
 COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares
 FREE = ("Experiment tracking", "Output", "Sampling")  # menus whose options do not change what is learned
@@ -25,6 +25,7 @@ _OURS = {
     "TRACKER_RUN_NAME": "configuration and seed name a run",
     "JSON_OUTPUT": "all runs would write the same file; results.json has them all",
 }
+_KEYWORDS = ("defconfig", "seeds", "common")
 _EXAMPLES = {"defconfig": "defconfig gpt2_tiny", "seeds": "seeds 1 2 3"}
 
 Assignment = tuple[str, str, str]  # name, text, place
@@ -92,8 +93,8 @@ class Run:
             was = there.options[name].text
             if is_now.menu[0] not in FREE and name != "THREADS" and was != is_now.text:
                 raise UsageError(
-                    f"{self.folder}: was begun with {name}={was or 'none'}, and the sweep has {is_now.text or 'none'} "
-                    "now; remove this folder or give the changed sweep another name"
+                    f"{self.folder}: was begun with {name}={was or 'unset'}, and the sweep now has "
+                    f"{is_now.text or 'unset'}; remove this folder or give the changed sweep another name"
                 )
 
 
@@ -150,8 +151,8 @@ def _unequal(first: Configuration, other: Configuration, schemas: Mapping[Config
         expected = schemas[first].options[name].text
         if (not fair or name == "OUTPUT_DIR") and option.text != expected:
             yield (
-                f"{other.place}: {other.name} has {name}={option.text or 'none'}, and {first.name} has "
-                f"{expected or 'none'}: a table needs equal budgets, so only options of the menus "
+                f"{other.place}: {other.name} has {name}={option.text or 'unset'}, and {first.name} has "
+                f"{expected or 'unset'}: a table needs equal budgets, so only options of the menus "
                 f"{' and '.join(COMPARED)}, and {', '.join(TUNED)}, may differ"
             )
 
@@ -166,10 +167,15 @@ class _File:
         self.common: list[Assignment] = []
         self.configurations: list[tuple[str, str, list[Assignment]]] = []
         places: dict[str, str] = {}  # first word of a line -> where it stands
+        misspelt: set[str] = set()  # keywords
         for place, words in self._lines(path):
             first, *rest = words
             if first != "common" and first in places:
                 self.problems.append(f"{place}: there is a second line {first}; the first is {places[first]}")
+                continue
+            if (meant := closest(first, _KEYWORDS)) != first and meant and any("=" not in word for word in rest):
+                self.problems.append(f"{place}: there is no keyword {first!r}; did you mean {meant}?")
+                misspelt.add(meant)
                 continue
             places[first] = place
             if first == "defconfig":
@@ -180,11 +186,11 @@ class _File:
                 self.common += self.assignments(rest, place)
             else:
                 self._configuration(first, rest, place)
-        missing = [keyword for keyword in ("defconfig", "seeds") if keyword not in places]
+        missing = [keyword for keyword in ("defconfig", "seeds") if keyword not in {*places, *misspelt}]
         self.problems += [f"{path}: lacks a line such as: {_EXAMPLES[keyword]}" for keyword in missing]
         if not self.configurations:
             self.problems.append(f"{path}: lacks configurations: lines of a name and what NAME=value sets it apart")
-        if missing or not self.configurations:
+        if missing or misspelt or not self.configurations:
             raise ConfigError(self.problems)
 
     def _lines(self, path: Path) -> Iterator[tuple[str, list[str]]]:

@@ -16,7 +16,7 @@ import kconfiglib
 
 from gpt2 import preflight
 from lib import files
-from lib.command_line import assignments, config_path, resolve
+from lib.command_line import assignments, config_path, resolve, warn_of_unread
 from lib.config_file import ConfigError, read_lines
 from lib.errors import UsageError, run_program
 from lib.kconf import ROOT, Schema
@@ -80,8 +80,7 @@ def defconfig(args: argparse.Namespace) -> None:
     preset = preset or "gpt2_tiny"
     schema = Schema()
     schema.load(_preset(preset))
-    schema.override(given)
-    _say_warnings(schema)
+    _override(schema, given)
     _replace(schema, f"preset {preset.removesuffix(_SUFFIX)}")
 
 
@@ -100,8 +99,7 @@ def olddefconfig(args: argparse.Namespace) -> None:
                 raise
             dropped |= error.lines
             print("\n".join(f"dropped {sentence}" for sentence in str(error).split("\n")))
-    schema.override(given)
-    _say_warnings(schema)
+    _override(schema, given)
     _replace(schema, "up to date" if path.exists() else "there was none, so it has the defaults")
 
 
@@ -120,7 +118,7 @@ def randconfig(args: argparse.Namespace) -> None:
     seed = int(seed) if seed else random.SystemRandom().randrange(2**32)
     schema = Schema()
     randomise(schema, random.Random(seed))
-    schema.override(given)
+    _override(schema, given)
     _replace(schema, f"random, seed {seed}")
 
 
@@ -289,6 +287,13 @@ def _replace(schema: Schema, what: str) -> None:
     path = config_path(os.environ)
     schema.write(path, keep_old=True)
     print(f"{path}: {what}; {_count(schema)}")
+
+
+def _override(schema: Schema, given: list[tuple[str, str, str]]) -> None:
+    """Assign what is given, and say what to know of that."""
+    schema.override(given)
+    warn_of_unread(schema, [name for name, _, _ in given])
+    _say_warnings(schema)
 
 
 def _count(schema: Schema) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from lib.kconf import Schema
 from tests.tracking import run  # noqa: F401  # a fixture for every test of a tracker
 
 ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = Schema().options
 
 # Reproducible, and without a data base of examples in the repository; a loaded machine is no failure.
 hypothesis.settings.register_profile("espalier", deadline=None, database=None, derandomize=True)
@@ -19,9 +21,9 @@ hypothesis.settings.load_profile("espalier")
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch):
-    """Take out of the environment what would configure the programs under test."""
+    """Take out of the environment what would configure the programs under test, and what they would warn of."""
     for name in os.environ:
-        if name.startswith(("CONFIG_", "KCONFIG_")) or name == "srctree":
+        if name.startswith(("CONFIG_", "KCONFIG_")) or name == "srctree" or name in OPTIONS:
             monkeypatch.delenv(name)
 
 

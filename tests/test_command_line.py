@@ -364,3 +364,17 @@ def test_any_arguments_are_understood_or_refused(argv):
         name, _, text = word.removeprefix("CONFIG_").partition("=")
         if schema.sources.get(name) == word and schema.options[name].kind != "set":
             assert schema.options[name].text == text
+
+
+def test_a_variable_named_like_an_option_is_warned_of_if_it_would_change_something(folder):
+    (folder / ".config").write_text("CONFIG_TOP_K=3\n")
+    env = {
+        "MAX_ITERS": "3", "PROMPT": "say `x`", "OPTIMIZER": "AdamW", "TOP_K": "3", "SEED": "", "DEVICE": "cpu",
+        "max_iters": "4", "N": "1",
+    }  # fmt: skip
+    assert resolve("--device", "cpu", **env).warnings == [
+        "environment MAX_ITERS is not read; say make train MAX_ITERS=3, or set CONFIG_MAX_ITERS=3",
+        "environment PROMPT is not read; say make train PROMPT=..., or set CONFIG_PROMPT=...",
+    ]
+    assert resolve("MAX_ITERS=5", MAX_ITERS="3").warnings == []  # make exports what it is given
+    assert resolve(MAX_ITERS="3", CONFIG_MAX_ITERS="4").warnings == []

@@ -309,3 +309,11 @@ def test_a_home_is_expanded_where_a_file_is_named(config, folder):
     assert 'CONFIG_OUTPUT_DIR="~/runs"\n' in (home / "mine").read_text()
     assert config("diffconfig", "~/mine", ".config", HOME=str(home)).startswith("no option differs")
     assert not (folder / "~").exists()
+
+
+def test_a_variable_that_no_program_reads_is_warned_of(program):
+    sentence = "warning: environment SEED is not read; say make train SEED=3, or set CONFIG_SEED=3\n"
+    for words in (["defconfig"], ["checkconfig"], ["olddefconfig"], ["randconfig", "1"]):
+        done = program(CONFIG, *words, SEED="3")
+        assert (done.returncode, done.stderr) == (0, sentence)
+    assert program(CONFIG, "defconfig", "SEED=4", SEED="4").stderr == ""

@@ -64,6 +64,21 @@ def test_a_byte_order_mark_is_dropped(tmp_path):
     assert sweep.read(path).seeds == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("defconfig gpt2_tiny\nseed 1 2\n", ":2: there is no keyword 'seed'; did you mean seeds?"),
+        ("deconfig gpt2_tiny\nseeds 1 2\n", ":1: there is no keyword 'deconfig'; did you mean defconfig?"),
+    ],
+)
+def test_a_misspelt_keyword_is_one_error(tmp_path, head, expected):
+    path = write(tmp_path, "a", "b SEED=1", "seed2 LEARNING_RATE=1e-3", head=head)
+    with pytest.raises(ConfigError) as caught:
+        sweep.read(path)
+    rest = f"{path}:4: a sweep cannot assign SEED: the line of seeds says it"
+    assert caught.value.problems == [f"{path}{expected}", rest]
+
+
 # ---- whole sweeps ----------------------------------------------------------------------------------------------------
 
 

@@ -361,6 +361,9 @@ def test_a_run_stays_the_run_it_is(tmp_path, whole):
     output = train(tmp_path, "--resume", "runs/run", "--seed", "8", "--optimizer", "sgd", code=2)
     kept = "OPTIMIZER adamw -> sgd, SEED 7 -> 8"
     assert f"error: runs/run: a run keeps what it was begun with ({kept}); start a new run for that" in output
+    output = train(tmp_path, "--resume", "runs/run", "--pruning-method", "random", code=2)
+    assert "PRUNING_METHOD none -> random, " in output
+    assert "TARGET_SPARSITY unset -> 0.5" in output
     output = train(tmp_path, "--resume", "runs/run", "--batch-size", "3", code=2)
     assert "a run keeps its BATCH_SIZE x GRADIENT_ACCUMULATION" in output
 
