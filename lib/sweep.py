@@ -93,8 +93,8 @@ class Run:
             was = there.options[name].text
             if is_now.menu[0] not in FREE and name != "THREADS" and was != is_now.text:
                 raise UsageError(
-                    f"{self.folder}: was begun with {name}={was or 'unset'}, and the sweep now has "
-                    f"{is_now.text or 'unset'}; remove this folder or give the changed sweep another name"
+                    f"{self.folder}: was begun with {name}={was or 'unset'}, and the sweep has "
+                    f"{is_now.text or 'unset'} now; remove this folder or give the changed sweep another name"
                 )
 
 
