@@ -6,7 +6,7 @@
 # make expands none of it. So quotes, spaces and a price of $5 arrive as they are. ARGS is words, divided at spaces.
 #
 # Programs take the shell's place (exec): make hands a signal on to its child alone, and a shell between would keep it.
-override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES
+override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES TITLE
 override GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 
 # Names are parts of commands, so they are plain ones. $(call without,text,characters)
@@ -59,8 +59,8 @@ list-defconfigs: env-config ## List the presets
 olddefconfig: env-config ## Bring .config up to date: new options get defaults, what no longer fits is dropped aloud
 	@$(CONFIG_PY) olddefconfig $(OVERRIDES)
 
-savedefconfig: env-config ## Save what differs from the defaults: make savedefconfig DEFCONFIG=defconfigs/mine_defconfig
-	@$(CONFIG_PY) savedefconfig $(if $(DEFCONFIG),"$$DEFCONFIG")
+savedefconfig: env-config ## Save what differs from the defaults: DEFCONFIG=defconfigs/mine_defconfig TITLE='my preset'
+	@$(CONFIG_PY) savedefconfig $(if $(DEFCONFIG),"$$DEFCONFIG") $(if $(filter TITLE,$(GIVEN)),--title="$$TITLE")
 
 listnewconfig: env-config ## List the options that .config does not mention
 	@$(CONFIG_PY) listnewconfig

@@ -35,7 +35,7 @@ def quick(schema: Schema) -> list[str]:
     """What to warn of; raises UsageError for what cannot be, as far as it can be told without importing PyTorch."""
     problems = Problems()
     problems.of(lambda: shape.check(schema.bind(shape.ModelOptions)))
-    warnings = problems.of(lambda: schedule.check(schema.bind(schedule.ScheduleOptions)))
+    warnings = problems.of(lambda: schedule.warnings(schema))
     problems.tell()
     return warnings
 

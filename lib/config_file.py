@@ -1,6 +1,7 @@
 """The form of a configuration file: lines CONFIG_NAME=value, as Kconfig writes them, and what can be wrong with one."""
 
 import errno
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import NamedTuple
 from lib.errors import UsageError, UserError
 from lib.option import Option
 
+_PRESETS = Path(__file__).resolve().parents[1] / "defconfigs"
+HEADER = "# Espalier configuration, "  # begins a file that was saved without a title
 _LINE = re.compile(r"CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set")
 MISNAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # of a file that a user named
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
@@ -46,6 +49,20 @@ def names(source: str, option: str) -> bool:
     """Whether the source of a value has the option's name in it."""
     given = source.partition("=")[0].removeprefix("environment CONFIG_").removeprefix("--").removeprefix("no-")
     return given.upper().replace("-", "_") == option.upper()
+
+
+def presets() -> dict[str, Path]:
+    """Name -> file of the presets."""
+    return dict(sorted((path.name.removesuffix("_defconfig"), path) for path in _PRESETS.glob("*_defconfig")))
+
+
+def title(path: Path) -> str:
+    """The first sentence of the comment that a preset begins with, or "" where it was saved without one."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        comment = list(itertools.takewhile(lambda line: line.startswith("#"), file))
+    if not comment or comment[0].startswith(HEADER):
+        return ""
+    return re.split(r"(?<=\.) ", " ".join(line.strip("# \n") for line in comment))[0]
 
 
 class Line(NamedTuple):

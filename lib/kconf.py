@@ -18,7 +18,7 @@ from pathlib import Path
 import kconfiglib
 
 from lib import files
-from lib.config_file import ConfigError, Problem, names, read_lines, unquote
+from lib.config_file import HEADER, ConfigError, Problem, names, read_lines, unquote
 from lib.errors import UserError
 from lib.option import Option, Value, closest, member_value, split_set
 
@@ -235,6 +235,11 @@ class Schema:
         """The options whose values differ from their defaults."""
         return [option for option in self.options.values() if option.active and not option.unpin()]
 
+    def summary(self) -> str:
+        """What differs from the defaults, in a line."""
+        changed = [f"{option.name}={option.text}" for option in self.differing()]
+        return (", ".join(changed[:4]) or "nothing") + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+
     # ---- reading ---------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Value:
@@ -261,15 +266,16 @@ class Schema:
         file = Path(self.kconf.srctree, option.node.filename)  # the environment may set srctree
         return f"{os.path.relpath(file, self.root)}:{option.node.linenr}"
 
-    def write(self, path: Path, minimal: bool = False, keep_old: bool = False) -> None:
+    def write(self, path: Path, minimal: bool = False, keep_old: bool = False, title: str = "") -> None:
         """Save the configuration atomically: every option, or (`minimal`) those that differ from their defaults.
 
-        `keep_old` keeps what the file said before, if that is something else, as <path>.old.
+        The file begins with a comment, the `title`. `keep_old` keeps what it said before, if that is something else, as
+        <path>.old.
         """
-        header = f"# Espalier configuration, {'what differs from the defaults' if minimal else 'complete'}\n"
+        title = f"# {title}" if title else HEADER + ("what differs from the defaults" if minimal else "complete")
         # Private to kconfiglib, which writes files in place; pyproject.toml pins its version.
         render = self.kconf._min_config_contents if minimal else self.kconf._config_contents
-        content = render(header).encode()
+        content = render(f"{title}\n").encode()
         try:
             old = path.read_bytes() if keep_old and path.exists() else content
         except OSError as error:

@@ -4,7 +4,9 @@ import dataclasses
 import math
 
 from lib.errors import UsageError
-from lib.kconf import Options
+from lib.kconf import Options, Schema
+
+_FEW_UPDATES = 10  # of masks in a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +18,44 @@ class ScheduleOptions(Options):
     warmup_steps: int
     decay_lr: bool
     min_lr: float | None  # None: the peak is kept
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateOptions(Options):
+    """When masks are chosen; None where nothing is pruned, or the method leaves no choice."""
+
+    max_iters: int
+    pruning_dynamics: str | None
+    pruning_warmup: float | None  # up to 1 a share of the run, above 1 steps
+    pruning_end: float | None
+    pruning_interval: int | None
+
+
+def warnings(schema: Schema) -> list[str]:
+    """What to warn of in the schedules of a run; raises UsageError for one that contradicts itself."""
+    return check(schema.bind(ScheduleOptions)) + few_updates(schema.bind(UpdateOptions))
+
+
+def few_updates(options: UpdateOptions) -> list[str]:
+    """A warning if masks are chosen so seldom that the schedule's path becomes a few leaps."""
+    if options.pruning_interval is None:
+        return []
+    first, last = 1, options.max_iters  # ste and sr-ste go on to the end
+    if options.pruning_warmup is not None:
+        first = _step(options.pruning_warmup, options.max_iters)
+    if options.pruning_end is not None and options.pruning_dynamics != "ste":
+        last = _step(options.pruning_end, options.max_iters)
+    times = 1 + -(-(last - first) // options.pruning_interval)  # at the last step too
+    if not 0 < times < _FEW_UPDATES:
+        return []
+    return [
+        f"PRUNING_INTERVAL={options.pruning_interval} chooses masks about {times} times in steps {first} to {last}; "
+        "a lower interval prunes in smaller leaps"
+    ]
+
+
+def _step(value: float, max_iters: int) -> int:
+    return max(1, round(value * max_iters) if value <= 1 else round(value))
 
 
 def check(options: ScheduleOptions) -> list[str]:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lib import files, retries, run, schedule
-from lib.config_file import MISNAMED, ConfigError
+from lib.config_file import MISNAMED, ConfigError, presets
 from lib.errors import UsageError, UserError
-from lib.kconf import ROOT, Schema
+from lib.kconf import Schema
 from lib.option import closest, nearest
 
 COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares
@@ -212,15 +212,15 @@ class _File:
                 yield f"{path}:{number}", words
 
     def _base(self, words: list[str], place: str) -> Path:
-        presets = {p.name.removesuffix("_defconfig"): p for p in (ROOT / "defconfigs").glob("*_defconfig")}
+        known = presets()
         name = " ".join(words).removesuffix("_defconfig")
-        if name in presets:
-            return Path(os.path.relpath(presets[name]))
+        if name in known:
+            return Path(os.path.relpath(known[name]))
         path = files.named(" ".join(words))
         with contextlib.suppress(OSError):  # too long to be a name
             if path.is_file():
                 return path
-        raise ConfigError([*self.problems, f"{place}: there is no preset or file {name!r}{nearest(name, presets)}"])
+        raise ConfigError([*self.problems, f"{place}: there is no preset or file {name!r}{nearest(name, known)}"])
 
     def _seeds(self, words: list[str], place: str) -> list[int]:
         option = Schema().options["SEED"]

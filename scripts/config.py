@@ -17,12 +17,11 @@ import kconfiglib
 from gpt2 import preflight
 from lib import files
 from lib.command_line import assignments, config_path, resolve, warn_of_unread
-from lib.config_file import ConfigError, read_lines
+from lib.config_file import ConfigError, presets, read_lines, title
 from lib.errors import UsageError, run_program
-from lib.kconf import ROOT, Schema
+from lib.kconf import Schema
 from lib.option import Option, nearest, split_set
 
-_PRESETS = ROOT / "defconfigs"
 _SUFFIX = "_defconfig"
 _DOCS = """# Options
 
@@ -61,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     command(list_defconfigs, "list-defconfigs")
     command(olddefconfig, "olddefconfig", words())
     target = {"nargs": "?", "default": "defconfig", "type": files.named, "metavar": "FILE"}
-    command(savedefconfig, "savedefconfig", ("file", target))
+    head = {"default": "", "help": "what list-defconfigs says of it"}
+    command(savedefconfig, "savedefconfig", ("file", target), ("--title", head))
     command(listnewconfig, "listnewconfig")
     command(diffconfig, "diffconfig", ("a", {"metavar": "A", **file}), ("b", {"metavar": "B", **file}))
     command(explain, "explain", ("name", {"metavar": "NAME", "help": "LEARNING_RATE, learning-rate"}))
@@ -105,8 +105,10 @@ def olddefconfig(args: argparse.Namespace) -> None:
 
 def savedefconfig(args: argparse.Namespace) -> None:
     """Write the options that differ from their defaults to a file, such as a new preset."""
+    if not args.title.isprintable():
+        raise UsageError("the title must be one line of text without control characters")
     schema = _present()
-    schema.write(args.file, minimal=True)
+    schema.write(args.file, minimal=True, title=args.title.strip())
     print(f"{args.file}: {_count(schema)}")
 
 
@@ -147,11 +149,19 @@ def _random_text(option: Option, generator: random.Random) -> str:
 
 def list_defconfigs(args: argparse.Namespace) -> None:
     """List the presets."""
-    names = _preset_names()
-    for name in names:
-        comment = re.match(r"(#[^\n]*\n)*", (_PRESETS / f"{name}{_SUFFIX}").read_text(encoding="utf-8-sig"))[0]
-        text = " ".join(line.lstrip("# ") for line in comment.splitlines())
-        print(f"{name:{max(map(len, names))}}  {re.split(r'(?<=[.:]) ', text)[0]}")
+    width = max(map(len, presets()))
+    for name, path in presets().items():
+        print(f"{name:{width}}  {title(path) or _untitled(path)}")
+
+
+def _untitled(path: Path) -> str:
+    """What stands in for the title of a preset that was saved without one."""
+    schema = Schema()
+    try:
+        schema.load(path)
+    except ConfigError as error:
+        return f"cannot be used: {error.problems[0]}"
+    return schema.summary()
 
 
 def listnewconfig(args: argparse.Namespace) -> None:
@@ -260,7 +270,7 @@ def _read(name: str) -> Schema:
     if not name:  # make's A or B was not given
         raise UsageError("name two configurations, such as: make diffconfig A=gpt2_tiny B=.config")
     path = files.named(name)
-    if name in _preset_names() and not path.exists():
+    if name in presets() and not path.exists():
         path = _preset(name)
     else:
         with contextlib.suppress(OSError):  # which reading it tells
@@ -271,15 +281,11 @@ def _read(name: str) -> Schema:
     return schema
 
 
-def _preset_names() -> list[str]:
-    return sorted(path.name.removesuffix(_SUFFIX) for path in _PRESETS.glob(f"*{_SUFFIX}"))
-
-
 def _preset(name: str) -> Path:
-    name, names = name.removesuffix(_SUFFIX), _preset_names()
-    if name not in names:
-        raise UsageError(f"there is no preset {name}{nearest(name, names) or '; make list-defconfigs lists them'}")
-    return _PRESETS / f"{name}{_SUFFIX}"
+    name, known = name.removesuffix(_SUFFIX), presets()
+    if name not in known:
+        raise UsageError(f"there is no preset {name}{nearest(name, known) or '; make list-defconfigs lists them'}")
+    return known[name]
 
 
 def _replace(schema: Schema, what: str) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt2 import preflight
 from lib.command_line import config_path
-from lib.config_file import ConfigError
+from lib.config_file import ConfigError, presets, title
 from lib.errors import UsageError, UserError, run_program
 from lib.kconf import Schema
 from lib.option import Option
@@ -26,6 +27,7 @@ try:
 except ImportError:
     curses = menuconfig = None  # Python on Windows has no curses
 
+_KEYS = "123456789abcdefg"  # of the presets in a dialog that fits a terminal of 24 lines
 _FAILURES = 100  # in a row: a signal can make a single read of the keyboard fail
 
 
@@ -62,13 +64,18 @@ class Menu:
         menuconfig._check_valid = self._check_valid
         menuconfig._range_info = self._range_info
         menuconfig._node_str = functools.partial(_without_new, menuconfig._node_str)
+        menuconfig._load_dialog = functools.partial(self._load_dialog, menuconfig._load_dialog)
+        menuconfig._sorted_sc_nodes = functools.partial(_settable_first, menuconfig._sorted_sc_nodes)
+        menuconfig._jump_to = functools.partial(_jump_to, menuconfig._jump_to)
         menuconfig._load_config = menuconfig._needs_save = self._needs_save
         menuconfig._getch_compat = functools.partial(_key, menuconfig._getch_compat)
         menuconfig._try_load = self._try_load
         menuconfig._try_save = self._try_save
         menuconfig.menuconfig(self.schema.kconf)
         if self.saved:
-            print(self._summary())
+            print(f"Differs from the defaults: {self.schema.summary()}")
+            for warning in self._warnings():
+                print(f"warning: {warning}")
 
     def _needs_save(self) -> bool:
         """Whether the file lacks something that saving would write."""
@@ -106,10 +113,45 @@ class Menu:
         self.saved = self.saved or not minimal
         return f"{description[0].upper()}{description[1:]} saved to {filename}"
 
-    def _summary(self) -> str:
-        changed = [f"{option.name}={option.text}" for option in self.schema.differing()]
-        shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
-        return f"Differs from the defaults: {shown or 'nothing'}"
+    def _warnings(self) -> list[str]:
+        try:
+            return preflight.quick(self.schema)
+        except UsageError as error:
+            return list(error.args)
+
+    def _load_dialog(self, ask_for_file: Callable[[], None]) -> None:
+        """Offer the presets, and files by their names; what is loaded is shown from the top menu on."""
+        keys = dict(zip(_KEYS, presets(), strict=False))  # the others can be loaded as files
+        width = max(map(len, keys.values()))
+        lines = ["o  a file, by its name"]
+        for key, name in keys.items():
+            lines.append(
+                f"{key}  {name:{width}}  {textwrap.shorten(title(presets()[name]), 66 - width, placeholder=' ...')}"
+            )
+        if menuconfig._conf_changed:
+            lines += ["", "A preset takes the place of your unsaved changes."]
+        key = menuconfig._key_dialog("Load", "\n".join(lines), f"o{''.join(keys)}")
+        while key and menuconfig._cur_menu is not self.schema.kconf.top_node:
+            menuconfig._leave_menu()
+        if key == "o":
+            ask_for_file()
+        elif key and self._try_load(str(presets()[keys[key]])):
+            menuconfig._conf_changed = True  # the preset is not the file that is saved to
+            menuconfig._update_menu()
+            menuconfig._msg("Loaded", f"preset {keys[key]}; [S] saves it to {menuconfig._conf_filename}")
+
+
+def _settable_first(sorted_nodes: Callable[[], list]) -> list:
+    """What a search looks through: the symbols and choices with a title, first those that can be set now."""
+    return sorted((node for node in sorted_nodes() if node.prompt), key=lambda node: not menuconfig._visible(node))
+
+
+def _jump_to(jump: Callable, node) -> None:
+    """Go to what a search found; of what cannot be set now, say what it needs instead."""
+    if menuconfig._visible(node):
+        jump(node)
+    else:
+        menuconfig._info_dialog(node, False)
 
 
 def _without_new(node_str: Callable, node) -> str:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from lib import config_file
 from lib.kconf import ROOT, Schema
 
 CONFIG = "scripts/config.py"
@@ -65,6 +66,19 @@ def test_list_defconfigs_says_what_each_preset_is_for(config):
     names = sorted(path.name.removesuffix("_defconfig") for path in (ROOT / "defconfigs").glob("*_defconfig"))
     assert [line.split()[0] for line in lines] == names
     assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_a_saved_preset_has_a_title_or_says_what_it_sets(config, refused, folder, monkeypatch):
+    config("defconfig", "gpt2_tiny", "SEED=7")
+    config("savedefconfig", "titled", "--title", "Mine: with another seed. More.")
+    assert (folder / "titled").read_text().startswith("# Mine: with another seed. More.\nCONFIG_")
+    config("savedefconfig", "untitled")
+    assert config_file.title(folder / "titled") == "Mine: with another seed."
+    assert config_file.title(folder / "untitled") == ""
+    assert refused("savedefconfig", "x", "--title", "a\nCONFIG_SEED=8") == [
+        "error: the title must be one line of text without control characters"
+    ]
+    assert saved(folder / "untitled").summary() == "MODEL_NAME=custom, N_LAYER=4, N_HEAD=4, N_EMBD=160 and 11 more"
 
 
 def test_olddefconfig_says_what_it_drops(config, folder):

@@ -12,7 +12,7 @@ __all__ = ["clone"]  # a fixture
 HOSTILE = "1; touch pwned $(touch pwned) $(shell touch pwned) `touch pwned` \" ' | touch pwned\ntouch pwned\n $5 %"
 TARGETS = {
     "train": ["LEARNING_RATE", "PROMPT", "TRACKER"], "defconfig": ["SEED"], "olddefconfig": ["SEED"],
-    "checkconfig": ["SEED"], "savedefconfig": ["DEFCONFIG"], "diffconfig": ["A", "B"], "explain": ["X"],
+    "checkconfig": ["SEED"], "savedefconfig": ["DEFCONFIG", "TITLE"], "diffconfig": ["A", "B"], "explain": ["X"],
     "randconfig": ["RAND_SEED", "SEED"], "prune-report": ["SEED"], "resume": ["RUN", "SEED"],
     "sweep": ["SWEEP", "JOBS", "SEED"], "data": ["DATA_DIR"], "sample": ["RUN", "PROMPT", "CHECKPOINT"],
     "runs": ["OUTPUT_DIR"], "show": ["RUN"], "compare": ["A", "B"], "tail": ["RUN"], "export": ["RUN", "FORMAT", "OUT"],

@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from lib.config_file import presets
 from lib.kconf import ROOT, Schema
 
 DOWN, ENTER, ESCAPE, ERASE = b"j", b"\n", b"\x1b", b"\x7f"
@@ -118,7 +119,8 @@ SCREENS = {
     "search": ([b"/", b"tracker"], "TRACKER_GROUP"),
     "information from search": ([b"/", b"seed", b"\x06"], "Symbol information"),
     "an input": ([*[DOWN] * 3, ENTER, DOWN, ENTER], "Range: 0 to 10"),
-    "the file to load": ([b"o", b"o"], "File to load"),
+    "the presets": ([b"o"], "gpt2_tiny_adamwprune_50"),
+    "the file to load": ([b"o", b"o", b"o"], "File to load"),
     "the question at the end": ([b"q"], "Save configuration?"),
 }
 
@@ -134,13 +136,53 @@ def test_another_file_is_edited_and_a_file_with_problems_is_not_loaded(folder):
     (folder / "mine").write_text("CONFIG_SEED=5\n")
     (folder / "bad").write_text("CONFIG_SEED=x\n")
     (folder / "good").write_text("CONFIG_TOP_K=3\n")
-    keys = [b"o", ERASE * 4 + b"bad", ENTER, ESCAPE, ERASE * 3 + b"good", ENTER, ENTER, b"s", ENTER, ENTER, b"q"]
+    keys = [b"o", b"o", ERASE * 4 + b"bad", ENTER, ESCAPE, ERASE * 3 + b"good", ENTER, ENTER, b"s", ENTER, ENTER, b"q"]
     status, drawn = drive(folder, keys, KCONFIG_CONFIG="mine")
     assert status == 0, drawn
     assert "bad:1: SEED must be a whole number; got 'x'" in drawn
     assert "CONFIG_TOP_K=3\n" in (folder / "good").read_text()
     assert "CONFIG_SEED=1337\n" in (folder / "good").read_text()
     assert (folder / "mine").read_text() == "CONFIG_SEED=5\n"
+
+
+def test_a_preset_is_loaded_and_saved_to_the_own_file(folder):
+    Schema().write(folder / ".config")
+    number = str(1 + list(presets()).index("gpt2_shakespeare")).encode()
+    status, drawn = drive(folder, [ENTER, b"o", number, ENTER, b"s", ENTER, ENTER, b"q"])
+    assert status == 0, drawn
+    assert "gpt2_shakespeare A byte-level GPT-2" in drawn
+    assert "preset gpt2_shakespeare; [S] saves it to .config" in drawn
+    preset = Schema()
+    preset.load(presets()["gpt2_shakespeare"])
+    assert saved(folder).values() == preset.values()
+
+
+def test_a_preset_does_not_take_the_place_of_changes_unasked(folder):
+    Schema().write(folder / ".config")
+    keys = [*[DOWN] * 6, ENTER, *[DOWN] * 4, ENTER, ERASE * 4 + b"5", ENTER, b"o", ESCAPE, b"q", b"y"]
+    status, drawn = drive(folder, keys)
+    assert "A preset takes the place of your unsaved changes." in drawn
+    assert (status, saved(folder)["SEED"]) == (0, 5)
+
+
+def test_a_search_lands_on_what_can_be_set(folder):
+    Schema().write(folder / ".config")
+    status, drawn = drive(folder, [b"/", b"tracker", ENTER, b" ", b"q", b"y"])
+    assert status == 0, drawn
+    assert "TRACKER(=" not in drawn  # it has no title
+    assert saved(folder)["TRACKER"] == ("all",)
+
+
+def test_a_search_for_what_cannot_be_set_says_what_it_needs(folder):
+    status, drawn = drive(folder, [b"/", b"spam_theta", ENTER, b"q", b"q", b"n"])
+    assert status == 0, drawn
+    assert "Direct dependencies (=n): SPAM_ENABLE_CLIP(=n)" in drawn
+
+
+def test_a_configuration_whose_masks_are_chosen_seldom_is_warned_of(folder):
+    (folder / ".config").write_text("CONFIG_PRUNING_METHOD_MAGNITUDE=y\nCONFIG_PRUNING_INTERVAL=900\n")
+    drawn = drive(folder, [b"s", ENTER, ENTER, b"q"])[1]
+    assert "warning: PRUNING_INTERVAL=900 chooses masks about 7 times in steps 2500 to 7500; a lower" in drawn
 
 
 def test_a_configuration_with_problems_is_not_opened(folder):

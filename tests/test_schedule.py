@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.errors import UsageError
-from lib.schedule import ScheduleOptions, check, learning_rate
+from lib.schedule import ScheduleOptions, UpdateOptions, check, few_updates, learning_rate
 
 COSINE = ScheduleOptions(max_iters=100, learning_rate=1e-3, warmup_steps=20, decay_lr=True, min_lr=1e-4)
 
@@ -46,3 +46,24 @@ def test_contradictions_are_refused():
     assert check(ScheduleOptions(100, 1e-3, 100, True, 1e-4)) == []
     with pytest.raises(UsageError, match=r"^MIN_LR=0.01 exceeds LEARNING_RATE=0.001; lower it or use --no-decay-lr$"):
         check(ScheduleOptions(100, 1e-3, 20, True, 1e-2))
+
+
+@pytest.mark.parametrize(
+    ("interval", "warmup", "end", "dynamics", "times"),
+    [
+        (50, 0.25, 0.75, "gradual", 11),  # 250, 300, ..., 750
+        (60, 0.25, 0.75, "gradual", 10),  # 250, 310, ..., 730, 750
+        (70, 0.25, 0.75, "gradual", 9),  # 250, 320, ..., 740, 750
+        (1000, 0.25, 0.75, "gradual", 2),
+        (100, None, 0.75, "rigl", 9),  # 1, 101, ..., 701, 750
+        (100, 0.25, 0.5, "ste", 9),  # 250, 350, ..., and at the last step
+        (100, None, None, "sr-ste", 11),
+        (100, 400, 1000, "gradual", 7),
+        (None, None, None, None, 0),
+    ],
+)
+def test_an_interval_that_chooses_masks_fewer_than_ten_times_is_told(interval, warmup, end, dynamics, times):
+    found = few_updates(UpdateOptions(1000, dynamics, warmup, end, interval))
+    assert [f"PRUNING_INTERVAL={interval} chooses masks about {times} times in" in text for text in found] == (
+        [True] if 0 < times < 10 else []
+    )
