@@ -151,7 +151,7 @@ torture: env-test ## Kill, resume and compare runs of every optimizer x pruning 
 fuzz: env-test ## Feed damaged and random input to everything that reads: make fuzz MINUTES=10
 	@exec "$$PYTHON" tests/fuzz.py $(if $(MINUTES),--minutes "$$MINUTES") $$ARGS
 
-audit: env-test ## Ask the PyPI advisory database about every pinned package
+audit: env-audit ## Ask the PyPI advisory database about every pinned package
 	@exec "$$PYTHON" scripts/audit.py $$ARGS
 
 lint: env-test ## Check style and format
@@ -173,16 +173,16 @@ help: ## Show this
 # ---- environments ---------------------------------------------------------------------------------------------------
 # Configuring needs one small package, training some hundred megabytes: each level is installed when it is first needed.
 
-.PHONY: env-config env-train env-test env-configured
-env-config env-train env-test: env-%: $(if $(ENVIRONMENTS),$(VENV)/.%)
+.PHONY: env-config env-train env-test env-audit env-configured
+env-config env-train env-test env-audit: env-%: $(if $(ENVIRONMENTS),$(VENV)/.%)
 ifndef ENVIRONMENTS
 	@command -v "$$PYTHON" >/dev/null || { echo "error: PYTHON=$$PYTHON: there is no such program" >&2; exit 2; }
 	@"$$PYTHON" scripts/environment.py check $*
 endif
 
 $(VENV)/.config: pyproject.toml
-$(VENV)/.train $(VENV)/.test: $(VENV)/.config
-$(VENV)/.config $(VENV)/.train $(VENV)/.test: $(VENV)/.%:
+$(VENV)/.train $(VENV)/.test $(VENV)/.audit: $(VENV)/.config
+$(VENV)/.config $(VENV)/.train $(VENV)/.test $(VENV)/.audit: $(VENV)/.%:
 	@"$(SYSTEM_PYTHON)" scripts/environment.py install $* $(VENV)
 
 env-configured: env-config

@@ -24,8 +24,13 @@ class Diverged(UserError):
 
     def __init__(self, message: str, step: int, since: int, good: bool = True):
         """The weights are those after `step` and `good` or not; from `since` on no step is to be trusted."""
-        super().__init__(f"{message}; lower LEARNING_RATE, lengthen WARMUP_STEPS or use DTYPE=float32")
+        super().__init__(f"{message}; lower LEARNING_RATE or lengthen WARMUP_STEPS")
         self.step, self.since, self.good = step, since, good
+
+    def advise(self, dtype: torch.dtype) -> None:
+        """Add what else may help where the arithmetic was of this type."""
+        if dtype != torch.float32:
+            self.args = (f"{self}, or use DTYPE=float32",)
 
 
 class Guard:

@@ -13,6 +13,7 @@ from lib import files, journal
 from lib.best import best, dense_best, evaluations
 from lib.console import duration, say, table
 from lib.errors import UsageError
+from lib.kconf import Schema
 
 if TYPE_CHECKING:
     from gpt2.session import Session
@@ -63,9 +64,15 @@ def _show(session: "Session", summary: dict[str, Any]) -> None:
         "time": duration(summary["total_time_seconds"]),
         "run folder": summary["run"],
         "look at it": f"{deliver}make dashboard RUN={folder}",
-        "sample from it": f"make sample RUN={folder} PROMPT='def '",
+        "sample from it": f"make sample RUN={folder}{_beginning(session.schema)}",
     }
     say(table(facts))
+
+
+def _beginning(schema: Schema) -> str:
+    """What a sample may begin with: code where the model learned from code, and elsewhere what the model likes."""
+    tokens = "" if schema["SAMPLE_TOKENS"] else " SAMPLE_TOKENS=200"
+    return tokens + (" PROMPT='def '" if schema["DATASET"] == "stdlib" else "")
 
 
 def check_output(path: Path) -> None:

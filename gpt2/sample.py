@@ -1,4 +1,4 @@
-"""Sampling: continue a prompt with a trained model. `python gpt2/sample.py RUN_FOLDER --prompt 'def '`."""
+"""Sampling: continue a prompt with a trained model. `python gpt2/sample.py --run RUN_FOLDER --prompt 'def '`."""
 
 import argparse
 import codecs
@@ -122,6 +122,9 @@ def main() -> int:
     for warning in schema.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     path = checkpoint_file.chosen(args.run, args.checkpoint)
+    if not schema["SAMPLE_TOKENS"]:
+        print("note: SAMPLE_TOKENS=0 samples nothing; say how many tokens, as in SAMPLE_TOKENS=200", file=sys.stderr)
+        return 0
     try:
         model, tokenizer, machine = load(path, schema)
         print(f"{args.run}, {path.stem}", file=sys.stderr)

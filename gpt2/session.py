@@ -248,6 +248,7 @@ class Session:
         except journal.Displaced:
             raise recorder.rescue(training.step) from None
         except Diverged as error:
+            error.advise(self.machine.dtype)
             recorder.alert("nan", "error", str(error), training.step)
             made = self.machine.ranks.first(lambda: retries.made(recorder.folder))
             if made < self.schema.bind(retries.RetryOptions).retries and not self.machine.ranks.any(asked()):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.errors import UserError, run_program
 from lib.kconf import ROOT
-from lib.track.registry import installed
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     args = parser.parse_args()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    if not installed("pip_audit"):
+    if not find_spec("pip_audit"):
         raise UserError(f"pip-audit is not installed; run: {sys.executable} -m pip install {' '.join(extras['audit'])}")
     packages = [*project["dependencies"], *(package for extra in extras.values() for package in extra)]
     print(verdict(ask(packages, args.service)))
@@ -39,8 +39,8 @@ def ask(packages: list[str], service: str) -> list[dict[str, Any]]:
         file.write("\n".join(packages))
         file.flush()
         # --disable-pip: the versions are pinned, so that nothing need be resolved, downloaded or built.
-        words = f"--service {service} --requirement {file.name} --no-deps --disable-pip --progress-spinner off"
-        command = [sys.executable, "-m", "pip_audit", *words.split(), "--format", "json"]
+        words = f"--vulnerability-service {service} --no-deps --disable-pip --progress-spinner off --format json"
+        command = [sys.executable, "-m", "pip_audit", *words.split(), "--requirement", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout)["dependencies"]

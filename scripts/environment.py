@@ -3,7 +3,8 @@
     environment.py install LEVEL VENV     install a level into VENV, making it when it is missing
     environment.py check LEVEL            say what this Python lacks of a level, and how to install it
 
-Levels: `config` (Kconfiglib), `train` (everything that a run needs), `test` (the tests, the linter and every tracker).
+Levels: `config` (Kconfiglib), `train` (everything that a run needs), `test` (the tests, the linter and every tracker),
+`audit` (Kconfiglib and pip-audit).
 """
 
 import sys
@@ -21,16 +22,18 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVELS = ("config", "train", "test")
+# Each with the levels that it includes.
+LEVELS = {"config": (), "train": ("config",), "test": ("config", "train"), "audit": ("config",)}
 TESTED = ("test", "tensorboard", "mlflow", "accelerate")  # extras; Ray is as large as all of them together
 
 
 def requirements(level: str) -> list[str]:
     """The packages of a level, pinned as in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    if level == "config":
-        return [name for name in project["dependencies"] if name.startswith("kconfiglib")]
     extras = project["optional-dependencies"]
+    if level in ("config", "audit"):
+        own = extras["audit"] if level == "audit" else []
+        return [name for name in project["dependencies"] if name.startswith("kconfiglib")] + own
     return project["dependencies"] + [name for extra in TESTED if level == "test" for name in extras[extra]]
 
 
@@ -41,12 +44,12 @@ def install(level: str, folder: Path) -> None:
         print(f"making {folder} with Python {sys.version.split()[0]}", flush=True)
         venv.create(folder, with_pip=True)
     packages = requirements(level)
-    size = "" if level == "config" else ": PyTorch and more, some hundred MB, a minute or two"
+    size = "" if level in ("config", "audit") else ": PyTorch and more, some hundred MB, a minute or two"
     print(f"installing {len(packages)} package{'s'[: len(packages) > 1]} for `{level}` into {folder}{size}", flush=True)
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
     if subprocess.run(command, check=False).returncode:
         sys.exit(f"error: {folder}: pip could not install {' '.join(packages)}; see its message above, then try again")
-    for done in LEVELS[: LEVELS.index(level) + 1]:
+    for done in (*LEVELS[level], level):
         (folder / f".{done}").touch()
 
 

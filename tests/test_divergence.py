@@ -438,3 +438,12 @@ def test_rates_of_retries_have_six_digits_and_a_factor_of_one_leaves_them():
     made.override([("RETRY_LR_FACTOR", "0.7", "")])
     retries.lower(made, 2)
     assert (made.options["LEARNING_RATE"].text, made.sources["LEARNING_RATE"]) == ("8.64197e-05", "retry 2")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_advice_is_something_that_the_run_does_not_do_already(run, folder, dtype):
+    with poison(folder, (3,)), pytest.raises(UserError):
+        run(dtype=dtype)
+    [message] = [record["message"] for record in records(folder / "runs/run", "alert") if record["kind"] == "nan"]
+    assert "; lower LEARNING_RATE or lengthen WARMUP_STEPS" in message
+    assert message.endswith(", or use DTYPE=float32") == (dtype != "float32")

@@ -49,7 +49,7 @@ def test_help_lists_every_target_of_the_makefile():
     listed = re.findall(r"^  (\S+) +\S", text, re.MULTILINE)
     assert set(TARGETS) <= set(listed)
     rules = re.findall(r"^([a-z%_-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    internal = {"env-config", "env-configured", "env-train", "env-test"}
+    internal = {"env-config", "env-configured", "env-train", "env-test", "env-audit"}
     assert set(listed) == {rule.replace("%", "<name>") for rule in rules} - internal
     assert text == make(ROOT)  # the default
 
@@ -132,3 +132,9 @@ def test_a_python_that_is_too_old_is_one_sentence(tmp_path):
     done = subprocess.run([old, ROOT / "scripts/environment.py", "check", "config"], capture_output=True, text=True)
     assert done.returncode == 1
     assert re.fullmatch(r"error: Espalier needs Python 3.11 or newer; this is 3.10 \(.*\)\n", done.stderr)
+
+
+def test_what_an_audit_needs_is_a_level_of_its_own():
+    program = "from scripts import environment; print(environment.requirements('audit'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"\['kconfiglib==[\d.]+', 'pip-audit==[\d.]+'\]\n", done.stdout)

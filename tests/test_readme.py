@@ -17,7 +17,7 @@ MAKE = sorted(set(re.findall(r"\bmake ([a-z][a-z0-9_-]*)((?: [A-Z_]+=[^\s`]+)*)"
 def test_make_commands_exist(target, words):
     done = subprocess.run(["make", "-n", "PYTHON=python3", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    own = {"RUN", "PORT", "TRACKER", "X", "PROMPT", "DEFCONFIG", "SWEEP", "JOBS", "REF", "A", "B", "FORMAT"}
+    own = {"RUN", "PORT", "TRACKER", "X", "PROMPT", "DEFCONFIG", "SWEEP", "JOBS", "REF", "A", "B", "FORMAT", "TITLE"}
     _, given = assignments(word for word in words.split() if word.split("=")[0] not in own)
     Schema().override(given)
 
@@ -37,3 +37,12 @@ def test_presets_and_links_exist():
     assert {"docs/config.md", "docs/extending.md", "docs/images/dashboard.png"} <= set(links)
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_the_errors_are_those_of_the_program(program, folder):
+    lines = [""] * 31
+    lines[11], lines[30] = 'CONFIG_LEARNING_RATE="banana"', "CONFIG_BATCHSIZE=8"
+    (folder / ".config").write_text("\n".join([*lines, "CONFIG_OPTIMIZER_SGD=y"]))
+    done = program("scripts/config.py", "checkconfig", "--", "--adam-beta1=0.8")
+    assert done.stderr.count("error: ") == 3
+    assert f"```\n{done.stderr}```" in README

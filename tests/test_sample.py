@@ -65,3 +65,17 @@ def test_without_a_run_or_a_checkpoint_it_says_what_to_do(tmp_path):
     empty = run_sample(tmp_path)
     assert empty.returncode == 2
     assert empty.stderr == "error: runs/run: this run has no checkpoint yet; train on with make resume RUN=runs/run\n"
+
+
+def test_a_run_whose_sample_has_no_tokens_says_so(tmp_path):
+    output = train(tmp_path, *arguments(max_iters=2, sample_tokens=0))
+    assert "sample from it   make sample RUN=runs/run SAMPLE_TOKENS=200\n" in output
+    done = run_sample(tmp_path)
+    note = "note: SAMPLE_TOKENS=0 samples nothing; say how many tokens, as in SAMPLE_TOKENS=200\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", note)
+    assert run_sample(tmp_path, "SAMPLE_TOKENS=3", "PROMPT=7 squared").stdout.startswith("7 squared")
+
+
+def test_the_usage_in_its_help_is_one_that_works(tmp_path):
+    text = run_sample(tmp_path, "--help").stdout
+    assert "python gpt2/sample.py --run RUN_FOLDER --prompt 'def '" in text
