@@ -149,7 +149,7 @@ def _random_text(option: Option, generator: random.Random) -> str:
 
 def list_defconfigs(args: argparse.Namespace) -> None:
     """List the presets."""
-    width = max(map(len, presets()))
+    width = max(map(len, presets()), default=0)
     for name, path in presets().items():
         print(f"{name:{width}}  {title(path) or _untitled(path)}")
 

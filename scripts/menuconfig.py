@@ -122,12 +122,11 @@ class Menu:
     def _load_dialog(self, ask_for_file: Callable[[], None]) -> None:
         """Offer the presets, and files by their names; what is loaded is shown from the top menu on."""
         keys = dict(zip(_KEYS, presets(), strict=False))  # the others can be loaded as files
-        width = max(map(len, keys.values()))
+        width = max(map(len, keys.values()), default=0)
         lines = ["o  a file, by its name"]
         for key, name in keys.items():
-            lines.append(
-                f"{key}  {name:{width}}  {textwrap.shorten(title(presets()[name]), 66 - width, placeholder=' ...')}"
-            )
+            about = textwrap.shorten(title(presets()[name]), 66 - width, placeholder=" ...")
+            lines.append(f"{key}  {name:{width}}  {about}")
         if menuconfig._conf_changed:
             lines += ["", "A preset takes the place of your unsaved changes."]
         key = menuconfig._key_dialog("Load", "\n".join(lines), f"o{''.join(keys)}")
@@ -148,7 +147,7 @@ def _settable_first(sorted_nodes: Callable[[], list]) -> list:
 
 def _jump_to(jump: Callable, node) -> None:
     """Go to what a search found; of what cannot be set now, say what it needs instead."""
-    if menuconfig._visible(node):
+    if menuconfig._visible(node) and (not node.is_menuconfig or menuconfig._shown_nodes(node)):
         jump(node)
     else:
         menuconfig._info_dialog(node, False)

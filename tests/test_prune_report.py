@@ -27,7 +27,8 @@ def report(folder, monkeypatch, capsys):
 def test_the_program(program, report):
     words = arguments(pruning_method="magnitude")
     done = program("scripts/prune_report.py", *words)
-    assert (done.returncode, done.stderr) == (0, "")
+    note = "chooses masks about 2 times in steps 10 to 30; a lower interval prunes in smaller leaps\n"
+    assert (done.returncode, done.stderr) == (0, f"warning: PRUNING_INTERVAL=50 {note}")
     assert [" ".join(line.split()) for line in done.stdout.splitlines()] == report(pruning_method="magnitude")
     done = program("scripts/prune_report.py", *words, "--target-sparsity", "1.5")
     sentence = "error: --target-sparsity must lie between 0 and 0.9999; got 1.5\n"
