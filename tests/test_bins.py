@@ -1,7 +1,5 @@
 """Bins of others are recognised by what is in them, and what does not fit TOKENIZER is said."""
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -97,18 +95,10 @@ def test_a_folder_of_numpys_files_is_told(tmp_path):
         data.load(options(tmp_path))
 
 
-class Trap:
-    """Its pickle writes a file when it is read."""
-
-    def __reduce__(self):
-        """Say what to call."""
-        return open, (self.path, "w")
-
-
 def test_a_vocabulary_beside_bins_is_told_and_never_unpickled(tmp_path, capsys):
-    folder, trap = write(tmp_path, "<u2", text(1000)), Trap()
-    trap.path = str(tmp_path / "sprung")
-    (folder / "meta.pkl").write_bytes(pickle.dumps(trap))
+    folder = write(tmp_path, "<u2", text(1000))
+    # A pickle that calls open(".../sprung", "w") when it is read.
+    (folder / "meta.pkl").write_text(f"cbuiltins\nopen\n(S'{tmp_path}/sprung'\nS'w'\ntR.")
     data.load(options(folder, tokenizer="gpt2"))
     assert not (tmp_path / "sprung").exists()
     assert capsys.readouterr().out == (
