@@ -56,7 +56,7 @@ def check(schema: Schema, ranks: int = 1) -> None:
     options = schema.bind(shape.ModelOptions)
     problems.of(lambda: optim.build(footprint.small(options), schema))
     with torch.device("meta"):
-        planned = model.GPT2(options, tokenizer.load(schema["TOKENIZER"]).vocab_size)
+        planned = model.GPT2(options, tokenizer.vocab_size(schema["TOKENIZER"]))
         # A pruner needs to know the parameters of its optimizer. PyTorch's fused ones take none without memory.
         problems.of(lambda: prune.build(planned, torch.optim.SGD(planned.parameters()), schema))
     problems.tell()

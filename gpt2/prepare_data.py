@@ -173,7 +173,7 @@ def _meta(options: PreparedOptions) -> dict:
         "version": shards.VERSION,
         "dataset": options.dataset,
         "tokenizer": options.tokenizer,
-        "vocab_size": tokenizer.load(options.tokenizer).vocab_size,
+        "vocab_size": tokenizer.vocab_size(options.tokenizer),
         "settings": options.settings,
         "piece_bytes": sources.PIECE_BYTES,  # by which the texts of finished shards are counted
         "source": corpora.describe(options),

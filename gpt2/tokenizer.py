@@ -50,7 +50,16 @@ class Tokenizer(Protocol):
 @functools.cache
 def load(name: str) -> Tokenizer:
     """The tokenizer that option TOKENIZER names: `gpt2` or `bytes`; raises UserError when its tables are missing."""
-    return {"gpt2": Gpt2, "bytes": Bytes}[name]()
+    return _kind(name)()
+
+
+def vocab_size(name: str) -> int:
+    """How many ids a tokenizer has; its tables are not read."""
+    return _kind(name).vocab_size
+
+
+def _kind(name: str) -> type:
+    return {"gpt2": Gpt2, "bytes": Bytes}[name]
 
 
 class Gpt2:

@@ -65,7 +65,7 @@ class Planned:
         self.schema, self.steps = schema, schema["MAX_ITERS"]
         shape = schema.bind(models.ModelOptions)
         with torch.device("meta"):
-            self.model = models.GPT2(shape, tokenizer.load(schema["TOKENIZER"]).vocab_size)
+            self.model = models.GPT2(shape, tokenizer.vocab_size(schema["TOKENIZER"]))
         self.state_bytes = state_bytes(shape, schema)  # kind of a parameter -> bytes
         self.parameters = dict(self.model.named_parameters())  # before masked layers take their places
         # Pruners need of an optimizer that it lists the parameters; none of torch's fused ones accepts these.

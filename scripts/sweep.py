@@ -75,7 +75,7 @@ def check(plan: Sweep) -> None:
     for configuration in plan.configurations:
         try:
             preflight.check(configuration.schema())
-        except UsageError as error:
+        except UserError as error:
             problems += [f"{configuration.place}: {sentence}" for sentence in error.args]
     if problems:
         raise ConfigError(problems)

@@ -57,7 +57,7 @@ def flops_per_token(shape: Shape) -> int:
     sizes = {"model_name": "custom", **shape.sizes}
     schema.override([(name.upper(), str(value), "bench") for name, value in sizes.items()])
     with torch.device("meta"):
-        vocabulary = tokenizer.load(shape.tokenizer).vocab_size
+        vocabulary = tokenizer.vocab_size(shape.tokenizer)
         return models.GPT2(schema.bind(models.ModelOptions), vocabulary).flops_per_token()
 
 
