@@ -33,7 +33,7 @@ def test_every_optimizer_is_combined_with_every_pruning_that_the_menu_allows():
     found = {(options["optimizer"], options["pruning_method"]) for options in names.values()}
     every = {(one, other) for one in members["OPTIMIZER"] for other in members["PRUNING_METHOD"]}
     assert every - found == {("sgd", "movement"), ("adam", "movement"), ("sgd", "state"), ("muon", "state")}
-    assert (len(names), len(found)) == (168, 52)
+    assert (len(names), len(found)) == (221, 52)
 
 
 @pytest.fixture(scope="module")
