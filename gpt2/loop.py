@@ -74,7 +74,7 @@ class Training:
         self.guard = Guard(divergence, machine.device)
         self.data_sums: Callable[[], dict] = dict  # what the data are known by; raises when they have changed
         self.data_before: dict[str, dict[str, str]] = {}  # the same in the checkpoint that was loaded
-        self.unrestored = ""  # what the checkpoint that was loaded could not give back
+        self.notes: list[str] = []  # what the user should know of the checkpoint that was loaded
         self.step = 0
         self.evaluations: list[Evaluation] = []  # up to the present step
         self.train_seconds = 0.0  # in steps alone
@@ -115,13 +115,14 @@ class Training:
             self.pruner.check(state["pruner"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.pruner.load_state_dict(state["pruner"])
+            padding = self.pruner.load_state_dict(state["pruner"])
             if self.scaler.is_enabled() and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
                 self.good_scale = self.scaler.state_dict()
             self.guard.load(state["skipped"])
             self.data_before = {split: dict(state["data"][split]) for split in ("train", "val")}
-            self.unrestored = random_state.restore(state["random"], self.device)
+            random = random_state.restore(state["random"], self.device)
+            self.notes = list(filter(None, [padding, random if self.model.options.dropout else ""]))
             self.step = state["step"]
             if "evaluations" in state:
                 self.evaluations = [Evaluation(*one) for one in state["evaluations"]]

@@ -205,8 +205,8 @@ class Session:
             console.say(f"note: {book.path}: damaged and passed over: line {lines}")
         for name, values in changed.items():
             console.say(f"changed: {changes.words({name: values})}")
-        if self.training.unrestored and self.model.options.dropout:
-            console.say(f"note: {self.training.unrestored}")
+        for note in self.training.notes:
+            console.say(f"note: {note}")
         if retry:
             allowed, rate = self.schema["RETRIES"], self.schema.options["LEARNING_RATE"].text
             text = f"retry {retry} of {allowed} goes on after step {step}, with LEARNING_RATE={rate}"

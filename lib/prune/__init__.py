@@ -83,8 +83,9 @@ class NoPruning:
     def check(self, state: dict[str, Any]) -> None:
         """Any state will do."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to continue from."""
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Nothing to continue from, and nothing to say of it."""
+        return ""
 
 
 AnyPruner: TypeAlias = NoPruning | Pruner

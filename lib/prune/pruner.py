@@ -171,31 +171,46 @@ class Pruner:
         }
 
     def check(self, state: dict[str, Any]) -> None:
-        """Raise CheckpointError if a pruner's state is not of these weights; nothing is changed yet."""
-        shapes = {weight.name: list(weight.mask.shape) for weight in self.weights}
-        if state.get("shapes") != shapes:
+        """Raise CheckpointError if a pruner's state is not of these weights; nothing is changed yet.
+
+        A mask may be of all rows of its parameter: an earlier version counted unused ones, the vocabulary's padding.
+        """
+        saved = state.get("shapes") or {}
+        own = {weight.name: list(weight.mask.shape) for weight in self.weights}
+        whole = {weight.name: list(weight.parameter.shape) for weight in self.weights}
+        used = {name: own[name] if shape == whole.get(name) else shape for name, shape in saved.items()}
+        if used != own:
             raise CheckpointError(
                 "the masks in the checkpoint are of other weights than PRUNING_SCOPE and the model have now: "
-                f"{_difference(state.get('shapes') or {}, shapes)}"
+                f"{_difference(used, own)}"
             )
-        for weight in self.weights:
-            packed = state["masks"][weight.name]
-            if packed.numel() != (weight.mask.numel() + 7) // 8:
-                raise CheckpointError(f"the mask of {weight.name} in the checkpoint does not have its size")
+        for name, shape in saved.items():
+            if state["masks"][name].numel() != (math.prod(shape) + 7) // 8:
+                raise CheckpointError(f"the mask of {name} in the checkpoint does not have its size")
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `check` accepted, after the model's own."""
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Continue from a state that `check` accepted, after the model's own; returns what the user should know."""
+        padding = 0
         for weight in self.weights:
-            bits = np.unpackbits(state["masks"][weight.name].cpu().numpy(), count=weight.mask.numel())
-            weight.mask.copy_(torch.from_numpy(bits).view(weight.mask.shape))
+            shape, rows = state["shapes"][weight.name], len(weight.mask)
+            padding += math.prod(shape) - weight.mask.numel()
+            bits = np.unpackbits(state["masks"][weight.name].cpu().numpy(), count=math.prod(shape))
+            weight.mask.copy_(torch.from_numpy(bits).view(shape)[:rows])
             for name, value in state["memory"][weight.name].items():
-                weight.memory[name].copy_(value)
-            if not self.zeroes_weights:
-                weight.value[weight.mask == 0] = state["hidden"][weight.name]
+                weight.memory[name].copy_(value[:rows] if list(value.shape) == shape else value)
+            if not self.zeroes_weights:  # unused rows are the last, so their values are too
+                gone = weight.mask == 0
+                weight.value[gone] = state["hidden"][weight.name][: int(gone.sum())]
         self.kept = sum(ones(weight.mask) for weight in self.weights)
         for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
+        if not padding:
+            return ""
+        return (
+            f"an earlier version counted the vocabulary's padding, {padding:,} numbers, among the weights in scope; "
+            "from here on it does not count"
+        )
 
 
 def _difference(saved: dict[str, list[int]], own: dict[str, list[int]]) -> str:

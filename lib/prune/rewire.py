@@ -25,6 +25,10 @@ class Rewiring(Pruner):
     by_gradient: bool
     seed: int
 
+    def behind(self, step: int) -> bool:
+        """Whether the first masks are still to be drawn, which would undo what was learned were it done again."""
+        return self.kept == self.total and super().behind(step)
+
     def masks(self, step: int) -> list[Tensor]:
         """Keep as many in every tensor as before, but at first, when the distribution says how many."""
         if self.behind(step):
