@@ -122,7 +122,8 @@ class Training:
             self.guard.load(state["skipped"])
             self.data_before = {split: dict(state["data"][split]) for split in ("train", "val")}
             random = random_state.restore(state["random"], self.device)
-            self.notes = list(filter(None, [padding, random if self.model.options.dropout else ""]))
+            notes = [optim.note(self.optimizer), padding, random if self.model.options.dropout else ""]
+            self.notes = list(filter(None, notes))
             self.step = state["step"]
             if "evaluations" in state:
                 self.evaluations = [Evaluation(*one) for one in state["evaluations"]]

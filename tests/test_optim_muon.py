@@ -88,6 +88,29 @@ def test_q_k_and_v_are_orthogonalised_apart(scale, masked):
     assert [tuple(p.shape) for p in model.stacked()] == [(48, 16)] * 2
 
 
+def test_a_state_of_the_earlier_rule_is_loaded_with_a_note():
+    def made():
+        model = GPT2(ModelOptions("custom", n_layer=1, n_head=1, n_embd=8, block_size=8, dropout=0.0), vocab_size=64)
+        return optim.build(model, schema(OPTIMIZER="muon"))
+
+    optimizer, state = made(), made().state_dict()
+    optimizer.load_state_dict(state)
+    assert optim.note(optimizer) == ""
+    for group in state["param_groups"]:
+        del group["stacked_apart"]
+    optimizer.load_state_dict(state)
+    assert optim.note(optimizer) == (
+        "earlier versions of Muon took q, k and v as one matrix, and the checkpoint does not say that it is of a "
+        "later one; from here on they are taken apart, which changes what the run learns"
+    )
+    one = optim.build(Small(), schema(OPTIMIZER="muon"))  # a model that has no such matrix
+    state = one.state_dict()
+    for group in state["param_groups"]:
+        del group["stacked_apart"]
+    one.load_state_dict(state)
+    assert optim.note(one) == ""
+
+
 def test_embeddings_and_biases_are_adamws_bit_for_bit():
     model, twin = Small(), Small()
     ours = optim.build(model, schema(OPTIMIZER="muon", ADAM_BETA2="0.9"))

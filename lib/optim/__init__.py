@@ -106,3 +106,8 @@ def use_masks(optimizer: torch.optim.Optimizer, masks: dict[nn.Parameter, torch.
 def metrics(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """What a log line says of the optimizer; waits for the device. Empty for those without a method `metrics`."""
     return optimizer.metrics() if hasattr(optimizer, "metrics") else {}
+
+
+def note(optimizer: torch.optim.Optimizer) -> str:
+    """What the user should know of the state that was loaded; empty for those without a `note`."""
+    return getattr(optimizer, "note", "")

@@ -86,8 +86,19 @@ class Muon(Skippable):
     """Applies `muon_step` to the blocks' matrices and AdamW to the rest."""
 
     def __init__(self, groups: Groups, adam: dict[str, Any], options: MuonOptions):
-        super().__init__(groups, adam)
+        # Checkpoints keep the settings of groups; this one tells a resume by which rule the run was trained.
+        super().__init__(groups, adam | {"stacked_apart": True})
         self.options = options
+        self.note = ""  # what the user should know of the state that was loaded
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimizer's; sets `note` where the state is, or may be, of another rule."""
+        super().load_state_dict(state_dict)
+        if getattr(self, "stacked", {}) and not all("stacked_apart" in group for group in state_dict["param_groups"]):
+            self.note = (
+                "earlier versions of Muon took q, k and v as one matrix, and the checkpoint does not say that it is of "
+                "a later one; from here on they are taken apart, which changes what the run learns"
+            )
 
     def new_state(self, p: nn.Parameter, group: dict[str, Any]) -> dict[str, Tensor]:
         """The momentum (shape of `p`), or Adam's state."""
