@@ -520,6 +520,19 @@ def test_metrics_count_flips_and_average_the_weights_kept():
     assert sum(layers[f"sparsity/{n.split('.')[0]}"] * math.prod(s) for n, s in SHAPES.items()) == pytest.approx(202)
 
 
+@pytest.mark.parametrize(("dynamics", "dense"), [("gradual", 10), ("ste", 11)])
+def test_ste_counts_a_new_mask_from_the_next_steps_forward_pass_on(dynamics, dense):
+    """Masks chosen at step 11: gradual zeroes weights before they move in that step, ste masks them after it."""
+    options = {} if dynamics == "gradual" else {"PRUNING_DYNAMICS": dynamics}
+    trained = Trained(schema(PRUNING_SCHEDULE="one-shot", PRUNING_WARMUP="11", PRUNING_INTERVAL=None, **options))
+    for _ in range(11):
+        trained.step()
+    assert trained.pruner.metrics(11)["average_nonzeros"] == (dense * 288 + (11 - dense) * 86) / 11
+    for _ in range(4):
+        trained.step()
+    assert trained.pruner.metrics(15)["average_nonzeros"] == (dense * 288 + (15 - dense) * 86) / 15
+
+
 def test_the_overlap_exposes_magnitude_in_disguise():
     overlaps = {}
     for name, values in {

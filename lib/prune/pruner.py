@@ -49,13 +49,13 @@ class Pruner:
     def begin(self) -> None:
         """Choose the masks that are due before the first step, of weights that have not moved."""
         if self.plan.due(0):
-            self._update(0)
+            self._update(0, used=0)
 
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
         """Choose masks if they are due and mask the gradients; `healthy()` says whether the update will be made."""
         self.criterion.observe(self.weights, healthy)
         if self.due(step, healthy):
-            self._update(step)
+            self._update(step, used=step - 1)
         self.hold()
 
     def moved(self, step: int) -> None:
@@ -78,13 +78,13 @@ class Pruner:
                 weight.grad.mul_(weight.mask)
 
     @torch.no_grad()
-    def _update(self, step: int) -> None:
+    def _update(self, step: int, used: int) -> None:
+        """Choose the masks of `step`; `used` is the last step that counts as one with those so far."""
         masks = self.masks(step)
         if not self.regrows:
             self._compare(masks)
-        before = max(step - 1, 0)
-        self.kept_steps += self.kept * (before - self.changed_at)
-        self.changed_at = before
+        self.kept_steps += self.kept * (used - self.changed_at)
+        self.changed_at = used
         for weight, mask in zip(self.weights, masks, strict=True):
             self.flips += ones(weight.mask ^ mask)
             weight.mask.copy_(mask)
@@ -241,7 +241,7 @@ class StraightThrough(Pruner):
         """Choose the masks that are due."""
         if self.chooses:
             with contextlib.suppress(PruningError):  # of weights that are NaN, which end the run by themselves
-                self._update(step)
+                self._update(step, used=step)
 
     def hold(self) -> None:
         """Gradients stay dense; masked weights decay."""
