@@ -56,7 +56,7 @@ def nbytes(tensor: Tensor) -> int:
 def checkpoint_bytes(training: Training, schema: Schema) -> int:
     """About what a checkpoint of this run takes once its optimizer has made a step."""
     size = checkpoint.size(training.state_dict())
-    if not training.optimizer.state:
+    if not any(p in training.optimizer.state for p in training.model.parameters()):  # SPAM has counters from the start
         each = state_bytes(training.model.options, schema)
         size += int(sum(p.numel() * each[kind(name)] for name, p in training.model.named_parameters()))
     return size

@@ -22,6 +22,8 @@ __all__ = ["disk"]  # fixtures
         {"optimizer": "adamw", "pruning_method": "movement", "pruning_interval": 3},
         {"optimizer": "muon", "pruning_method": "magnitude", "pruning_interval": 3},
         {"optimizer": "sgd", "learning_rate": 0.1},
+        {"optimizer": "adamwspam"},
+        {"optimizer": "stablespam"},
     ],
 )
 def test_the_size_of_a_checkpoint_is_known_before_there_is_one(tmp_path, options):
