@@ -26,7 +26,7 @@ def of_course(schema: Schema, folder: Path) -> dict[str, list[str]]:
     Raises UsageError for changes that would make it another run.
     """
     before = Schema()
-    before.load(folder / ".config")
+    before.load(folder / ".config", ranges=False)  # an earlier version may have had wider ones
     old, new = ({name: entry["value"] for name, entry in s.provenance().items()} for s in (before, schema))
     differ = {n: [old.get(n, ""), new.get(n, "")] for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)}
     pruning = {name for name, option in schema.options.items() if option.menu[0] == "Pruning"}

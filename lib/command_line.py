@@ -36,8 +36,8 @@ def resolve(
     own = base(args) if base else None
     paths = config_files(args.config, env) if own is None else [own, *map(files.named, args.config or [])]
     given = [*_environment(schema, env), *given, *_flags(schema, args)]
-    stages = [partial(schema.load, path) for path in paths]
-    stages.append(lambda: schema.override(given))
+    stages = [partial(schema.load, path, ranges=False) for path in paths]
+    stages.append(lambda: schema.override(given, beside="the run" if own else ""))
     for stage in stages:
         try:
             stage()

@@ -88,10 +88,11 @@ class Schema:
         self.sources.clear()
         self.broken.clear()
 
-    def load(self, path: Path, skip: Container[int] = ()) -> None:
+    def load(self, path: Path, skip: Container[int] = (), ranges: bool = True) -> None:
         """Assign what a file or fragment says on top of what is there; raises ConfigError with every problem in it.
 
-        The lines whose numbers are in `skip` are left out.
+        The lines whose numbers are in `skip` are left out. Without `ranges` a value may be out of its range, for what
+        is assigned later may replace it: `override` then looks at all.
         """
         lines = [line for line in read_lines(path) if line.number not in skip]
         problems, echoes, first = [], [], {}
@@ -113,7 +114,7 @@ class Schema:
                 problems.append((line.place, problem))
                 continue
             texts[option.name], self.sources[option.name] = text, line.place
-        problems += [(problem.source, str(problem)) for problem in self._assign(texts)]
+        problems += [(problem.source, str(problem)) for problem in self._assign(texts, ranges)]
         for line, symbol in echoes:
             if line.raw.strip('"') != symbol.str_value:
                 problem = f"{line.place}: {symbol.name}={line.raw} has no effect: it follows from other options"
@@ -149,8 +150,11 @@ class Schema:
         chosen = [value for value in before if value not in (member, "none")]
         return option, ",".join(chosen + [member] * (raw == "y")) or "none"
 
-    def override(self, assignments: Iterable[tuple[str, str, str]]) -> None:
-        """Assign (name, text, source) triples on top of what is there; raises ConfigError with every problem."""
+    def override(self, assignments: Iterable[tuple[str, str, str]], beside: str = "") -> None:
+        """Assign (name, text, source) triples on top of what is there; raises ConfigError with every problem.
+
+        `beside` says what the assignments are given beside, where a file that nobody should have to edit was loaded.
+        """
         problems, texts = [], {}
         for name, text, source in assignments:
             name = self._renamed(name, source)
@@ -165,10 +169,12 @@ class Schema:
             else:
                 known = names(source, name)
                 problems.append(f"{source}: unknown option{'' if known else f' {name}'}{self._near(name)}")
-        if problems := problems + self._assign(texts):
+        found = self._assign(texts, beside=beside)
+        before, own = ([p for p in found if (p.name in texts) is given] for given in (False, True))
+        if problems := [*before, *problems, *own]:
             raise ConfigError(map(str, problems))
 
-    def _assign(self, texts: Mapping[str, str]) -> list[Problem]:
+    def _assign(self, texts: Mapping[str, str], ranges: bool = True, beside: str = "") -> list[Problem]:
         """Assign name -> text; returns everything that is then wrong, but no consequence of something else that is."""
         problems, idle = {}, {}
         for name, text in texts.items():
@@ -182,8 +188,9 @@ class Schema:
             text = self.wanted.get(name, option.text)
             if name in problems:
                 continue
-            if option.settable and (predicate := option.out_of_range(text)):
-                problems[name] = ("", predicate)
+            if ranges and option.settable and (predicate := option.out_of_range(text)):
+                advice = f"; what is given beside {beside} replaces it, as in {name}=..."
+                problems[name] = ("", predicate + advice * bool(beside and name not in texts))
             # What other assignments left without meaning is a problem only of those who assign it now.
             elif not option.in_force(text) and (option.settable or name in texts):
                 needs = option.missing(text) if option.settable else option.needs

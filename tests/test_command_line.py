@@ -272,6 +272,32 @@ def test_all_problems_of_files_environment_and_arguments_at_once(folder):
     ]  # fmt: skip
 
 
+def test_a_value_that_is_replaced_may_be_out_of_range(folder):
+    (folder / ".config").write_text('CONFIG_ADAM_EPSILON="0"\nCONFIG_LEARNING_RATE="99"\n')
+    (folder / "later").write_text('CONFIG_LEARNING_RATE="0.5"\n')
+    both = ["--config", ".config", "--config", "later"]
+    made = resolve(*both, "ADAM_EPSILON=1e-8")
+    assert (made["ADAM_EPSILON"], made["LEARNING_RATE"]) == (1e-8, 0.5)
+    assert problems(*both) == [".config:1: ADAM_EPSILON must lie between 1e-20 and 1; got 0"]
+    assert problems("ADAM_EPSILON=2", "SEDE=1") == [
+        ".config:2: LEARNING_RATE must lie between 0 and 10; got 99",
+        "SEDE=1: unknown option; did you mean SEED?",
+        "ADAM_EPSILON=2 must lie between 1e-20 and 1; got 2",
+    ]
+
+
+def test_a_runs_own_value_that_is_out_of_range_can_be_replaced(folder):
+    (folder / "own").write_text('CONFIG_ADAM_EPSILON="0"\n')
+    base = lambda args: Path("own")  # noqa: E731
+    with pytest.raises(ConfigError) as caught:
+        command_line.resolve("A program.", [], {}, base=base)
+    assert caught.value.problems == [
+        "own:1: ADAM_EPSILON must lie between 1e-20 and 1; got 0; what is given beside the run replaces it, as in "
+        "ADAM_EPSILON=..."
+    ]
+    assert command_line.resolve("A program.", ["ADAM_EPSILON=1e-8"], {}, base=base)[0]["ADAM_EPSILON"] == 1e-8
+
+
 def test_a_switch_names_itself_as_it_was_written(folder):
     assert resolve("--no-decay-lr").sources == {"DECAY_LR": "--no-decay-lr"}
     assert resolve("--compile").sources == {"COMPILE": "--compile"}

@@ -507,3 +507,12 @@ def test_a_run_whose_checkpoint_cannot_be_written_is_not_finished(tmp_path, inte
     assert (finish["status"], finish["step"]) == ("failed", last)
     assert list((run / "checkpoints").iterdir()) == []
     assert not (run / "summary.json").exists()
+
+
+def test_a_run_with_a_value_that_is_no_longer_allowed_goes_on_with_another(tmp_path):
+    train(tmp_path, *arguments(max_iters=2))
+    own = tmp_path / "runs/run/.config"
+    own.write_text(re.sub(r'(?<=CONFIG_ADAM_EPSILON=").*?(?=")', "0", own.read_text()))
+    output = train(tmp_path, "--resume", "runs/run", "MAX_ITERS=3", "ADAM_EPSILON=1e-7")
+    assert "changed: ADAM_EPSILON 0 -> 1e-7" in output
+    assert 'CONFIG_ADAM_EPSILON="1e-7"' in own.read_text()
