@@ -152,13 +152,16 @@ def _joined(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _documents(chunks: Iterable[str], place: str) -> Iterator[Iterator[str]]:
-    """The documents of a text, of which each but the last ends with END_OF_TEXT; each is to be read before the next."""
+    """The documents of a text, of which each but the last ends with END_OF_TEXT.
+
+    Each has to be read to its end before the next is asked for; else this raises RuntimeError, so that no text is lost.
+    """
     parts = _parts(chunks)
     for first in parts:
         document = (Placed(piece, place) for piece in _joined(_until_end(first, parts)))
         yield document
-        for _ in document:  # what nobody has read
-            pass
+        if next(document, None) is not None:
+            raise RuntimeError(f"{place}: a document was not read to its end before the next was asked for")
 
 
 def _parts(chunks: Iterable[str]) -> Iterator[tuple[str, bool]]:

@@ -124,7 +124,7 @@ def assign(documents: Iterable[str | Iterator[str]], fraction: float) -> Iterato
     share, train = _Share(fraction), _Numbers()
     places: dict[int, int] = {}  # key of a document -> where its part for validation ends, unless that is at 0
     sides: dict[int, list[str]] = {}  # key of a long document -> the splits of its pieces
-    for document, last in _marked(filter(lambda document: document.size != 0, map(_read, documents))):
+    for document, last in _with_last(filter(lambda document: document.size != 0, map(_read, documents))):
         if document.size is None:
             parts = share.piecewise(document.pieces, sides.setdefault(document.key, []))
         else:
@@ -196,6 +196,21 @@ def _read(document: str | Iterator[str]) -> _Document:
         if size > _LONG:
             return _Document(itertools.chain(held, pieces), None, hash(tuple(held)))
     return _Document(held, size, hash("".join(held)))
+
+
+def _with_last(documents: Iterable[_Document]) -> Iterator[tuple[_Document, bool]]:
+    """(document, whether it is the last), where one that is not held is never called the last.
+
+    A document that is not held has to be read before the next is fetched, since both may come out of one file.
+    """
+    before = []
+    for document in documents:
+        yield from ((held, False) for held in before)
+        before = [document]
+        if document.size is None:
+            yield document, False
+            before = []
+    yield from ((held, True) for held in before)
 
 
 def _place(document: _Document, wanted: int) -> int:

@@ -131,9 +131,11 @@ def test_documents_are_found_wherever_the_file_is_cut(tmp_path_factory, document
         assert read([path], end_of_text=True) == documents
 
 
-def test_a_document_that_nobody_reads_is_passed_over(tmp_path):
+def test_a_document_that_is_not_read_before_the_next_is_an_error_and_no_loss(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(f"one{MARK}two{MARK}three")
     found = sources.texts([path], end_of_text=True)
+    assert "".join(next(found)) == "one"
     next(found)
-    assert "".join(next(found)) == "two"
+    with pytest.raises(RuntimeError, match="was not read to its end"):
+        next(found)

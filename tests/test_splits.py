@@ -1,5 +1,6 @@
 """Splits: names are respected, the share holds whatever the documents are, and nothing is on both sides."""
 
+import gzip
 import random
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import splits, tokenizer
+from gpt2 import sources, splits, tokenizer
+from gpt2.repairs import Repairs
 
 # ---- by name
 
@@ -155,6 +157,21 @@ def test_a_document_of_more_than_a_megabyte_is_assigned_piece_by_piece_and_so_ar
     assert 0.045 < sum(len(text.text) for text in val) / sum(map(len, pieces)) < 0.055
     assert all(text.ends for text in val)
     assert [text.ends for text in found[:3]] == [True, True, False]
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace", "skip"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+@pytest.mark.parametrize("end", ["", "short end"])
+def test_all_text_of_long_documents_between_short_ones_in_one_file_comes_out(tmp_path, name, errors, end):
+    documents = ["short", prose((1 << 20) + 70_000, 1), "", "two", prose((1 << 20) + 1, 2), prose(1 << 21, 3), end]
+    content = sources.END_OF_TEXT.join(documents).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+    texts = list(splits.assign(sources.texts([tmp_path / name], Repairs(errors), end_of_text=True), 0.1))
+    size = sum(map(len, documents))
+    assert sum(len(text.text) for text in texts) == size
+    assert sorted("".join(text.text for text in texts)) == sorted("".join(documents))
+    if errors == "strict":
+        assert 0.09 < sum(len(text.text) for text in texts if text.split == "val") / size < 0.11
 
 
 def test_a_document_that_is_cut_has_the_tokens_of_the_whole():
