@@ -35,6 +35,7 @@ _BATCH_CHARACTERS, _BATCH_TEXTS = 1 << 20, 4096  # what a thread tokenises at on
 _MOST_THREADS = 32  # each holds some 25 MB: an encoder and texts on their way
 _REPORT_SECONDS = 10
 _WAIT_SECONDS = 0.2  # between two looks whether another program is done
+_LOCK = "lock"  # a file in the folder, open for writing: NFS locks neither a folder nor a file that is only read
 
 Numbered = tuple[int, Text]  # a text with its number in the corpus
 
@@ -65,6 +66,8 @@ def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threa
                 return folder
             meta = _fill(partial, options, shard_tokens, threads or default_threads())
             partial.rename(folder)
+            with contextlib.suppress(OSError):  # an empty file that does no harm
+                (folder / _LOCK).unlink()
     except MemoryError:
         raise DataError(f"{partial}: memory does not suffice for preparing it; finished shards are kept") from None
     except OSError as error:
@@ -96,28 +99,43 @@ def main() -> int:
 @contextlib.contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     """Make the folder and keep other programs from preparing it meanwhile; waits for one that does."""
-    while (handle := _held(partial)) is None:
-        pass
+    handle = None
+    while handle is None:
+        partial.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another program has just removed or renamed the folder
+            handle = _held(partial, wait=True)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it holds finished shards, or has its final name
-            partial.rmdir()
-        os.close(handle)
+        _give_back(partial, handle)
 
 
-def _held(partial: Path) -> int | None:
-    """A locked descriptor of the folder; None if another program has just removed or renamed it."""
-    partial.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as undo:
-        handle = os.open(partial, os.O_RDONLY)
+def _held(folder: Path, *, wait: bool) -> int | None:
+    """A locked descriptor of the folder's lock; None if another program has it, or had it and has removed it."""
+    with contextlib.ExitStack() as undo:
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         undo.callback(os.close, handle)
-        if not files.locks(handle, partial):
-            _wait(handle, partial)
-        if os.path.samestat(os.fstat(handle), partial.stat()):
-            undo.pop_all()
-            return handle
-    return None
+        if not files.locks(handle, folder):
+            if not wait:
+                return None
+            _wait(handle, folder)
+        if not os.path.samestat(os.fstat(handle), (folder / _LOCK).stat()):
+            return None
+        undo.pop_all()
+        return handle
+
+
+def _give_back(folder: Path, handle: int) -> None:
+    """Remove the lock, and the folder if nothing else is in it, and then unlock.
+
+    Only who holds a lock removes it, and whoever waited for it sees that it is gone and begins anew. A folder that has
+    been renamed may be another program's by now, and so may the lock in it.
+    """
+    with contextlib.suppress(OSError):  # the folder holds finished shards, or has its final name
+        if os.path.samestat(os.fstat(handle), (folder / _LOCK).stat()):
+            (folder / _LOCK).unlink()
+            folder.rmdir()
+    os.close(handle)
 
 
 def _wait(handle: int, partial: Path) -> None:
@@ -184,7 +202,8 @@ def _meta(options: PreparedOptions) -> dict:
 def _finished(partial: Path, meta: dict) -> dict[str, list[dict]]:
     """The finished shards of each split; empties the folder when they are of no use."""
     nothing = {split: [] for split in shards.SPLITS}
-    if not any(partial.iterdir()):
+    there = [path for path in partial.iterdir() if path.name != _LOCK]
+    if not there:
         return nothing
     try:
         before = shards.read_meta(partial)
@@ -196,7 +215,7 @@ def _finished(partial: Path, meta: dict) -> dict[str, list[dict]]:
         tokens.verify(found, shards.seals(before), meta["vocab_size"], shards.CHANGED)
     except DataError as reason:
         print(f"{partial}: starting over: {reason}", file=sys.stderr)
-        for path in partial.iterdir():
+        for path in there:
             path.unlink()
         return nothing
     done = {split: before["splits"][split]["shards"] for split in shards.SPLITS}
@@ -231,11 +250,13 @@ def _check_prepared(options: PreparedOptions) -> None:
 
 def _rewrite(folder: Path, meta: dict) -> None:
     """Write meta.json anew where that can be done; another program that holds the folder writes the same."""
-    with contextlib.suppress(UserError, OSError), contextlib.ExitStack() as stack:
-        handle = os.open(folder, os.O_RDONLY)
-        stack.callback(os.close, handle)
-        if files.locks(handle, folder):
+    with contextlib.suppress(UserError, OSError):
+        if (handle := _held(folder, wait=False)) is None:
+            return
+        try:
             files.write_json(folder / "meta.json", meta)
+        finally:
+            _give_back(folder, handle)
 
 
 def _summary(folder: Path, meta: dict) -> str:

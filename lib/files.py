@@ -13,9 +13,9 @@ from typing import IO
 
 from lib.errors import NO_ROOM, UserError
 
-# What `flock` answers on a file system without locks, such as a Lustre that is mounted without them. EBADF is what NFS
-# answers for a file that is not open for writing, or a folder.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF)
+# What `flock` answers on a file system without locks, such as a Lustre that is mounted without them. It is not EBADF,
+# which NFS answers for a folder and for a file that is not open for writing: it has locks for other files.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 _said: set[str] = set()  # notes, each once
 
 
@@ -139,7 +139,9 @@ def is_held(folder: Path, name: str = "lock") -> bool:
 
 
 def locks(fd: int, where: Path, kind: int = fcntl.LOCK_EX, wait: bool = False) -> bool:
-    """Lock an open file or folder; whether nobody else had it. With `wait` that is always so in the end.
+    """Lock an open file; whether nobody else had it. With `wait` that is always so in the end.
+
+    NFS locks only what is open for writing, unless `kind` is LOCK_SH.
 
     On a file system without locks nobody ever has it. A note, which names `where`, says once that nothing is locked.
     """
@@ -152,8 +154,8 @@ def locks(fd: int, where: Path, kind: int = fcntl.LOCK_EX, wait: bool = False) -
             raise
         if kind == fcntl.LOCK_EX:
             _say_once(
-                f"this file system has no locks ({error.strerror}); start no second program that writes there, and do "
-                "not mind that a run is called crashed while it trains",
+                f"this file system has no locks ({error.strerror}); start no second program that prepares the same "
+                "data or trains the same run, and do not mind that a run is called crashed while it trains",
                 where,
             )
     return True

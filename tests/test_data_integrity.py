@@ -134,13 +134,14 @@ def test_new_times_are_written_by_one_program_at_a_time(prepared):
     meta = prepared.folder / "meta.json"
     before = meta.read_bytes()
     os.utime(prepared.folder / "train-00001.bin", ns=(1, 1))
-    holder = os.open(prepared.folder, os.O_RDONLY)
+    holder = os.open(prepared.folder / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(holder, fcntl.LOCK_EX)
     assert prepare_data.prepare(prepared) == prepared.folder
     assert meta.read_bytes() == before
     os.close(holder)
     prepare_data.prepare(prepared)
     assert shards.seals(json.loads(meta.read_text()))["train-00001.bin"].mtime_ns == 1
+    assert not (prepared.folder / "lock").exists()
 
 
 # ---- files of tokens

@@ -1,5 +1,6 @@
 """Preparation through the real command line: shards, meta.json, limits, interruptions, and what goes wrong."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -289,11 +290,14 @@ def test_ensure_prepares_what_is_missing_and_only_that(tmp_path):
 
 @pytest.fixture
 def slow(tmp_path):
-    """A corpus of 3000 documents, and a program that prepares it in shards of 2000 tokens, a document a millisecond."""
+    """A corpus of 3000 documents, and a program that prepares it in shards of 2000 tokens, a document a millisecond.
+
+    The program finds locks as NFS has them: for what is open for writing alone.
+    """
     write_lines(tmp_path / "a.jsonl", [f"document {n}, {'and so on ' * (n % 20)}" for n in range(3000)])
     program = tmp_path / "slow.py"
     program.write_text(f"""
-import sys, time
+import errno, fcntl, os, sys, time
 sys.path[0] = {str(ROOT)!r}
 from gpt2 import prepare_data, shards
 from lib.errors import run_program
@@ -307,6 +311,13 @@ def main():
     add = shards.ShardWriter.add
     shards.ShardWriter.add = lambda *args: time.sleep(float(sys.argv[2])) or add(*args)
     prepare_data.prepare(schema.bind(shards.PreparedOptions), shard_tokens=2000, threads=2)
+
+def nfs(fd, kind, flock=fcntl.flock):
+    if kind & fcntl.LOCK_EX and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    flock(fd, kind)
+
+fcntl.flock = nfs
 
 if __name__ == "__main__":
     run_program(main)
@@ -422,6 +433,7 @@ def test_the_second_of_two_programs_waits_and_uses_what_the_first_prepares(tmp_p
     assert out.endswith(": prepared before, with the same settings; every shard has its sha256\n")
     assert err == ""
     assert [path.name for path in (tmp_path / "cut").iterdir()] == [CUT.name]
+    assert {path.suffix for path in (tmp_path / CUT).iterdir()} == {".bin", ".json"}  # and no lock
     first.communicate()
 
 
@@ -443,6 +455,26 @@ def test_ctrl_c_ends_the_second_program_while_it_waits(tmp_path, slow):
     assert other.returncode == 130 and first.poll() is None
     first.kill()
     first.communicate()
+
+
+def test_a_lock_that_its_holder_has_removed_is_taken_anew(tmp_path):
+    """Whoever waited for a lock, and gets it when it has been removed, does not hold the folder."""
+
+    def held(wait):
+        return prepare_data._held(tmp_path, wait=wait)
+
+    first = held(False)
+    assert held(False) is None
+    late = os.open(tmp_path / "lock", os.O_RDWR)  # of a program that waits
+    prepare_data._give_back(tmp_path, first)
+    tmp_path.mkdir()
+    other = held(False)
+    fcntl.flock(late, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it has the old lock
+    assert not os.path.samestat(os.fstat(late), os.fstat(other))
+    prepare_data._give_back(tmp_path, late)  # and removes nothing of the other program's
+    assert held(False) is None
+    prepare_data._give_back(tmp_path, other)
+    assert not tmp_path.exists()
 
 
 # ---- what goes wrong
