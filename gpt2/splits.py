@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -17,10 +17,18 @@ from gpt2 import repeats, sources
 from gpt2.repairs import Repairs
 
 _NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test",
-}  # fmt: skip
+    name: split
+    for split, names in {
+        "train": "train training trainset",
+        "val": "val valid validation valset dev devset development eval evaluation holdout heldout",
+        "test": "test testset",
+    }.items()
+    for name in names.split()
+}
+_WORDS = re.compile(r"(?:hold|held)[-_ ]out(?![A-Za-z])|[A-Za-z]+", re.IGNORECASE)
 _NUMBERS = re.compile(r"[-_. ]*\d+([-_. ]*of[-_. ]*\d+)?")  # of shards: train-00001-of-00008
+_SEPARATORS = re.compile(r"[-_. ]+")
+_NAMED_SHARE = 0.5  # of the bytes of a corpus, from which on names decide
 _LONG = 1 << 20  # characters; a longer document is not held, so its size is not known when its first piece must go
 _RECENT = 1 << 16  # numbers that `_Numbers` holds at 70 bytes each
 
@@ -46,40 +54,67 @@ class Parts(NamedTuple):
     train: list[Path]  # with those whose names say nothing
     val: list[Path]
     test: list[Path]
-    others: list[Path]  # those of `train` whose names speak of validation or test, but have no partner
+    others: list[Path]  # those of `train` whose names speak of validation or test, but do not count
+    few: bool = False  # whether these do not count because too little of the text is in named files
 
     def words(self) -> str:
         """What was taken for what; empty if the names say nothing."""
-        folder = _common(itertools.chain(*self))
+        folder = _common(itertools.chain(self.train, self.val, self.test))
+        if self.few:
+            return (
+                f"{BY_DOCUMENT}; names such as {_few(self.others[:1], folder)} do not count, since less than half of "
+                "the text is in files that are named for training, validation or test"
+            )
+        why, one = "since no file for training has the same name", len(self.others) == 1
+        if self.val or self.test:
+            val = f"{_few(self.val, folder)}; {NO_FRACTION}" if self.val else "the same by VAL_FRACTION"
+            return (
+                f"by name: train from {_few(self.train, folder)}, val from {val}"
+                + f"; left out: {_few(self.test, folder)}" * bool(self.test)
+                + f"; {_few(self.others, folder)} {'is' if one else 'are'} for train, {why}" * bool(self.others)
+            )
         if self.others:
-            return f"{BY_DOCUMENT}, also {_few(self.others, folder)}, since nothing has the same name for train"
-        if not self.val and not self.test:
-            return ""
-        val = f"{_few(self.val, folder)}; {NO_FRACTION}" if self.val else "the same by VAL_FRACTION"
-        return f"by name: train from {_few(self.train, folder)}, val from {val}" + (
-            f"; left out: {_few(self.test, folder)}" if self.test else ""
-        )
+            return f"{BY_DOCUMENT}; {_few(self.others, folder)} {'is' if one else 'are'} divided like the others, {why}"
+        return ""
 
 
-def named(paths: list[Path]) -> Parts:
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def named(paths: list[Path], size: Callable[[Path], int] = _size) -> Parts:
     """Sort files by the words train, valid or test (and their like) in their names, or in those of their folders.
 
-    Such a word counts only if the name, but for it and for numbers, is also that of another part: wiki.train.txt and
-    wiki.test.txt are parts of one corpus, and test_results.txt and train_journeys.txt are two of somebody's notes.
+    Such a word counts only if the name, but for it, numbers and separators, is also that of another part:
+    wiki.train.txt and wiki-test.txt are parts of one corpus, and test_results.txt and train_journeys.txt are two of
+    somebody's notes. A file's own name goes before those of its folders. So that two such notes do not decide about
+    hundreds of other files, names count only where the files that have them hold half of the text.
     """
-    folder = _common(paths) if paths else Path()
+    names = _names(paths)
     forms = {split: set() for split in ("train", "val", "test")}
-    names = {path: [found for part in path.relative_to(folder).parts if (found := _name(part))] for path in paths}
     for split, form in itertools.chain(*names.values()):
         forms[split].add(form)
     partners = forms["train"] & (forms["val"] | forms["test"])
-    parts = Parts([], [], [], [])
-    for path, found in names.items():
-        split = next((split for split, form in found if form in partners), "train")
-        getattr(parts, split).append(path)
-        if len(paths) > 1 and not partners and any(split != "train" for split, _ in found):
+    decided = {path: next((split for split, form in names[path] if form in partners), None) for path in paths}
+    if "train" not in decided.values() or not {"val", "test"} & set(decided.values()):
+        decided = dict.fromkeys(paths)
+    speaking = [path for path in paths if decided[path] or "train" in dict(names[path])]
+    few = sum(map(size, speaking)) < _NAMED_SHARE * sum(map(size, paths))
+    parts = Parts([], [], [], [], few and any(decided.values()))
+    for path, split in decided.items():
+        getattr(parts, "train" if parts.few else split or "train").append(path)
+        speaks = any(split != "train" for split, _ in names[path])
+        if len(paths) > 1 and (decided[path] in ("val", "test") if parts.few else not split and speaks):
             parts.others.append(path)
     return parts
+
+
+def _names(paths: list[Path]) -> dict[Path, list[tuple[str, str]]]:
+    """What the names of a file and of its folders say, from the file's own outwards."""
+    folder = _common(paths) if paths else Path()
+    return {
+        path: [found for part in reversed(path.relative_to(folder).parts) if (found := _name(part))] for path in paths
+    }
 
 
 def _name(part: str) -> tuple[str, str] | None:
@@ -87,11 +122,17 @@ def _name(part: str) -> tuple[str, str] | None:
     stem = part
     while re.fullmatch(r"\.[A-Za-z]+", ending := Path(stem).suffix) and ending[1:].lower() not in _NAMES:
         stem = stem.removesuffix(ending)
-    found = [match for match in re.finditer(r"[A-Za-z]+", stem) if match[0].lower() in _NAMES]
+    found = [(match, _split_named(match[0])) for match in _WORDS.finditer(stem)]
+    found = [(match, split) for match, split in found if split]
     if len(found) != 1:
         return None
-    rest = f"{stem[: found[0].start()]}*{stem[found[0].end() :]}"
-    return _NAMES[found[0][0].lower()], _NUMBERS.sub("", rest)
+    ((match, split),) = found
+    rest = _NUMBERS.sub("", f"{stem[: match.start()]}*{stem[match.end() :]}")
+    return split, _SEPARATORS.sub("-", rest).lower()
+
+
+def _split_named(word: str) -> str | None:
+    return _NAMES.get(_SEPARATORS.sub("", word).lower())
 
 
 def _common(paths: Iterable[Path]) -> Path:
