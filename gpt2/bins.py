@@ -16,7 +16,8 @@ _MAGICS = (_GPT2[0], _LLAMA3[0])  # as uint16 the first would be token 55432, wh
 _NUMPY = b"\x93NUMPY"
 _WIDE = (np.dtype("<u8"), np.dtype("<u4"))
 _LOOK_BYTES = 1 << 16  # at the beginning, in the middle and at the end
-_ENOUGH = 32  # tokens to judge a width by
+_ENOUGH = 32  # first halves that are not 0, to judge a width by
+_FEW = 0.1  # of these, how many second halves may be other than 0
 
 
 def open_bins(folder: Path) -> dict[str, list[TokenFile]]:
@@ -89,16 +90,22 @@ def _open_raw(path: Path, found: int, dtype: np.dtype) -> TokenFile:
 
 
 def _width(file: BinaryIO, found: int) -> np.dtype:
-    """The type of the tokens in a file without a header: no text has so many zeros as wider numbers have halves."""
+    """The type of the tokens in a file without a header.
+
+    Of wider numbers nearly all second halves are 0 and first halves are not. Of uint16 both are tokens and much alike,
+    also of a vocabulary of two.
+    """
     looks = []
-    for place in {0, found // 2, max(0, found - _LOOK_BYTES)}:
+    places = (0, found // 2, found - _LOOK_BYTES) if found > 3 * _LOOK_BYTES else (0, _LOOK_BYTES, 2 * _LOOK_BYTES)
+    for place in places:
         file.seek(place // 8 * 8)
         content = file.read(_LOOK_BYTES)
         looks.append(np.frombuffer(content[: len(content) // 8 * 8], TOKEN))
     halves = np.concatenate(looks)
     for dtype in _WIDE:
         parts = halves.reshape(-1, dtype.itemsize // TOKEN.itemsize)
-        # The second half of an id is 0, or 1 to 3 with a vocabulary of up to 262,144; zeros alone are of any width.
-        if len(parts) >= _ENOUGH and parts[:, 0].any() and (parts[:, 1] <= 3).all() and not parts[:, 2:].any():
+        first, second = np.count_nonzero(parts[:, 0]), np.count_nonzero(parts[:, 1])
+        # The second half of an id that is too large for GPT-2 is 1 to 3, with a vocabulary of up to 262,144.
+        if first >= _ENOUGH and second <= _FEW * first and (parts[:, 1] <= 3).all() and not parts[:, 2:].any():
             return dtype
     return TOKEN

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gpt2 import bins, data
 from gpt2.sources import DataError
@@ -50,6 +52,17 @@ def test_tokens_of_every_width_are_read_as_what_they_are(tmp_path, capsys, dtype
 def test_tokens_of_16_bits_are_not_taken_for_wider_ones(tmp_path, ids):
     files = bins.open_bins(write(tmp_path, "<u2", ids))
     assert [(file.dtype, len(file)) for file in files["train"]] == [(TOKEN, len(ids))]
+
+
+@pytest.mark.parametrize("symbols", [2, 3, 4, 65])
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<u8"])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(count=st.integers(500, 5000), rare=st.sampled_from([0.5, 1, 4]), seed=st.integers(0, 2**32 - 1))
+def test_small_alphabets_of_any_width_are_what_they_are(tmp_path, dtype, symbols, count, rare, seed):
+    """With `rare` 4 nearly all are 0, with 0.5 nearly none."""
+    ids = (symbols * np.random.default_rng(seed).random(count) ** rare).astype(int)
+    (file,) = bins.open_bins(write(tmp_path, dtype, ids))["train"]
+    assert (file.dtype, len(file)) == (np.dtype(dtype), count)
 
 
 def test_wide_tokens_beyond_the_vocabulary_are_refused(tmp_path):
