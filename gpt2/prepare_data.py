@@ -58,7 +58,13 @@ def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threa
     if folder.exists():
         _check_prepared(options)
         return folder
-    partial = folder.with_name(folder.name + ".partial")
+    partial = shards.partial(folder)
+    if (plain := shards.partial(options.plain_folder)) != partial and plain.exists():
+        print(
+            f"note: {plain}: an earlier version began to prepare other data there; delete it, or set again what it "
+            "was prepared with to go on",
+            file=sys.stderr,
+        )
     try:
         with _locked(partial):
             if folder.exists():  # another program was quicker
@@ -209,6 +215,7 @@ def _finished(partial: Path, meta: dict) -> dict[str, list[dict]]:
         before = shards.read_meta(partial)
         if before is None:
             raise DataError("it was interrupted before the first shard was finished")
+        before["settings"] = shards.all_settings(before)
         if {name: before.get(name) for name in meta} != meta:
             raise DataError("what is there was made with other settings or from another source")
         found = [file for split in shards.open_prepared(partial, before).values() for file in split]
@@ -270,7 +277,8 @@ def _off(options: PreparedOptions, meta: dict) -> str:
     share, wanted = val / (train + val), options.val_fraction
     if NO_FRACTION in meta["split"] or abs(share - wanted) <= wanted / 4:
         return ""
-    why = "DATASET_MAX_TOKENS ended the training part" if options.dataset_max_tokens else "documents are few or large"
+    limited = options.dataset_max_tokens and train >= options.dataset_max_tokens
+    why = "DATASET_MAX_TOKENS ended the training part" if limited else "documents are few or large"
     return f"validation has {share:.2%} of the tokens, where VAL_FRACTION asks for {wanted:.2%}, since {why}"
 
 

@@ -47,15 +47,21 @@ class PreparedOptions(CorpusOptions):
         """Where the prepared dataset, or the bins, live.
 
         A dataset whose source can vary has that in its name, so that several live beside each other. One of an earlier
-        version, which has not, is used where it was prepared with the same settings.
+        version, which has not, is used where it was prepared, or begun, with the same settings.
         """
-        if self.dataset == "bins":
-            return Path(self.data_dir)
-        plain = Path(self.data_dir, f"{self.dataset}-{self.tokenizer}")
-        if not self.settings["dataset_source"]:
+        plain = self.plain_folder
+        if self.dataset == "bins" or not self.settings["dataset_source"]:
             return plain
         named = Path(self.data_dir, f"{self.dataset}-{_source_name(self.settings)}-{self.tokenizer}")
-        return plain if not named.exists() and _was_prepared(plain, self) else named
+        if named.exists():
+            return named
+        begun = not partial(named).exists() and _was_prepared(partial(plain), self)
+        return plain if begun or _was_prepared(plain, self) else named
+
+    @property
+    def plain_folder(self) -> Path:
+        """Where an earlier version put it, without a source in the name."""
+        return Path(self.data_dir, *([f"{self.dataset}-{self.tokenizer}"] if self.dataset != "bins" else []))
 
     @property
     def settings(self) -> dict[str, object]:
@@ -64,6 +70,11 @@ class PreparedOptions(CorpusOptions):
         if self.dataset == "shakespeare":  # its hash is checked: a copy from anywhere is the same
             settings["dataset_source"] = None
         return settings
+
+
+def partial(folder: Path) -> Path:
+    """Where a dataset is while it is being prepared."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def _source_name(settings: dict[str, object]) -> str:
@@ -145,9 +156,14 @@ def check_settings(options: PreparedOptions, meta: dict) -> None:
         )
 
 
+def all_settings(meta: dict) -> dict[str, object]:
+    """The settings that data were prepared with, also those that were no options then."""
+    return {**_EARLIER, **meta["settings"]}
+
+
 def _other_settings(options: PreparedOptions, meta: dict) -> list[str]:
     """What was set otherwise when data were prepared, of what has an effect."""
-    then = {**_EARLIER, **meta["settings"], "tokenizer": meta["tokenizer"]}
+    then = all_settings(meta) | {"tokenizer": meta["tokenizer"]}
     if NO_FRACTION in meta.get("split", ""):
         then["val_fraction"] = options.val_fraction
     return [

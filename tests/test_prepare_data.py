@@ -2,9 +2,11 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from gpt2 import prepare_data, shards, tokenizer
+from gpt2.shards import PreparedOptions
 from gpt2.sources import DataError
 from lib import files
 from lib.errors import UsageError
@@ -233,6 +236,46 @@ def test_a_folder_prepared_before_hidden_files_were_left_out_is_found(tmp_path, 
     (folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(UsageError, match="was prepared with 2 files, 20 bytes, and there are 3 files, 36 bytes now"):
         prepare_data.prepare(options(tmp_path, dataset_source=corpus))
+
+
+def test_what_an_earlier_version_began_to_prepare_is_gone_on_with_or_named(tmp_path, monkeypatch, capsys):
+    source = write_lines(tmp_path / "a.jsonl", [f"document {n}" for n in range(50)])
+    named, plain = options(tmp_path, dataset_source=source), options(tmp_path).plain_folder
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparedOptions, "folder", plain)
+        patch.setattr(shards.ShardWriter, "finish", interrupted_at(shards.ShardWriter.finish, 3))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_data.prepare(named, shard_tokens=50)
+    other = options(tmp_path, dataset_source=source, val_fraction="0.25")
+    assert prepare_data.prepare(other) == other.folder != plain
+    assert f"note: {plain}.partial: an earlier version began to prepare other data there; delete it, or set again" in (
+        capsys.readouterr().err
+    )
+    shutil.rmtree(other.folder)
+    assert prepare_data.prepare(named, shard_tokens=50) == plain
+    assert capsys.readouterr().err == f"{plain}.partial: going on after 2 finished shards\n"
+    assert named.folder == plain
+
+
+def interrupted_at(function, call):
+    calls = itertools.count(1)
+
+    def interrupted(*args):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return interrupted
+
+
+def test_the_reason_for_a_share_that_is_off_is_the_right_one(tmp_path, capsys):
+    source = write_lines(tmp_path / "a.jsonl", ["a document"] * 50 + ["x", "y"])
+    for limit, why in (0, "documents are few or large"), (10**6, "documents are few or large"):
+        prepare_data.prepare(options(tmp_path / str(limit), dataset_source=source, dataset_max_tokens=limit))
+        assert capsys.readouterr().out.endswith(f", since {why}\n")
+    write_lines(source, ["first", "second", "third", "fourth"])
+    prepare_data.prepare(options(tmp_path / "cut", dataset_source=source, dataset_max_tokens=3))
+    assert capsys.readouterr().out.endswith(", since DATASET_MAX_TOKENS ended the training part\n")
 
 
 # ---- again
