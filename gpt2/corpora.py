@@ -98,7 +98,7 @@ def size(options: CorpusOptions) -> int:
 def stdlib(options: CorpusOptions) -> Iterator[Text]:
     """Python's standard library: the sources of the interpreter that runs this, without its tests.
 
-    Files that share passages, such as the tables of encodings, are all of one split.
+    Files that share passages of 120 bytes or more, such as the tables of encodings, are all of one split.
     """
     return splits.apart(list(map(sources.python_source, _library(_root()))), options.val_fraction)
 
@@ -192,8 +192,36 @@ def _documents(paths: list[Path], options: CorpusOptions, repaired: Repairs) -> 
 
 
 def _hub(options: CorpusOptions) -> Iterator[Text]:
-    documents = servers.hub(options.dataset_source, options.dataset_subset, options.dataset_text_field)
-    return splits.assign(documents, options.val_fraction)
+    paths = _local_copy(options)
+    if not paths:
+        documents = servers.hub(options.dataset_source, options.dataset_subset, options.dataset_text_field)
+        yield from splits.assign(documents, options.val_fraction)
+        return
+    local_files.refuse_pointers(paths)
+    with Repairs(options.text_errors or "strict") as repaired:
+        yield from splits.assign(_documents(paths, options, repaired), options.val_fraction)
+
+
+def _local_copy(options: CorpusOptions) -> list[Path]:
+    """The files for training of a hub repository's copy, if they are of a kind that is read here.
+
+    Its README.md may name several subsets. Which files belong to which is for the hub's own library to say, unless the
+    subset is a folder.
+    """
+    folder = Path(options.dataset_source, options.dataset_subset or "")
+    if not folder.is_dir() or (not options.dataset_subset and servers.has_subsets(folder)):
+        return []
+    try:
+        found = local_files.find(str(folder))
+    except UsageError:  # several kinds of files, or other ones
+        return []
+    if local_files.kind(found.paths[0]) == "text":
+        return []
+    parts = splits.named(found.paths)
+    left_out = found.left_out + Counter({"file for validation or test": len(parts.val) + len(parts.test)})
+    if note := Found(parts.train, left_out).note(str(folder)):
+        repairs.say(note)
+    return parts.train
 
 
 def _own_files(options: CorpusOptions) -> list[Path]:

@@ -5,6 +5,7 @@ import glob
 import gzip
 import io
 import os
+import re
 import shlex
 import zlib
 from collections import Counter
@@ -17,6 +18,7 @@ from lib.errors import UsageError, UserError
 _KINDS = {".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "lines", ".parquet": "parquet"}
 _READABLE = ".txt, .md, .rst, .jsonl (each also as .gz) or .parquet"
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_MOST_NAMED = 10  # endings of files that are left out
 _POINTER_BYTES = 1024  # Git LFS makes no longer ones
 
 
@@ -33,10 +35,16 @@ class Found(NamedTuple):
     def note(self, source: str) -> str:
         """What is left out, in words; empty if that is nothing."""
         counts = ", ".join(
-            f"{count:,} {what}{'s' * (count > 1 and what.endswith((' file', ' link', 'folder')))}"
-            for what, count in self.left_out.most_common()
+            f"{count:,} {_plural(what) if count > 1 else what}"
+            for what, count in self.left_out.most_common(_MOST_NAMED)
         )
+        more = len(self.left_out) - _MOST_NAMED
+        counts += f" and {more:,} more endings" if more > 1 else " and 1 more ending" * (more == 1)
         return f"{source}: left out: {counts}" if counts else ""
+
+
+def _plural(what: str) -> str:
+    return re.sub(r"(?:^|(?<= ))(file|link|folder)\b", r"\1s", what)
 
 
 # ---- finding ---------------------------------------------------------------------------------------------------------
@@ -67,6 +75,8 @@ def find(source: str) -> Found:
     if not paths and not left_out:
         what = "is empty" if path.is_dir() else "there is no such file or folder, and as a pattern it matches none"
         raise UsageError(f"{source}: {what}")
+    if not found and path.is_file():
+        raise UsageError(f"{source}: is not a {_READABLE} file")
     if not found:
         raise UsageError(f"{Found([], left_out).note(source)}; a corpus consists of {_READABLE} files")
     if len(found) > 1:

@@ -38,7 +38,7 @@ class Repairs:
     def __init__(self, errors: str = "strict"):
         """`errors` is the value of option TEXT_ERRORS."""
         self.errors = errors
-        self._counts: dict[str, tuple[int, str]] = {}  # what was done -> how often, and where first
+        self._counts: dict[str, tuple[int, int, str]] = {}  # what was done -> how often, bytes left out, where first
         self._found = False  # whether a text was in its field before
 
     def decode(self, content: bytes, place: str) -> str | None:
@@ -48,10 +48,17 @@ class Repairs:
         except UnicodeDecodeError as error:
             if self.errors == "strict":
                 raise NotUtf8Error(not_utf8(place, error)) from None
+        return self.mended(content.decode(errors="replace"), len(content), place)
+
+    def mended(self, text: str, size: int, place: str, count: int = 1) -> str | None:
+        """What becomes of a text of `size` bytes that has U+FFFD for those that are not UTF-8; None: it is left out.
+
+        `count` is 0 for a further part of a line that was counted before.
+        """
         if self.errors == "replace":
-            self._count("lines or rows with bytes that are not UTF-8, replaced by U+FFFD", place)
-            return content.decode(errors="replace")
-        self._count("lines or rows left out because they are not UTF-8", place)
+            self._count("lines or rows with bytes that are not UTF-8, replaced by U+FFFD", place, count)
+            return text
+        self._count("lines or rows left out because they are not UTF-8", place, count, size)
         return None
 
     def text(self, example: dict, field: str, place: str) -> str | None:
@@ -68,16 +75,16 @@ class Repairs:
         advice = "mend or remove it" if self._found else "set DATASET_TEXT_FIELD to one that does"
         raise UsageError(f"{place}: field {field!r} holds no text; {advice}")
 
-    def _count(self, what: str, place: str) -> None:
-        count, first = self._counts.get(what, (0, place))
-        self._counts[what] = count + 1, first
+    def _count(self, what: str, place: str, count: int = 1, size: int = 0) -> None:
+        before, bytes_before, first = self._counts.get(what, (0, 0, place))
+        self._counts[what] = before + count, bytes_before + size, first
 
     def __enter__(self) -> "Repairs":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for what, (count, first) in self._counts.items():
-            say(f"{what}: {count:,}, the first at {first}")
+        for what, (count, size, first) in self._counts.items():
+            say(f"{what}: {count:,}{f', of {size:,} bytes in all' if size else ''}, the first at {first}")
 
 
 def say(note: str) -> None:

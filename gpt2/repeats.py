@@ -15,7 +15,9 @@ _INVERSE, _MIX = pow(_BASE, -1, 1 << 64), 0xD6E8FEB86659FD93
 def groups(documents: Sequence[str]) -> list[int]:
     """For each document the number of the first one that it belongs with, itself or another.
 
-    Documents that share a passage of about 100 bytes belong together, and those that share one with the same third.
+    Documents that share a passage of 120 bytes or more belong together, and those that share one with the same third.
+    Chance decides which passages are compared: of 120 bytes 99 in 100 are found, of 100 bytes nine in ten, of 80 bytes
+    one in eight, and none that is shorter.
     """
     marks = [_marks(document.encode(errors="surrogatepass")) for document in documents]
     owners = np.repeat(np.arange(len(marks)), [len(found) for found in marks])

@@ -90,6 +90,17 @@ def hub(source: str, subset: str, field: str) -> Iterator[str]:
             raise DataError(f"{source}: the dataset cannot be read: {reason(error)}") from None
 
 
+def has_subsets(folder: Path) -> bool:
+    """Whether the README.md of a hub repository's copy names several subsets."""
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            head = file.read(1 << 20)
+    except OSError:
+        return False
+    described = re.match(r"---\s*\n(.*?)^---", head, re.DOTALL | re.MULTILINE)
+    return described is not None and len(re.findall(r"^[ -]*config_name:", described[1], re.MULTILINE)) > 1
+
+
 def _check_hub(name: str) -> None:
     """Ask for the dataset first: load_dataset retries for half a minute before it admits that there is no network."""
     from huggingface_hub import HfApi

@@ -78,7 +78,11 @@ def partial(folder: Path) -> Path:
 
 
 def _source_name(settings: dict[str, object]) -> str:
-    """A name for what text is read from, which people understand and no other source has."""
+    """A name for what text is read from, which people understand and no other way to write a source has.
+
+    A relative path is named as it is written, so that a clone of a project elsewhere finds its prepared data. The same
+    path in another working folder has this name too; `check_settings` sees where the files there are other ones.
+    """
     source, subset = _normal(settings["dataset_source"]), settings["dataset_subset"] or ""
     plain = [part for part in Path(source).parts if not set(part) & set("*?")]
     words = "-".join(re.findall(r"[\w.]+", subset or (plain or [""])[-1]))[:40].strip(".") or "all"

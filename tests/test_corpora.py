@@ -284,7 +284,7 @@ def test_parquet(tmp_path):
         ("a.txt", b"caf\xe9 noir", r"a\.txt:1: byte 0xe9 at offset 3 is not UTF-8; convert .* TEXT_ERRORS=skip"),
         ("a.txt", b"caf\xc3", r"a\.txt:1: byte 0xc3 at offset 3 is not UTF-8; convert to UTF-8"),
         ("a.parquet", b"nonsense", r"a\.parquet: cannot be read as parquet: Parquet .*; copy it again"),
-        ("a.csv", "x", r"a\.csv: left out: 1 \.csv; a corpus consists of \.txt, \.md, \.rst, \.jsonl \(each also"),
+        ("a.csv", "x", r"a\.csv: is not a \.txt, \.md, \.rst, \.jsonl \(each also"),
     ],
 )  # fmt: skip
 def test_bad_files_are_one_sentence(tmp_path, name, content, message):
@@ -381,7 +381,7 @@ def test_bytes_that_are_not_utf8_are_named_replaced_or_left_out(tmp_path, capsys
     for errors, words in ("replace", ["one", "caf\ufffd", "three"] * 2), ("skip", ["one", "three"] * 2):
         found = texts("files", tmp_path, text_errors=errors, dataset_max_tokens=limit)
         assert "".join(text.text for text in found).split() == words or [text.text for text in found] == words
-        assert capsys.readouterr().err.endswith(f": 2, the first at {tmp_path}/{first}\n")
+        assert capsys.readouterr().err.endswith(f", the first at {tmp_path}/{first}\n")
 
 
 def test_parquet_files_with_different_columns(tmp_path):
@@ -435,6 +435,26 @@ def test_a_local_copy_of_a_hub_repository(repository):
         "3",
         "4",
     ]
+
+
+@pytest.mark.parametrize("subset", ["", "en"])
+@pytest.mark.parametrize("dataset", ["finewebedu", "openwebtext", "files"])
+def test_a_copy_of_a_repository_may_have_brackets_in_its_name_and_columns_that_change(tmp_path, dataset, subset):
+    folder = tmp_path / "copy [v1]"
+    write_parquet(folder / subset / "train-0.parquet", text=["one", "two"], id=["a", "b"])
+    write_parquet(folder / subset / "train-1.parquet", text=["three"], id=[1], extra=[None])
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n---\n")
+    found = texts(dataset, folder, dataset_subset=subset)
+    assert [text.text for text in found] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("dataset", ["finewebedu", "openwebtext"])
+def test_of_a_copy_of_a_repository_the_files_for_training_are_read_as_of_the_hub(tmp_path, dataset, capsys):
+    for name, words in ("train", ["one", "two"]), ("validation", ["three"]), ("test", ["four"]):
+        write_parquet(tmp_path / f"data/{name}-00000-of-00001.parquet", text=words)
+    found = texts(dataset, tmp_path, dataset_subset="")
+    assert [text.text for text in found] == ["one", "two"]
+    assert capsys.readouterr().err == f"note: {tmp_path}: left out: 2 files for validation or test\n"
 
 
 def test_nulls_and_pointers_in_a_copy_of_a_hub_repository(repository, capsys):

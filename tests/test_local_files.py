@@ -130,7 +130,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path):
     assert refused(tmp_path / "empty") == f"{tmp_path}/empty: is empty"
     kinds = "a corpus consists of .txt, .md, .rst, .jsonl (each also as .gz) or .parquet files"
     assert refused(tmp_path / "corpus") == f"{tmp_path}/corpus: left out: 2 .csv, 1 .pdf; {kinds}"
-    assert refused(tmp_path / "corpus/a.csv") == f"{tmp_path}/corpus/a.csv: left out: 1 .csv; {kinds}"
+    assert refused(tmp_path / "corpus/a.csv") == f"{tmp_path}/corpus/a.csv: is not a {kinds[21:-1]}"
 
 
 def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
@@ -145,6 +145,16 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match=rf"^{tmp_path}/closed: cannot be read: Permission denied$"):
         local_files.find(str(tmp_path))
+
+
+def test_the_commonest_endings_are_named_and_the_others_counted(tmp_path):
+    endings = [f".x{n:02d}" for n in range(12) for _ in range(12 - n)]
+    lay(tmp_path, "a.txt", *(f"{n}{ending}" for n, ending in enumerate(endings)))
+    note = found(tmp_path, tmp_path)[1]
+    assert note.startswith("here: left out: 12 .x00, 11 .x01, 10 .x02, ")
+    assert note.endswith(", 3 .x09 and 2 more endings")
+    (tmp_path / "77.x11").unlink()
+    assert found(tmp_path, tmp_path)[1].endswith(", 3 .x09 and 1 more ending")
 
 
 # ---- opening

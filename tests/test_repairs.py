@@ -43,7 +43,7 @@ def test_what_was_done_is_said_with_the_first_place(capsys):
             some.text({"text": None}, "text", f"b\n:{number}")
         assert capsys.readouterr() == ("", "")
     assert capsys.readouterr().err == (
-        "note: lines or rows left out because they are not UTF-8: 3, the first at a:0\n"
+        "note: lines or rows left out because they are not UTF-8: 3, of 3 bytes in all, the first at a:0\n"
         "note: texts left out because 'text' is null or missing: 3, the first at b\\n:0\n"
     )
     with Repairs("replace") as some:

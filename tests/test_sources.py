@@ -64,8 +64,33 @@ def test_lines_are_replaced_or_left_out(tmp_path, capsys):
         assert read([path, path], repairs=some) == ["one\nfour\n"] * 2
     assert capsys.readouterr().err == (
         f"note: lines or rows with bytes that are not UTF-8, replaced by U+FFFD: 2, the first at {path}:2\n"
-        f"note: lines or rows left out because they are not UTF-8: 4, the first at {path}:2\n"
+        f"note: lines or rows left out because they are not UTF-8: 4, of 28 bytes in all, the first at {path}:2\n"
     )
+
+
+def test_a_long_line_is_mended_in_parts(tmp_path, monkeypatch, capsys):
+    """Also where a part ends within a character."""
+    monkeypatch.setattr(sources, "PIECE_BYTES", 8)
+    monkeypatch.setattr(sources, "_LONGEST_LINE", 8)
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone é two é three ".encode() + b"\xff" + "four é five é six é\nend \xe2".encode("latin-1"))
+    content = path.read_bytes()
+    with Repairs("replace") as some:
+        parts = list(sources._mended(path, 0, None, some))
+    assert "".join(parts) == content.decode(errors="replace").removeprefix("\ufeff")
+    assert max(map(len, parts)) <= 12
+    path.write_bytes("äöüäö üäöü".encode() + b"\xff123456" + "äöü end\nlast".encode())
+    with Repairs("skip") as some:
+        assert read([path], repairs=some) == ["äöüäö üä56äöü end\nlast"]
+    assert capsys.readouterr().err.endswith(f"not UTF-8: 1, of 9 bytes in all, the first at {path}:1\n")
+
+
+@pytest.mark.parametrize("errors", ["replace", "skip"])
+def test_a_text_without_line_ends_is_not_held_whole(tmp_path, errors):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"word " * (1 << 20) + b"\xff")
+    found = [len(piece) for piece in sources.pieces(path, repairs=Repairs(errors))]
+    assert max(found) <= (sources._LONGEST_LINE if errors == "skip" else sources.PIECE_BYTES) * 1.1
 
 
 def test_lines_of_json_are_replaced_or_left_out(tmp_path):

@@ -222,7 +222,7 @@ def test_all_text_of_long_documents_between_short_ones_in_one_file_comes_out(tmp
     size = sum(map(len, documents))
     assert sum(len(text.text) for text in texts) == size
     assert sorted("".join(text.text for text in texts)) == sorted("".join(documents))
-    if errors == "strict":
+    if errors != "skip":
         assert 0.09 < sum(len(text.text) for text in texts if text.split == "val") / size < 0.11
 
 
