@@ -314,8 +314,8 @@ def _encoded(name: str, texts: Iterable[Numbered], threads: int) -> Iterator[tup
     """The texts in order, each with its token ids.
 
     tiktoken computes outside the interpreter's lock, so that threads use all cores. At most two batches per thread are
-    on their way. With the corpus grows only what `splits.assign` knows copies by: 8 bytes for each document that is
-    like no other, and twice that for a moment when numbers are sorted in.
+    on their way. With the corpus grows only what `splits.assign` knows copies by: about 10 bytes for each document for
+    training, twice that for a moment now and then, and some 100 bytes for each that validation has a part of.
     """
     waiting, encode = deque(), functools.partial(_encode, tokenizer.load(name))
     pool = ThreadPoolExecutor(threads)

@@ -217,9 +217,11 @@ class _Numbers:
 
     def add(self, number: int) -> None:
         self._recent.add(number)
-        if len(self._recent) > max(_RECENT, len(self._sorted) // 8):
-            self._sorted = np.sort(np.append(self._sorted, np.fromiter(self._recent, np.int64)))
+        if len(self._recent) > max(_RECENT, len(self._sorted) // 32):
+            recent = np.sort(np.fromiter(self._recent, np.int64))
             self._recent = set()
+            self._sorted = np.append(self._sorted, recent)
+            self._sorted.sort(kind="stable")  # which merges two sorted parts, and takes little memory for that
 
     def __contains__(self, number: int) -> bool:
         if number in self._recent:
