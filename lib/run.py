@@ -188,7 +188,7 @@ def named(given: str | None, argv: Sequence[str] = ()) -> Named:
     """The run that a user names: by its folder, a file of it, or its name in OUTPUT_DIR, in a sweep there too.
 
     `latest` and nothing name the latest one. What is no run comes back as it is: `Identity.load` says so. Raises
-    UsageError when sweeps have several of this name.
+    UsageError when sweeps have several of this name. A name is looked up in OUTPUT_DIR's default if .config is broken.
     """
     path = files.named(given or "latest")
     if not given or (given == "latest" and not path.exists()):
@@ -200,7 +200,10 @@ def named(given: str | None, argv: Sequence[str] = ()) -> Named:
         return Named(path.parent.parent if len(path.parts) > 2 else holder.parent, path.name)
     if path.exists() and (holder / "run.json").exists():
         return Named(path.parent if len(path.parts) > 1 else holder, "")
-    parent = Path(_output_dir(argv))
+    try:
+        parent = Path(_output_dir(argv))
+    except UserError:  # a broken .config is not what the user asks about
+        parent = Path(_output_dir(argv, "--config", os.devnull))
     if (parent / given / "run.json").exists():
         return Named(parent / given, "")
     found = [folder for folder in folders(parent) if folder.name == given]
@@ -216,11 +219,11 @@ def folders(output_dir: Path) -> list[Path]:
     return sorted(found | {folder for folder in inner if folder.parent not in found})
 
 
-def _output_dir(argv: Sequence[str]) -> str:
-    """The OUTPUT_DIR that .config, the environment and a command line name."""
+def _output_dir(argv: Sequence[str], *more: str) -> str:
+    """The OUTPUT_DIR that .config, the environment, a command line and `more` words of it name."""
     words = [word for n, word in enumerate(argv) if "--output-dir" in (word, *argv[max(0, n - 1) : n])]
     words += [word for word in argv if word.startswith(("OUTPUT_DIR=", "--output-dir="))]
-    return command_line.resolve("", words)[0]["OUTPUT_DIR"]
+    return command_line.resolve("", [*words, *more])[0]["OUTPUT_DIR"]
 
 
 def _check_links(folder: Path) -> None:

@@ -17,7 +17,7 @@ LOCAL = "127.0.0.1"
 def main() -> int:
     """Serve the dashboard; returns 0 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", nargs="?", help="folder of a run, or name of a project [the latest run's project]")
+    parser.add_argument("run", nargs="?", help="folder or name of a run, or name of a project [the latest run's]")
     parser.add_argument(
         "--host",
         default=LOCAL,
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def wanted_project(given: str | None) -> str:
-    """The project of a run's folder, of the latest run, or of that name."""
+    """The project of the run that is named, or of the latest run; what names no run names a project."""
     folder = run.named(given).folder
     if given and not folder.is_dir() and os.sep not in given:
         return given

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lib import run
 from lib.errors import UsageError, UserError
 from lib.run import RunOptions
+from scripts import dashboard
 
 
 def options(folder, name="", project=""):
@@ -142,6 +143,20 @@ def test_a_run_is_named_by_its_folder_a_file_of_it_or_its_name(tmp_path, monkeyp
     for text, checkpoint in ((".", ""), (".config", ""), ("checkpoints", ""), (f"checkpoints/{step}", step)):
         folder, found = run.named(text)
         assert (folder.resolve(), found) == (tmp_path / "runs/a", checkpoint), text
+
+
+def test_a_broken_configuration_does_not_keep_names_from_being_looked_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for parent in ("runs", "other"):
+        run.create(options(parent, parent[0]))
+    (tmp_path / ".config").write_text("banana\n")
+    assert run.named("r") == (Path("runs/r"), "")
+    assert run.named("o", ["OUTPUT_DIR=other"]) == (Path("other/o"), "")
+    assert run.named("nosuch") == (Path("nosuch"), "")
+    assert dashboard.wanted_project("r") == run.Identity.load(Path("runs/r")).project
+    assert dashboard.wanted_project("demo") == "demo"
+    with pytest.raises(UsageError, match=r"^\.config:1: cannot be understood"):  # what is the latest depends on it
+        run.named(None)
 
 
 def test_what_is_no_run_is_one_sentence(tmp_path):
