@@ -42,14 +42,21 @@ def of_course(schema: Schema, folder: Path) -> dict[str, list[str]]:
 
 
 def check_in_time(schema: Schema, folder: Path, changed: dict[str, list[str]]) -> None:
-    """Raise UsageError if the run in `folder` has made all its steps and `changed` has what would be for further ones.
+    """Raise UsageError if the run in `folder` has no step left to make and `changed` has options that act on steps.
 
-    Its configuration would else say what none of its results was made with. The last evaluation may still be missing:
-    that can be made on another device, and a run can be ended where it is.
+    The run's configuration would then say what none of its steps was made with. The options of the menu System may
+    change: the last evaluation may still be missing, and another device may make it.
     """
+    if not is_made(schema, folder, changed):
+        return
     last = schema["MAX_ITERS"]
-    timeless = {name for name, option in schema.options.items() if option.menu[0] == "System"} | {"MAX_ITERS"}
-    if is_made(schema, folder, changed) and (late := sorted(changed.keys() - timeless)):
+    if "MAX_ITERS" in changed:
+        raise UsageError(
+            f"{folder}: is at step {last} on the way to MAX_ITERS={changed['MAX_ITERS'][0]}, so with MAX_ITERS={last} "
+            "nothing would be trained; choose more, or use its checkpoint as it is"
+        )
+    timeless = {name for name, option in schema.options.items() if option.menu[0] == "System"}
+    if late := sorted(changed.keys() - timeless):
         values = words({name: changed[name] for name in late})
         raise UsageError(
             f"{folder}: has made its {last:,} steps, so it is too late to change {values}; raise MAX_ITERS to train on "

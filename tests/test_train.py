@@ -203,6 +203,22 @@ def test_a_finished_run_refuses_what_would_be_for_further_steps(tmp_path, whole,
     assert contents(tmp_path) == before
 
 
+def test_a_stopped_run_cannot_be_declared_whole(tmp_path, whole):
+    """Its weights were made on the way to another MAX_ITERS; `make reproduce` would repeat another run."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    run = tmp_path / "runs/run"
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / checkpoint.name(40)).unlink()
+    before = contents(run)
+    assert train(tmp_path, "--resume", "runs/run", "MAX_ITERS=30", code=2) == (
+        "error: runs/run: is at step 30 on the way to MAX_ITERS=40, so with MAX_ITERS=30 nothing would be trained; "
+        "choose more, or use its checkpoint as it is\n"
+    )
+    assert contents(run) == before
+    assert "changed: MAX_ITERS 40 -> 35" in train(tmp_path, "--resume", "runs/run", "MAX_ITERS=35")
+    assert json.loads((run / "summary.json").read_text())["steps"] == 35
+
+
 def test_a_finished_run_is_untouched_by_what_changes_no_result(tmp_path, whole):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path)
