@@ -18,9 +18,9 @@ if not __package__:  # a program, whose folder Python put there; `from gpt2.trai
     end_at_once()
 
 from gpt2 import preflight
-from lib import checkpoint_file, command_line, history, launch, run, signals, threads, track
+from lib import checkpoint_file, command_line, launch, run, signals, threads, track
 from lib.errors import UsageError, UserError, run_program
-from lib.kconf import ROOT, Schema
+from lib.kconf import ROOT
 
 _TINY = "defconfigs/gpt2_tiny_defconfig"
 
@@ -59,49 +59,25 @@ def _check_newest(folder: Path, wanted: str) -> None:
     )
 
 
-def _place(schema: Schema, folder: Path, rank: int) -> Path:
-    """The folder that the relative paths of a run's configuration start from when it goes on.
-
-    It is this one if the run lies where OUTPUT_DIR says from here, so for a clone that was copied with its runs; else
-    the one in which it was trained. The first of them that has DATA_DIR is taken. Paths that were given for this
-    session start from here; they are made absolute.
-    """
-    own, here, made = f"{folder / '.config'}:", Path.cwd(), []
-    with contextlib.suppress(UserError):  # a damaged record is no reason not to go on
-        made = history.provenances(folder)
-    before = Path(made[-1].get("folder") or here) if made else here
-    output, data = Path(schema["OUTPUT_DIR"]), schema["DATA_DIR"]
-    at_home = not output.is_absolute() and (here / output).resolve() == folder.resolve().parent
-    places = [here] * at_home + [history.place(made[-1]) if made else here, here]
-    there = next((place for place in places if (place / data).exists()), places[0])
-    for name in ("DATA_DIR", "OUTPUT_DIR", "JSON_OUTPUT"):
-        source, text = schema.sources.get(name, own), schema[name]
-        if text and not source.startswith(own) and there != here:
-            schema.override([(name, str(here / text), source)])
-    if rank == 0 and (there != here or (before != here and not at_home)):
-        print(f"note: the run was trained in {before}; relative paths, such as DATA_DIR={data}, start from {there}")
-    return there
-
-
 def train(argv: list[str]) -> int:
     """Resolve the configuration, prepare the data if it is missing, and train; returns the exit code.
 
     `argv` is what follows the program's name on a command line. Launched as one of several processes, by torchrun, srun
     or as a worker of Ray Train, this trains with the others; all must have the same `argv`.
     """
-    place = launch.found(os.environ)
+    launched = launch.found(os.environ)
     try:
-        return _train(argv, place)
+        return _train(argv, launched)
     except UserError as error:
-        if place.rank:
-            error.args = tuple(f"rank {place.rank}: {sentence}" for sentence in error.args)
+        if launched.rank:
+            error.args = tuple(f"rank {launched.rank}: {sentence}" for sentence in error.args)
         raise
 
 
-def _train(argv: list[str], place: launch.Launch) -> int:
+def _train(argv: list[str], launched: launch.Launch) -> int:
     own = functools.partial(_own_configuration, argv)
     schema, args = command_line.resolve(__doc__, argv, arguments=_arguments, base=own)
-    if place.rank == 0:
+    if launched.rank == 0:
         for warning in [*schema.warnings, *preflight.quick(schema)]:
             print(f"warning: {warning}", file=sys.stderr)
         if not args.resume and not command_line.config_files(args.config, os.environ):
@@ -114,15 +90,15 @@ def _train(argv: list[str], place: launch.Launch) -> int:
     track.names(schema["TRACKER"])  # refuses what cannot be used here
     threads.spin_little()
     with signals.ending_at_once():
-        from gpt2 import start  # imports torch, which takes seconds: --help and mistakes are answered before
+        from gpt2 import place, start  # import torch, which takes seconds: --help and mistakes are answered before
 
     words = [__file__, *argv]
     if not args.resume:
-        return start.new(schema, words, place)
-    there, folder = _place(schema, args.resume, place.rank), args.resume
+        return start.new(schema, words, launched)
+    there, folder = place.choose(schema, args.resume, launched.rank), args.resume
     folder = folder if there == Path.cwd() else folder.resolve()
     with contextlib.chdir(there):
-        return start.resume(schema, words, folder, place)
+        return start.resume(schema, words, folder, launched)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +229,17 @@ def provenances(folder: Path) -> list[dict[str, Any]]:
     return [provenance(path) for path in sorted(paths, key=lambda path: int((number.findall(path.stem) or ["-1"])[-1]))]
 
 
-def place(made: Mapping[str, Any]) -> Path:
-    """The folder that a run's relative paths, such as DATA_DIR, start from: where it was trained, or this one."""
-    where = made.get("folder", "")
-    return Path(where if os.path.isdir(where) else Path.cwd())  # noqa: PTH112  # Path raises for too long a name
+def places(folder: Path, output_dir: str, trained: str) -> list[Path]:
+    """The folders that the relative paths of the run in `folder`, such as DATA_DIR, can start from, likeliest first.
+
+    The first is the one where it was `trained`. The other is the one from which OUTPUT_DIR leads to the run: the first
+    may have been moved or copied with all that is in it. What is not there is left out.
+    """
+    parent, output = Path(os.path.abspath(folder)).parent, Path(os.path.normpath(output_dir))  # noqa: PTH100
+    count, found = len(parent.parts) - len(output.parts), [trained]
+    if not output.is_absolute() and parent.parts[count:] == output.parts:
+        found.append(Path(*parent.parts[:count]))
+    return [Path(place) for place in found if os.path.isdir(place)]  # noqa: PTH112  # Path raises for too long a name
 
 
 def provenance(path: Path) -> dict[str, Any]:

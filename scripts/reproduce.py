@@ -60,7 +60,7 @@ def main() -> int:
     for sentence in itertools.chain(differences(made, provenance.environment()), remarks(folder, made)):
         say(f"note: {sentence}")
     with worktree(made["commit"], patch, args.keep) as tree:
-        train(tree, folder, config, copy, history.place(made))
+        train(tree, folder, config, copy, start_of_paths(folder, made))
     return verdict(folder, copy, config["max_iters"])
 
 
@@ -123,6 +123,12 @@ def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
     return path
 
 
+def start_of_paths(folder: Path, made: Mapping[str, Any]) -> Path:
+    """The folder that a run's relative paths start from; this one where nothing tells it."""
+    output = made.get("options", {}).get("OUTPUT_DIR", {}).get("value", "/")  # not known: nothing leads to the run
+    return next(iter(history.places(folder, output, made.get("folder", ""))), Path.cwd())
+
+
 def destination(folder: Path, name: str, wanted: Path | None) -> Path:
     """The folder of the reproduction, which is not there yet: the one that is wanted, or a free one beside the run."""
     if wanted is None:
@@ -149,8 +155,8 @@ def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
 
 def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
     """What else about a run could keep a reproduction from being identical, a sentence each."""
-    if made.get("folder") and history.place(made) != Path(made["folder"]):
-        yield f"{made['folder']}, where it was trained, is gone: relative paths start from {Path.cwd()}"
+    if made.get("folder") and (start := start_of_paths(folder, made)) != Path(made["folder"]):
+        yield f"{made['folder']}, where it was trained, is gone: relative paths start from {start}"
     if made["uncommitted_changes"] and made["uncommitted_changes"]["note"]:
         yield made["uncommitted_changes"]["note"]
     for path in sorted(folder.glob("provenance-*.json")):

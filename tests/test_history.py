@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,23 @@ def test_runs_are_found_with_those_of_sweeps(tmp_path):
     ]  # fmt: skip
     with pytest.raises(UsageError, match=r"there is no run in this folder yet; start one with make train$"):
         history.find(tmp_path / "not-a-run")
+
+
+def test_paths_start_where_the_run_was_trained_or_where_output_dir_leads_to_it(tmp_path, monkeypatch):
+    new, old = tmp_path / "new", tmp_path / "old"
+    run = new / "runs/few/run"
+    run.mkdir(parents=True)
+    gone = str(old)
+    assert history.places(run, "runs/few", gone) == [new]
+    assert history.places(run, "./runs/few/", gone) == [new]
+    assert history.places(run, "few", "") == [new / "runs"]
+    assert history.places(run, ".", gone) == [new / "runs/few"]
+    for elsewhere in ("runs", "../few", str(run.parent), "a/long/way/" + str(run.parent)[1:], "~/few"):
+        assert history.places(run, elsewhere, gone) == [], elsewhere
+    old.mkdir()
+    assert history.places(run, "runs/few", gone) == [old, new]
+    monkeypatch.chdir(new / "runs")
+    assert history.places(Path("few/run"), "runs/few", "x" * 5000) == [new]
 
 
 def test_options_come_from_where_they_were_set_first(tmp_path):

@@ -219,6 +219,14 @@ def test_a_commit_that_is_not_there_is_one_sentence(home, run):
     assert scratch(home) == ([], 0)
 
 
+def test_the_paths_of_a_run_that_was_moved_start_from_its_new_place(run, tmp_path):
+    options = {"OUTPUT_DIR": {"value": run.parent.name, "source": "default"}}
+    made = {"folder": str(tmp_path / "gone"), "options": options}
+    assert reproduce.start_of_paths(run, made) == run.parent.parent
+    assert reproduce.start_of_paths(run, made | {"folder": str(tmp_path)}) == tmp_path
+    assert reproduce.start_of_paths(run, {"folder": str(tmp_path / "gone")}) == Path.cwd()
+
+
 def test_what_else_could_explain_a_difference_is_told(run, tmp_path):
     made = reproduce.kept(run)
     changes = made["uncommitted_changes"] | {"note": "not kept: data.bin"}

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from lib import checkpoint, journal
-from tests.training import ROOT, arguments, losses, program, start, train
+from tests.forked import Trainer
+from tests.training import ROOT, arguments, environment, losses, program, start, train
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -276,6 +277,59 @@ def test_a_run_goes_on_where_it_was_trained(tmp_path, whole):
     )
     assert f"note: {note}\n" in output
     assert "tokens for train" not in output
+
+
+@pytest.fixture
+def moved(tmp_path, whole):
+    """The folder of a run that was trained in q1, which is called q2 now."""
+    shutil.copytree(whole[0], tmp_path / "q2")
+    for path in (tmp_path / "q2/runs/run").glob("provenance*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"folder": str(tmp_path / "q1")}))
+    (tmp_path / "here").mkdir()
+    return tmp_path / "q2/runs/run"
+
+
+def resume(folder, *words):
+    """What a resume that is started in `folder` prints; nothing is put there."""
+    process = Trainer(folder, ["--resume", *words], environment())
+    return process.communicate(timeout=120)[0]
+
+
+def test_a_run_finds_its_data_where_it_was_moved_with_them(tmp_path, moved):
+    output = resume(tmp_path / "here", "../q2/runs/run", "MAX_ITERS=42")
+    note = f"{tmp_path}/q1; relative paths, such as DATA_DIR=data, start from {tmp_path}/q2"
+    assert f"note: the run was trained in {note}\n" in output
+    assert "tokens for train" not in output  # nothing was prepared anew
+    assert list((tmp_path / "here").iterdir()) == []
+    assert sorted(losses(moved)) == list(range(1, 43))
+
+
+def test_data_are_not_prepared_anew_in_a_foreign_folder(tmp_path, moved):
+    (tmp_path / "q2/data").rename(tmp_path / "kept")
+    (tmp_path / "here/data").mkdir()  # other data, as any clone has
+    data, before = next((tmp_path / "kept").iterdir()).name, contents(moved)
+    assert resume(tmp_path / "here", "../q2/runs/run", "MAX_ITERS=42") == (
+        f"error: ../q2/runs/run: was trained in {tmp_path}/q1, and there is no data/{data} in {tmp_path}/q2 or "
+        f"{tmp_path}/here; say which folder has its data now, as in DATA_DIR=/path/to/data\n"
+    )
+    assert contents(moved) == before
+    assert list((tmp_path / "here").rglob("*")) == [tmp_path / "here/data"]
+    output = resume(tmp_path / "here", "../q2/runs/run", "MAX_ITERS=42", "DATA_DIR=../kept")
+    assert f"{tmp_path}/q1; relative paths start from {tmp_path}/q2\n" in output
+    assert "tokens for train" not in output
+    assert sorted(losses(moved)) == list(range(1, 43))
+
+
+def test_a_source_that_is_given_for_a_session_starts_from_here(tmp_path, moved):
+    """It is a file here; where the run was trained there is none of this name."""
+    (tmp_path / "q2/corpus.txt").rename(tmp_path / "here/same.txt")
+    shutil.rmtree(tmp_path / "q2/data")
+    words = ["../q2/runs/run", "MAX_ITERS=42", "DATASET_SOURCE=same.txt", "DATA_DIR=fresh"]
+    output = resume(tmp_path / "here", *words)
+    assert "tokens for train" in output
+    assert sorted(losses(moved)) == list(range(1, 43))
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["fresh", "same.txt"]
+    assert sorted(path.name for path in (tmp_path / "q2").iterdir()) == ["result.json", "runs"]
 
 
 def test_an_older_checkpoint_is_gone_back_to_by_moving_the_newer_ones(tmp_path, whole):

@@ -1,0 +1,66 @@
+"""The folder in which a run goes on: a resume that is started elsewhere finds the run's data and text all the same."""
+
+import contextlib
+import glob
+import os
+from pathlib import Path
+
+from gpt2.shards import PreparedOptions
+from lib import history
+from lib.errors import UsageError, UserError
+from lib.kconf import Schema
+
+
+def choose(schema: Schema, folder: Path, rank: int) -> Path:
+    """The folder that the relative paths of the configuration of the run in `folder` start from when it goes on.
+
+    It is the present one if the run lies where OUTPUT_DIR says from here, so for a clone that was copied with its runs;
+    else one of `history.places`. The first that has the run's data is taken. Paths that were given for this session
+    start from here: they are made absolute. Raises UsageError where data would be prepared anew in a foreign folder.
+    """
+    here, kept, made = Path.cwd(), Schema(), []
+    kept.load(folder / ".config", ranges=False)  # an earlier version may have had wider ones
+    with contextlib.suppress(UserError):  # a damaged record is no reason not to go on
+        made = history.provenances(folder)
+    trained = made[-1].get("folder", "") if made else ""
+    output = Path(kept["OUTPUT_DIR"])
+    at_home = not output.is_absolute() and (here / output).resolve() == folder.resolve().parent
+    places = [here] * at_home + history.places(folder, kept["OUTPUT_DIR"], trained) + [here]
+    options, given = kept.bind(PreparedOptions), _given(schema, kept, folder / ".config")
+    there = next((place for place in places if _has_data(place, options)), None)
+    if not there and not (at_home or str(here) == trained or "DATA_DIR" in given):
+        raise UsageError(_missing(folder, trained, options.folder, places))
+    there = there or places[0]
+    if there != here:
+        schema.override([(name, str(here / schema[name]), schema.sources.get(name, "default")) for name in given])
+    if rank == 0 and (there != here or (trained not in ("", str(here)) and not at_home)):
+        was = f"the run was trained in {trained}; " if trained else ""
+        relative = "DATA_DIR" not in given and not Path(options.data_dir).is_absolute()
+        example = f", such as DATA_DIR={options.data_dir}," if relative else ""
+        print(f"note: {was}relative paths{example} start from {there}")
+    return there
+
+
+def _given(schema: Schema, kept: Schema, own: Path) -> list[str]:
+    """The options that are paths and were given for this session; the run's `own` file says `kept`."""
+    names = [name for name, option in schema.options.items() if option.is_path and schema[name]]
+    given = [n for n in names if not schema.sources.get(n, f"{own}:").startswith(f"{own}:") or schema[n] != kept[n]]
+    source = schema["DATASET_SOURCE"]  # may be a URL or a name on the hub, too
+    return [n for n in given if n != "DATASET_SOURCE" or os.path.exists(source) or glob.glob(source)]  # noqa: PTH110, PTH207
+
+
+def _has_data(place: Path, options: PreparedOptions) -> bool:
+    """Whether the data is there if relative paths start from `place`."""
+    with contextlib.suppress(OSError), contextlib.chdir(place):
+        return options.folder.exists()
+    return False
+
+
+def _missing(folder: Path, trained: str, data: Path, places: list[Path]) -> str:
+    """The sentence for a run whose data is in none of the places."""
+    was = f"was trained in {trained}" if trained else "does not say where it was trained"
+    where = "" if data.is_absolute() else f" in {' or '.join(map(str, dict.fromkeys(places)))}"
+    return (
+        f"{folder}: {was}, and there is no {data}{where}; say which folder has its data now, as in "
+        "DATA_DIR=/path/to/data"
+    )
