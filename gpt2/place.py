@@ -7,16 +7,17 @@ from pathlib import Path
 
 from gpt2.shards import PreparedOptions
 from lib import history
-from lib.errors import UsageError, UserError
+from lib.errors import UserError
 from lib.kconf import Schema
 
 
-def choose(schema: Schema, folder: Path, rank: int) -> Path:
-    """The folder that the relative paths of the configuration of the run in `folder` start from when it goes on.
+def choose(schema: Schema, folder: Path, rank: int) -> tuple[Path, str]:
+    """The folder that the relative paths of the run in `folder` start from when it goes on, and why it cannot.
 
     It is the present one if the run lies where OUTPUT_DIR says from here, so for a clone that was copied with its runs;
     else one of `history.places`. The first that has the run's data is taken. Paths that were given for this session
-    start from here: they are made absolute. Raises UsageError where data would be prepared anew in a foreign folder.
+    start from here: they are made absolute. The run cannot go on where its data would be prepared anew in a foreign
+    folder; a run that is finished needs none.
     """
     here, kept, made = Path.cwd(), Schema(), []
     kept.load(folder / ".config", ranges=False)  # an earlier version may have had wider ones
@@ -28,17 +29,18 @@ def choose(schema: Schema, folder: Path, rank: int) -> Path:
     places = [here] * at_home + history.places(folder, kept["OUTPUT_DIR"], trained) + [here]
     options, given = kept.bind(PreparedOptions), _given(schema, kept, folder / ".config")
     there = next((place for place in places if _has_data(place, options)), None)
-    if not there and not (at_home or str(here) == trained or "DATA_DIR" in given):
-        raise UsageError(_missing(folder, trained, options.folder, places))
+    foreign = not (there or at_home or str(here) == trained or "DATA_DIR" in given)
     there = there or places[0]
     if there != here:
         schema.override([(name, str(here / schema[name]), schema.sources.get(name, "default")) for name in given])
+    if foreign:
+        return there, _missing(folder, trained, options.folder, places)
     if rank == 0 and (there != here or (trained not in ("", str(here)) and not at_home)):
         was = f"the run was trained in {trained}; " if trained else ""
         relative = "DATA_DIR" not in given and not Path(options.data_dir).is_absolute()
         example = f", such as DATA_DIR={options.data_dir}," if relative else ""
         print(f"note: {was}relative paths{example} start from {there}")
-    return there
+    return there, ""
 
 
 def _given(schema: Schema, kept: Schema, own: Path) -> list[str]:

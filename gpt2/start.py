@@ -40,11 +40,14 @@ def new(schema: Schema, words: list[str], launch: Launch) -> int:
         )
 
 
-def resume(schema: Schema, words: list[str], folder: Path, launch: Launch) -> int:
-    """Continue the run in `folder` from its last checkpoint; returns the exit code."""
+def resume(schema: Schema, words: list[str], folder: Path, launch: Launch, missing: str = "") -> int:
+    """Continue the run in `folder` from its last checkpoint; returns the exit code.
+
+    `missing` says what the run lacks that training needs; UsageError says it unless the run is finished.
+    """
     machine = device.choose(schema.bind(device.SystemOptions), launch)
     with _device_errors(), machine.ranks:
-        return _go_on(schema, words, folder, machine)
+        return _go_on(schema, words, folder, machine, missing)
 
 
 def _say_begun(schema: Schema, folder: Path, launch: Launch) -> None:
@@ -57,8 +60,10 @@ def _say_begun(schema: Schema, folder: Path, launch: Launch) -> None:
         )
 
 
-def _go_on(schema: Schema, words: list[str], folder: Path, machine: device.Machine) -> int:
+def _go_on(schema: Schema, words: list[str], folder: Path, machine: device.Machine, missing: str = "") -> int:
     changed = machine.ranks.first(lambda: _still_to_do(schema, folder))
+    if changed is not None and missing:
+        raise UsageError(missing)
     return 0 if changed is None else _train(schema, words, machine, lambda: folder, changed)
 
 

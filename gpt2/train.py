@@ -95,10 +95,10 @@ def _train(argv: list[str], launched: launch.Launch) -> int:
     words = [__file__, *argv]
     if not args.resume:
         return start.new(schema, words, launched)
-    there, folder = place.choose(schema, args.resume, launched.rank), args.resume
-    folder = folder if there == Path.cwd() else folder.resolve()
+    there, missing = place.choose(schema, args.resume, launched.rank)
+    folder = args.resume if there == Path.cwd() else args.resume.resolve()
     with contextlib.chdir(there):
-        return start.resume(schema, words, folder, launched)
+        return start.resume(schema, words, folder, launched, missing)
 
 
 def main() -> int:

@@ -308,6 +308,7 @@ def test_data_are_not_prepared_anew_in_a_foreign_folder(tmp_path, moved):
     (tmp_path / "q2/data").rename(tmp_path / "kept")
     (tmp_path / "here/data").mkdir()  # other data, as any clone has
     data, before = next((tmp_path / "kept").iterdir()).name, contents(moved)
+    assert "q2/runs/run is finished: see " in resume(tmp_path / "here", "../q2/runs/run")  # which needs no data
     assert resume(tmp_path / "here", "../q2/runs/run", "MAX_ITERS=42") == (
         f"error: ../q2/runs/run: was trained in {tmp_path}/q1, and there is no data/{data} in {tmp_path}/q2 or "
         f"{tmp_path}/here; say which folder has its data now, as in DATA_DIR=/path/to/data\n"
