@@ -26,8 +26,9 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.heard: list[int] = []  # the first one is what counts
+        self.heard_at = 0.0  # when that came, on the monotonic clock
         self.last_words: Callable[[], object] = lambda: None  # called before a second signal ends the program
-        self.breaking = False  # whether the first one raises KeyboardInterrupt: nothing is lost with what is being done
+        self.breaking = False  # whether a signal raises KeyboardInterrupt, so that nobody waits for the work at hand
 
     def __enter__(self) -> "StopSignals":
         wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
@@ -45,6 +46,8 @@ class StopSignals:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if self.heard:  # an echo that comes after the handlers are restored would end the program
+            time.sleep(max(0.0, self.heard_at + _ECHO_SECONDS - time.monotonic()))
         for number, handler in self.before.items():
             if number != signal.SIGHUP or number not in self.heard:  # its echo may still come
                 signal.signal(number, handler)
@@ -63,10 +66,14 @@ class StopSignals:
         return 128 + self.heard[0] if self.heard else 0
 
     def break_off(self) -> None:
-        """Let a signal raise KeyboardInterrupt until `hold_out`, and do so now if one came: nothing is lost by it."""
+        """Let a signal raise KeyboardInterrupt until `hold_out`; raise it now if one was heard before.
+
+        The work until then must be such that it can be broken off anywhere.
+        """
+        self.breaking = True  # first: a signal that comes between these lines raises it too
         if self.heard:
+            self.breaking = False
             raise KeyboardInterrupt
-        self.breaking = True
 
     def hold_out(self) -> None:
         """Only note a signal, as before."""
@@ -76,6 +83,8 @@ class StopSignals:
         """In the main thread: what it must know before it goes on."""
         if number == signal.SIGHUP:
             _send_nowhere(self.terminals)
+        if not self.heard:
+            self.heard_at = time.monotonic()
         self.heard.append(number)
         if self.breaking:
             self.breaking = False

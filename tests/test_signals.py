@@ -30,6 +30,12 @@ ANSWER = "stopping after this batch, then saving; once more to stop at once"
 ECHOES = 0.6  # seconds, after which a signal is no echo of one before
 
 
+# Leaves at once when it is asked to, as a trainer with quick steps. What is an echo lasts longer, for a busy machine.
+QUICK = PROGRAM.replace("    time.sleep(20)", "time.sleep(0.3)\nprint('done')").replace(
+    "from lib.signals import", "from lib import signals\nsignals._ECHO_SECONDS = 2.0\nfrom lib.signals import"
+)
+
+
 @pytest.fixture(params=[PROGRAM])
 def program(request):
     """A process that takes signals as wishes to stop."""
@@ -89,6 +95,24 @@ def test_what_is_broken_off_raises_at_a_signal_that_comes_and_at_one_that_came()
         assert (stop(), stop.exit_code) == (True, 130)
 
 
+def test_a_signal_that_comes_while_it_is_looked_for_raises_too():
+    coming = [signal.SIGINT]
+
+    class Heard(list):
+        def __bool__(self):
+            found = len(self) > 0
+            if coming:
+                signal.raise_signal(coming.pop())
+            return found
+
+    with StopSignals() as stop:
+        stop.heard = Heard()
+        with pytest.raises(KeyboardInterrupt):
+            stop.break_off()
+        assert stop.heard == [signal.SIGINT]
+        signal.raise_signal(signal.SIGTERM)  # noted
+
+
 def test_a_wish_that_comes_where_it_is_held_out_raises_nothing():
     with StopSignals() as stop:
         stop.break_off()
@@ -106,6 +130,24 @@ def test_the_echo_of_a_wish_is_none(program):
     assert program.stdout.readline() == "asked\n"
     with pytest.raises(subprocess.TimeoutExpired):
         program.wait(0.2)
+
+
+@pytest.mark.parametrize("program", [QUICK], indirect=True)
+def test_an_echo_ends_no_program_that_has_stopped_already(program):
+    program.send_signal(signal.SIGTERM)
+    assert program.stdout.readline() == "asked\n"
+    time.sleep(0.1)  # in which it leaves the context
+    for echo in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        program.send_signal(echo)
+    assert program.communicate(timeout=10) == ("done\n", f"\nSIGTERM: {ANSWER}\n")
+    assert program.returncode == 0
+
+
+def test_a_program_that_heard_nothing_leaves_without_waiting(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits for an echo of nothing"))
+    with StopSignals() as stop:
+        pass
+    assert stop.exit_code == 0
 
 
 def test_a_terminal_is_closed_only_once_however_often_it_is_said(program):
