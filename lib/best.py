@@ -18,11 +18,18 @@ class Evaluation(NamedTuple):
 
 
 def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The lowest finite loss among the evaluations as sparse as the last one; None if there is none.
+    """The lowest finite loss since the sparsity last changed; None if there is none.
 
     A pruned run was better before it was pruned. That is no result of the model that it ends with.
+
+    The sparsity has changed when it is another one than at the first evaluation after the change before. So another
+    evaluation becomes the best only when it is the newest, and the trainer can save its checkpoint at that moment.
     """
-    return _lowest(one for one in evaluations if abs(one.sparsity - evaluations[-1].sparsity) <= SAME)
+    first = 0
+    for place, one in enumerate(evaluations):
+        if not abs(one.sparsity - evaluations[first].sparsity) <= SAME:  # also where one of them is NaN
+            first = place
+    return _lowest(evaluations[first:])
 
 
 def dense_best(evaluations: Sequence[Evaluation]) -> Evaluation | None:

@@ -1,4 +1,4 @@
-"""Which evaluation is the best: the lowest loss among those as sparse as the last one, in force, finite."""
+"""Which evaluation is the best: the lowest loss since the sparsity last changed, in force, finite."""
 
 import math
 
@@ -25,25 +25,39 @@ def test_the_best_is_as_sparse_as_the_model_is_in_the_end():
 
 
 def test_a_sparsity_that_falls_again_and_a_loss_that_is_no_number():
-    assert best(made([(1, 2.0, 0.5), (2, 1.0, 0.3), (3, 3.0, 0.50009)])) == (1, 2.0, 0.5)
-    assert best(made([(1, 2.0, 0.5), (2, 1.0, 0.3), (3, 3.0, 0.50011)])) == (3, 3.0, 0.50011)
+    assert best(made([(1, 2.0, 0.5), (2, 1.0, 0.3), (3, 3.0, 0.5)])) == (3, 3.0, 0.5)  # it has changed, twice
+    assert best(made([(1, 2.0, 0.5), (2, 3.0, 0.50009)])) == (1, 2.0, 0.5)
+    assert best(made([(1, 2.0, 0.5), (2, 3.0, 0.50011)])) == (2, 3.0, 0.50011)
     assert best(made([(1, 2.0, 0.0), (2, math.nan, 0.0), (3, math.inf, 0.0)])) == (1, 2.0, 0.0)
     assert best(made([(1, 2.0, 0.0), (2, math.nan, 0.5)])) is None
     assert dense_best(made([(1, math.nan, 0.0), (2, 3.0, 0.5)])) is None
     assert best(made([(1, 2.0, 0.0), (2, 2.0, 0.0)])) == (1, 2.0, 0.0)  # the first of equals
 
 
-@given(
-    st.lists(
-        st.builds(Evaluation, st.integers(0, 9), st.floats(), st.sampled_from([0.0, 9e-5, 0.3, 0.5, 0.50005, 0.5002])),
-        min_size=1,
-    )
-)
-def test_no_evaluation_that_counts_is_better(seen):
-    found = best(seen)
-    count = [one for one in seen if abs(one.sparsity - seen[-1].sparsity) <= 1e-4 and math.isfinite(one.val_loss)]
-    assert (found in count) if count else (found is None)
-    assert all(found.val_loss <= one.val_loss for one in count)
+def test_the_best_is_never_one_that_was_not_the_best_when_it_was_made():
+    """Its checkpoint would be gone, or was never saved."""
+    seen = made([(1, 1.0, 0.50000), (2, 2.0, 0.50020), (3, 3.0, 0.50009)])
+    assert [best(seen[:n]).step for n in (1, 2, 3)] == [1, 2, 3]
+    drifting = made([(1, 1.0, 0.50000), (2, 2.0, 0.50009), (3, 3.0, 0.50018), (4, 4.0, 0.50009)])
+    assert [best(drifting[:n]).step for n in (1, 2, 3, 4)] == [1, 1, 3, 3]
+
+
+SPARSITIES = st.sampled_from([0.0, 9e-5, 0.3, 0.5, 0.50005, 0.50009, 0.50018, 0.5002])
+
+
+@given(st.lists(st.tuples(st.floats(), SPARSITIES), min_size=1))
+def test_the_best_stays_until_a_newer_one_is_better_or_the_sparsity_changes(rows):
+    seen = [Evaluation(step, *row) for step, row in enumerate(rows)]
+    before = None
+    for count, newest in enumerate(seen, 1):
+        found = best(seen[:count])
+        if found not in (before, newest):
+            assert found is None
+            assert not math.isfinite(newest.val_loss)
+        if found:
+            assert abs(found.sparsity - newest.sparsity) <= 2.001e-4
+            assert not newest.val_loss < found.val_loss or newest.val_loss == -math.inf
+        before = found
 
 
 def record(event, step, **more):

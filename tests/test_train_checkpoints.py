@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 
-from lib import checkpoint, history, journal
+from gpt2 import loop
+from gpt2.session import Session
+from lib import checkpoint, device, history, journal
 from tests.test_train import wait_for_step
-from tests.training import arguments, losses, rewrite, start, train
+from tests.training import Records, arguments, losses, rewrite, schema, start, train
 
 
 def names(run):
@@ -66,6 +68,25 @@ def test_the_best_of_a_pruned_run_is_of_its_final_sparsity(tmp_path):
     (run / "journal.jsonl").write_text(text.replace('": ', '":').replace(', "', ',"'))
     for read in (history.load, history.skim):
         assert read(run).best() == min(after)
+
+
+def test_the_best_has_a_checkpoint_where_the_sparsity_comes_back(tmp_path, monkeypatch):
+    made = schema(tmp_path, max_iters=3, eval_interval=1, checkpoint_best=True, checkpoint_interval=0)
+    session = Session(made, device.choose(made.bind(device.SystemOptions)))
+    training, sparsities = session.training, {1: 0.50000, 2: 0.50020, 3: 0.50009}
+    monkeypatch.setattr(training.pruner, "sparsity", lambda: sparsities[training.step])
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: float(training.step))  # it rises
+    one, folder, found = checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=True), tmp_path / "checkpoints", []
+    folder.mkdir()
+
+    class Recorder(Records):
+        def save(self, step):
+            checkpoint.save(folder, step, training.state_dict(), one, {})
+            found.append((training.best.step, [path.name for path in checkpoint.find(folder)]))
+
+    options = made.bind(loop.LoopOptions)
+    loop.train(training, session.data, session.machine, options, session.schedule, Recorder(), lambda: False)
+    assert found == [(step, [checkpoint.name(step)]) for step in (1, 2, 3)]
 
 
 def test_a_checkpoint_of_an_earlier_version_knows_its_best(tmp_path):
