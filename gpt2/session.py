@@ -101,7 +101,7 @@ class Session:
         stack: ExitStack,
     ) -> Recorder:
         """Begin to record this session; `stack` ends it."""
-        console = Console(self.schedule.max_iters, self.training.step, self.training.evaluations)
+        console = Console(self.schedule.max_iters, self.training.step, lambda: self.training.evaluations)
         stack.callback(console.close)
         self._announce(folder, book, console, words, changed, retry)
         self.trackers = track.names(self.options.tracker)

@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
@@ -17,10 +17,10 @@ from lib.errors import NO_ROOM, shown
 class Console:
     """Shows the records of a run as they are written to the journal."""
 
-    def __init__(self, steps: int, done: int, evaluations: Iterable[Evaluation] = ()):
-        """A bar of `steps` steps of which `done` are behind us, with the evaluations so far."""
+    def __init__(self, steps: int, done: int, evaluations: Callable[[], Sequence[Evaluation]]):
+        """A bar of `steps` steps of which `done` are behind us; `evaluations` tells those in force at any time."""
         self.live = sys.stderr.isatty()
-        self.steps, self.evaluations = steps, list(evaluations)
+        self.steps, self.evaluations = steps, evaluations
         self.bar = tqdm(
             total=steps,
             initial=done,
@@ -58,9 +58,8 @@ class Console:
             if not self.live:
                 self.say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}")
         elif record["event"] == "eval":
-            now = Evaluation(step, metrics["val_loss"], journal.number(record.get("sparsity", 0.0)))
-            self.evaluations.append(now)
-            better = best(self.evaluations) is now
+            found = best(self.evaluations())
+            better = found is not None and found.step == step
             self.say(
                 f"step {step:>{len(str(self.steps))}}/{self.steps}  val loss {metrics['val_loss']:.4f}  "
                 f"perplexity {metrics['val_perplexity']:,.2f}{'  best' if better else ''}"

@@ -27,9 +27,8 @@ def follow(folder: Path, wait: bool) -> int:
     try:
         for batch in _batches(folder, seen, wait):
             for record in batch if screen else _skip(batch, seen):
-                known = [] if screen else seen.evaluations()
                 seen.add(record)
-                screen = screen or _Screen(seen.steps or 0, seen.step, known)
+                screen = screen or _Screen(seen.steps or 0, seen.step, seen.evaluations)
                 screen.follow(record, seen)
     except KeyboardInterrupt:
         return 0

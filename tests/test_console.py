@@ -2,6 +2,7 @@
 
 import pytest
 
+from lib.best import Evaluation
 from lib.console import Console, duration
 
 
@@ -13,10 +14,12 @@ def test_durations(seconds, text):
 
 
 def test_records_are_lines(capsys):
-    console = Console(steps=100, done=0)
+    evaluations = []
+    console = Console(100, 0, lambda: evaluations)
     train = {"train_loss": 2.5, "learning_rate": 6e-4, "tokens_per_second": 12345.6}
     console.show({"event": "train", "step": 10, "metrics": train})
     for step, loss in ((20, 2.0), (40, 2.25), (60, 1.5)):
+        evaluations.append(Evaluation(step, loss, 0.0))
         console.show({"event": "eval", "step": step, "metrics": {"val_loss": loss, "val_perplexity": 7.389}})
     console.show({"event": "alert", "step": 61, "metrics": {}, "message": "trouble"})
     console.show({"event": "finish", "step": 61, "metrics": {}})

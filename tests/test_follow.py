@@ -123,6 +123,25 @@ def test_it_begins_with_the_last_ten_records_and_the_best_loss_before_them(tmp_p
     assert len(lines) == 11
 
 
+def best_steps(run):
+    """The steps that `tail` calls the best."""
+    output, _ = tail(run).communicate(timeout=30)
+    return [int(line.split()[1].partition("/")[0]) for line in output.splitlines() if line.endswith("  best")]
+
+
+def test_the_best_of_a_journal_that_has_no_sparsity_with_its_evaluations(tmp_path):
+    """As earlier versions wrote it: the training record before has it."""
+    sparse = [(event, step, metrics | {"sparsity": 0.5}, {}) for event, step, metrics, _ in trained(2, 3)]
+    events = [*trained(1), evaluated(1, 1.0), sparse[0], evaluated(2, 3.0), sparse[1], evaluated(3, 3.5)]
+    assert best_steps(write(tmp_path / "run", *events, ended(3, **FINAL))) == [1, 2]
+
+
+def test_the_best_is_not_compared_with_what_was_taken_back(tmp_path):
+    again = "resume", 1, {}, {"changed": {"learning_rate": ["1", "2"]}, "config": {"max_iters": 40}}
+    events = [*trained(1), evaluated(1, 4.0), evaluated(2, 1.0), again, evaluated(2, 3.0), evaluated(3, 3.5)]
+    assert best_steps(write(tmp_path / "run", *events, ended(3, **FINAL))) == [1, 2, 2]
+
+
 def test_ctrl_c_leaves_in_silence(new):
     training, following = trainer(new), tail(new)
     record(training, "start", 0, config={"max_iters": 2})
