@@ -196,6 +196,21 @@ def test_a_disk_without_room_is_known_beforehand(tmp_path, disk):
 # ---- which are kept --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_one_number_that_is_nan_or_infinite_is_found_among_many(dtype):
+    """Large numbers, whose squares are infinite, are finite."""
+    large = torch.full((3, 1001), torch.finfo(dtype).max, dtype=dtype)
+    others = [large, -large, torch.empty(0), torch.tensor(7), torch.ones(5)]
+    assert checkpoint.is_finite(others)
+    assert checkpoint.is_finite([])
+    for number in (float("nan"), float("inf"), -float("inf")):
+        for place in (0, 500, 1000):
+            one = torch.zeros(1001, dtype=dtype)
+            one[place] = number
+            assert not checkpoint.is_finite([*others, one])
+            assert not checkpoint.is_finite([torch.ones(5), one])
+
+
 def test_the_best_is_kept_beside_the_newest(tmp_path):
     keeping = Keeping(checkpoint_keep=1, checkpoint_best=True)
     for step, best in ((10, 10), (20, 10), (30, 10), (40, 40), (50, 40)):
