@@ -158,8 +158,8 @@ def train(
 ) -> None:
     """Make steps until the schedule ends or some rank is `asked` to stop; a run of one leaves a step unfinished then.
 
-    On Diverged `training` holds the weights before the update that was not made; whether these are of use says its
-    `is_finite`.
+    Where this raises Diverged, `training` holds the weights of the last update that was made. They can be NaN or
+    infinite too: call `training.is_finite` before they are used.
 
     The device is waited for at steps that log, evaluate, save or choose masks, at no other.
     """

@@ -25,7 +25,7 @@ _FACTS = {
     "compiled": "by torch.compile",
     "train_seconds": "in steps, over all sessions",
     "total_seconds": "with evaluations and checkpoints",
-    "best step": "lowest loss at final sparsity",
+    "best step": "lowest loss since the sparsity changed",
     "best val_loss": "nats per token",
     "best sparsity": "share of zeros in pruning's scope",
 }

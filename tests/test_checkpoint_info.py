@@ -36,7 +36,7 @@ def test_it_tells_what_is_in_a_checkpoint(run, program):
     assert facts["step"].split(maxsplit=1) == ["30", "the last one made"]
     assert facts["run_id"].split(maxsplit=1)[0] == "1a2b"
     assert facts["total_seconds"].split(maxsplit=1) == ["4.25", "with evaluations and checkpoints"]
-    assert re.search(r"^best step      20 +lowest loss at final sparsity$", done.stdout, re.MULTILINE)
+    assert re.search(r"^best step      20 +lowest loss since the sparsity changed$", done.stdout, re.MULTILINE)
     assert [line.split(maxsplit=4) for line in lines[-3:]] == [
         ["part", "tensors", "numbers", "MB"],
         ["model", "1", "3,000", "0.012", "weights"],
