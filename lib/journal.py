@@ -209,6 +209,17 @@ def tail(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             yield record, end
 
 
+def at(folder: Path, end: int) -> Record:
+    """The record whose end `tail` gave; raises JournalError if the journal was cut since then."""
+    path = Path(folder) / FILE
+    try:
+        for found in read(folder, _whole_lines(path, end - 1)):
+            return found
+    except OSError as error:
+        raise JournalError(f"{path}: the journal cannot be read: {error.strerror}") from None
+    raise JournalError(f"{path}: the journal was cut while the run was read; restore its last lines")
+
+
 def damaged(folder: Path) -> list[int]:
     """The numbers (from 1) of the lines that are no records, and which readers therefore pass over."""
     return [number for number, (record, _) in enumerate(_lines(folder), 1) if record is None]
@@ -303,10 +314,10 @@ def _encode(value: float) -> float | int | str:
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
-def _whole_lines(path: Path) -> int:
-    """Bytes of the file up to the end of its last whole line."""
+def _whole_lines(path: Path, end: int | None = None) -> int:
+    """Bytes up to the end of the last whole line, of the file or of its first `end` bytes."""
     with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
+        end = file.seek(0, os.SEEK_END) if end is None else end
         while end:
             start = max(0, end - 65536)
             file.seek(start)

@@ -109,6 +109,19 @@ def test_a_reader_goes_on_from_an_offset(tmp_path):
     assert [r["step"] for r in journal.read(tmp_path, offset)] == [2]
 
 
+def test_a_record_is_found_by_its_end(tmp_path):
+    book = Journal(tmp_path)
+    written = [book.write("alert", step, message="x" * size) for step, size in enumerate((1, 70_000, 200_000, 2))]
+    ends = [end for _, end in journal.tail(tmp_path)]
+    assert [journal.at(tmp_path, end) for end in ends] == written
+    os.truncate(book.path, ends[1])
+    with pytest.raises(JournalError, match=r"journal\.jsonl: the journal was cut while the run was read; restore its "):
+        journal.at(tmp_path, ends[2])
+    book.path.unlink()
+    with pytest.raises(JournalError, match=r"journal\.jsonl: the journal cannot be read: No such file or directory"):
+        journal.at(tmp_path, ends[0])
+
+
 def test_a_missing_journal_is_one_sentence(tmp_path):
     with pytest.raises(JournalError, match=r"the journal cannot be read: No such file or directory$"):
         list(journal.read(tmp_path))

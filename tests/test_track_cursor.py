@@ -3,12 +3,13 @@
 import contextlib
 import json
 import math
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import run
+from lib import journal, run
 from lib.errors import UserError
 from lib.journal import Journal
 from lib.track.cursor import Backlog, Cursor, path_of
@@ -165,7 +166,7 @@ def test_whatever_happens_a_tracker_holds_the_rows_in_force(events, limit):
                 book.write("resume", step, changed=CHANGED if event == "changed" else {})
             else:
                 book.write(event, step, {} if event == "alert" else {"x": value}, kind="nan")
-        in_force = {key: row["metrics"] for key, row in Backlog(name).update().rows.items()}
+        in_force = {key: row["metrics"] for key, row in journal.in_force(name).rows.items()}
     assert held == in_force
 
 
@@ -179,6 +180,63 @@ def test_a_batch_is_about_as_large_as_asked_for(book, tmp_path):
         cursor.advance(edge, len(found))
         sizes.append(len(found))
     assert (sizes, cursor.rows, cursor.offset) == ([4, 4, 2], 10, book.path.stat().st_size)
+
+
+def test_a_backlog_is_read_once_and_handed_over_in_one_more_reading(book, tmp_path, monkeypatch):
+    """However many batches there are."""
+    for step in range(500):
+        book.write("train", step, {"train_loss": 1.0})
+    parsed, parse = [], journal.record
+    monkeypatch.setattr(journal, "record", lambda line: parsed.append(line) or parse(line))
+    cursor, backlog, batches = Cursor(), Backlog(tmp_path).update(), 0
+    while cursor.pending(backlog):
+        found, edge = cursor.batch(backlog, 10)
+        cursor.advance(edge, len(found))
+        batches += 1
+    assert (batches, cursor.rows) == (50, 500)
+    assert len(parsed) == 500 + 500 + 49  # each batch but the last looks at the record after it
+    assert cursor.batch(backlog, 10) == ([], book.path.stat().st_size)
+
+
+def test_a_backlog_holds_about_a_hundred_bytes_of_a_row(book, tmp_path):
+    for step in range(4_000):
+        book.write("train", step, {"train_loss": 1.0, "learning_rate": 0.1, "grad_norm": 1.0, "tokens": step})
+    tracemalloc.start()
+    try:
+        backlog = Backlog(tmp_path).update()
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert (Cursor().pending(backlog), held < 150 * 4_000) == (4_000, True)
+
+
+def test_a_batch_holds_what_is_in_force_of_what_is_read(book, tmp_path):
+    """What is written after that may take it back."""
+    book.write("train", 1, {"train_loss": 1.0})
+    backlog = Backlog(tmp_path).update()
+    book.write("train", 2, {"train_loss": 2.0})
+    assert steps(Cursor().batch(backlog, 10)[0]) == [("train", 1)]
+
+
+def test_rows_without_metrics_are_neither_delivered_nor_pending(book, tmp_path):
+    book.write("train", 1, {})
+    book.write("train", 2, {"train_loss": 2.0})
+    cursor = Cursor()
+    assert cursor.pending(Backlog(tmp_path).update()) == 1
+    assert steps(deliver(cursor, tmp_path)) == [("train", 2)]
+
+
+def test_a_repeated_step_is_compared_with_its_record_in_the_journal(book, tmp_path):
+    book.write("start", 0, config={})
+    for step in (1, 2, 3):
+        book.write("train", step, {"train_loss": float(step)})
+    backlog = Backlog(tmp_path).update()
+    book.write("resume", 1)
+    book.write("train", 2, {"train_loss": 2.0, "mfu": 0.5})
+    assert backlog.update().taken_back == []
+    book.write("train", 3, {"train_loss": 3.5})
+    assert len(backlog.update().taken_back) == 1
+    assert [row.metrics["train_loss"] for row in items(Cursor(), tmp_path)] == [1.0, 2.0, 3.5]
 
 
 def test_the_runs_of_a_tracker_have_names_of_their_own():

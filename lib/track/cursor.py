@@ -1,15 +1,15 @@
 """How far a tracker is with a run's journal: kept in the run's folder, so that delivery goes on where it stopped."""
 
 import dataclasses
-import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lib import journal, run
 from lib.errors import UserError
 from lib.files import write_json
-from lib.in_force import InForce, Record
+from lib.in_force import Key, Places, Record, key_of
 from lib.track.tracker import Alert, Row
 
 FOLDER = "trackers"
@@ -18,31 +18,45 @@ _FIRST_COME = 0  # the edition of a state by earlier code, which kept what it ha
 Item = Row | Alert  # what trackers are told; the other records are for other readers
 
 
-class Backlog(InForce):
-    """What of a run's journal is in force, read as far as it is written; places are ends of records, in bytes."""
+class Backlog(Places):
+    """What of a run's journal is in force, read as far as it is written; places are ends of records, in bytes.
+
+    It holds no records: those that are handed over, or compared with a repeated step, are read again.
+    """
 
     def __init__(self, folder: Path):
         """Nothing is read yet."""
         super().__init__()
         self.folder, self.end = folder, 0
         self.configs: list[tuple[int, dict[str, Any]]] = []  # place and resolved options of each start and resume
+        self.untold: set[int] = set()  # places of rows without metrics, which trackers are not told
 
     def update(self) -> "Backlog":
         """Read what is new; raises JournalError."""
         for record, end in journal.tail(self.folder, self.end):
             self.end = end
             self.add(record, end)
+            if not _is_told(record):
+                self.untold.add(end)
             if record["event"] in ("start", "resume") and "config" in record:
                 self.configs.append((self.end, record["config"]))
         return self
 
-    def beyond(self, place: int) -> list[tuple[int, Item]]:
+    def metrics(self, key: Key) -> dict[str, Any]:
+        """The metrics of a record in force."""
+        return journal.at(self.folder, self.place(key))["metrics"]
+
+    def count(self, beyond: int) -> int:
+        """How many rows and alerts in force were recorded beyond a place."""
+        return sum(place > beyond and place not in self.untold for _, place in self)
+
+    def items(self, beyond: int) -> Iterator[tuple[int, Item]]:
         """Rows and alerts in force that were recorded beyond a place, each with its own place, in order."""
-        found = []
-        for records in (self.rows, self.others):
-            keys = itertools.takewhile(lambda key: self.places[key] > place, reversed(records))
-            found += [(self.places[key], _item(records[key])) for key in keys if _is_told(records[key])]
-        return sorted(found, key=lambda entry: entry[0])
+        for record, end in journal.tail(self.folder, beyond):
+            if end > self.end:
+                return
+            if self.place(key_of(record["event"], record["step"], record)) == end and end not in self.untold:
+                yield end, _item(record)
 
 
 @dataclasses.dataclass
@@ -99,7 +113,7 @@ class Cursor:
 
     def pending(self, backlog: Backlog) -> int:
         """How many rows and alerts are still to be delivered."""
-        return len(backlog.beyond(0 if self.is_stale(backlog) else self.offset))
+        return backlog.count(0 if self.is_stale(backlog) else self.offset)
 
     def batch(self, backlog: Backlog, limit: int) -> tuple[list[Item], int]:
         """The next rows and alerts, about `limit`, and the place up to which the journal is dealt with then.
@@ -107,11 +121,16 @@ class Cursor:
         No record up to there is taken back by one beyond, as far as the journal is read: or those that were never
         handed over would count as handed over.
         """
-        ahead = backlog.beyond(self.offset)
-        edge = ahead[limit - 1][0] if len(ahead) > limit else backlog.end
-        for first, at in backlog.taken_back:
-            edge = at if first <= edge < at else edge
-        return [item for place, item in ahead if place <= edge], edge
+        found, edge = [], 0
+        for place, item in backlog.items(self.offset):
+            if len(found) >= limit and place > edge:
+                return found, edge
+            found.append(item)
+            if len(found) == limit:
+                edge = place
+                for first, at in backlog.taken_back:
+                    edge = at if first <= edge < at else edge
+        return found, backlog.end
 
     def advance(self, edge: int, rows: int) -> None:
         """Count a batch of so many rows and alerts as delivered."""

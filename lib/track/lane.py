@@ -161,7 +161,7 @@ class _Lane:
         """Make the tracker hold what is in force; `ended`: its run was told of an end."""
         if hasattr(self.tracker, "rewrite"):
             self._open()  # with the options of now
-            items = [item for _, item in self.backlog.beyond(0)]
+            items = [item for _, item in self.backlog.items(0)]
             rows, alerts = ([item for item in items if isinstance(item, kind)] for kind in (Row, Alert))
             self._insist(lambda: self.tracker.rewrite(rows, alerts))
             self.cursor.rewritten(self.backlog.end, len(items))
