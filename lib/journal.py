@@ -105,9 +105,10 @@ class Journal:
         return record
 
     def last_word(self, step: int, status: str) -> None:
-        """Record how a session that has begun ends after `step`, unless that is known; nobody can write after it.
+        """Record how the session ends after `step`, and keep the journal locked: this is its last record.
 
-        For a thread that is about to end the process.
+        For a thread that is about to end the process. Nothing is recorded when the session has recorded nothing, or
+        when its end is recorded already.
         """
         self.lock.acquire()  # and never released
         if self.seq > self.found and not self.end:
