@@ -37,6 +37,15 @@ def test_other_options_take_back_nothing_up_to_their_step():
     assert (found, taken) == ({("train", 1): 1.0, ("finish", 1): 1.0}, [])
 
 
+def test_a_run_that_is_made_longer_keeps_the_final_metrics_of_each_end():
+    """No tracker needs a second run for it."""
+    ends = [("finish", step, {"final_val_loss": loss}) for step, loss in ((40, 3.0), (50, 2.0))]
+    longer = {"changed": {"MAX_ITERS": ["40", "50"]}}
+    found, taken = fold(START, train(40, 3.0), ends[0], ("resume", 40, longer), train(50, 2.0), ends[1])
+    assert found == {("train", 40): 3.0, ("finish", 40): 3.0, ("train", 50): 2.0, ("finish", 50): 2.0}
+    assert taken == []
+
+
 def test_a_step_with_the_same_result_stays_as_it_was_recorded_first():
     again = ("train", 2, {"train_loss": 2.0, "tokens_per_second": 5.0})
     found, taken = fold(START, ("train", 2, {"train_loss": 2.0}), train(3, 3.0), ("resume", 1, ALIKE), again)
