@@ -49,13 +49,14 @@ def check(schema: Schema, ranks: int = 1) -> None:
     import torch
 
     from gpt2 import data, footprint, model, tokenizer
+    from gpt2.unfilled import Unfilled
     from lib import optim, prune
 
     problems = Problems()
     problems.of(lambda: data.check_shares(schema.bind(data.DataOptions), ranks))
     options = schema.bind(shape.ModelOptions)
     problems.of(lambda: optim.build(footprint.small(options), schema))
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         planned = model.GPT2(options, tokenizer.vocab_size(schema["TOKENIZER"]))
         # A pruner needs to know the parameters of its optimizer. PyTorch's fused ones take none without memory.
         problems.of(lambda: prune.build(planned, torch.optim.SGD(planned.parameters()), schema))

@@ -1,9 +1,14 @@
 """Everything that a configuration alone makes impossible is told at once, and without data."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from gpt2 import preflight
 from lib.errors import UsageError
+from lib.kconf import ROOT
 from tests.training import schema
 
 PRUNED = {"pruning_method": "magnitude"}
@@ -52,3 +57,13 @@ def test_the_random_state_is_left_as_it_is(tmp_path):
     before = torch.get_rng_state()
     preflight.check(schema(tmp_path, **PRUNED))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_checking_does_not_import_the_compiler(tmp_path):
+    """Which would take a second of every start."""
+    words = "import sys; from gpt2 import preflight; from tests.training import schema; from pathlib import Path"
+    check = "preflight.check(schema(Path.cwd(), pruning_method='movement')); print('torch._dynamo' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", f"{words}; {check}"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
