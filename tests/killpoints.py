@@ -146,12 +146,12 @@ def _arm_masks(points: Points) -> None:
 
     original = Pruner._update
 
-    def half(pruner: Pruner, step: int) -> None:
+    def half(pruner: Pruner, step: int, used: int) -> None:
         pruner.weights = pruner.weights[: len(pruner.weights) // 2]
-        original(pruner, step)
+        original(pruner, step, used)
 
-    def watched(pruner: Pruner, step: int) -> None:
-        points.reach("update of the masks", half=lambda: half(pruner, step))
-        original(pruner, step)
+    def watched(pruner: Pruner, step: int, used: int) -> None:
+        points.reach("update of the masks", half=lambda: half(pruner, step, used))
+        original(pruner, step, used)
 
     Pruner._update = watched
