@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib import journal, run
-from lib.errors import run_program
+from lib.base.errors import run_program
 from lib.track import registry
 from lib.track.lane import configuration
 

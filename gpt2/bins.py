@@ -8,7 +8,7 @@ import numpy as np
 from gpt2.local_files import DataError, refuse_pointers
 from gpt2.shards import SPLITS
 from gpt2.tokens import TOKEN, TokenFile, allow_files, size
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 
 # Of llm.c and modded-nanogpt: 256 int32, which are magic, version, tokens and zeros.
 _HEADER_BYTES, _GPT2, _LLAMA3 = 1024, (20240520, 1), (20240801, 7)

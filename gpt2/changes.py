@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lib import checkpoint_file
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 from lib.sweep import BESIDE, FREE
 

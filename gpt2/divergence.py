@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.kconf import Options
 
 

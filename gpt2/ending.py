@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2 import sample
 from gpt2.recorder import Recorder
-from lib import files, journal
+from lib import journal
+from lib.base import files
+from lib.base.errors import UsageError
 from lib.best import best, dense_best, evaluations
 from lib.console import duration, say, table
-from lib.errors import UsageError
 from lib.kconf import Schema
 
 if TYPE_CHECKING:

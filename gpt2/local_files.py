@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from lib.errors import UsageError, UserError
+from lib.base.errors import UsageError, UserError
 
 _KINDS = {".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "lines", ".parquet": "parquet"}
 _READABLE = ".txt, .md, .rst, .jsonl (each also as .gz) or .parquet"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2.local_files import DataError, opened, reason
-from lib.errors import UsageError, UserError
+from lib.base.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from pyarrow import Schema

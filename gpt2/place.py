@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt2.shards import PreparedOptions
 from lib import history
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.kconf import Schema
 
 

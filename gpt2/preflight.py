@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from gpt2 import shape
 from lib import schedule
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from lib.signals import end_at_once
+    from lib.base.signals import end_at_once
 
     end_at_once()
 
@@ -25,10 +25,11 @@ from gpt2.local_files import reason
 from gpt2.shards import PreparedOptions, ShardWriter
 from gpt2.sources import DataError
 from gpt2.splits import NO_FRACTION
-from lib import command_line, files
-from lib.errors import UserError, run_program
+from lib import command_line
+from lib.base import files
+from lib.base.errors import UserError, run_program
+from lib.base.threads import cores
 from lib.kconf import Schema
-from lib.threads import cores
 
 SHARD_TOKENS = 100_000_000  # 200 MB; an interruption costs the shard that is being written
 _BATCH_CHARACTERS, _BATCH_TEXTS = 1 << 20, 4096  # what a thread tokenises at once: about 0.1 s of work

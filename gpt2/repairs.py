@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from gpt2.local_files import DataError, kind, opened
 from gpt2.parquet import rows
-from lib.errors import UsageError, printable
+from lib.base.errors import UsageError, printable
 
 BYTE_ORDER_MARK = "\ufeff"
 _CHUNK_BYTES = 1 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from lib.signals import end_at_once
+    from lib.base.signals import end_at_once
 
     end_at_once()
 
@@ -18,7 +18,7 @@ import torch
 from gpt2 import tokenizer as tokenizers
 from gpt2.model import GPT2, ModelOptions
 from lib import checkpoint, checkpoint_file, command_line, device, kconf, run
-from lib.errors import UserError, run_program, shown
+from lib.base.errors import UserError, run_program, shown
 from lib.kconf import Options
 
 

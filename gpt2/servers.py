@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpt2.local_files import DataError, opened, reason, refuse_pointers
 from gpt2.repairs import Repairs
-from lib.errors import UserError
+from lib.base.errors import UserError
 
 _TIMEOUT_SECONDS = 20  # for a server to answer
 _DOWNLOAD_SECONDS = 120  # for a whole file, of a few MB

@@ -17,13 +17,14 @@ from gpt2 import model as models
 from gpt2.alerts import AlertOptions, Watch, worse_since
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
-from lib import checkpoint, device, files, journal, monitor, optim, provenance, prune, retries, run, schedule, track
+from lib import checkpoint, device, journal, monitor, optim, provenance, prune, retries, run, schedule, track
+from lib.base import files
+from lib.base.errors import UserError
+from lib.base.redact import hide
+from lib.base.signals import StopSignals
 from lib.console import Console, say, table
-from lib.errors import UserError
 from lib.kconf import Options, Schema
 from lib.prune.select import PruningError
-from lib.redact import hide
-from lib.signals import StopSignals
 
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
 _STOPPED_SECONDS = 5.0  # the same after a signal: schedulers kill what is there 30 s after it

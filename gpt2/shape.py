@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Options
 
 

@@ -18,8 +18,8 @@ from gpt2.corpora import AT_THE_END, CorpusOptions, describe, describe_as_before
 from gpt2.local_files import DataError
 from gpt2.splits import NO_FRACTION
 from gpt2.tokens import TOKEN, Seal, TokenFile, allow_files, size
-from lib import files
-from lib.errors import UsageError, UserError
+from lib.base import files
+from lib.base.errors import UsageError, UserError
 
 VERSION = 1  # of meta.json
 SPLITS = ("train", "val")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from lib.errors import UserError
+from lib.base.errors import UserError
 
 if TYPE_CHECKING:
     import tiktoken

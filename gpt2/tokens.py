@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt2.sources import DataError
-from lib.threads import cores
+from lib.base.threads import cores
 
 TOKEN = np.dtype("<u2")
 _CHUNK_BYTES = 1 << 20

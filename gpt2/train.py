@@ -13,13 +13,14 @@ from pathlib import Path
 
 if not __package__:  # a program, whose folder Python put there; `from gpt2.train import train` found the right one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from lib.signals import end_at_once
+    from lib.base.signals import end_at_once
 
     end_at_once()
 
 from gpt2 import preflight
-from lib import checkpoint_file, command_line, launch, run, signals, threads, track
-from lib.errors import UsageError, UserError, run_program
+from lib import checkpoint_file, command_line, run, track
+from lib.base import launch, signals, threads
+from lib.base.errors import UsageError, UserError, run_program
 from lib.kconf import ROOT
 
 _TINY = "defconfigs/gpt2_tiny_defconfig"

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib import files
+from lib.base import files
+from lib.base.errors import NO_ROOM
 from lib.checkpoint_file import CheckpointError, Sealer, find, name, verify
 from lib.device import is_out_of_memory
-from lib.errors import NO_ROOM
 from lib.kconf import Options
 
 _KINDS = {"run_id": "run", "shapes": "model"}  # of what a header tells apart

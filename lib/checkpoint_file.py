@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-from lib.errors import UsageError, UserError
+from lib.base.errors import UsageError, UserError
 
 FORMAT = 3
 _NAME = re.compile(r"step-(\d{9})\.pt")

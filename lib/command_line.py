@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from lib import files, launch, redact
+from lib.base import files, launch, redact
+from lib.base.errors import printable
 from lib.config_file import ConfigError
-from lib.errors import printable
 from lib.kconf import ROOT, Schema
 from lib.option import nearest
 

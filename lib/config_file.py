@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.errors import UsageError, UserError
+from lib.base.errors import UsageError, UserError
 from lib.option import Option
 
 _PRESETS = Path(__file__).resolve().parents[1] / "defconfigs"

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from tqdm import tqdm
 
 from lib import journal
+from lib.base.errors import NO_ROOM, shown
 from lib.best import Evaluation, best
-from lib.errors import NO_ROOM, shown
 
 
 class Console:

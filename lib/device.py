@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
+from lib.base.errors import UsageError, UserError
+from lib.base.launch import ALONE as UNLAUNCHED
+from lib.base.launch import Launch
 from lib.dist import ALONE, Ranks, join
-from lib.errors import UsageError, UserError
 from lib.kconf import Options
-from lib.launch import ALONE as UNLAUNCHED
-from lib.launch import Launch
 
 # What `auto` chooses: the operations of a whole run from which compiling, which takes half a minute on 2 CPU cores and
 # up to one beside a GPU, wins its time back. Devices that are not here are not compiled for.

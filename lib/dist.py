@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, distributed
 from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
-from lib.errors import UsageError, UserError
-from lib.launch import Launch
+from lib.base.errors import UsageError, UserError
+from lib.base.launch import Launch
 
 T = TypeVar("T")
 Wish = tuple[Tensor, torch.cuda.Event | None]  # how many ranks were asked to stop, and when that has left the device

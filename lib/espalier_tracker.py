@@ -9,9 +9,10 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from lib import files, journal, run, track
+from lib import journal, run, track
+from lib.base import files
+from lib.base.errors import UsageError, UserError
 from lib.console import say
-from lib.errors import UsageError, UserError
 from lib.kconf import Schema
 
 EVALUATION = ("eval", "val", "test")  # how the names of metrics begin that belong to the event `eval`

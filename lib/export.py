@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from lib import files, journal
-from lib.errors import UsageError
+from lib import journal
+from lib.base import files
+from lib.base.errors import UsageError
 from lib.history import History
 
 

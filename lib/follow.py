@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib import files, history, journal
+from lib import history, journal
+from lib.base import files
+from lib.base.errors import shown
 from lib.console import Console, duration
-from lib.errors import shown
 from lib.history import History
 from lib.view import number
 

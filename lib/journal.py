@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib import files
-from lib.errors import UserError
+from lib.base import files
+from lib.base.errors import UserError
 from lib.in_force import InForce, Key, Record, key_of, lasting
 
 SCHEMA = 1  # of the lines; written into every `start` event

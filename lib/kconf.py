@@ -17,9 +17,9 @@ from pathlib import Path
 
 import kconfiglib
 
-from lib import files
+from lib.base import files
+from lib.base.errors import UserError
 from lib.config_file import HEADER, ConfigError, Problem, names, read_lines, unquote
-from lib.errors import UserError
 from lib.option import Option, Value, closest, member_value, split_set
 
 ROOT = Path(__file__).resolve().parents[1]

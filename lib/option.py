@@ -15,8 +15,8 @@ except ModuleNotFoundError:  # the first package that any program imports: whoev
         "install what pyproject.toml names"
     ) from None
 
-from lib import files, redact
-from lib.errors import UsageError
+from lib.base import files, redact
+from lib.base.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
 _PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE")  # ends of the names of texts that are paths, or may be paths

@@ -15,9 +15,10 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lib import redact, run
-from lib.errors import UserError
-from lib.files import write, write_json
+from lib import run
+from lib.base import redact
+from lib.base.errors import UserError
+from lib.base.files import write, write_json
 from lib.kconf import ROOT, Schema
 
 LIMIT = 10_000_000  # bytes of uncommitted files that a run keeps

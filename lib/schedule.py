@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Options, Schema
 
 _FEW_UPDATES = 10  # of masks in a run

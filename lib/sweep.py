@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lib import files, retries, run, schedule
+from lib import retries, run, schedule
+from lib.base import files
+from lib.base.errors import UsageError, UserError
 from lib.config_file import MISNAMED, ConfigError, presets
-from lib.errors import UsageError, UserError
 from lib.kconf import Schema
 from lib.option import closest, nearest
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lib.errors import printable, shown
+from lib.base.errors import printable, shown
 
 _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.,-~=+#"
 _COLOURS = {"running": "cyan", "starting": "cyan", "finished": "green", "interrupted": "yellow"}

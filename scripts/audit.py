@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib.errors import UserError, run_program
+from lib.base.errors import UserError, run_program
 from lib.kconf import ROOT
 
 

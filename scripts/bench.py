@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import threads
+from lib.base import threads
 
 threads.spin_little()  # as in training
 
@@ -38,8 +38,9 @@ from gpt2.bench import (
     tracking,
     utilisation,
 )
-from lib import device, files
-from lib.errors import UsageError, UserError, run_program
+from lib import device
+from lib.base import files
+from lib.base.errors import UsageError, UserError, run_program
 from lib.kconf import ROOT, Schema
 
 SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # --only's words -> what they measure, in this order

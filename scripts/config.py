@@ -15,10 +15,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import kconfiglib
 
 from gpt2 import preflight
-from lib import files
+from lib.base import files
+from lib.base.errors import UsageError, run_program
 from lib.command_line import assignments, config_path, resolve, warn_of_unread
 from lib.config_file import ConfigError, presets, read_lines, title
-from lib.errors import UsageError, run_program
 from lib.kconf import Schema
 from lib.option import Option, nearest, split_set
 

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib import run, track
-from lib.errors import UsageError, UserError, run_program
+from lib.base.errors import UsageError, UserError, run_program
 from lib.track import trackio as adapter
 
 LOCAL = "127.0.0.1"

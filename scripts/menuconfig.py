@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import preflight
+from lib.base.errors import UsageError, UserError, run_program
 from lib.command_line import config_path
 from lib.config_file import ConfigError, presets, title
-from lib.errors import UsageError, UserError, run_program
 from lib.kconf import Schema
 from lib.option import Option
 

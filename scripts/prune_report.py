@@ -14,8 +14,8 @@ from gpt2 import model as models
 from gpt2 import preflight, tokenizer
 from gpt2.footprint import kind, like, nbytes, state_bytes
 from lib import command_line, prune
+from lib.base.errors import run_program
 from lib.console import columns, table
-from lib.errors import run_program
 from lib.kconf import Schema
 from lib.prune import mask
 from lib.prune.pruner import Pruner, StraightThrough

@@ -25,10 +25,11 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.changes import harmless
-from lib import files, history, journal, provenance, run
+from lib import history, journal, provenance, run
+from lib.base import files
+from lib.base.errors import UsageError, UserError, run_program
 from lib.command_line import unconfigured
 from lib.console import say, table
-from lib.errors import UsageError, UserError, run_program
 from lib.kconf import ROOT, Schema
 from lib.provenance import GitError, git
 

@@ -13,10 +13,11 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import best, difference, export, files, follow, history, journal, track, view
+from lib import best, difference, export, follow, history, journal, track, view
+from lib.base import files
+from lib.base.errors import UsageError, UserError, run_program, shown
 from lib.command_line import resolve
 from lib.console import duration
-from lib.errors import UsageError, UserError, run_program, shown
 from lib.history import History
 from lib.run import Identity, named
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of

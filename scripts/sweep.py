@@ -33,15 +33,16 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from tqdm import tqdm
 
 from gpt2 import preflight
-from lib import comparison, files, history, journal, sweep, view
+from lib import comparison, history, journal, sweep, view
+from lib.base import files
+from lib.base.errors import UsageError, UserError, run_program
+from lib.base.signals import StopSignals
+from lib.base.threads import cores
 from lib.command_line import unconfigured
 from lib.config_file import ConfigError
 from lib.console import duration, say
-from lib.errors import UsageError, UserError, run_program
 from lib.kconf import ROOT
-from lib.signals import StopSignals
 from lib.sweep import Run, Sweep
-from lib.threads import cores
 
 _POLL = 0.2  # seconds between looks at the trainers
 

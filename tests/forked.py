@@ -102,7 +102,7 @@ def _train(
 ) -> None:
     """In the forked process: become the program."""
     from gpt2 import train
-    from lib.errors import run_program
+    from lib.base.errors import run_program
 
     _become(folder, environment, output)
     if prepare:

@@ -222,7 +222,7 @@ def test_imports_follow_the_arrows():
         "lib.command_line",
         "lib.journal",
         "lib.run",
-        "lib.launch",
+        "lib.base.launch",
         "lib.provenance",
         "lib.history",
         "lib.track",

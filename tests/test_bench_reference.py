@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gpt2.bench import process, reference, whole
-from lib.errors import UserError
+from lib.base.errors import UserError
 from tests.training import ROOT
 
 DOUBLE = """\
@@ -118,7 +118,7 @@ def test_a_failure_is_its_last_line(tmp_path):
 
 
 def test_spinning_is_left_to_the_program(tmp_path, monkeypatch):
-    monkeypatch.setenv("GOMP_SPINCOUNT", "2000")  # lib.threads has set it for this process
+    monkeypatch.setenv("GOMP_SPINCOUNT", "2000")  # lib.base.threads has set it for this process
     done = process.run(["-c", "import os; print(os.environ.get('GOMP_SPINCOUNT'))"], tmp_path, torch.device("cpu"))
     assert done.lines[0][1] == "None"
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt2.bench.report import Ratio, compare, ratios, read_table, text, write_table
-from lib.errors import UserError
+from lib.base.errors import UserError
 
 MACHINE = "cpu, bfloat16, 2 threads"
 PAGE = """# Performance

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gpt2 import bins, data
 from gpt2.sources import DataError
 from gpt2.tokens import TOKEN
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from tests.test_data import options, write_raw
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lib import checkpoint, checkpoint_file, random_state
+from lib.base.errors import UsageError
 from lib.checkpoint import CheckpointError, Keeping
-from lib.errors import UsageError
 from tests.disk import disk
 
 __all__ = ["disk"]  # fixtures

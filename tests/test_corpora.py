@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from gpt2 import corpora, servers, sources, tokenizer
 from gpt2.corpora import Text
 from gpt2.sources import DataError
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpt2 import data, prepare_data
 from gpt2.sources import DataError
 from gpt2.tokens import TokenFile
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 
 

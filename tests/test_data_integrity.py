@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from gpt2 import data, prepare_data, shards
 from lib import checkpoint
+from lib.base.errors import UserError
 from lib.dist import Ranks
-from lib.errors import UserError
 from lib.kconf import Schema
 from tests import training
 from tests.disk import disk

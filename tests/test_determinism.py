@@ -8,7 +8,7 @@ import torch
 from gpt2 import loop, start
 from gpt2.session import Session
 from lib import device, journal
-from lib.errors import UserError
+from lib.base.errors import UserError
 from tests.training import Records, schema
 
 

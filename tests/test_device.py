@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lib import device
+from lib.base.errors import UsageError, UserError
+from lib.base.launch import Launch
 from lib.device import SystemOptions
-from lib.errors import UsageError, UserError
-from lib.launch import Launch
 
 
 def options(**changes):

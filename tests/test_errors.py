@@ -14,7 +14,7 @@ CLOSINGS = [" ".join(closing) for n in (1, 2, 3) for closing in itertools.combin
 # Opens a file, writes to all streams and lets a child do so, and says which number the file had.
 PROGRAM = """
 import os, subprocess, sys
-from lib.errors import run_program
+from lib.base.errors import run_program
 
 def main():
     with open("file", "w") as file:

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from lib import export, history
-from lib.errors import UserError
+from lib.base.errors import UserError
 from tests.runs import NOON, evaluated, trained, write
 
 BIG = 2**53 + 1  # no double holds it

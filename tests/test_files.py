@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lib import files
-from lib.errors import UserError
+from lib.base import files
+from lib.base.errors import UserError
 from lib.kconf import ROOT
 from tests import training
 from tests.forked import Trainer
@@ -54,7 +54,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
     folder = tmp_path / "new"
-    code = f"import pathlib, lib.files as f\nwith f.held(pathlib.Path({str(folder)!r}), 'writing'): print('held')"
+    code = f"import pathlib, lib.base.files as f\nwith f.held(pathlib.Path({str(folder)!r}), 'writing'): print('held')"
 
     def other():
         return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -145,7 +145,7 @@ def test_where_the_file_system_has_no_locks_work_goes_on_after_one_note(tmp_path
 import errno, fcntl, os, pathlib
 def flock(fd, kind): raise OSError(errno.{name}, os.strerror(errno.{name}))
 fcntl.flock = flock
-from lib import files
+from lib.base import files
 for run in "one", "two":
     with files.held(pathlib.Path({str(tmp_path)!r}, run), "training"):
         print(files.is_held(pathlib.Path({str(tmp_path)!r}, run)))

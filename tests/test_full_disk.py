@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lib import checkpoint_file, export, journal, kconf, provenance, track
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.run import Identity
 from lib.track import csv, lane, tensorboard
 from lib.track.cursor import Cursor

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib import comparison, sweep
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.kconf import Schema
 from tests.fuzzing import TARGETS, mutated
 from tests.training import ROOT

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import files, history, journal
-from lib.errors import UsageError, UserError
+from lib import history, journal
+from lib.base import files
+from lib.base.errors import UsageError, UserError
 from tests.runs import NOON, ended, evaluated, trained, write
 
 

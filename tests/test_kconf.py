@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.base.errors import UserError
 from lib.config_file import ConfigError
-from lib.errors import UserError
 from lib.kconf import ROOT, Options, Schema
 from scripts.config import randomise
 

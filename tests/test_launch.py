@@ -5,10 +5,10 @@ import types
 
 import pytest
 
-from lib import launch
+from lib.base import launch
+from lib.base.errors import UsageError
+from lib.base.launch import ALONE, Launch, found
 from lib.command_line import unconfigured
-from lib.errors import UsageError
-from lib.launch import ALONE, Launch, found
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2 import model as models
 from gpt2.model import GPT2, ModelOptions, written_out
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 
 TINY = ModelOptions("custom", n_layer=3, n_head=4, n_embd=32, block_size=24, dropout=0.0)
 

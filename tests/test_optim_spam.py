@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import optim
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from tests.test_optim import Small, gradients, make_steps, one_thread, same, schema, trained  # noqa: F401
 
 

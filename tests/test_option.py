@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib.base.errors import UsageError
 from lib.config_file import ConfigError
-from lib.errors import UsageError
 from lib.kconf import Schema
 from lib.option import nearest, split_set
 

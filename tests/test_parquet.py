@@ -11,7 +11,7 @@ import pytest
 
 from gpt2 import parquet
 from gpt2.local_files import DataError
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["one", "", "tröis", None, "five"]

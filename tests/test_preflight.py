@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gpt2 import preflight
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import ROOT
 from tests.training import schema
 

@@ -21,8 +21,8 @@ import pytest
 from gpt2 import prepare_data, shards, tokenizer
 from gpt2.shards import PreparedOptions
 from gpt2.sources import DataError
-from lib import files
-from lib.errors import UsageError
+from lib.base import files
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 
 ROOT = Path(__file__).parents[1]
@@ -343,7 +343,7 @@ def slow(tmp_path):
 import errno, fcntl, os, sys, time
 sys.path[0] = {str(ROOT)!r}
 from gpt2 import prepare_data, shards
-from lib.errors import run_program
+from lib.base.errors import run_program
 from lib.kconf import Schema
 
 def main():

@@ -13,8 +13,9 @@ from importlib import metadata
 import pytest
 import torch
 
-from lib import provenance, redact
-from lib.errors import UserError
+from lib import provenance
+from lib.base import redact
+from lib.base.errors import UserError
 from lib.kconf import Schema
 from lib.provenance import Changes
 from tests.disk import disk, fill

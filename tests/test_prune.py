@@ -8,9 +8,9 @@ from torch import nn
 
 from gpt2.model import GPT2, ModelOptions
 from lib import checkpoint, optim, prune
+from lib.base.errors import UserError
 from lib.checkpoint import CheckpointError
 from lib.config_file import ConfigError
-from lib.errors import UserError
 from lib.kconf import Schema
 
 ONE = checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=False)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
 from gpt2.model import GPT2, ModelOptions
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.prune import mask
 from lib.prune.mask import MaskOptions, apportion, budgets, check, choose, count
 from lib.prune.select import PruningError

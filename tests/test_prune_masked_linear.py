@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.prune.masked_linear import MaskedLinear, install
 
 

@@ -5,7 +5,7 @@ Its parameters: 8,192 + 1,024 in embeddings, 2 x 12,704 in blocks of which 12,28
 
 import pytest
 
-from lib.errors import UserError
+from lib.base.errors import UserError
 from scripts import prune_report
 from tests.training import arguments, run, schema
 

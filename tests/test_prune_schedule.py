@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 from lib.prune.schedule import Plan, PruningScheduleOptions, plan
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gpt2.model import GPT2, ModelOptions
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 from lib.prune import scope
 

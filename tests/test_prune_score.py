@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 from lib.prune.score import gradient, magnitude, movement, random, state, wanda
 from lib.prune.select import PruningError

@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from lib import command_line, provenance, redact
+from lib import command_line, provenance
+from lib.base import redact
 from lib.config_file import ConfigError
 from tests.runs import ended, trained, write
 from tests.training import ROOT, TEXT, TINY, text

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gpt2 import repairs
 from gpt2.repairs import NotUtf8Error, Placed, Repairs
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 
 
 def test_a_placed_text_is_the_text():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lib import journal
-from lib.errors import UserError
+from lib.base.errors import UserError
 from scripts import reproduce
 from tests.training import ROOT, TEXT, arguments, rewrite
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib import run
-from lib.errors import UsageError, UserError
+from lib.base.errors import UsageError, UserError
 from lib.run import RunOptions
 from scripts import dashboard
 

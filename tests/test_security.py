@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lib import run
-from lib.errors import UsageError, UserError
+from lib.base.errors import UsageError, UserError
 from lib.kconf import Schema
 from lib.track.cursor import path_of
 from scripts import audit

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt2 import data, prepare_data, shards
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from tests.test_data import options
 
 

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
+from lib.base.signals import StopSignals
 from lib.kconf import ROOT
-from lib.signals import StopSignals
 
 # Hears a wish to stop, and then is busy for longer than a test takes.
 PROGRAM = """
 import time
-from lib.signals import StopSignals
+from lib.base.signals import StopSignals
 with StopSignals() as stop:
     stop.last_words = lambda: print("last words", flush=True)
     print("ready", flush=True)
@@ -32,7 +32,8 @@ ECHOES = 0.6  # seconds, after which a signal is no echo of one before
 
 # Leaves at once when it is asked to, as a trainer with quick steps. What is an echo lasts longer, for a busy machine.
 QUICK = PROGRAM.replace("    time.sleep(20)", "time.sleep(0.3)\nprint('done')").replace(
-    "from lib.signals import", "from lib import signals\nsignals._ECHO_SECONDS = 2.0\nfrom lib.signals import"
+    "from lib.base.signals import",
+    "from lib.base import signals\nsignals._ECHO_SECONDS = 2.0\nfrom lib.base.signals import",
 )
 
 
@@ -73,7 +74,8 @@ def test_a_program_that_is_inside_a_library_answers_and_ends(program):
 def test_last_words_that_hang_are_not_waited_for():
     program = PROGRAM.replace('lambda: print("last words", flush=True)', "lambda: time.sleep(60)")
     program = program.replace(
-        "from lib.signals import", "from lib import signals\nsignals._LAST_SECONDS = 0.1\nfrom lib.signals import"
+        "from lib.base.signals import",
+        "from lib.base import signals\nsignals._LAST_SECONDS = 0.1\nfrom lib.base.signals import",
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
@@ -165,7 +167,7 @@ def test_a_terminal_is_closed_only_once_however_often_it_is_said(program):
 def test_while_modules_are_imported_ctrl_c_ends_the_program_unless_it_is_ignored(before, code, says):
     words = f"""
 import os, signal
-from lib.signals import ending_at_once
+from lib.base.signals import ending_at_once
 signal.signal(signal.SIGINT, signal.{before})
 with ending_at_once():
     os.kill(os.getpid(), signal.SIGINT)
@@ -180,7 +182,8 @@ print("went on")
 
 def test_what_is_ignored_stays_ignored():
     """As in a program that `nohup` began."""
-    words = "import os, signal; from lib.signals import StopSignals\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    words = "import os, signal; from lib.base.signals import StopSignals\n"
+    words += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     words += "with StopSignals() as stop:\n    os.kill(os.getpid(), signal.SIGHUP)\n    print(stop(), stop.exit_code)"
     done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "False 0\n"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from gpt2 import tokenizer
-from lib.errors import UserError
+from lib.base.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 GPT2, BYTES = tokenizer.load("gpt2"), tokenizer.load("bytes")

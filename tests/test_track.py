@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from lib import files, journal, track
+from lib import journal, track
+from lib.base import files
 from tests.tracking import (
     ROOT,
     RUN_ID,

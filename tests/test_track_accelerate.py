@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from lib import journal, track
-from lib.errors import UsageError, UserError
+from lib.base.errors import UsageError, UserError
 from lib.espalier_tracker import EspalierTracker, Series, flattened, plain
 from lib.run import Identity, project_name
 from lib.track import accelerate as bridge

@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from lib import journal
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.run import Identity
 from lib.track import csv as adapter
 from lib.track.tracker import Row

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from lib import track
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Schema
 from lib.track import registry
 from tests.training import ROOT

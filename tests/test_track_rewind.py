@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import files, journal
+from lib import journal
+from lib.base import files
 from lib.track import lane
 from lib.track import trackio as trackio_adapter
 from lib.track.cursor import Cursor

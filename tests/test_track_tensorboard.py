@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lib import journal
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.run import Identity
 from lib.track.tracker import Alert, Row
 from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, train_while_lanes_die, wait_for

@@ -23,7 +23,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib.errors import UserError, run_program
+from lib.base.errors import UserError, run_program
 from lib.kconf import Schema
 from tests import training
 from tests.forked import Trainer

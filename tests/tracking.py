@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lib import journal
-from lib.files import write_json
+from lib.base.files import write_json
 from lib.track.cursor import Cursor, path_of
 
 ROOT = Path(__file__).resolve().parents[1]

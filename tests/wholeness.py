@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from lib import checkpoint_file, journal
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.kconf import Schema
 from tests import training
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from lib import command_line, threads
-from lib.errors import UserError
+from lib import command_line
+from lib.base import threads
+from lib.base.errors import UserError
 from lib.kconf import ROOT
 
 # The kernel counts the parent's memory for a child that it starts, so a small parent stands between this process and
@@ -42,7 +43,7 @@ class Finished(NamedTuple):
 def run(words: Sequence[str], folder: Path, device: torch.device, **variables: str) -> Finished:
     """Run this Python with `words` in `folder` and more environment variables; a failure is a UserError.
 
-    What lib.threads set for this process is no part of a user's environment, nor is a configuration.
+    What lib.base.threads set for this process is no part of a user's environment, nor is a configuration.
     """
     environment = command_line.unconfigured(os.environ) | {"PYTHONUNBUFFERED": "1"}
     environment = {name: value for name, value in environment.items() if (name, value) != threads.SPIN} | variables

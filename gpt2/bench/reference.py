@@ -17,7 +17,7 @@ import torch
 
 from gpt2.bench import Bench, process, whole
 from gpt2.bench.whole import Outcome, Program, Shape
-from lib.errors import UsageError, UserError
+from lib.base.errors import UsageError, UserError
 from lib.timing import Case
 
 _FILES = ("train.py", "model.py", "configurator.py")

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib import files
+from lib.base import files
+from lib.base.errors import UserError
 from lib.console import columns
-from lib.errors import UserError
 from lib.timing import meets
 
 _BEGIN, _END = "<!-- written by scripts/bench.py --write-table -->", "<!-- end -->"

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Options
 from lib.optim import Groups
 from lib.optim.adam import settings

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Options, Schema
 from lib.optim import use_masks
 from lib.prune import mask, masked_linear, schedule, scope

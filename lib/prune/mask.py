@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Options
 from lib.prune import select
 from lib.prune.weight import Weight

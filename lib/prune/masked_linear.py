@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 
 
 class MaskedLinear(nn.Linear):

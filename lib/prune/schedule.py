@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import Options
 
 

@@ -4,7 +4,7 @@ import fnmatch
 
 from torch import nn
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 
 
 def select(model: nn.Module, patterns: str) -> dict[str, nn.Parameter]:

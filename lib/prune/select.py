@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.errors import UserError
+from lib.base.errors import UserError
 
 FIRST = -(2**31)  # a key that no score has: what has to go before all else
 LAST = 2**31 - 1  # a key that no score has: what has to stay

@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lib import files, launch
-from lib.errors import UserError
+from lib.base import files, launch
+from lib.base.errors import UserError
 from lib.kconf import ROOT
 from lib.track import lane, registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of

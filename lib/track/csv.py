@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib import files
-from lib.errors import UserError
+from lib.base import files
+from lib.base.errors import UserError
 from lib.run import Identity
 from lib.track.tracker import Alert, Row
 

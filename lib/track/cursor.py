@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lib import journal, run
-from lib.errors import UserError
-from lib.files import write_json
+from lib.base.errors import UserError
+from lib.base.files import write_json
 from lib.in_force import Key, Places, Record, key_of
 from lib.track.tracker import Alert, Row
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lib import files, journal, redact
-from lib.errors import UserError
+from lib import journal
+from lib.base import files, redact
+from lib.base.errors import UserError
 from lib.run import Identity
 from lib.track import registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, Item, path_of

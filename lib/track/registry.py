@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.kconf import ROOT, Schema
 from lib.option import nearest
 from lib.track.tracker import Tracker

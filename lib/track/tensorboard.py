@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lib import files
+from lib.base import files
 from lib.run import Identity
 from lib.track.tracker import Alert, Row, within_64_bits
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.run import Identity
 from lib.track import trackio
 from lib.track.cursor import path_of

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.errors import UserError
+from lib.base.errors import UserError
 from lib.kconf import Options
 from lib.run import Identity
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
-from lib.errors import UserError
+from lib.base.errors import UserError
 
 _UNCLEAN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # beside tabs and ends of lines
 _LONGEST = 2000  # characters of a sentence

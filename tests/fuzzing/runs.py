@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 from lib import comparison, export, follow, history, journal, sweep
+from lib.base.errors import UserError
 from lib.console import say
-from lib.errors import UserError
 from lib.kconf import ROOT
 from lib.run import Identity
 from lib.track import lane

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 from lib.prune.score import Criterion
 from lib.prune.weight import Weight
 

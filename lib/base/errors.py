@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from lib import redact, signals
+from lib.base import redact, signals
 
 # What would move a terminal's cursor, end a line or turn the direction of writing, from wherever the text came.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from lib.errors import NO_ROOM, UserError
+from lib.base.errors import NO_ROOM, UserError
 
 # What `flock` answers on a file system without locks, such as a Lustre that is mounted without them. It is not EBADF,
 # which NFS answers for a folder and for a file that is not open for writing: it has locks for other files.

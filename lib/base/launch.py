@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 
-from lib.errors import UsageError
+from lib.base.errors import UsageError
 
 # What says so in the environment of a process, and with it in that of every process it starts.
 _VARIABLES = frozenset(
