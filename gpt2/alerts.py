@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib import journal
-from lib.kconf import Options
+from lib.config.kconf import Options
 
 _WORSE = 1.1  # times the loss of guessing: an untrained model is within some percent of it
 _LOSSES = {"train": "train_loss", "eval": "val_loss"}  # event -> its metric

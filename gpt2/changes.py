@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lib import checkpoint_file
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.sweep import BESIDE, FREE
 
 # Changing these, or an option of the menu Pruning, would make it another run.

@@ -20,7 +20,7 @@ from gpt2.local_files import DataError, Found
 from gpt2.repairs import Repairs
 from gpt2.splits import Parts, Text
 from lib.base.errors import UsageError
-from lib.kconf import Options
+from lib.config.kconf import Options
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 # What `splitting` says where no file's name decides.

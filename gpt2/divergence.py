@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.base.errors import UserError
-from lib.kconf import Options
+from lib.config.kconf import Options
 
 
 @dataclasses.dataclass(frozen=True)

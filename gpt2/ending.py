@@ -13,8 +13,8 @@ from lib import journal
 from lib.base import files
 from lib.base.errors import UsageError
 from lib.best import best, dense_best, evaluations
+from lib.config.kconf import Schema
 from lib.console import duration, say, table
-from lib.kconf import Schema
 
 if TYPE_CHECKING:
     from gpt2.session import Session

@@ -11,7 +11,7 @@ from torch import Tensor
 from gpt2 import model as models
 from gpt2.loop import Training
 from lib import checkpoint, optim
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 
 
 def kind(name: str) -> str:

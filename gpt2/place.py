@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt2.shards import PreparedOptions
 from lib import history
 from lib.base.errors import UserError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 
 
 def choose(schema: Schema, folder: Path, rank: int) -> tuple[Path, str]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from gpt2 import shape
 from lib import schedule
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 
 T = TypeVar("T")
 

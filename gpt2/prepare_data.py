@@ -25,11 +25,11 @@ from gpt2.local_files import reason
 from gpt2.shards import PreparedOptions, ShardWriter
 from gpt2.sources import DataError
 from gpt2.splits import NO_FRACTION
-from lib import command_line
 from lib.base import files
 from lib.base.errors import UserError, run_program
 from lib.base.threads import cores
-from lib.kconf import Schema
+from lib.config import command_line
+from lib.config.kconf import Schema
 
 SHARD_TOKENS = 100_000_000  # 200 MB; an interruption costs the shard that is being written
 _BATCH_CHARACTERS, _BATCH_TEXTS = 1 << 20, 4096  # what a thread tokenises at once: about 0.1 s of work

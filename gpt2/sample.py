@@ -17,9 +17,10 @@ import torch
 
 from gpt2 import tokenizer as tokenizers
 from gpt2.model import GPT2, ModelOptions
-from lib import checkpoint, checkpoint_file, command_line, device, kconf, run
+from lib import checkpoint, checkpoint_file, device, run
 from lib.base.errors import UserError, run_program, shown
-from lib.kconf import Options
+from lib.config import command_line, kconf
+from lib.config.kconf import Options
 
 
 @dataclasses.dataclass(frozen=True)

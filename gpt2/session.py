@@ -22,8 +22,8 @@ from lib.base import files
 from lib.base.errors import UserError
 from lib.base.redact import hide
 from lib.base.signals import StopSignals
+from lib.config.kconf import Options, Schema
 from lib.console import Console, say, table
-from lib.kconf import Options, Schema
 from lib.prune.select import PruningError
 
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that

@@ -3,7 +3,7 @@
 import dataclasses
 
 from lib.base.errors import UsageError
-from lib.kconf import Options
+from lib.config.kconf import Options
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from lib import checkpoint, device, history, retries, run
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
+from lib.config.kconf import Schema
 from lib.console import say
-from lib.kconf import Schema
 
 
 def new(schema: Schema, words: list[str], launch: Launch) -> int:

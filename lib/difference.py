@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lib import history, journal
+from lib.config.kconf import Schema
 from lib.history import History
-from lib.kconf import Schema
 from lib.sweep import BESIDE, COMPARED, FREE, TUNED
 
 # Options that make no budget unequal; `notes` says what they do to the result.

@@ -12,8 +12,8 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from lib import journal, run, track
 from lib.base import files
 from lib.base.errors import UsageError, UserError
+from lib.config.kconf import Schema
 from lib.console import say
-from lib.kconf import Schema
 
 EVALUATION = ("eval", "val", "test")  # how the names of metrics begin that belong to the event `eval`
 

@@ -12,7 +12,7 @@ from typing import Any
 from lib import best, journal, run
 from lib.base import files
 from lib.base.errors import UsageError, UserError
-from lib.config_file import read_lines
+from lib.config.config_file import read_lines
 from lib.in_force import SERIES, InForce, Key, Record, series
 
 _FREQUENT = (b'"event":"train"', b'"event":"train.', b'"event":"system')

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pynvml
 
+from lib.config.kconf import Options
 from lib.journal import JournalError
-from lib.kconf import Options
 
 GIB = 2**30
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lib import journal
-from lib.kconf import Options, Schema
+from lib.config.kconf import Options, Schema
 
 _LOWERED = ("LEARNING_RATE", "MIN_LR")
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lib import command_line
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
-from lib.kconf import ROOT, Options
+from lib.config import command_line
+from lib.config.kconf import ROOT, Options
 
 FOLDERS = ("checkpoints", "trackers")
 _UNBEGUN = {"lock", "checkpoints", ".config", ".config.tmp", "run.json.tmp"}  # what is there before run.json is

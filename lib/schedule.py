@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from lib.base.errors import UsageError
-from lib.kconf import Options, Schema
+from lib.config.kconf import Options, Schema
 
 _FEW_UPDATES = 10  # of masks in a run
 

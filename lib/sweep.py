@@ -11,9 +11,9 @@ from pathlib import Path
 from lib import retries, run, schedule
 from lib.base import files
 from lib.base.errors import UsageError, UserError
-from lib.config_file import MISNAMED, ConfigError, presets
-from lib.kconf import Schema
-from lib.option import closest, nearest
+from lib.config.config_file import MISNAMED, ConfigError, presets
+from lib.config.kconf import Schema
+from lib.config.option import closest, nearest
 
 COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares
 FREE = ("Experiment tracking", "Output", "Sampling")  # menus whose options do not change what is learned

@@ -16,7 +16,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.base.errors import UserError, run_program
-from lib.kconf import ROOT
+from lib.config.kconf import ROOT
 
 
 def main() -> int:

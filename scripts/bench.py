@@ -41,7 +41,7 @@ from gpt2.bench import (
 from lib import device
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
-from lib.kconf import ROOT, Schema
+from lib.config.kconf import ROOT, Schema
 
 SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # --only's words -> what they measure, in this order
     "ceilings": [ceilings.ceilings],

@@ -17,10 +17,10 @@ import kconfiglib
 from gpt2 import preflight
 from lib.base import files
 from lib.base.errors import UsageError, run_program
-from lib.command_line import assignments, config_path, resolve, warn_of_unread
-from lib.config_file import ConfigError, presets, read_lines, title
-from lib.kconf import Schema
-from lib.option import Option, nearest, split_set
+from lib.config.command_line import assignments, config_path, resolve, warn_of_unread
+from lib.config.config_file import ConfigError, presets, read_lines, title
+from lib.config.kconf import Schema
+from lib.config.option import Option, nearest, split_set
 
 _SUFFIX = "_defconfig"
 _DOCS = """# Options

@@ -15,10 +15,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import preflight
 from lib.base.errors import UsageError, UserError, run_program
-from lib.command_line import config_path
-from lib.config_file import ConfigError, presets, title
-from lib.kconf import Schema
-from lib.option import Option
+from lib.config.command_line import config_path
+from lib.config.config_file import ConfigError, presets, title
+from lib.config.kconf import Schema
+from lib.config.option import Option
 
 try:
     import curses

@@ -13,10 +13,11 @@ import torch
 from gpt2 import model as models
 from gpt2 import preflight, tokenizer
 from gpt2.footprint import kind, like, nbytes, state_bytes
-from lib import command_line, prune
+from lib import prune
 from lib.base.errors import run_program
+from lib.config import command_line
+from lib.config.kconf import Schema
 from lib.console import columns, table
-from lib.kconf import Schema
 from lib.prune import mask
 from lib.prune.pruner import Pruner, StraightThrough
 from lib.prune.rewire import Rewiring

@@ -28,9 +28,9 @@ from gpt2.changes import harmless
 from lib import history, journal, provenance, run
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
-from lib.command_line import unconfigured
+from lib.config.command_line import unconfigured
+from lib.config.kconf import ROOT, Schema
 from lib.console import say, table
-from lib.kconf import ROOT, Schema
 from lib.provenance import GitError, git
 
 History = Mapping[tuple[str, int], journal.Record]

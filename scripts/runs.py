@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from lib import best, difference, export, follow, history, journal, track, view
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program, shown
-from lib.command_line import resolve
+from lib.config.command_line import resolve
 from lib.console import duration
 from lib.history import History
 from lib.run import Identity, named

@@ -38,10 +38,10 @@ from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
 from lib.base.signals import StopSignals
 from lib.base.threads import cores
-from lib.command_line import unconfigured
-from lib.config_file import ConfigError
+from lib.config.command_line import unconfigured
+from lib.config.config_file import ConfigError
+from lib.config.kconf import ROOT
 from lib.console import duration, say
-from lib.kconf import ROOT
 from lib.sweep import Run, Sweep
 
 _POLL = 0.2  # seconds between looks at the trainers

@@ -8,7 +8,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib import run, track
 from lib.base.errors import UsageError, run_program, shown
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.track import lane
 
 

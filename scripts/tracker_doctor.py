@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import command_line
 from lib.base.errors import run_program
+from lib.config import command_line
 from lib.console import say
 from lib.track import registry
 from lib.track.tracker import Finding

@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from tests.tracking import run  # noqa: F401  # a fixture for every test of a tracker
 
 ROOT = Path(__file__).resolve().parents[1]

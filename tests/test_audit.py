@@ -13,7 +13,7 @@ import pytest
 
 import gpt2
 import lib
-from lib.kconf import ROOT, Options, Schema
+from lib.config.kconf import ROOT, Options, Schema
 
 SCHEMA = Schema()
 KCONFIG_FILES = sorted(path for path in ROOT.rglob("Kconfig") if ".venv" not in path.parts)
@@ -217,9 +217,9 @@ def test_imports_follow_the_arrows():
 @pytest.mark.parametrize(
     "module",
     [
-        "lib.kconf",
-        "lib.option",
-        "lib.command_line",
+        "lib.config.kconf",
+        "lib.config.option",
+        "lib.config.command_line",
         "lib.journal",
         "lib.run",
         "lib.base.launch",

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import command_line
-from lib.config_file import ConfigError
-from lib.kconf import ROOT, Schema
+from lib.config import command_line
+from lib.config.config_file import ConfigError
+from lib.config.kconf import ROOT, Schema
 
 SCHEMA = Schema()
 GOLDEN = ROOT / "tests" / "golden" / "cli_flags.txt"

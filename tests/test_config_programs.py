@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from lib import config_file
-from lib.kconf import ROOT, Schema
+from lib.config import config_file
+from lib.config.kconf import ROOT, Schema
 
 CONFIG = "scripts/config.py"
 

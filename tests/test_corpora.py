@@ -21,7 +21,7 @@ from gpt2 import corpora, servers, sources, tokenizer
 from gpt2.corpora import Text
 from gpt2.sources import DataError
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 
 
 def options(dataset, source=None, **others):

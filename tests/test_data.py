@@ -14,7 +14,7 @@ from gpt2 import data, prepare_data
 from gpt2.sources import DataError
 from gpt2.tokens import TokenFile
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 
 
 def options(folder, **named):

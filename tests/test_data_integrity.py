@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from gpt2 import data, prepare_data, shards
 from lib import checkpoint
 from lib.base.errors import UserError
+from lib.config.kconf import Schema
 from lib.dist import Ranks
-from lib.kconf import Schema
 from tests import training
 from tests.disk import disk
 from tests.training import arguments, losses

@@ -18,7 +18,7 @@ from gpt2.model import GPT2
 from gpt2.session import Session
 from lib import checkpoint, device, history, journal, optim, retries
 from lib.base.errors import UserError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.schedule import learning_rate
 from lib.sweep import Configuration, Run
 from tests import training

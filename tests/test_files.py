@@ -15,7 +15,7 @@ import pytest
 
 from lib.base import files
 from lib.base.errors import UserError
-from lib.kconf import ROOT
+from lib.config.kconf import ROOT
 from tests import training
 from tests.forked import Trainer
 

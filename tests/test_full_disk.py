@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import checkpoint_file, export, journal, kconf, provenance, track
+from lib import checkpoint_file, export, journal, provenance, track
 from lib.base.errors import UserError
+from lib.config import kconf
 from lib.run import Identity
 from lib.track import csv, lane, tensorboard
 from lib.track.cursor import Cursor

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lib import comparison, sweep
 from lib.base.errors import UserError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from tests.fuzzing import TARGETS, mutated
 from tests.training import ROOT
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.config_file import ConfigError
+from lib.config.config_file import ConfigError
 from tests.training import run, schema
 
 GOLDEN = Path(__file__).parent / "golden" / "losses_pairs.txt"

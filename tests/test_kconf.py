@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.base.errors import UserError
-from lib.config_file import ConfigError
-from lib.kconf import ROOT, Options, Schema
+from lib.config.config_file import ConfigError
+from lib.config.kconf import ROOT, Options, Schema
 from scripts.config import randomise
 
 SCHEMA, OTHER = Schema(), Schema()  # cleared for each use: parsing takes 15 ms

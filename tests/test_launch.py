@@ -8,7 +8,7 @@ import pytest
 from lib.base import launch
 from lib.base.errors import UsageError
 from lib.base.launch import ALONE, Launch, found
-from lib.command_line import unconfigured
+from lib.config.command_line import unconfigured
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from lib import journal
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from tests.runs import trained, write
 from tests.tracking import wait_for
 from tests.training import ROOT, TEXT, TINY, text

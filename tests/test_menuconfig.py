@@ -15,8 +15,8 @@ import time
 
 import pytest
 
-from lib.config_file import presets
-from lib.kconf import ROOT, Schema
+from lib.config.config_file import presets
+from lib.config.kconf import ROOT, Schema
 
 DOWN, ENTER, ESCAPE, ERASE = b"j", b"\n", b"\x1b", b"\x7f"
 HANG_UP = None  # in place of a key

@@ -8,8 +8,8 @@ import torch
 
 from gpt2.model import GPT2, ModelOptions
 from lib import optim
-from lib.config_file import ConfigError
-from lib.kconf import Schema
+from lib.config.config_file import ConfigError
+from lib.config.kconf import Schema
 from lib.optim.adam import AdamOptions
 from tests.training import ROOT
 
@@ -225,7 +225,7 @@ def test_no_optimizer_imports_torchs_compiler():
     code = f"""
 import sys, torch
 from lib import optim
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 for kind in {KINDS}:
     schema = Schema()
     schema.override([("OPTIMIZER", kind, "test")])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lib import optim
-from lib.config_file import ConfigError
+from lib.config.config_file import ConfigError
 from tests.test_optim import BUSY, KINDS, Small, gradients, make_steps, one_thread, same, schema, trained  # noqa: F401
 
 

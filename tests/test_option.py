@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.base.errors import UsageError
-from lib.config_file import ConfigError
-from lib.kconf import Schema
-from lib.option import nearest, split_set
+from lib.config.config_file import ConfigError
+from lib.config.kconf import Schema
+from lib.config.option import nearest, split_set
 
 SCHEMA = Schema()
 

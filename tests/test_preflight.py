@@ -8,7 +8,7 @@ import pytest
 
 from gpt2 import preflight
 from lib.base.errors import UsageError
-from lib.kconf import ROOT
+from lib.config.kconf import ROOT
 from tests.training import schema
 
 PRUNED = {"pruning_method": "magnitude"}

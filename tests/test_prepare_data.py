@@ -23,7 +23,7 @@ from gpt2.shards import PreparedOptions
 from gpt2.sources import DataError
 from lib.base import files
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 
 ROOT = Path(__file__).parents[1]
 LINES = "files-a.jsonl-d99a9e"  # what data made of a.jsonl are called, but for the tokenizer
@@ -344,7 +344,7 @@ import errno, fcntl, os, sys, time
 sys.path[0] = {str(ROOT)!r}
 from gpt2 import prepare_data, shards
 from lib.base.errors import run_program
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 
 def main():
     schema = Schema()

@@ -16,7 +16,7 @@ import torch
 from lib import provenance
 from lib.base import redact
 from lib.base.errors import UserError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.provenance import Changes
 from tests.disk import disk, fill
 

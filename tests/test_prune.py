@@ -10,8 +10,8 @@ from gpt2.model import GPT2, ModelOptions
 from lib import checkpoint, optim, prune
 from lib.base.errors import UserError
 from lib.checkpoint import CheckpointError
-from lib.config_file import ConfigError
-from lib.kconf import Schema
+from lib.config.config_file import ConfigError
+from lib.config.kconf import Schema
 
 ONE = checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=False)
 SHAPES = {"0.weight": (12, 16), "2.weight": (8, 12)}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.prune.schedule import Plan, PruningScheduleOptions, plan
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from gpt2.model import GPT2, ModelOptions
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.prune import scope
 
 MODEL = GPT2(ModelOptions("custom", 2, 2, 16, 8, 0.0), 64)

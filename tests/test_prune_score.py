@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.prune.score import gradient, magnitude, movement, random, state, wanda
 from lib.prune.select import PruningError
 from lib.prune.weight import Weight

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from lib.command_line import assignments
-from lib.kconf import Schema
+from lib.config.command_line import assignments
+from lib.config.kconf import Schema
 from tests.training import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lib import run
 from lib.base.errors import UsageError, UserError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.track.cursor import path_of
 from scripts import audit
 from tests.runs import ended, evaluated, trained, write

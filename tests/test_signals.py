@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lib.base.signals import StopSignals
-from lib.kconf import ROOT
+from lib.config.kconf import ROOT
 
 # Hears a wish to stop, and then is busy for longer than a test takes.
 PROGRAM = """

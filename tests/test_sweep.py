@@ -13,7 +13,7 @@ import time
 import pytest
 
 from lib import comparison, sweep
-from lib.config_file import ConfigError
+from lib.config.config_file import ConfigError
 from tests.training import ROOT, TEXT, TINY, text
 
 HEAD = "defconfig gpt2_tiny\nseeds 1 2\n"

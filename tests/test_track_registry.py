@@ -8,7 +8,7 @@ import pytest
 
 from lib import track
 from lib.base.errors import UsageError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.track import registry
 from tests.training import ROOT
 

@@ -24,7 +24,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.base.errors import UserError, run_program
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from tests import training
 from tests.forked import Trainer
 from tests.killpoints import Point, arm, reached

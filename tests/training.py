@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from tests.forked import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lib import checkpoint_file, journal
 from lib.base.errors import UserError
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from tests import training
 
 CLOCK = frozenset({"total_time_seconds", "total_seconds", "train_seconds", "tokens_per_second", "run"})

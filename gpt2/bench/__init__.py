@@ -10,7 +10,7 @@ from torch import nn
 
 from gpt2 import model as models
 from lib import device
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.timing import Case, Timer
 
 SIZES = {

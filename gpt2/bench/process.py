@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from lib import command_line
 from lib.base import threads
 from lib.base.errors import UserError
-from lib.kconf import ROOT
+from lib.config import command_line
+from lib.config.kconf import ROOT
 
 # The kernel counts the parent's memory for a child that it starts, so a small parent stands between this process and
 # the program; its last line is the program's peak.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpt2.bench import Bench, process
 from lib import journal
-from lib.kconf import ROOT
+from lib.config.kconf import ROOT
 from lib.timing import Case
 
 _GOAL, _OWN_GOAL = 6.0, 0.5  # seconds

@@ -10,7 +10,7 @@ from gpt2.bench import VOCABULARY, Bench
 from gpt2.bench.pruning import CHOICE_STEP, pruner
 from gpt2.divergence import DivergenceOptions
 from lib import optim, prune
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.timing import Case
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt2.bench import Bench, process
 from lib import journal
-from lib.kconf import ROOT
+from lib.config.kconf import ROOT
 from lib.timing import Case
 
 _TRACKERS = ("trackio", "wandb", "tensorboard")

@@ -9,7 +9,7 @@ from gpt2 import tokenizer
 from gpt2.bench import Bench, whole
 from gpt2.bench.ceilings import matrix_rate
 from gpt2.bench.whole import Outcome, Shape
-from lib.kconf import Schema
+from lib.config.kconf import Schema
 from lib.timing import Case
 
 # Model -> its run, and the goal of the share of the best matrix rate.

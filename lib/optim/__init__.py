@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from lib.kconf import Options, Schema
+from lib.config.kconf import Options, Schema
 
 Groups = list[dict[str, Any]]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.optim import Groups
 from lib.optim.adam import settings
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.base.errors import UsageError
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.optim import Groups
 from lib.optim.adam import settings
 from lib.optim.skippable import Skippable, Tensors, adam_moments, bias_correction, decay, move, restart

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.optim import Groups
 from lib.optim.adam import settings
 from lib.optim.skippable import Skippable, Tensors, average, decay

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.optim import Groups
 from lib.optim.adam import settings
 from lib.optim.skippable import Skippable, Tensors, adam_moments, average, bias_correction, decay, move, restart

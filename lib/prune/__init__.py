@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.base.errors import UsageError
-from lib.kconf import Options, Schema
+from lib.config.kconf import Options, Schema
 from lib.optim import use_masks
 from lib.prune import mask, masked_linear, schedule, scope
 from lib.prune.pruner import Movement, Pruner, StraightThrough

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lib.base.errors import UsageError
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.prune import select
 from lib.prune.weight import Weight
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from lib.base.errors import UsageError
-from lib.kconf import Options
+from lib.config.kconf import Options
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lib.base import files, launch
 from lib.base.errors import UserError
-from lib.kconf import ROOT
+from lib.config.kconf import ROOT
 from lib.track import lane, registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
 from lib.track.registry import names

@@ -17,7 +17,7 @@ from lib import journal
 from lib.base import files
 from lib.base.errors import UserError
 from lib.base.files import locks, partial
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.run import Identity
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 

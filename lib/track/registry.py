@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from lib.base.errors import UsageError
-from lib.kconf import ROOT, Schema
-from lib.option import nearest
+from lib.config.kconf import ROOT, Schema
+from lib.config.option import nearest
 from lib.track.tracker import Tracker
 
 GROUP = "espalier.trackers"  # the entry points that name a class like lib.track.tracker.Tracker

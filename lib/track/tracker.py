@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.run import Identity
 
 T = typing.TypeVar("T", bound=Options)

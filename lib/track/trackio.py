@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.run import Identity, project_name
 from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits

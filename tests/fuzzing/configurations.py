@@ -7,8 +7,9 @@ from typing import Any
 
 import kconfiglib
 
-from lib import command_line, sweep
-from lib.kconf import ROOT, Schema
+from lib import sweep
+from lib.config import command_line
+from lib.config.kconf import ROOT, Schema
 from scripts import config as config_program
 from tests.fuzzing.promise import outcome, target
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lib import comparison, export, follow, history, journal, sweep
 from lib.base.errors import UserError
+from lib.config.kconf import ROOT
 from lib.console import say
-from lib.kconf import ROOT
 from lib.run import Identity
 from lib.track import lane
 from lib.track.cursor import Backlog, Cursor

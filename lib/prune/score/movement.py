@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.prune import select
 from lib.prune.score import Criterion
 from lib.prune.weight import Weight

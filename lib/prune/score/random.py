@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.kconf import Options
+from lib.config.kconf import Options
 from lib.prune.score import Criterion
 from lib.prune.weight import Weight
 

@@ -19,10 +19,10 @@ import kconfiglib
 
 from lib.base import files
 from lib.base.errors import UserError
-from lib.config_file import HEADER, ConfigError, Problem, names, read_lines, unquote
-from lib.option import Option, Value, closest, member_value, split_set
+from lib.config.config_file import HEADER, ConfigError, Problem, names, read_lines, unquote
+from lib.config.option import Option, Value, closest, member_value, split_set
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OTHER = ""  # in place of a member's value: the string that keeps the others of a set
 DEFAULT = "default"  # the source of a value that nobody assigned
 _FLOAT_NOTE = "has ranges, but is not int or hex"  # how kconfiglib greets a float

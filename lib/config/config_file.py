@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.base.errors import UsageError, UserError
-from lib.option import Option
+from lib.config.option import Option
 
-_PRESETS = Path(__file__).resolve().parents[1] / "defconfigs"
+_PRESETS = Path(__file__).resolve().parents[2] / "defconfigs"
 HEADER = "# Espalier configuration, "  # begins a file that was saved without a title
 _LINE = re.compile(r"CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set")
 MISNAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # of a file that a user named

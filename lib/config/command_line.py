@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lib.base import files, launch, redact
 from lib.base.errors import printable
-from lib.config_file import ConfigError
-from lib.kconf import ROOT, Schema
-from lib.option import nearest
+from lib.config.config_file import ConfigError
+from lib.config.kconf import ROOT, Schema
+from lib.config.option import nearest
 
 
 def resolve(
