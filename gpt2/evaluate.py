@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from gpt2.data import Data
-from lib.device import Machine
+from lib.machine.device import Machine
 
 
 @torch.no_grad()

@@ -15,10 +15,11 @@ from gpt2.data import Data
 from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2
-from lib import checkpoint, optim, random_state
+from lib import checkpoint, optim
 from lib.best import Evaluation, best
 from lib.config.kconf import Options
-from lib.device import Machine
+from lib.machine import random_state
+from lib.machine.device import Machine
 from lib.optim import set_learning_rate, skip_if
 from lib.prune import AnyPruner
 from lib.schedule import ScheduleOptions, learning_rate

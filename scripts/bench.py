@@ -38,10 +38,10 @@ from gpt2.bench import (
     tracking,
     utilisation,
 )
-from lib import device
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
 from lib.config.kconf import ROOT, Schema
+from lib.machine import device
 
 SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # --only's words -> what they measure, in this order
     "ceilings": [ceilings.ceilings],

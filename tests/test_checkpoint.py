@@ -10,9 +10,10 @@ import threading
 import pytest
 import torch
 
-from lib import checkpoint, checkpoint_file, random_state
+from lib import checkpoint, checkpoint_file
 from lib.base.errors import UsageError
 from lib.checkpoint import CheckpointError, Keeping
+from lib.machine import random_state
 from tests.disk import disk
 
 __all__ = ["disk"]  # fixtures

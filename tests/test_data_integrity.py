@@ -19,7 +19,7 @@ from gpt2 import data, prepare_data, shards
 from lib import checkpoint
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
-from lib.dist import Ranks
+from lib.machine.dist import Ranks
 from tests import training
 from tests.disk import disk
 from tests.training import arguments, losses

@@ -5,10 +5,10 @@ import errno
 import pytest
 import torch
 
-from lib import device
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
-from lib.device import SystemOptions
+from lib.machine import device
+from lib.machine.device import SystemOptions
 
 
 def options(**changes):

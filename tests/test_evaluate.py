@@ -7,8 +7,8 @@ import torch
 from gpt2 import data
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2, ModelOptions
-from lib import device
-from lib.device import SystemOptions
+from lib.machine import device
+from lib.machine.device import SystemOptions
 
 BLOCK, WINDOWS = 16, 7
 

@@ -5,7 +5,8 @@ import torch
 
 from gpt2 import loop, pace
 from gpt2.session import Session
-from lib import console, device
+from lib import console
+from lib.machine import device
 from tests.training import Records, arguments, losses, same, schema, train
 
 

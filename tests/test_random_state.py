@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib import random_state
+from lib.machine import random_state
 
 CPU, ONE, TWO, MPS = (torch.full((4,), value, dtype=torch.uint8) for value in range(4))
 LOST = "from here on dropout draws other numbers than in a run that was never interrupted"

@@ -45,8 +45,8 @@ EXCEPTIONS = {
     ("tests/test_bench_reference.py", "exec in a program"),  # its configurator
     ("tests/test_menuconfig.py", "os.execv"),  # the child of a fork becomes the program that it tests
     # Ranks tell each other small facts by torch's own channel, which pickles; who reaches that is one of the job.
-    ("lib/dist.py", "distributed.broadcast_object_list"),
-    ("lib/dist.py", "distributed.all_gather_object"),
+    ("lib/machine/dist.py", "distributed.broadcast_object_list"),
+    ("lib/machine/dist.py", "distributed.all_gather_object"),
 }
 
 

@@ -136,7 +136,7 @@ def run(made: Schema) -> Records:
     """Train in this process, without a run folder; returns what the loop recorded."""
     from gpt2 import loop
     from gpt2.session import Session
-    from lib import device
+    from lib.machine import device
 
     session, records = Session(made, device.choose(made.bind(device.SystemOptions))), Records()
     options = made.bind(loop.LoopOptions)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from gpt2 import model as models
-from lib import device
 from lib.config.kconf import Schema
+from lib.machine import device
 from lib.timing import Case, Timer
 
 SIZES = {

@@ -18,7 +18,7 @@ from lib.base.errors import UsageError, UserError
 from lib.base.launch import ALONE as UNLAUNCHED
 from lib.base.launch import Launch
 from lib.config.kconf import Options
-from lib.dist import ALONE, Ranks, join
+from lib.machine.dist import ALONE, Ranks, join
 
 # What `auto` chooses: the operations of a whole run from which compiling, which takes half a minute on 2 CPU cores and
 # up to one beside a GPU, wins its time back. Devices that are not here are not compiled for.
