@@ -17,7 +17,7 @@ from gpt2 import model as models
 from gpt2.alerts import AlertOptions, Watch, worse_since
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
-from lib import checkpoint, journal, monitor, optim, provenance, prune, retries, run, schedule, track
+from lib import checkpoint, journal, monitor, optim, provenance, prune, retries, run, track
 from lib.base import files
 from lib.base.errors import UserError
 from lib.base.redact import hide
@@ -25,6 +25,7 @@ from lib.base.signals import StopSignals
 from lib.config.kconf import Options, Schema
 from lib.console import Console, say, table
 from lib.machine import device
+from lib.optim import schedule
 from lib.prune.select import PruningError
 
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that

@@ -20,7 +20,7 @@ from lib import checkpoint, history, journal, optim, retries
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
 from lib.machine import device
-from lib.schedule import learning_rate
+from lib.optim.schedule import learning_rate
 from lib.sweep import Configuration, Run
 from tests import training
 from tests.forked import Trainer
