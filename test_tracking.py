@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib import journal, run
 from lib.base.errors import run_program
+from lib.record import journal, run
 from lib.track import registry
 from lib.track.lane import configuration
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lib import journal
 from lib.config.kconf import Options
+from lib.record import journal
 
 _WORSE = 1.1  # times the loss of guessing: an untrained model is within some percent of it
 _LOSSES = {"train": "train_loss", "eval": "val_loss"}  # event -> its metric

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2 import sample
 from gpt2.recorder import Recorder
-from lib import journal
 from lib.base import files
 from lib.base.errors import UsageError
-from lib.best import best, dense_best, evaluations
 from lib.config.kconf import Schema
 from lib.console import duration, say, table
+from lib.record import journal
+from lib.record.best import best, dense_best, evaluations
 
 if TYPE_CHECKING:
     from gpt2.session import Session

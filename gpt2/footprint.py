@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gpt2 import model as models
 from gpt2.loop import Training
-from lib import checkpoint, optim
+from lib import optim
 from lib.config.kconf import Schema
+from lib.record import checkpoint
 
 
 def kind(name: str) -> str:

@@ -15,14 +15,15 @@ from gpt2.data import Data
 from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2
-from lib import checkpoint, optim
-from lib.best import Evaluation, best
+from lib import optim
 from lib.config.kconf import Options
 from lib.machine import random_state
 from lib.machine.device import Machine
 from lib.optim import set_learning_rate, skip_if
 from lib.optim.schedule import ScheduleOptions, learning_rate
 from lib.prune import AnyPruner
+from lib.record import checkpoint
+from lib.record.best import Evaluation, best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Training:
 
     @property
     def best(self) -> Evaluation:
-        """The best evaluation so far (see `lib.best`), whose checkpoint is kept; without one, an infinite loss."""
+        """The best evaluation so far (see `lib.record.best`); an infinite loss where there is none."""
         return best(self.evaluations) or Evaluation(0, float("inf"), 0.0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from gpt2.shards import PreparedOptions
-from lib import history
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
+from lib.record import history
 
 
 def choose(schema: Schema, folder: Path, rank: int) -> tuple[Path, str]:

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from lib import journal, run
 from lib.base import files
+from lib.record import journal, run
 
 _REMOVAL_SECONDS = 1.0  # for a removal that is under way, which would take what is put back too
 _KEPT = ("run.json", ".config", "defconfig", "provenance*.json", "changes*.patch")

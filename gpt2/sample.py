@@ -17,11 +17,11 @@ import torch
 
 from gpt2 import tokenizer as tokenizers
 from gpt2.model import GPT2, ModelOptions
-from lib import checkpoint, checkpoint_file, run
 from lib.base.errors import UserError, run_program, shown
 from lib.config import command_line, kconf
 from lib.config.kconf import Options
 from lib.machine import device
+from lib.record import checkpoint, checkpoint_file, run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gpt2 import model as models
 from gpt2.alerts import AlertOptions, Watch, worse_since
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
-from lib import checkpoint, journal, monitor, optim, provenance, prune, retries, run, track
+from lib import optim, prune, track
 from lib.base import files
 from lib.base.errors import UserError
 from lib.base.redact import hide
@@ -27,6 +27,7 @@ from lib.console import Console, say, table
 from lib.machine import device
 from lib.optim import schedule
 from lib.prune.select import PruningError
+from lib.record import checkpoint, journal, monitor, provenance, retries, run
 
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
 _STOPPED_SECONDS = 5.0  # the same after a signal: schedulers kill what is there 30 s after it

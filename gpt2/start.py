@@ -10,13 +10,13 @@ import torch
 
 from gpt2 import alerts, changes, ending, session
 from gpt2.divergence import Diverged
-from lib import checkpoint, history, retries, run
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
 from lib.config.kconf import Schema
 from lib.console import say
 from lib.machine import device
+from lib.record import checkpoint, history, retries, run
 
 
 def new(schema: Schema, words: list[str], launch: Launch) -> int:

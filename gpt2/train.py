@@ -18,11 +18,12 @@ if not __package__:  # a program, whose folder Python put there; `from gpt2.trai
     end_at_once()
 
 from gpt2 import preflight
-from lib import checkpoint_file, run, track
+from lib import track
 from lib.base import launch, signals, threads
 from lib.base.errors import UsageError, UserError, run_program
 from lib.config import command_line
 from lib.config.kconf import ROOT
+from lib.record import checkpoint_file, run
 
 _TINY = "defconfigs/gpt2_tiny_defconfig"
 

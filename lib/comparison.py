@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lib import history
 from lib.base.errors import UserError
 from lib.console import duration
+from lib.record import history
 from lib.sweep import Configuration, Run, Sweep
 
 # Key of a run's result -> the summary's name for it.

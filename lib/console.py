@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
-from lib import journal
 from lib.base.errors import NO_ROOM, shown
-from lib.best import Evaluation, best
+from lib.record import journal
+from lib.record.best import Evaluation, best
 
 
 class Console:

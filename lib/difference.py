@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lib import history, journal
 from lib.config.kconf import Schema
-from lib.history import History
+from lib.record import history, journal
+from lib.record.history import History
 from lib.sweep import BESIDE, COMPARED, FREE, TUNED
 
 # Options that make no budget unequal; `notes` says what they do to the result.

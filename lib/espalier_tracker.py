@@ -9,11 +9,12 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from lib import journal, run, track
+from lib import track
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.config.kconf import Schema
 from lib.console import say
+from lib.record import journal, run
 
 EVALUATION = ("eval", "val", "test")  # how the names of metrics begin that belong to the event `eval`
 
@@ -27,7 +28,7 @@ class EspalierTracker(GeneralTracker):
 
     A row is told apart by its step and by which metrics it has; steps of the same metrics must grow. One that comes
     again is in the journal only. After a resume from an earlier checkpoint it counts, if it has other values; see
-    lib/in_force.py.
+    lib/record/in_force.py.
     """
 
     name = "espalier"

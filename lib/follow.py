@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib import history, journal
 from lib.base import files
 from lib.base.errors import shown
 from lib.console import Console, duration
-from lib.history import History
+from lib.record import history, journal
+from lib.record.history import History
 from lib.view import number
 
 _OURS = {"train": {"train_loss", "learning_rate", "tokens_per_second"}, "eval": {"val_loss", "val_perplexity"}}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import run, track
+from lib import track
 from lib.base.errors import UsageError, UserError, run_program
+from lib.record import run
 from lib.track import trackio as adapter
 
 LOCAL = "127.0.0.1"

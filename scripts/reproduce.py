@@ -25,13 +25,13 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.changes import harmless
-from lib import history, journal, provenance, run
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
 from lib.config.command_line import unconfigured
 from lib.config.kconf import ROOT, Schema
 from lib.console import say, table
-from lib.provenance import GitError, git
+from lib.record import history, journal, provenance, run
+from lib.record.provenance import GitError, git
 
 History = Mapping[tuple[str, int], journal.Record]
 
@@ -283,7 +283,7 @@ def other_machine(folder: Path, copy: Path) -> Iterator[str]:
 
 def weights(folder: Path, copy: Path, step: int) -> tuple[bool | None, str]:
     """Whether the weights of two runs after `step` have the same bits; if not, or None for unknown, with the reason."""
-    from lib import checkpoint  # imports torch, which takes seconds: mistakes are answered before
+    from lib.record import checkpoint  # imports torch, which takes seconds: mistakes are answered before
 
     paths = [one / "checkpoints" / checkpoint.name(step) for one in (folder, copy)]
     if not paths[0].exists():

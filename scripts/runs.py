@@ -13,13 +13,14 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import best, difference, export, follow, history, journal, track, view
+from lib import difference, follow, track, view
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program, shown
 from lib.config.command_line import resolve
 from lib.console import duration
-from lib.history import History
-from lib.run import Identity, named
+from lib.record import best, export, history, journal
+from lib.record.history import History
+from lib.record.run import Identity, named
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
 
 _SHOWN = ("train_loss", "val_loss", "learning_rate", "sparsity", "tokens_per_second", "grad_norm")

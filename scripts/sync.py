@@ -6,9 +6,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import run, track
+from lib import track
 from lib.base.errors import UsageError, run_program, shown
 from lib.config.kconf import Schema
+from lib.record import run
 from lib.track import lane
 
 

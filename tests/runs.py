@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lib.journal import Journal
+from lib.record.journal import Journal
 
 NOON = 1_795_262_400.0  # unix seconds of the first record; the others follow one second apart
 

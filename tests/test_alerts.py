@@ -4,7 +4,7 @@ import math
 import random
 
 from gpt2.alerts import Alert, Spikes, Watch, worse_since
-from lib import journal
+from lib.record import journal
 from tests.training import arguments, train
 
 

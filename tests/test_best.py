@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.best import Evaluation, best, dense_best, evaluations
+from lib.record.best import Evaluation, best, dense_best, evaluations
 
 # Dense, then pruned to 99 %.
 PRUNED = [(0, 5.5, 0.0), (10, 2.9987, 0.0), (20, 3.4, 0.72), (30, 3.0531, 0.98999), (40, 3.1, 0.99)]

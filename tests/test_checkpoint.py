@@ -10,10 +10,10 @@ import threading
 import pytest
 import torch
 
-from lib import checkpoint, checkpoint_file
 from lib.base.errors import UsageError
-from lib.checkpoint import CheckpointError, Keeping
 from lib.machine import random_state
+from lib.record import checkpoint, checkpoint_file
+from lib.record.checkpoint import CheckpointError, Keeping
 from tests.disk import disk
 
 __all__ = ["disk"]  # fixtures
@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_no_half_file(tmp_pa
 import resource, signal, sys
 from pathlib import Path
 import torch
-from lib import checkpoint
+from lib.record import checkpoint
 folder = Path({str(tmp_path)!r})
 two = checkpoint.Keeping(2, False)
 checkpoint.save(folder, 1, {{"w": torch.zeros(10)}}, two, {{}})
@@ -331,7 +331,7 @@ def test_without_memory_for_a_copy_training_waits(tmp_path):
 import resource
 from pathlib import Path
 import torch
-from lib import checkpoint
+from lib.record import checkpoint
 state = {{"w": torch.ones(50_000_000)}}
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100_000_000,) * 2)
@@ -354,7 +354,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
 import time
 from pathlib import Path
 import torch
-from lib import checkpoint
+from lib.record import checkpoint
 def wait():
     return go or (print("written", flush=True), time.sleep(60))
 writer = checkpoint.Writer(Path({str(tmp_path)!r}), checkpoint.Keeping(2, False), {{}}, wait, print)

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from lib import checkpoint, checkpoint_file
+from lib.record import checkpoint, checkpoint_file
 
 THREE = checkpoint.Keeping(checkpoint_keep=3, checkpoint_best=True)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib.best import Evaluation
 from lib.console import Console, duration
+from lib.record.best import Evaluation
 
 
 @pytest.mark.parametrize(

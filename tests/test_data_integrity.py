@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import data, prepare_data, shards
-from lib import checkpoint
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
 from lib.machine.dist import Ranks
+from lib.record import checkpoint
 from tests import training
 from tests.disk import disk
 from tests.training import arguments, losses

@@ -7,9 +7,9 @@ import torch
 
 from gpt2 import loop, start
 from gpt2.session import Session
-from lib import journal
 from lib.base.errors import UserError
 from lib.machine import device
+from lib.record import journal
 from tests.training import Records, schema
 
 

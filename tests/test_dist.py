@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from gpt2 import data, prepare_data
-from lib import checkpoint, journal, run
 from lib.base.errors import UsageError
 from lib.base.launch import Launch
+from lib.record import checkpoint, journal, run
 from tests.training import ROOT, TEXT, arguments, losses, schema, train
 
 WORDS = arguments(dropout=0, batch_size=1, gradient_accumulation=8, eval_samples=6)

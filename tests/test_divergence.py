@@ -16,11 +16,12 @@ from gpt2 import loop, prepare_data, train
 from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.model import GPT2
 from gpt2.session import Session
-from lib import checkpoint, history, journal, optim, retries
+from lib import optim
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
 from lib.machine import device
 from lib.optim.schedule import learning_rate
+from lib.record import checkpoint, history, journal, retries
 from lib.sweep import Configuration, Run
 from tests import training
 from tests.forked import Trainer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import checkpoint, provenance
+from lib.record import checkpoint, provenance
 from tests.training import losses, records, train
 
 FIXTURES = Path(__file__).parent / "fixtures"

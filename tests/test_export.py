@@ -7,8 +7,8 @@ import math
 import pytest
 from pyarrow import parquet
 
-from lib import export, history
 from lib.base.errors import UserError
+from lib.record import export, history
 from tests.runs import NOON, evaluated, trained, write
 
 BIG = 2**53 + 1  # no double holds it

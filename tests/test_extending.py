@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import journal
+from lib.record import journal
 from tests.training import ROOT, TEXT, arguments, program, train
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import journal
+from lib.record import journal
 from lib.track.cursor import path_of
 from tests import training
 from tests.disk import disk, fill

@@ -8,8 +8,8 @@ import torch
 
 from gpt2 import footprint, loop
 from gpt2.session import Session
-from lib import checkpoint
 from lib.machine import device
+from lib.record import checkpoint
 from tests import training
 from tests.disk import disk
 from tests.training import arguments

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import checkpoint_file, export, journal, provenance, track
+from lib import track
 from lib.base.errors import UserError
 from lib.config import kconf
-from lib.run import Identity
+from lib.record import checkpoint_file, export, journal, provenance
+from lib.record.run import Identity
 from lib.track import csv, lane, tensorboard
 from lib.track.cursor import Cursor
 from lib.track.tracker import Alert, Row

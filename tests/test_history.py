@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import history, journal
 from lib.base import files
 from lib.base.errors import UsageError, UserError
+from lib.record import history, journal
 from tests.runs import NOON, ended, evaluated, trained, write
 
 

@@ -1,6 +1,6 @@
 """Which records are in force: by hand, for each way in which a run goes back."""
 
-from lib.in_force import InForce
+from lib.record.in_force import InForce
 
 CHANGED = {"LEARNING_RATE": ["0.5", "0.1"]}
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import journal
-from lib.journal import Displaced, Journal, JournalError
+from lib.record import journal
+from lib.record.journal import Displaced, Journal, JournalError
 
 
 def test_a_line_is_what_the_docstring_says(tmp_path):

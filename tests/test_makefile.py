@@ -8,8 +8,8 @@ import sys
 import psutil
 import pytest
 
-from lib import journal
 from lib.config.kconf import Schema
+from lib.record import journal
 from tests.runs import trained, write
 from tests.tracking import wait_for
 from tests.training import ROOT, TEXT, TINY, text

@@ -7,9 +7,9 @@ import time
 import psutil
 import pynvml
 
-from lib import journal, monitor
-from lib.journal import Journal
-from lib.monitor import Monitor
+from lib.record import journal, monitor
+from lib.record.journal import Journal
+from lib.record.monitor import Monitor
 
 
 def test_the_host_is_read_in_percent_and_gib():

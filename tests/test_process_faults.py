@@ -23,10 +23,10 @@ import torch
 from gpt2 import loop
 from gpt2.recorder import Unrecorded
 from gpt2.session import Session
-from lib import checkpoint, history, journal
 from lib.base.signals import StopSignals
-from lib.checkpoint_file import is_whole
 from lib.machine import device
+from lib.record import checkpoint, history, journal
+from lib.record.checkpoint_file import is_whole
 from lib.track.cursor import Cursor, path_of
 from tests.disk import disk
 from tests.forked import Trainer

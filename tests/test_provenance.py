@@ -13,11 +13,11 @@ from importlib import metadata
 import pytest
 import torch
 
-from lib import provenance
 from lib.base import redact
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
-from lib.provenance import Changes
+from lib.record import provenance
+from lib.record.provenance import Changes
 from tests.disk import disk, fill
 
 __all__ = ["disk"]  # fixtures

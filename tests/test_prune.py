@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from gpt2.model import GPT2, ModelOptions
-from lib import checkpoint, optim, prune
+from lib import optim, prune
 from lib.base.errors import UserError
-from lib.checkpoint import CheckpointError
 from lib.config.config_file import ConfigError
 from lib.config.kconf import Schema
+from lib.record import checkpoint
+from lib.record.checkpoint import CheckpointError
 
 ONE = checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=False)
 SHAPES = {"0.weight": (12, 16), "2.weight": (8, 12)}

@@ -5,7 +5,7 @@ import torch
 
 from gpt2.model import GPT2, ModelOptions
 from lib import optim, prune
-from lib.checkpoint import CheckpointError
+from lib.record.checkpoint import CheckpointError
 from tests.test_prune import schema
 
 

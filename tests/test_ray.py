@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lib import journal
+from lib.record import journal
 from tests.training import ROOT, TEXT, arguments
 
 pytest.importorskip("ray.train", reason="ray[train] is not installed")

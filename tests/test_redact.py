@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from lib import provenance
 from lib.base import redact
 from lib.config import command_line
 from lib.config.config_file import ConfigError
+from lib.record import provenance
 from tests.runs import ended, trained, write
 from tests.training import ROOT, TEXT, TINY, text
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import journal
 from lib.base.errors import UserError
+from lib.record import journal
 from scripts import reproduce
 from tests.training import ROOT, TEXT, arguments, rewrite
 
@@ -292,7 +292,7 @@ def test_differences_are_versions_and_the_machine():
 def test_weights_are_compared_bit_for_bit(home, tmp_path):
     import torch
 
-    from lib import checkpoint
+    from lib.record import checkpoint
 
     run = home / "work/runs/run"
     shutil.copytree(run, tmp_path / "copy")

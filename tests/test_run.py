@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import run
 from lib.base.errors import UsageError, UserError
-from lib.run import RunOptions
+from lib.record import run
+from lib.record.run import RunOptions
 from scripts import dashboard
 
 

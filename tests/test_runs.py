@@ -11,7 +11,7 @@ import sys
 import pytest
 from pyarrow import parquet
 
-from lib import journal
+from lib.record import journal
 from tests import training
 from tests.runs import ended, evaluated, trained, write
 from tests.training import ROOT

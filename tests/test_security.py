@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lib import run
 from lib.base.errors import UsageError, UserError
 from lib.config.kconf import Schema
+from lib.record import run
 from lib.track.cursor import path_of
 from scripts import audit
 from tests.runs import ended, evaluated, trained, write

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from lib import journal
 from lib.config.kconf import Schema
+from lib.record import journal
 from tests import torture
 from tests.killpoints import Point
 from tests.torture import Peace, combinations, halves, new_place

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from lib import journal, track
+from lib import track
 from lib.base import files
+from lib.record import journal
 from tests.tracking import (
     ROOT,
     RUN_ID,

@@ -20,10 +20,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from lib import journal, track
+from lib import track
 from lib.base.errors import UsageError, UserError
 from lib.espalier_tracker import EspalierTracker, Series, flattened, plain
-from lib.run import Identity, project_name
+from lib.record import journal
+from lib.record.run import Identity, project_name
 from lib.track import accelerate as bridge
 from lib.track import lane
 from tests.disk import disk, fill

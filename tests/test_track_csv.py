@@ -8,9 +8,9 @@ from datetime import datetime
 import pandas
 import pytest
 
-from lib import journal
 from lib.base.errors import UserError
-from lib.run import Identity
+from lib.record import journal
+from lib.record.run import Identity
 from lib.track import csv as adapter
 from lib.track.tracker import Row
 from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, train_while_lanes_die

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import journal, run
 from lib.base.errors import UserError
-from lib.journal import Journal
+from lib.record import journal, run
+from lib.record.journal import Journal
 from lib.track.cursor import Backlog, Cursor, path_of
 from lib.track.tracker import Alert, Row
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import journal
 from lib.base.files import write_json
+from lib.record import journal
 from lib.track import mlflow as adapter
 from tests.tracking import ROOT, RUN_ID, expected, new_run, run, state, sync, train, trainer, wait_for
 

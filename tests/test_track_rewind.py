@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import journal
 from lib.base import files
+from lib.record import journal
 from lib.track import lane
 from lib.track import trackio as trackio_adapter
 from lib.track.cursor import Cursor

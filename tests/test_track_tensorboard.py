@@ -12,9 +12,9 @@ import urllib.request
 import numpy as np
 import pytest
 
-from lib import journal
 from lib.base.errors import UserError
-from lib.run import Identity
+from lib.record import journal
+from lib.record.run import Identity
 from lib.track.tracker import Alert, Row
 from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, train_while_lanes_die, wait_for
 
@@ -189,7 +189,7 @@ def test_a_run_that_crashed_and_went_on_has_finished(run):
 
 def test_it_needs_neither_pytorch_nor_tensorflow(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from lib.run import Identity; from lib.track import tensorboard\n"
+        "import sys; from pathlib import Path; from lib.record.run import Identity; from lib.track import tensorboard\n"
         "from lib.track.tracker import Row\n"
         f"t = tensorboard.Tracker(); t.open(Identity('{RUN_ID}', 'demo', 'first'), {{}}, Path({str(tmp_path)!r}))\n"
         "t.log([Row('train', 1, 1e9, {'x': 1.0})]); t.finish('finished')\n"

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import journal
+from lib.record import journal
 from lib.track import trackio as trackio_adapter
 from lib.track import wandb as wandb_adapter
 from lib.track.tracker import Finding

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lib import journal
+from lib.record import journal
 from lib.track import wandb as wandb_adapter
 from lib.track.cursor import path_of
 from lib.track.tracker import Finding

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import checkpoint, journal
+from lib.record import checkpoint, journal
 from tests.forked import Trainer
 from tests.training import ROOT, arguments, environment, losses, program, start, train
 

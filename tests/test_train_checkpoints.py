@@ -8,8 +8,8 @@ import torch
 
 from gpt2 import loop
 from gpt2.session import Session
-from lib import checkpoint, history, journal
 from lib.machine import device
+from lib.record import checkpoint, history, journal
 from tests.test_train import wait_for_step
 from tests.training import Records, arguments, losses, rewrite, schema, start, train
 

@@ -11,8 +11,8 @@ import torch
 
 from gpt2 import loop
 from gpt2.session import Session
-from lib import checkpoint, journal
 from lib.machine import device
+from lib.record import checkpoint, journal
 from tests.test_prune import two_of_four
 from tests.test_train import assert_same, wait_for_step
 from tests.training import Records, arguments, records, rewrite, schema, start, train

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import journal
 from lib.base.files import write_json
+from lib.record import journal
 from lib.track.cursor import Cursor, path_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -92,7 +92,7 @@ def same(a: object, b: object) -> bool:
 
 def rewrite(path: Path, state: dict) -> None:
     """Put another state into the checkpoint at `path`, with a header that says the same and a checksum that fits."""
-    from lib import checkpoint, checkpoint_file
+    from lib.record import checkpoint, checkpoint_file
 
     header = checkpoint_file.header(path)
     about = {name: header[name] for name in ("run", "run_id", "model")}

@@ -4,9 +4,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from lib import checkpoint_file, journal
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
+from lib.record import checkpoint_file, journal
 from tests import training
 
 CLOCK = frozenset({"total_time_seconds", "total_seconds", "train_seconds", "tokens_per_second", "run"})
@@ -89,7 +89,7 @@ def lasting(values: dict[str, object]) -> dict[str, object]:
 
 def weights(run: Path, whole: Path) -> list[str]:
     """How the states in the checkpoints differ: weights, optimizer, masks and scores, random generators, counters."""
-    from lib import checkpoint
+    from lib.record import checkpoint
 
     wrong = []
     for path in checkpoint.find(whole / "checkpoints"):

@@ -9,7 +9,8 @@ import torch
 from gpt2 import loop
 from gpt2.bench import Bench
 from gpt2.divergence import DivergenceOptions
-from lib import checkpoint, optim, prune
+from lib import optim, prune
+from lib.record import checkpoint
 from lib.timing import Case
 
 

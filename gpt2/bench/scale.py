@@ -11,8 +11,8 @@ import torch
 
 from gpt2.bench import Bench, whole
 from gpt2.bench.whole import Shape
-from lib import journal
 from lib.prune import select
+from lib.record import journal
 from lib.timing import Case
 
 _PIECE = 100_000_000  # weights that are held: more of them are the same ones again

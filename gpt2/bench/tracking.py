@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from gpt2.bench import Bench, process
-from lib import journal
 from lib.config.kconf import ROOT
+from lib.record import journal
 from lib.timing import Case
 
 _TRACKERS = ("trackio", "wandb", "tensorboard")

@@ -13,7 +13,7 @@ import torch
 from gpt2 import tokenizer
 from gpt2.bench import documents, process
 from gpt2.shards import TOKEN
-from lib import journal
+from lib.record import journal
 
 _VAL_SHARE = 20  # the last 1 / 20 of the text
 LEARNING_RATE = 1e-4  # without warm-up more makes the first losses leap, which are compared

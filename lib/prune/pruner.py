@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.checkpoint import CheckpointError
 from lib.prune.mask import count, ones
 from lib.prune.schedule import Plan
 from lib.prune.score import Criterion
 from lib.prune.score.magnitude import magnitude
 from lib.prune.select import PruningError
 from lib.prune.weight import Weight
+from lib.record.checkpoint import CheckpointError
 
 # (score of a weight, sparsity, whether pruned weights stay pruned) -> a uint8 mask for each weight
 Chooser = Callable[[Callable[[Weight], Tensor], float, bool], list[Tensor]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.base.errors import UsageError
-from lib.run import Identity
+from lib.record.run import Identity
 from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, plain_name, within_64_bits
 

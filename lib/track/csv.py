@@ -9,7 +9,7 @@ from typing import Any
 
 from lib.base import files
 from lib.base.errors import UserError
-from lib.run import Identity
+from lib.record.run import Identity
 from lib.track.tracker import Alert, Row
 
 _ONE_LINE = {ord("\n"): "\\n", ord("\r"): "\\r"}  # so that a line is a record, whatever a name or a message holds

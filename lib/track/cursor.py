@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lib import journal, run
 from lib.base.errors import UserError
 from lib.base.files import write_json
-from lib.in_force import Key, Places, Record, key_of
+from lib.record import journal, run
+from lib.record.in_force import Key, Places, Record, key_of
 from lib.track.tracker import Alert, Row
 
 FOLDER = "trackers"

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lib import journal
 from lib.base import files, redact
 from lib.base.errors import UserError
-from lib.run import Identity
+from lib.record import journal
+from lib.record.run import Identity
 from lib.track import registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, Item, path_of
 from lib.track.tracker import Alert, Row

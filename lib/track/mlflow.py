@@ -13,12 +13,12 @@ from importlib import util
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib import journal
 from lib.base import files
 from lib.base.errors import UserError
 from lib.base.files import locks, partial
 from lib.config.kconf import Options
-from lib.run import Identity
+from lib.record import journal
+from lib.record.run import Identity
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 
 MODULE = "mlflow"

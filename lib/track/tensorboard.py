@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.base import files
-from lib.run import Identity
+from lib.record.run import Identity
 from lib.track.tracker import Alert, Row, within_64_bits
 
 MODULE = "tensorboard"

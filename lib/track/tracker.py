@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lib.config.kconf import Options
-from lib.run import Identity
+from lib.record.run import Identity
 
 T = typing.TypeVar("T", bound=Options)
 

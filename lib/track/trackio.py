@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config.kconf import Options
-from lib.run import Identity, project_name
+from lib.record.run import Identity, project_name
 from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 

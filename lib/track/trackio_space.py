@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.base.errors import UserError
-from lib.run import Identity
+from lib.record.run import Identity
 from lib.track import trackio
 from lib.track.cursor import path_of
 from lib.track.tracker import Finding

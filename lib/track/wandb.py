@@ -12,7 +12,7 @@ from typing import Any
 
 from lib.base.errors import UserError
 from lib.config.kconf import Options
-from lib.run import Identity
+from lib.record.run import Identity
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 from lib.track.wandb_log import TransactionLog
 

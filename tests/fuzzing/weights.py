@@ -14,9 +14,9 @@ from gpt2 import data as datasets
 from gpt2 import sample, sources, tokenizer
 from gpt2.model import GPT2, ModelOptions
 from gpt2.session import Session
-from lib import checkpoint, checkpoint_file
 from lib.config.kconf import Schema
 from lib.machine import device
+from lib.record import checkpoint, checkpoint_file
 from scripts import checkpoint_info
 from tests import training
 from tests.fuzzing.promise import TARGETS, outcome, target, terminal

@@ -10,7 +10,7 @@ import psutil
 import pynvml
 
 from lib.config.kconf import Options
-from lib.journal import JournalError
+from lib.record.journal import JournalError
 
 GIB = 2**30
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from lib import journal
 from lib.base import files
 from lib.base.errors import UsageError
-from lib.history import History
+from lib.record import journal
+from lib.record.history import History
 
 
 class Table(NamedTuple):

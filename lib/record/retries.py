@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib import journal
 from lib.config.kconf import Options, Schema
+from lib.record import journal
 
 _LOWERED = ("LEARNING_RATE", "MIN_LR")
 

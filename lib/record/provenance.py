@@ -15,11 +15,11 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lib import run
 from lib.base import redact
 from lib.base.errors import UserError
 from lib.base.files import write, write_json
 from lib.config.kconf import ROOT, Schema
+from lib.record import run
 
 LIMIT = 10_000_000  # bytes of uncommitted files that a run keeps
 _SECONDS = 60  # that a git command may take

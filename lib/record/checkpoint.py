@@ -17,9 +17,9 @@ from torch import Tensor
 
 from lib.base import files
 from lib.base.errors import NO_ROOM
-from lib.checkpoint_file import CheckpointError, Sealer, find, name, verify
 from lib.config.kconf import Options
 from lib.machine.device import is_out_of_memory
+from lib.record.checkpoint_file import CheckpointError, Sealer, find, name, verify
 
 _KINDS = {"run_id": "run", "shapes": "model"}  # of what a header tells apart
 _MARGIN_BYTES, _MARGIN_PER_TENSOR = 100_000, 1000  # what a file has beside its tensors, at most

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lib import best, journal, run
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.config.config_file import read_lines
-from lib.in_force import SERIES, InForce, Key, Record, series
+from lib.record import best, journal, run
+from lib.record.in_force import SERIES, InForce, Key, Record, series
 
 _FREQUENT = (b'"event":"train"', b'"event":"train.', b'"event":"system')
 # All other events. Found so and the frequent ones not parsed, 100 runs of 5,000 lines take 0.15 s; read whole, 4 s.
@@ -104,7 +104,7 @@ class History:
         return best.evaluations(self.rows.values())
 
     def best(self) -> float | None:
-        """The best validation loss in force (see `lib.best`), or None."""
+        """The best validation loss in force (see `lib.record.best`), or None."""
         found = best.best(self.evaluations())
         return found and found.val_loss
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from lib.base import files
 from lib.base.errors import UserError
-from lib.in_force import InForce, Key, Record, key_of, lasting
+from lib.record.in_force import InForce, Key, Record, key_of, lasting
 
 SCHEMA = 1  # of the lines; written into every `start` event
 FILE = "journal.jsonl"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lib.journal import Record, number
+from lib.record.journal import Record, number
 
 SAME = 1e-4  # share of the weights: two sparsities this near are one; single weights become zero without pruning too
 
