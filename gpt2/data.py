@@ -24,8 +24,8 @@ from gpt2 import tokenizer as tokenizers
 from gpt2.sources import DataError
 from gpt2.tokens import TOKEN, Seal, TokenFile
 from lib.base.errors import UsageError
-from lib.console import say
 from lib.machine.dist import ALONE, Ranks
+from lib.terminal.console import say
 
 Batch = tuple[Tensor, Tensor]  # token ids and, for each, the id that follows it; (B, T) int64
 

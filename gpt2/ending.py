@@ -12,9 +12,9 @@ from gpt2.recorder import Recorder
 from lib.base import files
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
-from lib.console import duration, say, table
 from lib.record import journal
 from lib.record.best import best, dense_best, evaluations
+from lib.terminal.console import duration, say, table
 
 if TYPE_CHECKING:
     from gpt2.session import Session

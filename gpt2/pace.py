@@ -7,9 +7,9 @@ import torch
 
 from gpt2.data import Data
 from gpt2.loop import Training
-from lib.console import roughly
 from lib.machine.device import Machine
 from lib.optim.schedule import ScheduleOptions
+from lib.terminal.console import roughly
 
 _ENOUGH = 0.3  # seconds of a batch that tell its speed; of a large model a part of one window takes as long
 _GROWTH = 4

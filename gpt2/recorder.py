@@ -10,8 +10,8 @@ from gpt2.loop import Training
 from gpt2.rescue import Spare
 from lib import track
 from lib.base.errors import UserError
-from lib.console import Console, say
 from lib.record import checkpoint, journal
+from lib.terminal.console import Console, say
 
 _IMPORT_SECONDS, _OPEN_SECONDS = 15.0, 3.0  # to wait for the trackers at most: one may hang
 

@@ -23,11 +23,11 @@ from lib.base.errors import UserError
 from lib.base.redact import hide
 from lib.base.signals import StopSignals
 from lib.config.kconf import Options, Schema
-from lib.console import Console, say, table
 from lib.machine import device
 from lib.optim import schedule
 from lib.prune.select import PruningError
 from lib.record import checkpoint, journal, monitor, provenance, retries, run
+from lib.terminal.console import Console, say, table
 
 _DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
 _STOPPED_SECONDS = 5.0  # the same after a signal: schedulers kill what is there 30 s after it

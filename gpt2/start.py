@@ -14,9 +14,9 @@ from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
 from lib.config.kconf import Schema
-from lib.console import say
 from lib.machine import device
 from lib.record import checkpoint, history, retries, run
+from lib.terminal.console import say
 
 
 def new(schema: Schema, words: list[str], launch: Launch) -> int:

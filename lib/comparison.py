@@ -7,9 +7,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from lib.base.errors import UserError
-from lib.console import duration
 from lib.record import history
 from lib.sweep import Configuration, Run, Sweep
+from lib.terminal.console import duration
 
 # Key of a run's result -> the summary's name for it.
 _SUMMARY = {

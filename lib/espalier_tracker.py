@@ -13,8 +13,8 @@ from lib import track
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.config.kconf import Schema
-from lib.console import say
 from lib.record import journal, run
+from lib.terminal.console import say
 
 EVALUATION = ("eval", "val", "test")  # how the names of metrics begin that belong to the event `eval`
 

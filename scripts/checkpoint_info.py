@@ -9,9 +9,9 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.base.errors import run_program
-from lib.console import columns, say, table
 from lib.record import checkpoint_file, run
 from lib.record.checkpoint_file import CheckpointError
+from lib.terminal.console import columns, say, table
 
 # What the words of a header mean.
 _FACTS = {

@@ -17,10 +17,10 @@ from lib import prune
 from lib.base.errors import run_program
 from lib.config import command_line
 from lib.config.kconf import Schema
-from lib.console import columns, table
 from lib.prune import mask
 from lib.prune.pruner import Pruner, StraightThrough
 from lib.prune.rewire import Rewiring
+from lib.terminal.console import columns, table
 
 _COLUMNS, _ROWS = 60, 8  # of the plot, in characters
 _MOST_SAMPLES = 100_000  # of a plan with more updates, its average is taken over so many

@@ -29,9 +29,9 @@ from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
 from lib.config.command_line import unconfigured
 from lib.config.kconf import ROOT, Schema
-from lib.console import say, table
 from lib.record import history, journal, provenance, run
 from lib.record.provenance import GitError, git
+from lib.terminal.console import say, table
 
 History = Mapping[tuple[str, int], journal.Record]
 

@@ -13,14 +13,15 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import difference, follow, track, view
+from lib import difference, track
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program, shown
 from lib.config.command_line import resolve
-from lib.console import duration
 from lib.record import best, export, history, journal
 from lib.record.history import History
 from lib.record.run import Identity, named
+from lib.terminal import follow, view
+from lib.terminal.console import duration
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
 
 _SHOWN = ("train_loss", "val_loss", "learning_rate", "sparsity", "tokens_per_second", "grad_norm")

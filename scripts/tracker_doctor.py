@@ -23,7 +23,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.base.errors import run_program
 from lib.config import command_line
-from lib.console import say
+from lib.terminal.console import say
 from lib.track import registry
 from lib.track.tracker import Finding
 

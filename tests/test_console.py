@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib.console import Console, duration
 from lib.record.best import Evaluation
+from lib.terminal.console import Console, duration
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import torch
 
 from gpt2 import loop, pace
 from gpt2.session import Session
-from lib import console
 from lib.machine import device
+from lib.terminal import console
 from tests.training import Records, arguments, losses, same, schema, train
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lib import view
+from lib.terminal import view
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lib.base import files
 from lib.base.errors import UserError
-from lib.console import columns
+from lib.terminal.console import columns
 from lib.timing import meets
 
 _BEGIN, _END = "<!-- written by scripts/bench.py --write-table -->", "<!-- end -->"

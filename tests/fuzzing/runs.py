@@ -5,12 +5,13 @@ import json
 import math
 from pathlib import Path
 
-from lib import comparison, follow, sweep
+from lib import comparison, sweep
 from lib.base.errors import UserError
 from lib.config.kconf import ROOT
-from lib.console import say
 from lib.record import export, history, journal
 from lib.record.run import Identity
+from lib.terminal import follow
+from lib.terminal.console import say
 from lib.track import lane
 from lib.track.cursor import Backlog, Cursor
 from scripts import reproduce, runs

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lib.base import files
 from lib.base.errors import shown
-from lib.console import Console, duration
 from lib.record import history, journal
 from lib.record.history import History
-from lib.view import number
+from lib.terminal.console import Console, duration
+from lib.terminal.view import number
 
 _OURS = {"train": {"train_loss", "learning_rate", "tokens_per_second"}, "eval": {"val_loss", "val_perplexity"}}
 _FIRST = 10  # lines to begin with

@@ -1,0 +1,1 @@
+"""What a person reads in the terminal: progress, tables, sparklines, and a run that is followed."""
