@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lib.base.errors import UsageError
+from lib.compare.sweep import BESIDE, FREE
 from lib.config.kconf import Schema
 from lib.record import checkpoint_file
-from lib.sweep import BESIDE, FREE
 
 # Changing these, or an option of the menu Pruning, would make it another run.
 FIXED = set(

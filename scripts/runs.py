@@ -13,9 +13,10 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lib import difference, track
+from lib import track
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program, shown
+from lib.compare import difference
 from lib.config.command_line import resolve
 from lib.record import best, export, history, journal
 from lib.record.history import History

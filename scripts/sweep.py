@@ -33,16 +33,16 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from tqdm import tqdm
 
 from gpt2 import preflight
-from lib import comparison, sweep
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
 from lib.base.signals import StopSignals
 from lib.base.threads import cores
+from lib.compare import comparison, sweep
+from lib.compare.sweep import Run, Sweep
 from lib.config.command_line import unconfigured
 from lib.config.config_file import ConfigError
 from lib.config.kconf import ROOT
 from lib.record import history, journal
-from lib.sweep import Run, Sweep
 from lib.terminal import view
 from lib.terminal.console import duration, say
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lib import difference
+from lib.compare import difference
 from tests.runs import ended, evaluated, trained, write
 
 

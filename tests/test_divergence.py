@@ -18,11 +18,11 @@ from gpt2.model import GPT2
 from gpt2.session import Session
 from lib import optim
 from lib.base.errors import UserError
+from lib.compare.sweep import Configuration, Run
 from lib.config.kconf import Schema
 from lib.machine import device
 from lib.optim.schedule import learning_rate
 from lib.record import checkpoint, history, journal, retries
-from lib.sweep import Configuration, Run
 from tests import training
 from tests.forked import Trainer
 from tests.test_train import assert_same

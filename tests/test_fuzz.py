@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib import comparison, sweep
 from lib.base.errors import UserError
+from lib.compare import comparison, sweep
 from lib.config.kconf import Schema
 from tests.fuzzing import TARGETS, mutated
 from tests.training import ROOT

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from lib import comparison, sweep
+from lib.compare import comparison, sweep
 from lib.config.config_file import ConfigError
 from tests.training import ROOT, TEXT, TINY, text
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import kconfiglib
 
-from lib import sweep
+from lib.compare import sweep
 from lib.config import command_line
 from lib.config.kconf import ROOT, Schema
 from scripts import config as config_program

@@ -5,8 +5,8 @@ import json
 import math
 from pathlib import Path
 
-from lib import comparison, sweep
 from lib.base.errors import UserError
+from lib.compare import comparison, sweep
 from lib.config.kconf import ROOT
 from lib.record import export, history, journal
 from lib.record.run import Identity

@@ -7,8 +7,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from lib.base.errors import UserError
+from lib.compare.sweep import Configuration, Run, Sweep
 from lib.record import history
-from lib.sweep import Configuration, Run, Sweep
 from lib.terminal.console import duration
 
 # Key of a run's result -> the summary's name for it.

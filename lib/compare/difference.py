@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lib.compare.sweep import BESIDE, COMPARED, FREE, TUNED
 from lib.config.kconf import Schema
 from lib.record import history, journal
 from lib.record.history import History
-from lib.sweep import BESIDE, COMPARED, FREE, TUNED
 
 # Options that make no budget unequal; `notes` says what they do to the result.
 _ELSEWHERE = BESIDE | {"SEED", "DEVICE", "COMPILE", "THREADS"}

@@ -1,0 +1,1 @@
+"""Comparisons: sweeps, the table of one, and what differs between two runs."""
