@@ -22,11 +22,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from lib import track
 from lib.base.errors import UsageError, UserError
-from lib.espalier_tracker import EspalierTracker, Series, flattened, plain
 from lib.record import journal
 from lib.record.run import Identity, project_name
 from lib.track import accelerate as bridge
 from lib.track import lane
+from lib.track.espalier_tracker import EspalierTracker, Series, flattened, plain
 from tests.disk import disk, fill
 from tests.tracking import ROOT, expected, recorded, run, state, sync, trainer, wait_for
 
@@ -37,7 +37,7 @@ SCRIPT = """
 import os, signal, sys
 import numpy, torch
 from accelerate import Accelerator
-from lib.espalier_tracker import EspalierTracker
+from lib.track.espalier_tracker import EspalierTracker
 runs, first, end, resume, kill = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume", sys.argv[5:]
 tracker = EspalierTracker("a run/of mine", project="demo", output_dir=runs, resume=resume, tracker_group="one")
 accelerator = Accelerator(cpu=True, log_with=[tracker])
