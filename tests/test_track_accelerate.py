@@ -37,7 +37,7 @@ SCRIPT = """
 import os, signal, sys
 import numpy, torch
 from accelerate import Accelerator
-from lib.track.espalier_tracker import EspalierTracker
+from lib.espalier_tracker import EspalierTracker
 runs, first, end, resume, kill = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume", sys.argv[5:]
 tracker = EspalierTracker("a run/of mine", project="demo", output_dir=runs, resume=resume, tracker_group="one")
 accelerator = Accelerator(cpu=True, log_with=[tracker])
