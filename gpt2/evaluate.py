@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from gpt2.data import Data
+from gpt2.data.windows import Data
 from lib.machine.device import Machine
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gpt2.data import Data
+from gpt2.data.windows import Data
 from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2

@@ -48,7 +48,9 @@ def check(schema: Schema, ranks: int = 1) -> None:
     quick(schema)
     import torch
 
-    from gpt2 import data, footprint, model, tokenizer
+    from gpt2 import footprint, model
+    from gpt2.data import tokenizer
+    from gpt2.data import windows as data
     from gpt2.unfilled import Unfilled
     from lib import optim, prune
 

@@ -19,12 +19,13 @@ if not __package__:
 import numpy as np
 from tqdm import tqdm
 
-from gpt2 import corpora, preflight, shards, sources, tokenizer, tokens
-from gpt2.corpora import Text
-from gpt2.local_files import reason
-from gpt2.shards import PreparedOptions, ShardWriter
-from gpt2.sources import DataError
-from gpt2.splits import NO_FRACTION
+from gpt2 import preflight
+from gpt2.data import corpora, shards, sources, tokenizer, tokens
+from gpt2.data.corpora import Text
+from gpt2.data.local_files import reason
+from gpt2.data.shards import PreparedOptions, ShardWriter
+from gpt2.data.sources import DataError
+from gpt2.data.splits import NO_FRACTION
 from lib.base import files
 from lib.base.errors import UserError, run_program
 from lib.base.threads import cores

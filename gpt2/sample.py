@@ -15,7 +15,7 @@ if not __package__:
 
 import torch
 
-from gpt2 import tokenizer as tokenizers
+from gpt2.data import tokenizer as tokenizers
 from gpt2.model import GPT2, ModelOptions
 from lib.base.errors import UserError, run_program, shown
 from lib.config import command_line, kconf

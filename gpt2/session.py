@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from gpt2 import changes, ending, footprint, loop, pace, preflight, prepare_data, shards
-from gpt2 import data as datasets
+from gpt2 import changes, ending, footprint, loop, pace, preflight, prepare_data
 from gpt2 import model as models
 from gpt2.alerts import AlertOptions, Watch, worse_since
+from gpt2.data import shards, windows
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
 from lib import optim, prune, track
@@ -51,11 +51,11 @@ class Session:
     def __init__(self, schema: Schema, machine: device.Machine):
         """Build the parts; raises UserError for what cannot be built. Data is prepared if it is missing."""
         self.schema, self.options, self.machine = schema, schema.bind(SessionOptions), machine
-        shape, data = schema.bind(models.ModelOptions), schema.bind(datasets.DataOptions)
+        shape, data = schema.bind(models.ModelOptions), schema.bind(windows.DataOptions)
         preflight.check(schema, machine.ranks.size)
         device.check_compiler(self.options.compile, machine)
         machine.ranks.first(self._prepare)
-        self.data = datasets.load(data, machine.ranks, pin=machine.device.type == "cuda")
+        self.data = windows.load(data, machine.ranks, pin=machine.device.type == "cuda")
         torch.manual_seed(self.options.seed)
         self.model = models.GPT2(shape, self.data.vocab_size).to(self.machine.device)
         optimizer = optim.build(self.model, schema)

@@ -11,7 +11,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 
 from gpt2 import model as models
-from gpt2 import preflight, tokenizer
+from gpt2 import preflight
+from gpt2.data import tokenizer
 from gpt2.footprint import kind, like, nbytes, state_bytes
 from lib import prune
 from lib.base.errors import run_program

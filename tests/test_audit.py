@@ -92,7 +92,7 @@ def test_every_value_of_a_choice_has_its_code():
         assert value == "none" or importlib.import_module(f"lib.prune.score.{value.replace('-', '_')}")
     for value in SCHEMA.options["TRACKER"].members.keys() - {"all"}:
         importlib.import_module(f"lib.track.{value.replace('-', '_')}")
-    corpora = importlib.import_module("gpt2.corpora")
+    corpora = importlib.import_module("gpt2.data.corpora")
     for value in SCHEMA.options["DATASET"].members:
         assert value == "bins" or callable(getattr(corpora, value.replace("-", "_"), None)), value
 

@@ -6,9 +6,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt2 import bins, data
-from gpt2.sources import DataError
-from gpt2.tokens import TOKEN
+from gpt2.data import bins
+from gpt2.data import windows as data
+from gpt2.data.sources import DataError
+from gpt2.data.tokens import TOKEN
 from lib.base.errors import UsageError
 from tests.test_data import options, write_raw
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import corpora, servers, sources, tokenizer
-from gpt2.corpora import Text
-from gpt2.sources import DataError
+from gpt2.data import corpora, servers, sources, tokenizer
+from gpt2.data.corpora import Text
+from gpt2.data.sources import DataError
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
 

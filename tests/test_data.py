@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import data, prepare_data
-from gpt2.sources import DataError
-from gpt2.tokens import TokenFile
+from gpt2 import prepare_data
+from gpt2.data import windows as data
+from gpt2.data.sources import DataError
+from gpt2.data.tokens import TokenFile
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
 

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import data, prepare_data, shards
+from gpt2 import prepare_data
+from gpt2.data import shards
+from gpt2.data import windows as data
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
 from lib.machine.dist import Ranks
@@ -151,7 +153,7 @@ def test_more_shards_are_open_than_the_soft_limit_allows(tmp_path):
     for name in ["val.bin", *(f"train-{n}.bin" for n in range(100))]:
         (tmp_path / name).write_bytes(b"ab")
     program = (
-        "import resource, sys; from pathlib import Path; from gpt2 import bins; "
+        "import resource, sys; from pathlib import Path; from gpt2.data import bins; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1])); "
         "print(len(bins.open_bins(Path(sys.argv[1]))['train']))"
     )

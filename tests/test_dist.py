@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpt2 import data, prepare_data
+from gpt2 import prepare_data
+from gpt2.data import windows as data
 from lib.base.errors import UsageError
 from lib.base.launch import Launch
 from lib.record import checkpoint, journal, run

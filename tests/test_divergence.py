@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gpt2 import data as datasets
 from gpt2 import loop, prepare_data, train
+from gpt2.data import windows
 from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.model import GPT2
 from gpt2.session import Session
@@ -38,7 +38,7 @@ class Poison:
         """`crash` is a step that raises an error instead; `validation`: `steps` are evaluations, of any batch."""
         made = schema(folder, data_dir=folder / "poison")
         prepare_data.ensure(made)
-        self.data = datasets.load(made.bind(datasets.DataOptions))
+        self.data = windows.load(made.bind(windows.DataOptions))
         self.bad, self.times = {self.key(step) for step in steps}, times
         self.crash, self.validation, self.evaluations = crash and self.key(crash), validation, 0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2 import data
+from gpt2.data import windows as data
 from gpt2.evaluate import validation_loss
 from gpt2.model import GPT2, ModelOptions
 from lib.machine import device

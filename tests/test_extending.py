@@ -128,7 +128,7 @@ def test_a_tracker_of_another_package(tmp_path, monkeypatch):
 
 def test_a_dataset(copy):
     [code], [entry] = section("A dataset")
-    with (copy / "gpt2/corpora.py").open("a") as file:
+    with (copy / "gpt2/data/corpora.py").open("a") as file:
         file.write(f"\n\n{code}")
     kconfig = copy / "gpt2/Kconfig"
     insert(kconfig, entry, "endchoice", after="choice DATASET")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2 import local_files
-from gpt2.local_files import DataError
+from gpt2.data import local_files
+from gpt2.data.local_files import DataError
 from lib.base.errors import UsageError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab12" * 16 + "\nsize 146946961\n"

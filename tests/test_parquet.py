@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from gpt2 import parquet
-from gpt2.local_files import DataError
+from gpt2.data import parquet
+from gpt2.data.local_files import DataError
 from lib.base.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def test_batches_are_small_whatever_the_texts(tmp_path):
 def test_it_needs_no_home_and_no_cache(tmp_path):
     path = write(tmp_path / "a.parquet", text=TEXTS)
     code = (
-        "import sys; from gpt2 import parquet; from pathlib import Path; "
+        "import sys; from gpt2.data import parquet; from pathlib import Path; "
         f"print(len(list(parquet.rows(Path({str(path)!r}), 'text'))), 'datasets' in sys.modules)"
     )
     environment = {"HOME": "/nonexistent", "PATH": os.environ["PATH"]}

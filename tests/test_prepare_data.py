@@ -18,9 +18,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gpt2 import prepare_data, shards, tokenizer
-from gpt2.shards import PreparedOptions
-from gpt2.sources import DataError
+from gpt2 import prepare_data
+from gpt2.data import shards, tokenizer
+from gpt2.data.shards import PreparedOptions
+from gpt2.data.sources import DataError
 from lib.base import files
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
@@ -161,7 +162,7 @@ def test_a_limit_that_the_first_document_reaches_leaves_some_for_validation(tmp_
 
 
 def test_a_limit_cuts_a_long_text_and_ends_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt2.sources.PIECE_BYTES", 10)
+    monkeypatch.setattr("gpt2.data.sources.PIECE_BYTES", 10)
     (tmp_path / "a.txt").write_text("aaaa " * 20)
     named = {"dataset_source": tmp_path / "a.txt", "dataset_max_tokens": 12, "val_fraction": "0.1"}
     folder = prepare_data.prepare(options(tmp_path, **named))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2 import repairs
-from gpt2.repairs import NotUtf8Error, Placed, Repairs
+from gpt2.data import repairs
+from gpt2.data.repairs import NotUtf8Error, Placed, Repairs
 from lib.base.errors import UsageError
 
 

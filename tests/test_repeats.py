@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import repeats
+from gpt2.data import repeats
 from tests.test_splits import prose
 
 PASSAGE = prose(200, "passage")

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from gpt2 import data, prepare_data, shards
+from gpt2 import prepare_data
+from gpt2.data import shards
+from gpt2.data import windows as data
 from lib.base.errors import UsageError
 from tests.test_data import options
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2 import sources
-from gpt2.repairs import NotUtf8Error, Repairs
+from gpt2.data import sources
+from gpt2.data.repairs import NotUtf8Error, Repairs
 
 MARK = "<|endoftext|>"
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import sources, splits, tokenizer
-from gpt2.repairs import Repairs
+from gpt2.data import sources, splits, tokenizer
+from gpt2.data.repairs import Repairs
 
 # ---- by name
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from gpt2 import tokenizer
+from gpt2.data import tokenizer
 from lib.base.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +101,7 @@ def test_a_damaged_or_missing_table_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_the_byte_tokenizer_needs_no_other_package():
-    code = "import sys; from gpt2 import tokenizer; tokenizer.load('bytes'); print('tiktoken' in sys.modules)"
+    code = "import sys; from gpt2.data import tokenizer; tokenizer.load('bytes'); print('tiktoken' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -116,7 +116,7 @@ def test_each_thread_has_an_encoding_of_its_own_and_the_same_ids():
 
 def test_tiktoken_is_imported_by_the_first_text_and_not_before():
     code = (
-        "import sys; from gpt2 import tokenizer; t = tokenizer.load('gpt2'); print(t.vocab_size, 'tiktoken' in "
+        "import sys; from gpt2.data import tokenizer; t = tokenizer.load('gpt2'); print(t.vocab_size, 'tiktoken' in "
         "sys.modules); print(t.encode_batch(['Hello world'])[0].tolist(), 'tiktoken' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

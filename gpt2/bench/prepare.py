@@ -6,8 +6,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpt2 import prepare_data, shards, tokenizer
+from gpt2 import prepare_data
 from gpt2.bench import Bench, documents, process
+from gpt2.data import shards, tokenizer
 from lib.timing import Case
 
 _REPEATS = 20  # of 5 MB

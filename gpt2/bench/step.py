@@ -22,7 +22,7 @@ class RandomTokens:
         self.tokens = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
 
     def batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """See gpt2.data.Data."""
+        """See gpt2.data.windows.Data."""
         return self.tokens[:, :-1], self.tokens[:, 1:]
 
 

@@ -5,10 +5,10 @@ import functools
 import torch
 
 from gpt2 import model as models
-from gpt2 import tokenizer
 from gpt2.bench import Bench, whole
 from gpt2.bench.ceilings import matrix_rate
 from gpt2.bench.whole import Outcome, Shape
+from gpt2.data import tokenizer
 from lib.config.kconf import Schema
 from lib.timing import Case
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from gpt2 import tokenizer
 from gpt2.bench import documents, process
-from gpt2.shards import TOKEN
+from gpt2.data import tokenizer
+from gpt2.data.shards import TOKEN
 from lib.record import journal
 
 _VAL_SHARE = 20  # the last 1 / 20 of the text

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from gpt2 import data as datasets
-from gpt2 import sample, sources, tokenizer
+from gpt2 import sample
+from gpt2.data import sources, tokenizer, windows
 from gpt2.model import GPT2, ModelOptions
 from gpt2.session import Session
 from lib.config.kconf import Schema
@@ -121,7 +121,7 @@ def meta(data: bytes) -> bool:
     good = _whole_meta()
     (_prepared() / "meta.json").write_bytes(data)
     try:
-        found = outcome(datasets.load, _session().schema.bind(datasets.DataOptions))
+        found = outcome(windows.load, _session().schema.bind(windows.DataOptions))
         return found is not None and _used(found)
     finally:
         (_prepared() / "meta.json").write_bytes(good)
@@ -132,7 +132,7 @@ def _whole_meta() -> bytes:
     return (_prepared() / "meta.json").read_bytes()
 
 
-def _used(data: datasets.Data) -> bool:
+def _used(data: windows.Data) -> bool:
     for x, y in (data.batch(3, 1), *data.val_batches()):
         assert x.shape == y.shape and x.min() >= 0 and x.max() < data.vocab_size
     return True
@@ -154,7 +154,7 @@ def bins(data: bytes) -> bool:
     schema = Schema()
     given = {"DATASET": "bins", "DATA_DIR": "bins", "TOKENIZER": "bytes", "BLOCK_SIZE": "8", "BATCH_SIZE": "4"}
     schema.override([(name, text, "test") for name, text in given.items()])
-    found = outcome(datasets.load, schema.bind(datasets.DataOptions))
+    found = outcome(windows.load, schema.bind(windows.DataOptions))
     return found is not None and _used(found)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gpt2.local_files import DataError, kind, opened
-from gpt2.parquet import rows
+from gpt2.data.local_files import DataError, kind, opened
+from gpt2.data.parquet import rows
 from lib.base.errors import UsageError, printable
 
 BYTE_ORDER_MARK = "\ufeff"

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2 import bins, shards, tokens
-from gpt2 import tokenizer as tokenizers
-from gpt2.sources import DataError
-from gpt2.tokens import TOKEN, Seal, TokenFile
+from gpt2.data import bins, shards, tokens
+from gpt2.data import tokenizer as tokenizers
+from gpt2.data.sources import DataError
+from gpt2.data.tokens import TOKEN, Seal, TokenFile
 from lib.base.errors import UsageError
 from lib.machine.dist import ALONE, Ranks
 from lib.terminal.console import say

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt2.local_files import DataError, kind, opened
-from gpt2.parquet import rows
-from gpt2.repairs import BYTE_ORDER_MARK, NotUtf8Error, Placed, Repairs, bad_byte, not_utf8
+from gpt2.data.local_files import DataError, kind, opened
+from gpt2.data.parquet import rows
+from gpt2.data.repairs import BYTE_ORDER_MARK, NotUtf8Error, Placed, Repairs, bad_byte, not_utf8
 
 # Long texts come in pieces of about this size. With 1 MB the process grew with the text, its memory in fragments: to
 # 137 MiB for 94 MB and to 223 for 900 MB; with this it takes 87 and 93, and is faster.

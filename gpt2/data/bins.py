@@ -5,9 +5,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gpt2.local_files import DataError, refuse_pointers
-from gpt2.shards import SPLITS
-from gpt2.tokens import TOKEN, TokenFile, allow_files, size
+from gpt2.data.local_files import DataError, refuse_pointers
+from gpt2.data.shards import SPLITS
+from gpt2.data.tokens import TOKEN, TokenFile, allow_files, size
 from lib.base.errors import UsageError
 
 # Of llm.c and modded-nanogpt: 256 int32, which are magic, version, tokens and zeros.

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2 import local_files, repairs, servers, sources, splits
-from gpt2.local_files import DataError, Found
-from gpt2.repairs import Repairs
-from gpt2.splits import Parts, Text
+from gpt2.data import local_files, repairs, servers, sources, splits
+from gpt2.data.local_files import DataError, Found
+from gpt2.data.repairs import Repairs
+from gpt2.data.splits import Parts, Text
 from lib.base.errors import UsageError
 from lib.config.kconf import Options
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gpt2.sources import DataError
+from gpt2.data.sources import DataError
 from lib.base.threads import cores
 
 TOKEN = np.dtype("<u2")

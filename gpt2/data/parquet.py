@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2.local_files import DataError, opened, reason
+from gpt2.data.local_files import DataError, opened, reason
 from lib.base.errors import UsageError, UserError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2.local_files import DataError, opened, reason, refuse_pointers
-from gpt2.repairs import Repairs
+from gpt2.data.local_files import DataError, opened, reason, refuse_pointers
+from gpt2.data.repairs import Repairs
 from lib.base.errors import UserError
 
 _TIMEOUT_SECONDS = 20  # for a server to answer

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from gpt2 import repeats, sources
-from gpt2.repairs import Repairs
+from gpt2.data import repeats, sources
+from gpt2.data.repairs import Repairs
 
 _NAMES = {
     name: split

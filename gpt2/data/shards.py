@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2.corpora import AT_THE_END, CorpusOptions, describe, describe_as_before, splitting
-from gpt2.local_files import DataError
-from gpt2.splits import NO_FRACTION
-from gpt2.tokens import TOKEN, Seal, TokenFile, allow_files, size
+from gpt2.data.corpora import AT_THE_END, CorpusOptions, describe, describe_as_before, splitting
+from gpt2.data.local_files import DataError
+from gpt2.data.splits import NO_FRACTION
+from gpt2.data.tokens import TOKEN, Seal, TokenFile, allow_files, size
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 
