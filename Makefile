@@ -140,10 +140,10 @@ test: env-test ## Run the test suite
 	@exec "$$PYTHON" -m pytest -n 2 --dist worksteal $$ARGS
 
 bench: env-train ## Measure what this machine makes of it; beside nanoGPT: make bench REF=path/to/nanoGPT
-	@exec "$$PYTHON" scripts/bench.py $(if $(REF),--ref "$$REF") $$ARGS
+	@exec "$$PYTHON" bench/run.py $(if $(REF),--ref "$$REF") $$ARGS
 
 bench-check: env-train ## The same, and fail where a ratio is 10 % worse than in docs/performance.md
-	@exec "$$PYTHON" scripts/bench.py --check $(if $(REF),--ref "$$REF") $$ARGS
+	@exec "$$PYTHON" bench/run.py --check $(if $(REF),--ref "$$REF") $$ARGS
 
 torture: env-test ## Kill, resume and compare runs of every optimizer x pruning method: make torture MINUTES=60
 	@exec "$$PYTHON" tests/torture.py $(if $(MINUTES),--minutes "$$MINUTES") $$ARGS

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lib.timing import Case, Timer, meets, quartiles
+from bench.timing import Case, Timer, meets, quartiles
 from tests.training import ROOT
 
 MEASURED = {
@@ -33,9 +33,7 @@ def bench(tmp_path_factory):
     """(what a quick run printed, what it wrote)."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     words = ["--size", "tiny", "--rounds", "1", "--device", "cpu", "--dtype", "float32", "--json", str(path)]
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/bench.py", *words], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, ROOT / "bench/run.py", *words], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout, json.loads(path.read_text())
 
@@ -97,23 +95,23 @@ def test_the_table_has_a_line_per_case(bench):
 
 
 def test_bad_arguments_are_one_sentence(program):
-    done = program("scripts/bench.py", "--rounds", "0")
+    done = program("bench/run.py", "--rounds", "0")
     assert (done.returncode, done.stderr) == (2, "error: --rounds must be 1 or more; got 0\n")
-    done = program("scripts/bench.py", "--json", "nowhere/bench.json")
+    done = program("bench/run.py", "--json", "nowhere/bench.json")
     sentence = (
         "error: --json nowhere/bench.json: cannot be written; name a file in a folder that is there and writable\n"
     )
     assert (done.returncode, done.stderr) == (2, sentence)
-    done = program("scripts/bench.py", "--size", "tiny", "--check")
+    done = program("bench/run.py", "--size", "tiny", "--check")
     sentence = "error: --size tiny: the table is of size gpt2; leave --check and --write-table, or --size\n"
     assert (done.returncode, done.stderr) == (2, sentence)
-    done = program("scripts/bench.py", "--dtype", "float8")
+    done = program("bench/run.py", "--dtype", "float8")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_ctrl_c_prints_what_there_is(tmp_path):
     words = ["--size", "tiny", "--rounds", "1000000", "--only", "ceilings", "--json", str(tmp_path / "bench.json")]
-    process = subprocess.Popen([sys.executable, ROOT / "scripts/bench.py", *words], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, ROOT / "bench/run.py", *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().endswith(", size tiny\n")
     time.sleep(1)
     process.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from gpt2.bench import process, reference, whole
+from bench import process, reference, whole
 from lib.base.errors import UserError
 from tests.training import ROOT
 
@@ -40,7 +40,7 @@ def checkout(tmp_path):
 
 
 def bench(checkout, tmp_path, *words):
-    command = [sys.executable, ROOT / "scripts/bench.py", "--size", "tiny", "--rounds", "1", "--device", "cpu"]
+    command = [sys.executable, ROOT / "bench/run.py", "--size", "tiny", "--rounds", "1", "--device", "cpu"]
     command += ["--dtype", "float32", "--ref", checkout, "--json", tmp_path / "bench.json", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -75,7 +75,7 @@ def test_what_is_no_checkout_is_named(checkout, tmp_path):
     sentence = f"error: --ref {checkout}: has no model.py; name a checkout of karpathy/nanoGPT\n"
     assert (done.returncode, done.stderr) == (2, sentence)
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts/bench.py", "--only", "nanogpt-gpt2"], capture_output=True, text=True
+        [sys.executable, ROOT / "bench/run.py", "--only", "nanogpt-gpt2"], capture_output=True, text=True
     )
     sentence = "error: --only nanogpt-...: say where a checkout of karpathy/nanoGPT is: --ref FOLDER\n"
     assert (done.returncode, done.stderr) == (2, sentence)
@@ -129,7 +129,7 @@ def test_ctrl_c_ends_what_was_started(checkout, tmp_path):
         f"import fcntl, time\nfile = open({str(held)!r}, 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
         "file.write('mine')\nfile.flush()\ntime.sleep(600)"
     )
-    command = [sys.executable, ROOT / "scripts/bench.py", "--size", "tiny", "--rounds", "1", "--device", "cpu"]
+    command = [sys.executable, ROOT / "bench/run.py", "--size", "tiny", "--rounds", "1", "--device", "cpu"]
     command += ["--dtype", "float32", "--ref", checkout, "--only", "nanogpt-4x128"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         while not (held.exists() and held.read_text()):

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from gpt2.bench.report import Ratio, compare, ratios, read_table, text, write_table
+from bench.report import Ratio, compare, ratios, read_table, text, write_table
 from lib.base.errors import UserError
 
 MACHINE = "cpu, bfloat16, 2 threads"
 PAGE = """# Performance
 
-<!-- written by scripts/bench.py --write-table -->
+<!-- written by bench/run.py --write-table -->
 | section | case | to | ratio | goal | date | machine |
 |---|---|---|--:|--:|---|---|
 | threshold | exact threshold | fused AdamW step | 3 | <= 3 | 2026-11-20 | cpu, bfloat16, 2 threads |
@@ -106,12 +106,12 @@ def test_the_program_stores_and_compares_a_finished_run(page, program):
     for section in made["sections"].values():
         section["cases"] = [{"median_seconds": 0.1, "iqr_seconds": 0.0, "rounds": [0.1], **c} for c in section["cases"]]
     path.write_text(json.dumps(made))
-    done = program("scripts/bench.py", "--report", str(path), "--table", str(page), "--write-table", "--check")
+    done = program("bench/run.py", "--report", str(path), "--table", str(page), "--write-table", "--check")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\n3 ratios compared\n")
     made["sections"]["threshold"]["cases"][1]["ratio"] = 2.3
     path.write_text(json.dumps(made))
-    done = program("scripts/bench.py", "--report", str(path), "--table", str(page), "--check")
+    done = program("bench/run.py", "--report", str(path), "--table", str(page), "--check")
     sentence = "error: threshold: exact threshold / fused AdamW step is 2.3, and was 2 on 2026-11-21\n"
     assert (done.returncode, done.stderr) == (1, sentence)
 

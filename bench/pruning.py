@@ -6,12 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from bench import VOCABULARY, Bench, unit
+from bench.timing import Case
 from gpt2 import model as models
-from gpt2.bench import VOCABULARY, Bench, unit
 from lib import prune
 from lib.prune import select
 from lib.prune.pruner import Pruner
-from lib.timing import Case
 
 CHOICE_STEP = 2  # at which half of the weights go at once: the first at which there are moments to read
 _PRUNED = {"PRUNING_SCHEDULE": "one-shot", "PRUNING_WARMUP": "2", "TARGET_SPARSITY": "0.5"}

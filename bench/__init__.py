@@ -1,4 +1,4 @@
-"""What `scripts/bench.py` measures, a module per section, and what the sections have in common."""
+"""What `bench/run.py` measures, a module per section, and what the sections have in common."""
 
 import dataclasses
 import sysconfig
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.timing import Case, Timer
 from gpt2 import model as models
 from lib.config.kconf import Schema
 from lib.machine import device
-from lib.timing import Case, Timer
 
 SIZES = {
     "gpt2": {"MODEL_NAME": "gpt2", "BLOCK_SIZE": "1024"},

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from gpt2.bench import Bench
-from lib.timing import Case
+from bench import Bench
+from bench.timing import Case
 
 
 def shapes(bench: Bench) -> list[tuple[int, int, int]]:

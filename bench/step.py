@@ -5,13 +5,13 @@ import functools
 import torch
 from torch import Tensor
 
+from bench import VOCABULARY, Bench
+from bench.pruning import CHOICE_STEP, pruner
+from bench.timing import Case
 from gpt2 import loop
-from gpt2.bench import VOCABULARY, Bench
-from gpt2.bench.pruning import CHOICE_STEP, pruner
 from gpt2.divergence import DivergenceOptions
 from lib import optim, prune
 from lib.config.kconf import Schema
-from lib.timing import Case
 
 
 class RandomTokens:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from gpt2.bench import Bench, whole
-from gpt2.bench.whole import Shape
+from bench import Bench, whole
+from bench.timing import Case
+from bench.whole import Shape
 from lib.prune import select
 from lib.record import journal
-from lib.timing import Case
 
 _PIECE = 100_000_000  # weights that are held: more of them are the same ones again
 _MODEL = Shape(6, 6, 384, 256, 4, "bytes", 2, 5)

@@ -4,10 +4,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from gpt2.bench import Bench, process
+from bench import Bench, process
+from bench.timing import Case
 from lib.config.kconf import ROOT
 from lib.record import journal
-from lib.timing import Case
 
 _GOAL, _OWN_GOAL = 6.0, 0.5  # seconds
 _DATA = {"DATA_DIR": "data"}

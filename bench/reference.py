@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import torch
 
-from gpt2.bench import Bench, process, whole
-from gpt2.bench.whole import Outcome, Program, Shape
+from bench import Bench, process, whole
+from bench.timing import Case
+from bench.whole import Outcome, Program, Shape
 from lib.base.errors import UsageError, UserError
-from lib.timing import Case
 
 _FILES = ("train.py", "model.py", "configurator.py")
 _AUTOCAST = (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from gpt2.bench import documents, process
+from bench import documents, process
 from gpt2.data import tokenizer
 from gpt2.data.shards import TOKEN
 from lib.record import journal

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.timing import meets
 from lib.base import files
 from lib.base.errors import UserError
 from lib.terminal.console import columns
-from lib.timing import meets
 
-_BEGIN, _END = "<!-- written by scripts/bench.py --write-table -->", "<!-- end -->"
+_BEGIN, _END = "<!-- written by bench/run.py --write-table -->", "<!-- end -->"
 _HEAD = "| section | case | to | ratio | goal | date | machine |\n|---|---|---|--:|--:|---|---|\n"
 _TOLERANCE = 0.1
 

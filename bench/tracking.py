@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from gpt2.bench import Bench, process
+from bench import Bench, process
+from bench.timing import Case
 from lib.config.kconf import ROOT
 from lib.record import journal
-from lib.timing import Case
 
 _TRACKERS = ("trackio", "wandb", "tensorboard")
 _OPTIONS = {"TRACKER_RUN_NAME": "run", "SAMPLE_TOKENS": 0, "EVAL_INTERVAL": 0, "DATA_DIR": "data"}

@@ -6,10 +6,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench import Bench, documents, process
+from bench.timing import Case
 from gpt2 import prepare_data
-from gpt2.bench import Bench, documents, process
 from gpt2.data import shards, tokenizer
-from lib.timing import Case
 
 _REPEATS = 20  # of 5 MB
 _CHUNK = 500  # documents that tiktoken gets at once: its lists of numbers take 20 bytes for one of text

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from bench import Bench
+from bench.timing import Case
 from gpt2 import loop
-from gpt2.bench import Bench
 from gpt2.divergence import DivergenceOptions
 from lib import optim, prune
 from lib.record import checkpoint
-from lib.timing import Case
 
 
 def saving(bench: Bench) -> None:

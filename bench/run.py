@@ -22,7 +22,7 @@ threads.spin_little()  # as in training
 
 import torch
 
-from gpt2.bench import (
+from bench import (
     SIZES,
     Bench,
     ceilings,

@@ -4,13 +4,13 @@ import functools
 
 import torch
 
+from bench import Bench, whole
+from bench.ceilings import matrix_rate
+from bench.timing import Case
+from bench.whole import Outcome, Shape
 from gpt2 import model as models
-from gpt2.bench import Bench, whole
-from gpt2.bench.ceilings import matrix_rate
-from gpt2.bench.whole import Outcome, Shape
 from gpt2.data import tokenizer
 from lib.config.kconf import Schema
-from lib.timing import Case
 
 # Model -> its run, and the goal of the share of the best matrix rate.
 _CPU = {"gpt2": (Shape(12, 12, 768, 1024, 4, "gpt2", 2, 3), ">= 0.8")}

@@ -2,9 +2,9 @@
 
 import torch
 
-from gpt2.bench import Bench, unit
+from bench import Bench, unit
+from bench.timing import Case
 from lib import optim
-from lib.timing import Case
 
 
 def optimizers(bench: Bench) -> None:
