@@ -48,7 +48,7 @@ def run(folder: Path, *words: str) -> str:
 
 
 def audit(folder: Path) -> None:
-    run(folder, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_audit.py")
+    run(folder, "-m", "pytest", "-p", "no:cacheprovider", "tests/scripts/test_audit.py")
 
 
 def test_an_optimizer(copy):

@@ -39,11 +39,11 @@ CALLS = {
 STARTS, ENDS = ("os.exec", "os.spawn"), (".read_pickle", ".create_subprocess_shell", "_object_list", "_gather_object")
 # What is there all the same, and why.
 EXCEPTIONS = {
-    ("tests/test_checkpoint.py", "import pickle"),  # makes the attack that a checkpoint must withstand
-    ("tests/test_bench_reference.py", "import pickle"),  # nanoGPT's meta.pkl is one: what we write for it is read back
-    ("tests/test_bench_reference.py", "import pickle in a program"),  # stands for nanoGPT, as does
-    ("tests/test_bench_reference.py", "exec in a program"),  # its configurator
-    ("tests/test_menuconfig.py", "os.execv"),  # the child of a fork becomes the program that it tests
+    ("tests/record/test_checkpoint.py", "import pickle"),  # makes the attack that a checkpoint must withstand
+    ("tests/bench/test_reference.py", "import pickle"),  # nanoGPT's meta.pkl is one: what we write for it is read back
+    ("tests/bench/test_reference.py", "import pickle in a program"),  # stands for nanoGPT, as does
+    ("tests/bench/test_reference.py", "exec in a program"),  # its configurator
+    ("tests/scripts/test_menuconfig.py", "os.execv"),  # the child of a fork becomes the program that it tests
     # Ranks tell each other small facts by torch's own channel, which pickles; who reaches that is one of the job.
     ("lib/machine/dist.py", "distributed.broadcast_object_list"),
     ("lib/machine/dist.py", "distributed.all_gather_object"),

@@ -11,7 +11,7 @@ from gpt2.data import windows as data
 from gpt2.data.sources import DataError
 from gpt2.data.tokens import TOKEN
 from lib.base.errors import UsageError
-from tests.test_data import options, write_raw
+from tests.data.test_windows import options, write_raw
 
 
 def write(folder, dtype, ids):

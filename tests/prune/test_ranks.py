@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import hashlib, sys
 import torch
 sys.path.insert(0, {root!r})
-from tests.test_prune import Trained, case
+from tests.prune.test_prune import Trained, case
 
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.test_makefile import clone, make
+from tests.scripts.test_makefile import clone, make
 from tests.training import ROOT
 
 __all__ = ["clone"]  # a fixture

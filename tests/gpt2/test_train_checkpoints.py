@@ -10,7 +10,7 @@ from gpt2 import loop
 from gpt2.session import Session
 from lib.machine import device
 from lib.record import checkpoint, history, journal
-from tests.test_train import wait_for_step
+from tests.gpt2.test_train import wait_for_step
 from tests.training import Records, arguments, losses, rewrite, schema, start, train
 
 

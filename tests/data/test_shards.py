@@ -8,7 +8,7 @@ from gpt2 import prepare_data
 from gpt2.data import shards
 from gpt2.data import windows as data
 from lib.base.errors import UsageError
-from tests.test_data import options
+from tests.data.test_windows import options
 
 
 def folder_name(**named):

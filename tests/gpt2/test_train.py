@@ -18,7 +18,7 @@ from lib.record import checkpoint, journal
 from tests.forked import Trainer
 from tests.training import ROOT, arguments, environment, losses, program, start, train
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

@@ -13,8 +13,8 @@ from gpt2 import loop
 from gpt2.session import Session
 from lib.machine import device
 from lib.record import checkpoint, journal
-from tests.test_prune import two_of_four
-from tests.test_train import assert_same, wait_for_step
+from tests.gpt2.test_train import assert_same, wait_for_step
+from tests.prune.test_prune import two_of_four
 from tests.training import Records, arguments, records, rewrite, schema, start, train
 
 TOTAL = 2 * 12 * 32 * 32  # weights in the blocks' matrices

@@ -16,7 +16,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from gpt2.data import tokenizer
 from lib.base.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GPT2, BYTES = tokenizer.load("gpt2"), tokenizer.load("bytes")
 
 

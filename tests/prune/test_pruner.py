@@ -6,7 +6,7 @@ import torch
 from gpt2.model import GPT2, ModelOptions
 from lib import optim, prune
 from lib.record.checkpoint import CheckpointError
-from tests.test_prune import schema
+from tests.prune.test_prune import schema
 
 
 def padded(name):

@@ -26,7 +26,7 @@ from lib.base import files
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LINES = "files-a.jsonl-d99a9e"  # what data made of a.jsonl are called, but for the tokenizer
 CUT = Path(f"cut/{LINES}-gpt2")  # what is interrupted
 PROGRAM = [sys.executable, str(ROOT / "gpt2" / "prepare_data.py"), "--config", os.devnull]

@@ -25,7 +25,7 @@ from lib.optim.schedule import learning_rate
 from lib.record import checkpoint, history, journal, retries
 from tests import training
 from tests.forked import Trainer
-from tests.test_train import assert_same
+from tests.gpt2.test_train import assert_same
 from tests.training import TEXT, Records, arguments, losses, records, schema
 
 SKIP = {"nan_policy": "skip", "nan_skip_limit": 4}

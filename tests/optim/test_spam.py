@@ -7,7 +7,7 @@ import torch
 
 from lib import optim
 from lib.base.errors import UsageError
-from tests.test_optim import Small, gradients, make_steps, one_thread, same, schema, trained  # noqa: F401
+from tests.optim.test_optim import Small, gradients, make_steps, one_thread, same, schema, trained  # noqa: F401
 
 
 def reference_step(w, g, state, *, official, lr, decay, clip=True, theta=5000.0, interval=500, warmup=150, free=20):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data import repeats
-from tests.test_splits import prose
+from tests.data.test_splits import prose
 
 PASSAGE = prose(200, "passage")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import optim
-from tests.test_optim import Small, gradients, make_steps, one_thread, schema  # noqa: F401
+from tests.optim.test_optim import Small, gradients, make_steps, one_thread, schema  # noqa: F401
 
 
 def reference_step(w, g, s, *, lr, decay, interval=1000, total=0, gamma1=0.7, gamma2=0.9, theta=0.999):

@@ -10,7 +10,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lib import optim
 from lib.config.config_file import ConfigError
-from tests.test_optim import BUSY, KINDS, Small, gradients, make_steps, one_thread, same, schema, trained  # noqa: F401
+from tests.optim.test_optim import (
+    BUSY,
+    KINDS,
+    Small,
+    gradients,
+    make_steps,
+    same,
+    schema,
+    trained,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

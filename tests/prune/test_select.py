@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lib.prune import select
 from lib.prune.select import FIRST, LAST, Cut, PruningError, keys, smallest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1.5, float("inf"), -float("inf"), 1e-45, -1e-45, 3e-39, 1e-38, 3.4e38, -3.4e38]
 FLOATS = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32, allow_nan=False))
 TENSORS = st.lists(st.lists(FLOATS, min_size=1, max_size=20), min_size=1, max_size=6)
@@ -239,7 +239,7 @@ CODE = """
 import sys
 import torch
 sys.path.insert(0, {root!r})
-from tests.test_prune_select import shards, smallest, sources_of
+from tests.prune.test_select import shards, smallest, sources_of
 
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)

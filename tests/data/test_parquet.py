@@ -13,7 +13,7 @@ from gpt2.data import parquet
 from gpt2.data.local_files import DataError
 from lib.base.errors import UsageError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXTS = ["one", "", "tröis", None, "five"]
 BYTES = [b"one", b"", "tröis".encode(), None, b"five"]
 

@@ -8,7 +8,7 @@ import torch
 from gpt2.model import GPT2, ModelOptions
 from lib import optim
 from lib.optim.muon import newton_schulz, update_scale
-from tests.test_optim import Small, gradients, make_steps, one_thread, schema  # noqa: F401
+from tests.optim.test_optim import Small, gradients, make_steps, one_thread, schema  # noqa: F401
 
 
 def reference_orthogonal(g):
