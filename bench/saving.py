@@ -8,8 +8,8 @@ import torch
 
 from bench import Bench
 from bench.timing import Case
-from gpt2 import loop
 from gpt2.divergence import DivergenceOptions
+from gpt2.training import Training
 from lib import optim, prune
 from lib.record import checkpoint
 
@@ -27,7 +27,7 @@ def saving(bench: Bench) -> None:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     divergence = bench.schema().bind(DivergenceOptions)
-    training = loop.Training(model, optimizer, prune.NoPruning(model.prunable()), bench.machine, divergence)
+    training = Training(model, optimizer, prune.NoPruning(model.prunable()), bench.machine, divergence, dict)
     tensors = [*model.state_dict().values(), *(value for state in optimizer.state.values() for value in state.values())]
     keeping = bench.schema().bind(checkpoint.Keeping)
     copies = [torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda) for tensor in tensors]

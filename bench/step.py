@@ -10,6 +10,7 @@ from bench.pruning import CHOICE_STEP, pruner
 from bench.timing import Case
 from gpt2 import loop
 from gpt2.divergence import DivergenceOptions
+from gpt2.training import Training
 from lib import optim, prune
 from lib.config.kconf import Schema
 
@@ -38,7 +39,7 @@ def step(bench: Bench) -> None:
     grads = [torch.randn_like(weight.value) for weight in held.weights]
 
     def case(name: str, held: prune.AnyPruner, base: str = "", goal: str = "") -> Case:
-        training = loop.Training(model, optimizer, held, machine, schema.bind(DivergenceOptions))
+        training = Training(model, optimizer, held, machine, schema.bind(DivergenceOptions), dict)
         loop.update(training, data, machine, options, CHOICE_STEP)
         run = functools.partial(loop.update, training, data, machine, options, CHOICE_STEP + 1)
         return Case(name, run, base, goal, work=flops, unit="GFLOP")

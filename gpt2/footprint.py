@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2 import model as models
-from gpt2.loop import Training
+from gpt2.training import Training
 from lib import optim
 from lib.config.kconf import Schema
 from lib.record import checkpoint

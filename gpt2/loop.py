@@ -1,152 +1,55 @@
-"""The loop: batch, loss, backward, optimizer, pruner, journal. All of training that repeats is on this page."""
+"""The training loop: batch, loss, backward, pruner, optimizer, evaluation. Everything that repeats is on this page."""
 
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gpt2.data.windows import Data
-from gpt2.divergence import Diverged, DivergenceOptions, Guard
-from gpt2.evaluate import validation_loss
-from gpt2.model import GPT2
+from gpt2.divergence import Diverged
+from gpt2.training import Stopwatch, Training
 from lib import optim
 from lib.config.kconf import Options
 from lib.machine import random_state
 from lib.machine.device import Machine
 from lib.optim import set_learning_rate, skip_if
 from lib.optim.schedule import ScheduleOptions, learning_rate
-from lib.prune import AnyPruner
-from lib.record import checkpoint
-from lib.record.best import Evaluation, best
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions(Options):
-    """How the loop steps and when it looks up."""
+    """How a step is made, and after which steps the loop logs, evaluates and saves."""
 
     gradient_accumulation: int  # micro-batches per step
-    grad_clip: float  # norm; 0 does not clip
-    eval_interval: int  # steps; 0: only before and after
+    grad_clip: float  # largest norm of the gradient; 0: no clipping
+    eval_interval: int  # steps; 0: only before the first and after the last
     log_interval: int  # steps
-    checkpoint_interval: int  # steps; 0: only at the end
-    checkpoint_best: bool  # also when an evaluation is the best
+    checkpoint_interval: int  # steps; 0: only after the last
+    checkpoint_best: bool  # also after each evaluation that is the best so far
 
 
-class Recorder(Protocol):
-    """What the loop tells about itself; it does not know who listens."""
+class Listener(Protocol):
+    """What the loop reports to. `gpt2.recorder` has the two that exist: rank 0 records, the other ranks do not."""
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> object:
-        """An event with its metrics, and what else is to be known of it."""
+        """Record an event with its metrics and other details."""
 
     def tick(self) -> None:
-        """A step was launched."""
+        """Count a step that the device has been given, though it may not have finished it."""
 
     def alert(self, kind: str, level: str, message: str, step: int) -> None:
-        """Something that the user should know at once."""
+        """Tell the user something at once."""
 
     def busy(self, what: str) -> AbstractContextManager[None]:
-        """For as long as something else than steps takes time."""
+        """A context for work other than steps, such as an evaluation."""
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
-
-
-class Training:
-    """What changes while training: weights, optimizer, pruner, counters. A checkpoint holds its `state_dict`."""
-
-    def __init__(
-        self,
-        model: GPT2,
-        optimizer: torch.optim.Optimizer,
-        pruner: AnyPruner,
-        machine: Machine,
-        divergence: DivergenceOptions,
-    ):
-        self.model, self.optimizer, self.pruner, self.device = model, optimizer, pruner, machine.device
-        pruner.begin()  # a checkpoint that is loaded later has other masks
-        self.compile(False)
-        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
-        self.good_scale = self.scaler.state_dict()  # when updates were last seen to be good
-        self.guard = Guard(divergence, machine.device)
-        self.data_sums: Callable[[], dict] = dict  # what the data are known by; raises when they have changed
-        self.data_before: dict[str, dict[str, str]] = {}  # the same in the checkpoint that was loaded
-        self.notes: list[str] = []  # what the user should know of the checkpoint that was loaded
-        self.step = 0
-        self.evaluations: list[Evaluation] = []  # up to the present step
-        self.train_seconds = 0.0  # in steps alone
-        self.total_seconds = 0.0  # with evaluations and checkpoints, over all sessions
-
-    def compile(self, compiled: bool) -> None:
-        """Compute with a compiled model from now on, or with the model as it is."""
-        self.compiled = compiled
-        self.forward: Callable[..., Tensor] = torch.compile(self.model, dynamic=False) if compiled else self.model
-
-    @property
-    def best(self) -> Evaluation:
-        """The best evaluation so far (see `lib.record.best`); an infinite loss where there is none."""
-        return best(self.evaluations) or Evaluation(0, float("inf"), 0.0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on bit for bit."""
-        return {
-            "model": self.pruner.model_state(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "pruner": self.pruner.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "skipped": self.guard.left_out(),
-            "random": random_state.of(self.device),
-            "data": self.data_sums(),
-            "compiled": self.compiled,
-            "step": self.step,
-            "best": self.best._asdict(),
-            "evaluations": [list(one) for one in self.evaluations],
-            "train_seconds": self.train_seconds,
-            "total_seconds": self.total_seconds,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint; raises CheckpointError when it is of another model or lacks something."""
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        try:
-            self.pruner.check(state["pruner"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            padding = self.pruner.load_state_dict(state["pruner"])
-            if self.scaler.is_enabled() and state["scaler"]:
-                self.scaler.load_state_dict(state["scaler"])
-                self.good_scale = self.scaler.state_dict()
-            self.guard.load(state["skipped"])
-            self.data_before = {split: dict(state["data"][split]) for split in ("train", "val")}
-            random = random_state.restore(state["random"], self.device)
-            notes = [optim.note(self.optimizer), padding, random if self.model.options.dropout else ""]
-            self.notes = list(filter(None, notes))
-            self.step = state["step"]
-            if "evaluations" in state:
-                self.evaluations = [Evaluation(*one) for one in state["evaluations"]]
-            else:  # an earlier version kept the best alone
-                self.evaluations = [Evaluation(**state["best"])]
-            self.train_seconds, self.total_seconds = state["train_seconds"], state["total_seconds"]
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise checkpoint.CheckpointError(f"the checkpoint does not fit this model and optimizer: {error}") from None
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own)  # the configuration's, which may have changed, not the checkpoint's
-
-    def is_finite(self) -> bool:
-        """Whether no weight is NaN or infinite; waits for the device."""
-        return checkpoint.is_finite(self.model.parameters())
-
-    def note(self, val_loss: float) -> float:
-        """Remember the validation loss after the present step; returns the sparsity of the model that has it."""
-        sparsity = self.pruner.sparsity()
-        before = [one for one in self.evaluations if one.step < self.step]
-        self.evaluations = [*before, Evaluation(self.step, val_loss, sparsity)]
-        return sparsity
 
 
 def train(
@@ -155,20 +58,22 @@ def train(
     machine: Machine,
     options: LoopOptions,
     schedule: ScheduleOptions,
-    recorder: Recorder,
+    recorder: Listener,
     asked: Callable[[], bool],
 ) -> None:
-    """Make steps until the schedule ends or some rank is `asked` to stop; a run of one leaves a step unfinished then.
+    """Make steps until the schedule ends or some rank is `asked` to stop.
 
-    Where this raises Diverged, `training` holds the weights of the last update that was made. They can be NaN or
-    infinite too: call `training.is_finite` before they are used.
+    Asked to stop, a single process does not finish its step; several ranks finish theirs, to stop at the same one.
 
-    The device is waited for at steps that log, evaluate, save or choose masks, at no other.
+    After Diverged, `training` holds the weights of the last update that was made. They can be NaN or infinite too:
+    call `training.is_finite` before you use them.
+
+    Only steps that log, evaluate, save or choose masks wait for the device.
     """
     stopped = machine.ranks.agreed(asked)
     if machine.ranks.any(asked()):
         return
-    at_once = asked if machine.ranks.size == 1 else lambda: False  # several have to agree on the step
+    at_once = asked if machine.ranks.size == 1 else lambda: False  # several ranks have to stop at the same step
     watch = Stopwatch(training)
     for step in range(training.step + 1, schedule.max_iters + 1):
         last = step == schedule.max_iters
@@ -206,7 +111,7 @@ def train(
 
 
 def due(step: int, interval: int) -> bool:
-    """Whether something that happens every `interval` steps (0: never) happens at this one."""
+    """Whether something that happens every `interval` steps (0: never) happens after this one."""
     return interval > 0 and step % interval == 0
 
 
@@ -218,10 +123,10 @@ def update(
     step: int,
     asked: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns loss and gradient norm (scalars on the device) without waiting for them.
+    """Make one optimizer step; returns loss and gradient norm (scalars on the device) without waiting for them.
 
-    Every rank computes its share of the micro-batches, and from their sum all make the same step. `asked` to stop
-    between two of them, it raises KeyboardInterrupt, and all that a checkpoint holds is as it was before the step.
+    Every rank computes its share of the micro-batches. From their sum all ranks make the same step. If `asked` to stop
+    between two micro-batches, this raises KeyboardInterrupt and leaves everything as it was before the step.
     """
     random, loss = random_state.of(machine.device), torch.zeros((), device=machine.device)
     try:
@@ -242,7 +147,7 @@ def update(
     training.pruner.step(step, functools.cache(lambda: healthy(training, loss)))
     grad_norm = clip(list(training.model.parameters()), options.grad_clip)
     broken, infinite = ~torch.isfinite(loss), ~torch.isfinite(grad_norm)
-    if training.scaler.is_enabled():  # infinite gradients are how it learns to scale less: they do not count
+    if training.scaler.is_enabled():  # infinite gradients tell the scaler to scale less, so they are not counted
         left_out = training.guard.leave_out(step, broken) | infinite
     else:
         left_out = training.guard.leave_out(step, broken | infinite)
@@ -255,33 +160,33 @@ def update(
 
 
 def healthy(training: Training, loss: Tensor) -> Tensor:
-    """Whether loss and gradients are numbers and the update will be made (a bool scalar on the device)."""
+    """Whether loss and gradients are finite, so that the update will be made (a bool scalar on the device)."""
     norm = gradient_norm(list(training.model.parameters()))
     return torch.isfinite(loss) & torch.isfinite(norm) & training.guard.going()
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """Joint norm of all gradients (a scalar on the device)."""
+    """The joint L2 norm of all gradients (a scalar on the device)."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most `max_norm` (0: leave them); returns the norm before."""
+    """Scale all gradients so that their joint norm is at most `max_norm` (0: no limit); returns the norm before."""
     norm = gradient_norm(parameters)
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 
-def check_finite(training: Training, recorder: Recorder) -> None:
-    """Tell of updates that were left out since the last check.
+def check_finite(training: Training, recorder: Listener) -> None:
+    """Report updates that were skipped since the last check.
 
-    Raises Diverged if these were too many, or if weights are NaN or infinite, which a finite gradient can make them.
+    Raises Diverged if too many were, or if a weight is NaN or infinite: an update with a finite gradient can do that.
     """
     try:
         training.guard.look(recorder.alert)
         if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
-            text = f"step {training.step}: the gradient is not a number in float16, however small it is scaled"
+            text = f"step {training.step}: the gradient is NaN or infinite in float16, however small it is scaled"
             raise Diverged(text, training.step, training.step)
     except Diverged as error:
         training.step = error.step
@@ -301,7 +206,7 @@ def train_metrics(
     grad_norm: Tensor,
     steps_per_second: float,
 ) -> dict[str, float]:
-    """What a `train` event records: loss in nats per token, learning rate of this step, speed since the last record."""
+    """The metrics of a `train` event: loss in nats per token, learning rate of this step, speed since the last."""
     tokens_per_second = steps_per_second * data.tokens_per_step
     metrics = {
         "train_loss": loss.item(),
@@ -320,12 +225,15 @@ def train_metrics(
     return metrics
 
 
-def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorder, asked: Callable[[], bool]) -> None:
-    """Record the validation loss after the present step, unless asked to stop (a resumed run then measures it)."""
+def evaluate(training: Training, data: Data, machine: Machine, recorder: Listener, asked: Callable[[], bool]) -> None:
+    """Record the validation loss after the present step. If asked to stop, leave that to the resumed run.
+
+    Raises Diverged if the loss is NaN or infinite, unless NAN_POLICY=skip.
+    """
     try:
         with recorder.busy("evaluating"):
             loss = validation_loss(training.forward, data, machine, asked)
-    except KeyboardInterrupt:  # while its first batch was compiled
+    except KeyboardInterrupt:  # a signal while the first batch was compiled
         if not asked():
             raise
         loss = None
@@ -335,24 +243,32 @@ def evaluate(training: Training, data: Data, machine: Machine, recorder: Recorde
         losses = {"val_loss": loss, "val_perplexity": perplexity}
         recorder.write("eval", training.step, losses | training.pruner.layers(), sparsity=sparsity)
         if not (math.isfinite(loss) or training.guard.skips):
-            text = f"step {training.step}: the validation loss is not a number"
+            text = f"step {training.step}: the validation loss is NaN or infinite"
             raise Diverged(text, training.step, training.step, good=False)
 
 
-class Stopwatch:
-    """Measures the speed of steps alone: it stands still while the loop logs, evaluates and saves."""
+@torch.no_grad()
+def validation_loss(
+    model: torch.nn.Module, data: Data, machine: Machine, asked: Callable[[], bool] = lambda: False
+) -> float | None:
+    """The mean loss in nats per token over all validation windows; None if some rank was `asked` to stop.
 
-    def __init__(self, training: Training):
-        self.training, self.step, self.speed = training, training.step, 0.0
-        self.began = time.perf_counter()
-
-    def lap(self, step: int) -> None:
-        """Stop at `step`; `speed` is in steps per second since the last lap. The device must have been waited for."""
-        seconds = time.perf_counter() - self.began
-        self.training.train_seconds += seconds
-        self.speed = (step - self.step) / seconds
-        self.step = step
-
-    def resume(self) -> None:
-        """Go on."""
-        self.began = time.perf_counter()
+    The windows are the same every time. Each rank evaluates its share, and all return the same mean. Dropout is off.
+    The order of the training data and the random state stay as they are.
+    """
+    model.eval()
+    ranks, device = machine.ranks, machine.device if machine.device.type != "mps" else "cpu"
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    try:
+        for x, y in data.val_batches(ranks.rank, ranks.size):
+            if asked():
+                break
+            with machine.autocast():
+                loss = model(x.to(machine.device, non_blocking=True), y.to(machine.device, non_blocking=True))
+            total += loss.to(total) * len(x)
+            count += len(x)
+    finally:
+        model.train()
+    counts = torch.full_like(total, count)
+    ranks.sum([total, counts])
+    return total.item() / counts.item() if counts == data.val_windows else None  # fewer: some rank stopped

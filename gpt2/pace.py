@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from gpt2.data.windows import Data
-from gpt2.loop import Training
+from gpt2.training import Training
 from lib.machine.device import Machine
 from lib.optim.schedule import ScheduleOptions
 from lib.terminal.console import roughly

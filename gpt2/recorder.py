@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from gpt2.alerts import Watch
-from gpt2.loop import Training
 from gpt2.rescue import Spare
+from gpt2.training import Training
 from lib import track
 from lib.base.errors import UserError
 from lib.record import checkpoint, journal

@@ -17,6 +17,7 @@ from gpt2.alerts import AlertOptions, Watch, worse_since
 from gpt2.data import shards, windows
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.recorder import Recorder, Unrecorded
+from gpt2.training import Training
 from lib import optim, prune, track
 from lib.base import files
 from lib.base.errors import UserError
@@ -61,7 +62,8 @@ class Session:
         optimizer = optim.build(self.model, schema)
         pruner = prune.build(self.model, optimizer, schema)
         self.schedule = schema.bind(schedule.ScheduleOptions)
-        self.training = loop.Training(self.model, optimizer, pruner, self.machine, schema.bind(DivergenceOptions))
+        divergence = schema.bind(DivergenceOptions)
+        self.training = Training(self.model, optimizer, pruner, machine, divergence, self.data.sums)
         self.compiled = self._compile(None)
         self.patience = _DELIVERY_SECONDS
 
@@ -150,7 +152,6 @@ class Session:
                 raise UserError(
                     f"{folder}: was trained on other data than what {self.data.folder} holds ({changed}); put that back"
                 )
-        self.training.data_sums = self.data.sums
         options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
         harmless = changes.harmless(self.schema)
         decisive = {name: value for name, value in options.items() if name not in harmless}

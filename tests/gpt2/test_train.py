@@ -376,7 +376,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_last_good_weights(tmp_p
         optimizer="sgd", learning_rate=10, grad_clip=0, decay_lr=False, warmup_steps=0, dtype=dtype, log_interval=7
     )
     output = train(tmp_path, *wild, code=1)
-    assert "the loss or its gradient is not a number; lower LEARNING_RATE" in output
+    assert "the loss or its gradient is NaN or infinite; lower LEARNING_RATE" in output
     run = tmp_path / "runs/run"
     state = checkpoint.load(checkpoint.find(run / "checkpoints")[-1])
     assert all(torch.isfinite(weight).all() for weight in state["model"].values())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gpt2.data import windows as data
-from gpt2.evaluate import validation_loss
+from gpt2.loop import validation_loss
 from gpt2.model import GPT2, ModelOptions
 from lib.machine import device
 from lib.machine.device import SystemOptions
