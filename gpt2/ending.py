@@ -1,61 +1,70 @@
-"""The end of a run: its last record, its summary on the disk, and what it shows of that."""
+"""How a session ends: a function for each way. Each leaves the run's last record and says what the user can do next."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gpt2 import sample
-from gpt2.recorder import Recorder
+from gpt2.alerts import worse_since
+from gpt2.data.windows import Data
+from gpt2.divergence import Diverged
+from gpt2.recorder import Recorder, Unrecorded
+from gpt2.training import Training
 from lib.base import files
-from lib.base.errors import UsageError
-from lib.config.kconf import Schema
-from lib.record import journal
+from lib.base.errors import UsageError, UserError
+from lib.base.redact import hide
+from lib.machine import device
+from lib.machine.dist import Ranks
+from lib.prune.select import PruningError
+from lib.record import checkpoint, journal
 from lib.record.best import best, dense_best, evaluations
 from lib.terminal.console import duration, say, table
 
-if TYPE_CHECKING:
-    from gpt2.session import Session
 
-
-def finish(session: "Session", recorder: Recorder) -> None:
-    """Record the end of the run, write its summary and show it."""
-    step, folder = session.training.step, recorder.folder
+def finished(training: Training, data: Data, recorder: Recorder, json_output: str) -> dict[str, Any]:
+    """Record that the run has made all its steps. Returns its summary, which is also in summary.json."""
+    step, folder = training.step, recorder.folder
     known = evaluations(journal.history(folder).values())
     final = journal.final(folder, step) or {
         "final_val_loss": known[-1].val_loss,
         "best_val_loss": (best(known) or known[-1]).val_loss,
         "total_time_seconds": recorder.seconds(),
     }
-    if not recorder.journal.ended(step):  # else the session before was killed while it wrote the summary
+    if not recorder.journal.ended(step):  # it has, if an earlier session was killed while it wrote the summary
         recorder.write("finish", step, final, status="finished")
     recorder.console.close()
-    tokens = step * session.data.tokens_per_step
-    speed = {"tokens": tokens, "tokens_per_second": tokens / session.training.train_seconds}
-    pruned = session.training.pruner.metrics(step)
-    sparsity = {name: pruned[name] for name in ("sparsity", "average_nonzeros")}
+    tokens = step * data.tokens_per_step
+    pruned = training.pruner.metrics(step)
     if dense := dense_best(known):
         final |= {"dense_best_val_loss": dense.val_loss}
-    sparsity |= {"weights_in_scope": session.training.pruner.total, "parameters": session.model.count_parameters()}
-    summary = {"run": str(folder), "status": "finished", "steps": step, **final, **speed, **sparsity}
+    summary = {
+        "run": str(folder),
+        "status": "finished",
+        "steps": step,
+        **final,
+        "tokens": tokens,
+        "tokens_per_second": tokens / training.train_seconds,
+        "sparsity": pruned["sparsity"],
+        "average_nonzeros": pruned["average_nonzeros"],
+        "weights_in_scope": training.pruner.total,
+        "parameters": training.model.count_parameters(),
+    }
     files.write_json(folder / "summary.json", summary)
-    if session.options.json_output:
-        files.write_json(Path(session.options.json_output), summary)
-    _show(session, summary)
+    if json_output:
+        files.write_json(Path(json_output), summary)
+    return summary
 
 
-def _show(session: "Session", summary: dict[str, Any]) -> None:
-    """Print the summary, after a sample of what the model writes."""
-    text = sample.text(
-        session.model, session.data.tokenizer, session.machine, session.schema.bind(sample.SampleOptions)
-    )
-    if text:
+def show(summary: dict[str, Any], sample: str, trackers: list[str], sample_words: str) -> None:
+    """Print the summary after a sample (empty: none). `sample_words` are NAME=value words for `make sample`."""
+    if sample:
         width = min(shutil.get_terminal_size().columns, 100)
-        say(f"\n{' a sample the model wrote '.center(width, '-')}\n{text}\n{'-' * width}")
+        say(f"\n{' a sample the model wrote '.center(width, '-')}\n{sample}\n{'-' * width}")
     folder = shlex.quote(summary["run"])
-    deliver = "" if "trackio" in session.trackers else f"make sync RUN={folder} TRACKER=trackio && "
+    deliver = "" if "trackio" in trackers else f"make sync RUN={folder} TRACKER=trackio && "
     zeros = f"{summary['sparsity']:.2%} of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average"
     facts = {
         "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "
@@ -65,25 +74,81 @@ def _show(session: "Session", summary: dict[str, Any]) -> None:
         "time": duration(summary["total_time_seconds"]),
         "run folder": summary["run"],
         "look at it": f"{deliver}make dashboard RUN={folder}",
-        "sample from it": f"make sample RUN={folder}{_beginning(session.schema)}",
+        "sample from it": f"make sample RUN={folder}{sample_words}",
     }
     say(table(facts))
 
 
-def _beginning(schema: Schema) -> str:
-    """What a sample may begin with: code where the model learned from code, and elsewhere what the model likes."""
-    tokens = "" if schema["SAMPLE_TOKENS"] else " SAMPLE_TOKENS=200"
-    return tokens + (" PROMPT='def '" if schema["DATASET"] == "stdlib" else "")
+def stopped(recorder: Recorder | Unrecorded, step: int, save: bool = True) -> None:
+    """Record that the user interrupted the run after this step, with a checkpoint of it if `save`."""
+    if save and not recorder.has_checkpoint(step):
+        recorder.save(step)
+        recorder.settle()
+    recorder.interrupt(step)
+
+
+def diverged(
+    error: Diverged, retries: int, training: Training, recorder: Recorder | Unrecorded, ranks: Ranks, vocab_size: int
+) -> UserError:
+    """Record that the run has diverged, after so many retries; returns the error that says what to do.
+
+    The weights are saved if they are good.
+    """
+    step, finite = training.step, training.is_finite()
+    good = error.good and finite
+    try:
+        if good:
+            recorder.save(step)
+        recorder.settle()
+    finally:
+        recorder.write("finish", step, {}, status="diverged")
+    since = ranks.first(lambda: worse_since(recorder.folder, vocab_size))
+    saved = ranks.first(lambda: checkpoint.find(recorder.folder / "checkpoints"))
+    again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
+    untrusted = checkpoint.name(int(min(since, step + 1)))
+    if saved and not good and saved[-1].name < untrusted:
+        advice = f"go on from its last checkpoint, {saved[-1].name}, with: {again}"
+    elif since <= step:
+        advice = f"since step {since} its losses are worse than guessing's; begin anew with a lower LEARNING_RATE"
+    elif good:
+        advice = f"go on from its last good weights with: {again}"
+    else:
+        advice = "it has no checkpoint; begin anew with a lower LEARNING_RATE"
+    tried = f", retries made: {retries}" if retries else ""
+    lost = "" if finite else f", and the weights after step {step} are NaN or infinite, so they are not saved"
+    return UserError(f"the run has diverged{tried}{lost}; {advice}")
+
+
+def failed(error: Exception, training: Training, recorder: Recorder | Unrecorded) -> None:
+    """Record why the run failed; the caller raises `error` again.
+
+    Recording may fail for the same reason, such as a full disk. Then `error` is still what the user reads.
+    """
+    with contextlib.suppress(UserError):
+        if isinstance(error, PruningError) and training.is_finite():  # raised before the step changed a weight
+            training.guard.look(recorder.alert)
+            recorder.save(training.step)
+    with contextlib.suppress(UserError):
+        words = hide(device.trouble(error) or str(error))
+        recorder.write("finish", training.step, {}, status="failed", message=words)
+
+
+def displaced(recorder: Recorder, step: int) -> UserError:
+    """Save the run whose folder was removed or moved after this step; returns the error that says so."""
+    before = recorder.folder
+    happened = recorder.rescue(step)
+    again = f"make resume RUN={shlex.quote(str(recorder.folder))}"
+    return UserError(f"{before}: {happened}; go on after step {step} with: {again}")
 
 
 def check_output(path: Path) -> None:
     """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that is there and writable")
-    if path.is_file() and path.stat().st_size:  # the option may come with somebody else's configuration
+    if path.is_file() and path.stat().st_size:  # the option may come with another person's configuration
         try:
             ours = "total_time_seconds" in json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError):
             ours = False
         if not ours:
-            raise UsageError(f"JSON_OUTPUT={path}: is there and no summary of a run; name another file")
+            raise UsageError(f"JSON_OUTPUT={path}: is there and is not a summary of a run; name another file")

@@ -1,42 +1,58 @@
-"""What the loop talks to: puts events into the journal, shows them, and writes checkpoints."""
+"""What a session reports to: it fills the journal, shows events in the terminal, feeds trackers, writes checkpoints."""
 
 import contextlib
 import shlex
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpt2.alerts import Watch
 from gpt2.rescue import Spare
 from gpt2.training import Training
 from lib import track
-from lib.base.errors import UserError
 from lib.record import checkpoint, journal
 from lib.terminal.console import Console, say
 
-_IMPORT_SECONDS, _OPEN_SECONDS = 15.0, 3.0  # to wait for the trackers at most: one may hang
+_IMPORT_SECONDS, _OPEN_SECONDS = 15.0, 3.0  # the longest waits for trackers, because one may hang
+_DELIVERY_SECONDS = 30.0  # the longest wait for trackers at the end; they continue without the trainer after that
+_STOPPED_SECONDS = 5.0  # the same after a signal: schedulers kill all processes of a job 30 s after it
 
 
 class Recorder:
-    """The journal, the console and the trackers of one session of a run."""
+    """Records one session of a run, on rank 0."""
 
     def __init__(
         self,
         folder: Path,
         book: journal.Journal,
         console: Console,
-        lanes: track.Lanes,
+        trackers: Iterable[str],
         training: Training,
         watch: Watch,
         keeping: checkpoint.Keeping,
         about: dict[str, str],
     ):
-        self.folder, self.journal, self.console, self.lanes, self.training = folder, book, console, lanes, training
+        """Start the trackers. `about` goes into the headers of checkpoints."""
+        self.folder, self.journal, self.console, self.training = folder, book, console, training
+        self.trackers = list(trackers)
+        self.lanes = track.Lanes(folder, self.trackers)
         self.watch, self.spare = watch, Spare(folder)
         self.writer = checkpoint.Writer(folder / "checkpoints", keeping, about, book.sync, console.say)
         self.began, self.before = time.perf_counter(), training.total_seconds
+        self.patience = _DELIVERY_SECONDS
+
+    def __enter__(self) -> "Recorder":
+        self.writer.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self.writer.__exit__(*exc_info)
+        finally:
+            self._close_trackers()
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
-        """Put an event into the journal, from which everything else learns of it, and show it; alerts come first."""
+        """Put an event into the journal, from which trackers get it, and show it. Alerts about it come first."""
         for alert in self.watch.look(event, step, metrics, details.get("status", "")):
             self.alert(*alert, step)
         self.console.show(self.journal.write(event, step, metrics, **details))
@@ -44,26 +60,26 @@ class Recorder:
             self.console.say(note)
 
     def alert(self, kind: str, level: str, message: str, step: int) -> None:
-        """Tell the user something at once, here and wherever trackers can."""
+        """Tell the user something at once, in the terminal and through trackers that can."""
         self.console.show(self.journal.write("alert", step, {}, kind=kind, level=level, message=message))
 
     def ready(self) -> None:
-        """Return when trackers have begun, which takes processor time that the first steps would miss."""
+        """Wait for the trackers to start: it takes processor time that would slow the first steps."""
         with self.busy("starting trackers"):
             self.lanes.ready(_IMPORT_SECONDS, _OPEN_SECONDS)
 
     def tick(self) -> None:
-        """Move the progress bar."""
+        """Move the progress bar by a step."""
         self.console.tick()
 
     def busy(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Say what is being done while no step is made."""
+        """A context that shows in the terminal what the run does instead of steps."""
         return self.console.busy(what)
 
     def save(self, step: int) -> None:
-        """Begin to save a checkpoint, which gets its name after the journal's lines up to this step are safe."""
+        """Begin to save a checkpoint. It gets its name only after the journal is on the disk up to this step."""
         if not self.writer.folder.exists():
-            self.journal.check()  # the whole run may be gone
+            self.journal.check()  # the whole folder of the run may be gone
             self.writer.folder.mkdir()
             self.alert("checkpoints", "warn", f"step {step}: {self.writer.folder} was removed; it is made again", step)
         with self.busy("saving"):
@@ -71,89 +87,95 @@ class Recorder:
             self.writer.save(step, self.training.state_dict())
 
     def tidy(self) -> None:
-        """Remove what a kill left of checkpoints: unfinished files, and those that are kept no longer."""
+        """Remove what a killed session left: unfinished files, and checkpoints that were to be removed."""
         found, folder = checkpoint.find(self.writer.folder), self.writer.folder
         for path in [*folder.glob("*.tmp"), *self.writer.keeping.obsolete(found, self.training.best.step)]:
             path.unlink()
 
     def settle(self) -> None:
-        """Return when the last checkpoint is there; raises CheckpointError if it could not be written."""
+        """Wait for the last checkpoint; raises CheckpointError if it could not be written."""
         try:
             with self.busy("saving"):
                 self.writer.wait()
         except checkpoint.CheckpointError:
-            self.journal.check()  # the whole run may be gone
+            self.journal.check()  # the whole folder of the run may be gone
             raise
 
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return (self.folder / "checkpoints" / checkpoint.name(step)).exists()
+
     def val_loss(self, step: int) -> float | None:
-        """What the journal has as the validation loss after this step; None if it has none."""
+        """The validation loss after this step in the journal, or None."""
         self.journal.check()
         row = journal.history(self.folder).get(("eval", step))
         return journal.numbers(row)["val_loss"] if row else None
 
-    def stop(self, step: int) -> None:
-        """Leave a checkpoint of this step behind, and the word that the run was interrupted after it."""
-        if not (self.folder / "checkpoints" / checkpoint.name(step)).exists():
-            self.save(step)
-            self.settle()
-        self.leave(step)
-
-    def leave(self, step: int) -> None:
-        """Leave the word that the run was interrupted after this step, without a checkpoint of it."""
+    def interrupt(self, step: int) -> None:
+        """Record that the user interrupted the run after this step, and say how to continue it."""
+        self.patience = _STOPPED_SECONDS
         self.write("finish", step, {}, status="interrupted")
         self.console.close()
         say(f"stopped after step {step}; continue with: make resume RUN={shlex.quote(str(self.folder))}")
 
-    def rescue(self, step: int) -> UserError:
-        """Save the run whose folder was removed or moved after this step; returns what its user has to know."""
+    def rescue(self, step: int) -> str:
+        """Save the run in a new place after its folder was removed or moved; returns what happened to the folder."""
         before = self.folder
-        with contextlib.suppress(checkpoint.CheckpointError):  # there was no place for it
+        with contextlib.suppress(checkpoint.CheckpointError):  # its folder is gone
             self.writer.wait()
         self.writer.pending = None
-        self.folder, what = self.spare.put_back(self.journal)
+        self.folder, happened = self.spare.put_back(self.journal)
         self.writer.folder = self.folder / "checkpoints"
         self.save(step)
         self.settle()
-        self.write("finish", step, {}, status="failed", message=f"{before}: {what}")
+        self.write("finish", step, {}, status="failed", message=f"{before}: {happened}")
         self.spare.finish(self.folder)
-        again = f"make resume RUN={shlex.quote(str(self.folder))}"
-        return UserError(f"{before}: {what}; go on after step {step} with: {again}")
+        return happened
 
     def seconds(self) -> float:
-        """How long the run has taken, over all its sessions up to now."""
+        """The time that the run has taken up to now, over all its sessions."""
         return self.before + time.perf_counter() - self.began
+
+    def _close_trackers(self) -> None:
+        """Wait a while for the trackers, and say what each has. They never change the exit code."""
+        self.lanes.close()
+        with contextlib.suppress(KeyboardInterrupt):  # the user does not want to wait; trackers survive that
+            if not self.lanes.wait(1.0):
+                say(f"waiting up to {self.patience:.0f} s for the trackers (Ctrl-C leaves them to it)")
+                self.lanes.wait(self.patience)
+        if deliveries := self.lanes.deliveries():
+            say(track.table(deliveries))
 
 
 class Unrecorded:
-    """What every rank but the first talks to: nobody listens, and nothing is written."""
+    """Takes the place of `Recorder` on every rank but 0: it records nothing."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
-        """Rank 0 does."""
+        pass
 
     def alert(self, kind: str, level: str, message: str, step: int) -> None:
-        """Rank 0 does."""
+        pass
 
     def ready(self) -> None:
-        """Rank 0 does."""
+        pass
 
     def tick(self) -> None:
-        """Rank 0 does."""
+        pass
 
     def busy(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Nothing to say."""
         return contextlib.nullcontext()
 
     def save(self, step: int) -> None:
-        """Rank 0 does; its weights are those of all."""
+        pass
 
     def settle(self) -> None:
-        """Rank 0 does."""
+        pass
 
-    def stop(self, step: int) -> None:
-        """Rank 0 does."""
+    def has_checkpoint(self, step: int) -> bool:
+        return False
 
-    def leave(self, step: int) -> None:
-        """Rank 0 does."""
+    def interrupt(self, step: int) -> None:
+        pass

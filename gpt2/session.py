@@ -1,9 +1,12 @@
-"""A session of a run, new or resumed: builds the parts, lets the loop train, and closes everything in order."""
+"""A session trains a run from where it is to its end, a signal or a failure: train.py -> session -> loop.
+
+The session builds the parts from the configuration, which nothing below it sees, and closes them in order.
+"""
 
 import contextlib
 import dataclasses
 import functools
-import shlex
+import gc
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,234 +14,222 @@ from pathlib import Path
 
 import torch
 
-from gpt2 import changes, ending, footprint, loop, pace, preflight, prepare_data
-from gpt2 import model as models
-from gpt2.alerts import AlertOptions, Watch, worse_since
+from gpt2 import announce, changes, ending, footprint, loop, pace, preflight, prepare_data, resume, sample
+from gpt2.alerts import AlertOptions, Watch
+from gpt2.announce import Start
 from gpt2.data import shards, windows
 from gpt2.divergence import Diverged, DivergenceOptions
+from gpt2.model import GPT2, ModelOptions
 from gpt2.recorder import Recorder, Unrecorded
 from gpt2.training import Training
 from lib import optim, prune, track
 from lib.base import files
-from lib.base.errors import UserError
-from lib.base.redact import hide
+from lib.base.errors import UsageError, UserError
+from lib.base.launch import Launch
 from lib.base.signals import StopSignals
 from lib.config.kconf import Options, Schema
 from lib.machine import device
 from lib.optim import schedule
-from lib.prune.select import PruningError
 from lib.record import checkpoint, journal, monitor, provenance, retries, run
-from lib.terminal.console import Console, say, table
+from lib.terminal.console import Console
 
-_DELIVERY_SECONDS = 30.0  # to wait for the trackers at the end; they go on by themselves after that
-_STOPPED_SECONDS = 5.0  # the same after a signal: schedulers kill what is there 30 s after it
+
+def train(schema: Schema, command: list[str], launch: Launch, folder: Path | None = None, missing: str = "") -> int:
+    """Train a new run, or continue the run in `folder` from its last checkpoint; returns the exit code.
+
+    Without a `folder`, a job that was started again continues the run it began. `command` is the command line, for the
+    record. `missing` says what the run in `folder` lacks for training: UsageError says so unless the run is finished.
+    """
+    options = schema.bind(run.RunOptions)
+    run_id = "" if folder else run.job_id(options, launch)
+    machine = device.choose(schema.bind(device.SystemOptions), launch)
+    first = machine.ranks.first
+    with device.errors_for_users(), machine.ranks:
+        if run_id and (folder := first(lambda: run.find(options.output_dir, run_id))):
+            retries.follow(schema, folder)
+            first(lambda: resume.say_begun(schema, folder, launch))
+        if folder:
+            changed = first(lambda: resume.still_to_do(schema, folder))
+            if changed is None:
+                return 0
+            if missing:
+                raise UsageError(missing)
+        else:
+            changed = {}
+            first(lambda: run.check_place(options))
+        session = Session(schema, machine)  # before the folder: a run that cannot be built leaves none behind
+        folder = folder or first(lambda: run.create(options, run_id, lambda new: schema.write(new / ".config"))[0])
+        start = Start(folder, command, changed)
+        while True:
+            try:
+                return session.train(start)
+            except Diverged as error:
+                since, vocab_size, compiled = error.since, session.data.vocab_size, session.training.compiled
+            del session  # the next one needs its memory
+            gc.collect()
+            if compiled:
+                torch.compiler.reset()  # it holds the model, and stops compiling a function after eight times
+            start = resume.retry(schema, start, machine.ranks, since, vocab_size)
+            session = Session(schema, machine)
 
 
 @dataclasses.dataclass(frozen=True)
 class SessionOptions(Options):
-    """What a session needs beside its parts."""
+    """What a session needs beside the options of its parts."""
 
     seed: int
-    eval_interval: int
+    optimizer: str
     pruning_method: str
     compile: str
+    dataset: str
+    tokenizer: str
+    eval_interval: int
     tracker: tuple[str, ...]
     json_output: str  # file; empty: none
 
 
 class Session:
-    """The parts of a run that do not need its folder, and what is done with them."""
+    """The parts that train a run. They are built without its folder, and `train` uses them once."""
 
     def __init__(self, schema: Schema, machine: device.Machine):
-        """Build the parts; raises UserError for what cannot be built. Data is prepared if it is missing."""
+        """Build the parts, and prepare the data if it is missing; raises UserError for what cannot be built."""
         self.schema, self.options, self.machine = schema, schema.bind(SessionOptions), machine
-        shape, data = schema.bind(models.ModelOptions), schema.bind(windows.DataOptions)
         preflight.check(schema, machine.ranks.size)
         device.check_compiler(self.options.compile, machine)
         machine.ranks.first(self._prepare)
-        self.data = windows.load(data, machine.ranks, pin=machine.device.type == "cuda")
+        data_options = schema.bind(windows.DataOptions)
+        self.data = windows.load(data_options, machine.ranks, pin=machine.device.type == "cuda")
         torch.manual_seed(self.options.seed)
-        self.model = models.GPT2(shape, self.data.vocab_size).to(self.machine.device)
+        self.model = GPT2(schema.bind(ModelOptions), self.data.vocab_size).to(machine.device)
         optimizer = optim.build(self.model, schema)
         pruner = prune.build(self.model, optimizer, schema)
-        self.schedule = schema.bind(schedule.ScheduleOptions)
         divergence = schema.bind(DivergenceOptions)
         self.training = Training(self.model, optimizer, pruner, machine, divergence, self.data.sums)
-        self.compiled = self._compile(None)
-        self.patience = _DELIVERY_SECONDS
+        self.schedule = schema.bind(schedule.ScheduleOptions)
 
-    def train(self, folder: Path, words: list[str], changed: dict[str, list[str]], retry: int = 0) -> int:
-        """Train to the end of the schedule, a signal or a failure; journal and trackers are closed in every case.
+    def train(self, start: Start) -> int:
+        """Train to the end of the schedule, a signal or a failure; returns the exit code.
 
-        `changed` is what a resumed run does otherwise from now on (see `changes.of_course`), `retry` the number of the
-        retry that this is, 0 for none. Raises Diverged if the run has a retry left.
+        The journal and the trackers are closed in every case. Raises Diverged if the run has a retry left.
         """
         ranks = self.machine.ranks
-        self.identity = ranks.first(lambda: run.Identity.load(folder))
         with ExitStack() as stack:
-            with StopSignals() as signals:
-                book = ranks.only_first(lambda: _open(folder, stack), None)
-                if book:
-                    signals.last_words = lambda: book.last_word(self.training.step, "interrupted")
-                self._restore(folder)
+            with StopSignals() as asked:
+                book = ranks.only_first(lambda: self._open(start.folder, stack, asked), None)
+                identity = ranks.first(lambda: run.Identity.load(start.folder))
+                compiled = self._restore(start.folder, identity)
                 recorder = ranks.only_first(
-                    lambda: self._record(folder, book, words, changed, retry, stack), Unrecorded(folder)
+                    lambda: self._record(start, book, identity, compiled, stack), Unrecorded(start.folder)
                 )
-                stopped = self._loop(recorder, signals)
-            if stopped:
-                self.patience = _STOPPED_SECONDS
-                return signals.exit_code or 128 + signal.SIGTERM  # which another rank received
-            ranks.first(lambda: ending.finish(self, recorder))
+                if self._loop(recorder, asked):
+                    return asked.exit_code or 128 + signal.SIGTERM  # 0 here means that another rank got the signal
+            ranks.first(lambda: self._finish(recorder))
             return 0
 
+    # ---- before the loop -------------------------------------------------------------------------------------------
+
     def _prepare(self) -> None:
-        """What one rank does for all before anything is built."""
+        """What rank 0 does for all ranks before anything is built."""
         if self.options.json_output:
             ending.check_output(Path(self.options.json_output))
         prepare_data.ensure(self.schema)
 
-    def _record(
-        self,
-        folder: Path,
-        book: journal.Journal,
-        words: list[str],
-        changed: dict[str, list[str]],
-        retry: int,
-        stack: ExitStack,
-    ) -> Recorder:
-        """Begin to record this session; `stack` ends it."""
-        console = Console(self.schedule.max_iters, self.training.step, lambda: self.training.evaluations)
-        stack.callback(console.close)
-        self._announce(folder, book, console, words, changed, retry)
-        self.trackers = track.names(self.options.tracker)
-        lanes = track.Lanes(folder, self.trackers)
-        stack.callback(lambda: _close_trackers(lanes, self.patience))
-        pruner = self.training.pruner
-        sigma = self.schema.bind(AlertOptions).loss_spike_sigma
-        watch = Watch(self.data.vocab_size, pruner.goal(), reached="alert sparsity" in book.reached, sigma=sigma)
-        watch.recall(folder, self.training.step)
-        keeping = self.schema.bind(checkpoint.Keeping)
-        recorder = Recorder(folder, book, console, lanes, self.training, watch, keeping, self._about())
-        recorder.tidy()
-        saves = self.training.step < self.schedule.max_iters  # else no checkpoint is written any more
-        if saves and (note := footprint.shortage(recorder.writer.folder, self.training, self.schema)):
-            console.say(f"note: {note}")
-        stack.enter_context(recorder.writer)
-        seconds = self.schema.bind(monitor.MonitorOptions).system_metrics_interval
-        record, after = functools.partial(book.write, "system"), book.reached.get("system", 0)
-        stack.enter_context(monitor.Monitor(seconds, lambda: self.training.step, record, after))
-        return recorder
+    def _open(self, folder: Path, stack: ExitStack, asked: StopSignals) -> journal.Journal:
+        """The journal of the run in `folder`. No other process trains this run until `stack` is closed."""
+        stack.enter_context(files.held(folder, "training this run"))
+        book = journal.Journal(folder)
+        stack.callback(book.close)
+        asked.last_words = lambda: book.last_word(self.training.step, "interrupted")
+        return book
+
+    def _restore(self, folder: Path, identity: run.Identity) -> str:
+        """Continue from the newest checkpoint, if there is one. Returns whether the model is compiled, in words.
+
+        Raises UserError if the run cannot go on from the checkpoint, or if ranks differ.
+        """
+        ranks, before = self.machine.ranks, None
+        if ranks.first(lambda: bool(checkpoint.find(folder / "checkpoints"))):
+            expected = {"run_id": identity.run_id, "shapes": checkpoint.shapes(self.model.state_dict())}
+            state = checkpoint.load_newest(folder, self.machine.device, expected)
+            self.training.load_state_dict(state)
+            before = state.get("compiled")
+            if changed := shards.differing(self.training.data_before, self.data.sums()):
+                raise UserError(
+                    f"{folder}: was trained on other data than what {self.data.folder} holds ({changed}); put that back"
+                )
+        compiled = self._compile(before)
+        options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
+        harmless = changes.harmless(self.schema)
+        decisive = {name: value for name, value in options.items() if name not in harmless}
+        ranks.check_same({**decisive, "the data": self.data.fingerprint, "the step": self.training.step})
+        ranks.reseed(self.options.seed, self.training.step)
+        return compiled
 
     def _compile(self, before: bool | None) -> str:
-        """Compile the model or not, as configured; says which. `before` is what a run that goes on did."""
+        """Compile the model or not, as configured; returns which, in words. `before` is what a resumed run did."""
         tokens = self.data.tokens_per_step * self.schedule.max_iters / self.machine.ranks.size
         flops = self.model.flops_per_token() * tokens
         compiled, words = device.compiles(self.options.compile, self.machine, flops, before)
         self.training.compile(compiled)
         return words
 
-    def _restore(self, folder: Path) -> None:
-        """Continue from the newest checkpoint, if there is one; raises UserError when the run cannot go on from it."""
-        ranks = self.machine.ranks
-        if ranks.first(lambda: bool(checkpoint.find(folder / "checkpoints"))):
-            expected = {
-                "run_id": self.identity.run_id,
-                "shapes": checkpoint.shapes(self.model.state_dict()),
-            }
-            state = checkpoint.load_newest(folder, self.machine.device, expected)
-            self.training.load_state_dict(state)
-            self.compiled = self._compile(state.get("compiled"))
-            if changed := shards.differing(self.training.data_before, self.data.sums()):
-                raise UserError(
-                    f"{folder}: was trained on other data than what {self.data.folder} holds ({changed}); put that back"
-                )
-        options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
-        harmless = changes.harmless(self.schema)
-        decisive = {name: value for name, value in options.items() if name not in harmless}
-        ranks.check_same({**decisive, "the data": self.data.fingerprint, "the step": self.training.step})
-        ranks.reseed(self.options.seed, self.training.step)
+    def _record(
+        self, start: Start, book: journal.Journal, identity: run.Identity, compiled: str, stack: ExitStack
+    ) -> Recorder:
+        """Record and announce the start of this session; `stack` closes what records it."""
+        schema, training, folder, max_iters = self.schema, self.training, start.folder, self.schedule.max_iters
+        console = Console(max_iters, training.step, lambda: training.evaluations)
+        stack.callback(console.close)
+        file = f"provenance-{book.seq}.json" if book.seq else "provenance.json"
+        if note := provenance.save(schema, folder, start.command, file):
+            console.say(f"note: {note}")
+        words = f"{self.machine.name}, {compiled}"
+        facts = {"config": schema.values(), "machine": words, **dataclasses.asdict(identity)}
+        announce.begin(start, book, console, training, max_iters, facts)
+        # Only after the journal has the start: a run that a kill or a full disk stops before has not changed.
+        (folder / "summary.json").unlink(missing_ok=True)  # of an earlier end
+        schema.write(folder / ".config")
+        schema.write(folder / "defconfig", minimal=True)
+        rate = schema.options["LEARNING_RATE"].text
+        announce.show_changes(start, book, console, training, schema["RETRIES"], rate)
+        seconds = pace.seconds_left(training, self.data, self.machine, self.schedule, self.options.eval_interval)
+        pruning = self.options.pruning_method
+        announce.show_facts(console, folder, training, self.data, words, pruning, self.schedule, seconds)
+        if advice := pace.advice(seconds, self.machine):
+            console.say(f"note: {advice}")
 
-    def _about(self) -> dict[str, str]:
-        """What the headers of checkpoints say of the run."""
-        words = self.schema.options
+        sigma = schema.bind(AlertOptions).loss_spike_sigma
+        watch = Watch(self.data.vocab_size, training.pruner.goal(), "alert sparsity" in book.reached, sigma)
+        watch.recall(folder, training.step)
+        keeping, trackers = schema.bind(checkpoint.Keeping), track.names(self.options.tracker)
+        recorder = Recorder(folder, book, console, trackers, training, watch, keeping, self._about(identity))
+        stack.enter_context(recorder)
+        recorder.tidy()
+        saves = training.step < max_iters  # a run that is at its end writes no more checkpoints
+        if saves and (note := footprint.shortage(recorder.writer.folder, training, schema)):
+            console.say(f"note: {note}")
+        seconds = schema.bind(monitor.MonitorOptions).system_metrics_interval
+        write, after = functools.partial(book.write, "system"), book.reached.get("system", 0)
+        stack.enter_context(monitor.Monitor(seconds, lambda: training.step, write, after))
+        return recorder
+
+    def _about(self, identity: run.Identity) -> dict[str, str]:
+        """What the headers of checkpoints say about the run."""
         return {
-            "run": self.identity.name,
-            "run_id": self.identity.run_id,
-            "project": self.identity.project,
-            "model": self._model,
-            "optimizer": words["OPTIMIZER"].text,
+            "run": identity.name,
+            "run_id": identity.run_id,
+            "project": identity.project,
+            "model": announce.model_words(self.model),
+            "optimizer": self.options.optimizer,
             "pruning": self.options.pruning_method,
-            "dataset": f"{words['DATASET'].text}-{words['TOKENIZER'].text}",
+            "dataset": f"{self.options.dataset}-{self.options.tokenizer}",
         }
 
-    @property
-    def _model(self) -> str:
-        """The model in a few words."""
-        return f"{self.model.options.model_name}, {self.model.count_parameters() / 1e6:.2f} M parameters"
-
-    def _announce(
-        self,
-        folder: Path,
-        book: journal.Journal,
-        console: Console,
-        words: list[str],
-        changed: dict[str, list[str]],
-        retry: int,
-    ) -> None:
-        """Record the start of the session, in the journal and for the user."""
-        step, resumed = self.training.step, book.seq > 0
-        repeats = 0 if changed else book.expect(step)
-        file = f"provenance-{book.seq}.json" if resumed else "provenance.json"
-        if note := provenance.save(self.schema, folder, words, file):
-            console.say(f"note: {note}")
-        machine = f"{self.machine.name}, {self.compiled}"
-        details = {"config": self.schema.values(), "machine": machine, **dataclasses.asdict(self.identity)}
-        if resumed:
-            if changed or not book.ended(self.schedule.max_iters) or step < self.schedule.max_iters:
-                book.write("resume", step, changed=changed, **({"retry": retry} if retry else {}), **details)
-            console.say(
-                f"resuming {folder} after step {step}{f', repeating {repeats} recorded events' * bool(repeats)}"
-            )
-        else:
-            book.write("start", step, schema=journal.SCHEMA, **details)
-        # Not before the journal has it: what a kill or a full disk leaves is then a run that has not changed.
-        (folder / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
-        self.schema.write(folder / ".config")
-        self.schema.write(folder / "defconfig", minimal=True)
-        if book.damaged:
-            lines = ", ".join(map(str, book.damaged[:9]))
-            console.say(f"note: {book.path}: damaged and passed over: line {lines}")
-        for name, values in changed.items():
-            console.say(f"changed: {changes.words({name: values})}")
-        for note in self.training.notes:
-            console.say(f"note: {note}")
-        if retry:
-            allowed, rate = self.schema["RETRIES"], self.schema.options["LEARNING_RATE"].text
-            text = f"retry {retry} of {allowed} goes on after step {step}, with LEARNING_RATE={rate}"
-            console.show(book.write("alert", step, kind=f"retry-{retry}", level="warn", message=text))
-        took = pace.seconds_left(self.training, self.data, self.machine, self.schedule, self.options.eval_interval)
-        facts = {
-            "model": self._model,
-            "data": self.data.description,
-            "machine": machine,
-            "training": f"{self.schedule.max_iters:,} steps of {self.data.tokens_per_step:,} tokens"
-            f"{pace.words(took, self.training, self.schedule)}",
-            "run folder": folder,
-        }
-        if self.options.pruning_method != "none":
-            facts["pruning"] = (
-                f"{self.options.pruning_method}, {self.training.pruner.total:,} weights in scope; see make prune-report"
-            )
-        console.say(table(facts))
-        if note := pace.advice(took, self.machine):
-            console.say(f"note: {note}")
+    # ---- the loop and after ----------------------------------------------------------------------------------------
 
     def _loop(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> bool:
-        """Train; whether some rank was asked to stop.
-
-        Leaves a checkpoint behind and a `finish` event for what ends a session before the schedule.
-        """
-        training = self.training
+        """Train; returns whether some rank was asked to stop. Other ends before the schedule's raise."""
+        training, ranks = self.training, self.machine.ranks
         try:
             with self._compiling(asked):
                 self._evaluate_if_missing(recorder, asked)
@@ -247,66 +238,34 @@ class Session:
                 loop.train(training, self.data, self.machine, options, self.schedule, recorder, asked)
                 recorder.settle()
                 self._evaluate_if_missing(recorder, asked)
-            stopped = self.machine.ranks.any(asked())
+            stopped = ranks.any(asked())
             if stopped:
-                recorder.stop(training.step)
+                ending.stopped(recorder, training.step)
+            return stopped
         except journal.Displaced:
-            raise recorder.rescue(training.step) from None
+            raise ending.displaced(recorder, training.step) from None
         except Diverged as error:
             error.advise(self.machine.dtype)
             recorder.alert("nan", "error", str(error), training.step)
-            made = self.machine.ranks.first(lambda: retries.made(recorder.folder))
-            if made < self.schema.bind(retries.RetryOptions).retries and not self.machine.ranks.any(asked()):
+            made = ranks.first(lambda: retries.made(recorder.folder))
+            if made < self.schema.bind(retries.RetryOptions).retries and not ranks.any(asked()):
                 raise
-            raise self._diverged(recorder, error.good, f", retries made: {made}" if made else "") from None
+            raise ending.diverged(error, made, training, recorder, ranks, self.data.vocab_size) from None
         except Exception as error:
-            if asked() and device.is_compilers(error):  # Ctrl-C ends the compiler that torch.compile has called too
-                recorder.leave(training.step)
+            if asked() and device.is_compilers(error):  # Ctrl-C ended the compiler that torch.compile had called
+                ending.stopped(recorder, training.step, save=False)
                 return True
-            with contextlib.suppress(UserError):  # the journal or the disk may be what failed
-                if isinstance(error, PruningError) and training.is_finite():  # before the step changed a weight
-                    training.guard.look(recorder.alert)
-                    recorder.save(training.step)
-            with contextlib.suppress(UserError):
-                words = hide(device.trouble(error) or str(error))
-                recorder.write("finish", training.step, {}, status="failed", message=words)
+            ending.failed(error, training, recorder)
             raise
-        return stopped
 
     def _compiling(self, asked: StopSignals) -> contextlib.AbstractContextManager[None]:
-        """A context in which a signal does not wait for the compiler, which may take minutes; ranks stop together."""
+        """A context in which a signal breaks off a compilation, which may take minutes. Ranks have to stop together."""
         if not self.training.compiled or self.machine.ranks.size > 1:
             return contextlib.nullcontext()
         return device.while_compiling(asked.break_off, asked.hold_out)
 
-    def _diverged(self, recorder: Recorder | Unrecorded, good: bool, tried: str) -> UserError:
-        """Leave the weights behind if they are `good`, and the word that the run has diverged; returns what to do."""
-        step = self.training.step
-        finite = self.training.is_finite()
-        good = good and finite
-        try:
-            if good:
-                recorder.save(step)
-            recorder.settle()
-        finally:
-            recorder.write("finish", step, {}, status="diverged")
-        since = self.machine.ranks.first(lambda: worse_since(recorder.folder, self.data.vocab_size))
-        saved = self.machine.ranks.first(lambda: checkpoint.find(recorder.folder / "checkpoints"))
-        again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
-        untrusted = checkpoint.name(int(min(since, step + 1)))
-        if saved and not good and saved[-1].name < untrusted:
-            advice = f"go on from its last checkpoint, {saved[-1].name}, with: {again}"
-        elif since <= step:
-            advice = f"since step {since} its losses are worse than guessing's; begin anew with a lower LEARNING_RATE"
-        elif good:
-            advice = f"go on from its last good weights with: {again}"
-        else:
-            advice = "it has no checkpoint; begin anew with a lower LEARNING_RATE"
-        lost = "" if finite else f", and the weights after step {step} are NaN or infinite, so they are not saved"
-        return UserError(f"the run has diverged{tried}{lost}; {advice}")
-
     def _evaluate_if_missing(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> None:
-        """Measure the validation loss where the schedule has one that the journal lacks: at the start, after a stop."""
+        """Measure the validation loss after this step if the schedule has it and the journal lacks it."""
         step = self.training.step
         wanted = step in (0, self.schedule.max_iters) or loop.due(step, self.options.eval_interval)
         if not wanted:
@@ -314,34 +273,24 @@ class Session:
         known = self.machine.ranks.first(lambda: recorder.val_loss(step))
         if known is None:
             loop.evaluate(self.training, self.data, self.machine, recorder, asked)
-        else:  # what a kill took with the checkpoint that knew of it
+        else:  # a kill took the checkpoint that knew this loss
             self.training.note(known)
+
+    def _finish(self, recorder: Recorder) -> None:
+        """Record the end of the run, and show its summary with a sample."""
+        summary = ending.finished(self.training, self.data, recorder, self.options.json_output)
+        options = self.schema.bind(sample.SampleOptions)
+        text = sample.text(self.model, self.data.tokenizer, self.machine, options)
+        more = "" if options.sample_tokens else " SAMPLE_TOKENS=200"
+        more += " PROMPT='def '" if self.options.dataset == "stdlib" else ""  # the model has learned from Python code
+        ending.show(summary, text, recorder.trackers, more)
 
 
 def _until_asked(work: Callable[[], object], asked: StopSignals) -> None:
-    """Do something that a signal need not wait for."""
+    """Do `work`, and break it off at a signal."""
     with contextlib.suppress(KeyboardInterrupt):
         asked.break_off()
         try:
             work()
         finally:
             asked.hold_out()
-
-
-def _open(folder: Path, stack: ExitStack) -> journal.Journal:
-    """The journal of the run in `folder`, which nobody else trains until `stack` is closed."""
-    stack.enter_context(files.held(folder, "training this run"))
-    book = journal.Journal(folder)
-    stack.callback(book.close)
-    return book
-
-
-def _close_trackers(lanes: track.Lanes, seconds: float) -> None:
-    """Wait a while for the trackers and say what each has; they never change the exit code."""
-    lanes.close()
-    with contextlib.suppress(KeyboardInterrupt):  # a wish not to wait, which the trackers survive
-        if not lanes.wait(1.0):
-            say(f"waiting up to {seconds:.0f} s for the trackers (Ctrl-C leaves them to it)")
-            lanes.wait(seconds)
-    if deliveries := lanes.deliveries():
-        say(track.table(deliveries))

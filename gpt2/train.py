@@ -9,6 +9,7 @@ import functools
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if not __package__:  # a program, whose folder Python put there; `from gpt2.train import train` found the right one
@@ -22,7 +23,7 @@ from lib import track
 from lib.base import launch, signals, threads
 from lib.base.errors import UsageError, UserError, run_program
 from lib.config import command_line
-from lib.config.kconf import ROOT
+from lib.config.kconf import ROOT, Schema
 from lib.record import checkpoint_file, run
 
 _TINY = "defconfigs/gpt2_tiny_defconfig"
@@ -63,45 +64,53 @@ def _check_newest(folder: Path, wanted: str) -> None:
 
 
 def train(argv: list[str]) -> int:
-    """Resolve the configuration, prepare the data if it is missing, and train; returns the exit code.
+    """Resolve the configuration, and train a new run or the one to resume; returns the exit code.
 
     `argv` is what follows the program's name on a command line. Launched as one of several processes, by torchrun, srun
     or as a worker of Ray Train, this trains with the others; all must have the same `argv`.
     """
     launched = launch.found(os.environ)
+    with _naming_the_rank(launched.rank):
+        own = functools.partial(_own_configuration, argv)
+        schema, args = command_line.resolve(__doc__, argv, arguments=_arguments, base=own)
+        if launched.rank == 0:
+            _warn(schema, args)
+        track.names(schema["TRACKER"])  # refuses a tracker that cannot be used here
+        threads.spin_little()
+        with signals.ending_at_once():
+            from gpt2 import place, session  # they import torch, which takes seconds: --help and mistakes come first
+
+        words = [__file__, *argv]
+        if not args.resume:
+            return session.train(schema, words, launched)
+        there, missing = place.choose(schema, args.resume, launched.rank)
+        folder = args.resume if there == Path.cwd() else args.resume.resolve()
+        with contextlib.chdir(there):
+            return session.train(schema, words, launched, folder, missing)
+
+
+@contextlib.contextmanager
+def _naming_the_rank(rank: int) -> Iterator[None]:
+    """Put the rank in front of error messages, except those of rank 0."""
     try:
-        return _train(argv, launched)
+        yield
     except UserError as error:
-        if launched.rank:
-            error.args = tuple(f"rank {launched.rank}: {sentence}" for sentence in error.args)
+        if rank:
+            error.args = tuple(f"rank {rank}: {sentence}" for sentence in error.args)
         raise
 
 
-def _train(argv: list[str], launched: launch.Launch) -> int:
-    own = functools.partial(_own_configuration, argv)
-    schema, args = command_line.resolve(__doc__, argv, arguments=_arguments, base=own)
-    if launched.rank == 0:
-        for warning in [*schema.warnings, *preflight.quick(schema)]:
-            print(f"warning: {warning}", file=sys.stderr)
-        if not args.resume and not command_line.config_files(args.config, os.environ):
-            tiny = min(ROOT / _TINY, os.path.relpath(ROOT / _TINY), key=lambda path: len(str(path)))
-            print(
-                f"there is no .config in {Path.cwd()}: options that are not given have their defaults, so "
-                f"MODEL_NAME={schema['MODEL_NAME']} and DATASET={schema['DATASET']}; a small model: --config {tiny}",
-                flush=True,
-            )
-    track.names(schema["TRACKER"])  # refuses what cannot be used here
-    threads.spin_little()
-    with signals.ending_at_once():
-        from gpt2 import place, start  # import torch, which takes seconds: --help and mistakes are answered before
-
-    words = [__file__, *argv]
-    if not args.resume:
-        return start.new(schema, words, launched)
-    there, missing = place.choose(schema, args.resume, launched.rank)
-    folder = args.resume if there == Path.cwd() else args.resume.resolve()
-    with contextlib.chdir(there):
-        return start.resume(schema, words, folder, launched, missing)
+def _warn(schema: Schema, args: argparse.Namespace) -> None:
+    """Print warnings about the configuration, and a note where it comes from defaults only."""
+    for warning in [*schema.warnings, *preflight.quick(schema)]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if not args.resume and not command_line.config_files(args.config, os.environ):
+        tiny = min(ROOT / _TINY, os.path.relpath(ROOT / _TINY), key=lambda path: len(str(path)))
+        print(
+            f"there is no .config in {Path.cwd()}: options that are not given have their defaults, so "
+            f"MODEL_NAME={schema['MODEL_NAME']} and DATASET={schema['DATASET']}; a small model: --config {tiny}",
+            flush=True,
+        )
 
 
 def main() -> int:

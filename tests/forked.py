@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a run imports, some of it only when it is under way; "__main__" is pytest's or torture's, else each fork's work.
-PRELOAD = ["__main__", "gpt2.train", "gpt2.start", "torch._dynamo", "tests.forked"]
+PRELOAD = ["__main__", "gpt2.train", "gpt2.session", "torch._dynamo", "tests.forked"]
 
 
 class Trainer:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from gpt2 import loop, start
+from gpt2 import loop
 from gpt2.session import Session
 from lib.base.errors import UserError
 from lib.machine import device
@@ -84,7 +84,7 @@ def test_a_setting_of_the_users_is_left(tmp_path, monkeypatch):
 
 def test_what_has_no_deterministic_kernel_is_one_sentence(tmp_path):
     device.choose(schema(tmp_path, deterministic=True).bind(device.SystemOptions))
-    with pytest.raises(UserError) as caught, start._device_errors():
+    with pytest.raises(UserError) as caught, device.errors_for_users():
         torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))  # one of those that a CPU has
     assert str(caught.value) == (
         "DETERMINISTIC=y: PyTorch has no deterministic kernel on this device for a part of this run (put_ does not "

@@ -223,10 +223,8 @@ class Left(Unrecorded):
     def val_loss(self, step):
         return None
 
-    def leave(self, step):
+    def interrupt(self, step):
         self.step = step
-
-    stop = leave
 
 
 def test_ctrl_c_that_ends_the_compiler_too_ends_the_run_like_any_other(tmp_path):

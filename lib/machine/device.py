@@ -214,6 +214,17 @@ def trouble(error: Exception) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def errors_for_users() -> Iterator[None]:
+    """Turn failures of PyTorch that a user can do something about into UserError."""
+    try:
+        yield
+    except Exception as error:
+        if sentence := trouble(error):
+            raise UserError(sentence) from None
+        raise
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception is one of torch's, Python's and the system's ways of saying that memory is short."""
     short = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM

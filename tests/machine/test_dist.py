@@ -273,5 +273,5 @@ def test_runs_of_others_do_not_stop_a_job(tmp_path, monkeypatch):
 
 
 def test_a_worker_keeps_its_own_import_path():
-    code = "import sys; sys.path.insert(0, 'first'); import gpt2.train, gpt2.start; print(sys.path[0])"
+    code = "import sys; sys.path.insert(0, 'first'); import gpt2.train, gpt2.session; print(sys.path[0])"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "first\n"

@@ -1,0 +1,89 @@
+"""What a session records and says before its first step: what is trained, on what, and what a resumed run changes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from gpt2 import changes, pace
+from gpt2.data.windows import Data
+from gpt2.model import GPT2
+from gpt2.training import Training
+from lib.optim.schedule import ScheduleOptions
+from lib.record import journal
+from lib.terminal.console import Console, table
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How a session starts."""
+
+    folder: Path  # of the run
+    command: list[str]  # the words of the command line, for the record
+    changed: dict[str, list[str]]  # option -> [value before, value now], of a run that continues with other options
+    retry: int = 0  # the number of this retry; 0 for none
+
+
+def begin(
+    start: Start, book: journal.Journal, console: Console, training: Training, max_iters: int, facts: dict[str, Any]
+) -> None:
+    """Put the start or resume of a session into the journal. `facts` are its configuration, machine and identity."""
+    step = training.step
+    if book.seq == 0:
+        book.write("start", step, schema=journal.SCHEMA, **facts)
+        return
+    repeats = 0 if start.changed else book.expect(step)
+    if start.changed or not book.ended(max_iters) or step < max_iters:
+        retry = {"retry": start.retry} if start.retry else {}
+        book.write("resume", step, changed=start.changed, **retry, **facts)
+    repeating = f", repeating {repeats} recorded events" * bool(repeats)
+    console.say(f"resuming {start.folder} after step {step}{repeating}")
+
+
+def show_changes(
+    start: Start,
+    book: journal.Journal,
+    console: Console,
+    training: Training,
+    retries: int,
+    rate: str,
+) -> None:
+    """Tell the user what a resumed run does differently. A retry is one of `retries`, with the learning rate `rate`."""
+    if book.damaged:
+        lines = ", ".join(map(str, book.damaged[:9]))
+        console.say(f"note: {book.path}: damaged and passed over: line {lines}")
+    for name, values in start.changed.items():
+        console.say(f"changed: {changes.words({name: values})}")
+    for note in training.notes:
+        console.say(f"note: {note}")
+    if start.retry:
+        text = f"retry {start.retry} of {retries} goes on after step {training.step}, with LEARNING_RATE={rate}"
+        record = book.write("alert", training.step, kind=f"retry-{start.retry}", level="warn", message=text)
+        console.show(record)
+
+
+def show_facts(
+    console: Console,
+    folder: Path,
+    training: Training,
+    data: Data,
+    machine: str,
+    pruning: str,
+    plan: ScheduleOptions,
+    seconds: float | None,
+) -> None:
+    """Show what is trained, on what, where, and for about how many `seconds` (None: not known)."""
+    facts = {
+        "model": model_words(training.model),
+        "data": data.description,
+        "machine": machine,
+        "training": f"{plan.max_iters:,} steps of {data.tokens_per_step:,} tokens{pace.words(seconds, training, plan)}",
+        "run folder": folder,
+    }
+    if pruning != "none":
+        facts["pruning"] = f"{pruning}, {training.pruner.total:,} weights in scope; see make prune-report"
+    console.say(table(facts))
+
+
+def model_words(model: GPT2) -> str:
+    """`gpt2, 124.44 M parameters`."""
+    return f"{model.options.model_name}, {model.count_parameters() / 1e6:.2f} M parameters"

@@ -1,0 +1,74 @@
+"""Whether a run that exists has something left to do, and from where a retry of it goes on."""
+
+import dataclasses
+from pathlib import Path
+
+from gpt2 import alerts, changes, ending
+from gpt2.announce import Start
+from lib.base import files
+from lib.base.errors import UsageError
+from lib.base.launch import Launch
+from lib.config.kconf import Schema
+from lib.machine.dist import Ranks
+from lib.record import checkpoint, history, retries
+from lib.terminal.console import say
+
+
+def changed_options(schema: Schema, folder: Path) -> dict[str, list[str]]:
+    """See `changes.of_course`. A run that was killed before its configuration was written has no changes."""
+    return changes.of_course(schema, folder) if (folder / ".config").exists() else {}
+
+
+def still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
+    """The options that change the course of the run in `folder`; None, with a word to the user, if it is finished.
+
+    Raises UsageError for a change that would make it another run, and for checkpoints beyond MAX_ITERS.
+    """
+    found = checkpoint.find(folder / "checkpoints")
+    step = int(found[-1].stem.removeprefix("step-")) if found else 0
+    if step > schema["MAX_ITERS"]:
+        raise UsageError(f"{folder}: is at step {step}, beyond MAX_ITERS={schema['MAX_ITERS']}; raise that")
+    changed, summary = changed_options(schema, folder), folder / "summary.json"
+    changes.check_in_time(schema, folder, changed)
+    if not summary.exists() or "MAX_ITERS" in changed or (changed and not changes.is_made(schema, folder, changed)):
+        return changed
+    if output := schema["JSON_OUTPUT"]:
+        ending.check_output(Path(output))
+        files.write_json(Path(output), history.read(summary))
+    say(f"{folder} is finished: see {summary}; to train on, raise MAX_ITERS")
+    return None
+
+
+def say_begun(schema: Schema, folder: Path, launch: Launch) -> None:
+    """Say that this job began the run in `folder`; raises UsageError if it was to learn something else."""
+    say(f"{folder} was begun by this {launch.launcher} job, {launch.job}; another TRACKER_RUN_NAME begins another")
+    if changed := changed_options(schema, folder):
+        raise UsageError(
+            f"{folder}: this job began it with other options ({changes.words(changed)}); another TRACKER_RUN_NAME "
+            "begins another run, and --resume goes on with this one, changed"
+        )
+
+
+def retry(schema: Schema, start: Start, ranks: Ranks, since: int, vocab_size: int) -> Start:
+    """How to start again after a divergence; gives the `schema` a lower learning rate.
+
+    No step from `since` on is trusted (see `go_back`).
+    """
+    number = ranks.first(lambda: go_back(start.folder, since, vocab_size))
+    retries.lower(schema, number)
+    changed = ranks.first(lambda: changed_options(schema, start.folder))
+    return dataclasses.replace(start, changed=changed, retry=number)
+
+
+def go_back(folder: Path, since: int, vocab_size: int) -> int:
+    """Remove the checkpoints that a retry must not start from; returns the number of the retry.
+
+    These are checkpoints of step `since` and later. They also are those from when the model had become worse than
+    guessing: a lower learning rate does not repair weights that grew a millionfold before a loss was NaN.
+    """
+    since = min(since, alerts.worse_since(folder, vocab_size))
+    with files.held(folder, "training this run"):
+        for path in checkpoint.find(folder / "checkpoints"):
+            if path.name >= checkpoint.name(since):
+                path.unlink()
+    return retries.made(folder) + 1
