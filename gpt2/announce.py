@@ -8,8 +8,8 @@ from gpt2 import changes, pace
 from gpt2.data.windows import Data
 from gpt2.model import GPT2
 from gpt2.training import Training
-from lib.optim.schedule import ScheduleOptions
 from lib.record import journal
+from lib.schedule import ScheduleOptions
 from lib.terminal.console import Console, table
 
 

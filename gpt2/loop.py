@@ -18,7 +18,7 @@ from lib.config.kconf import Options
 from lib.machine import random_state
 from lib.machine.device import Machine
 from lib.optim import set_learning_rate, skip_if
-from lib.optim.schedule import ScheduleOptions, learning_rate
+from lib.schedule import ScheduleOptions, learning_rate
 
 
 @dataclasses.dataclass(frozen=True)

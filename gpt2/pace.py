@@ -8,7 +8,7 @@ import torch
 from gpt2.data.windows import Data
 from gpt2.training import Training
 from lib.machine.device import Machine
-from lib.optim.schedule import ScheduleOptions
+from lib.schedule import ScheduleOptions
 from lib.terminal.console import roughly
 
 _ENOUGH = 0.3  # seconds of a batch that tell its speed; of a large model a part of one window takes as long

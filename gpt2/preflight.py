@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gpt2 import shape
+from lib import schedule
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
-from lib.optim import schedule
 
 T = TypeVar("T")
 

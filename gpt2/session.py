@@ -22,14 +22,13 @@ from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.model import GPT2, ModelOptions
 from gpt2.recorder import Recorder, Unrecorded
 from gpt2.training import Training
-from lib import optim, prune, track
+from lib import optim, prune, schedule, track
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
 from lib.base.signals import StopSignals
 from lib.config.kconf import Options, Schema
 from lib.machine import device
-from lib.optim import schedule
 from lib.record import checkpoint, journal, monitor, provenance, retries, run
 from lib.terminal.console import Console
 

@@ -347,7 +347,8 @@ def test_the_menu_says_that_the_disk_is_full_and_saves_when_it_is_not(tmp_path, 
     ],
 )
 def test_output_that_has_no_room_ends_a_program_with_a_sentence_and_no_run(printing, code, told):
-    program = f"from lib import console, errors\nerrors.run_program(lambda: [{printing} for _ in range(999)] and None)"
+    program = "from lib.base import errors\nfrom lib.terminal import console\n"
+    program += f"errors.run_program(lambda: [{printing} for _ in range(999)] and None)"
     with Path("/dev/full").open("w") as full:
         words = [sys.executable, "-c", program]
         done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)

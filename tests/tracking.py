@@ -27,7 +27,8 @@ RUN_ID = "0123456789ab"
 TRAINER = """
 import math, sys, time
 from pathlib import Path
-from lib import journal, track
+from lib import track
+from lib.record import journal
 folder, names = Path(sys.argv[1]), [name for name in sys.argv[2].split(",") if name]
 first, end, pause, deadline = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]), float(sys.argv[6])
 book = journal.Journal(folder)

@@ -8,12 +8,12 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from lib import schedule
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.config.config_file import MISNAMED, ConfigError, presets
 from lib.config.kconf import Schema
 from lib.config.option import closest, nearest
-from lib.optim import schedule
 from lib.record import retries, run
 
 COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares

@@ -21,8 +21,8 @@ from lib.base.errors import UserError
 from lib.compare.sweep import Configuration, Run
 from lib.config.kconf import Schema
 from lib.machine import device
-from lib.optim.schedule import learning_rate
 from lib.record import checkpoint, history, journal, retries
+from lib.schedule import learning_rate
 from tests import training
 from tests.forked import Trainer
 from tests.gpt2.test_train import assert_same

@@ -343,7 +343,8 @@ def slow(tmp_path):
     program.write_text(f"""
 import errno, fcntl, os, sys, time
 sys.path[0] = {str(ROOT)!r}
-from gpt2 import prepare_data, shards
+from gpt2 import prepare_data
+from gpt2.data import shards
 from lib.base.errors import run_program
 from lib.config.kconf import Schema
 

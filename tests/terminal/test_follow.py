@@ -17,7 +17,8 @@ TRAINER = """
     import json, sys
     from pathlib import Path
     sys.path.insert(0, {root!r})
-    from lib import files, journal
+    from lib.base import files
+    from lib.record import journal
     with files.held(Path({run!r}), "training"):
         print("held", flush=True)
         book = None

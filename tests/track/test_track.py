@@ -99,7 +99,8 @@ def test_a_lane_that_cannot_be_started_is_no_reason_to_stop(run):
 READY = """
 import sys, time
 from pathlib import Path
-from lib import journal, track
+from lib import track
+from lib.record import journal
 from lib.track.cursor import Cursor
 folder = Path(sys.argv[1])
 journal.Journal(folder).write("start", 0, config={"wandb_offline": True, "learning_rate": 0.1})

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.base.errors import UsageError
-from lib.optim.schedule import ScheduleOptions, UpdateOptions, check, few_updates, learning_rate
+from lib.schedule import ScheduleOptions, UpdateOptions, check, few_updates, learning_rate
 
 COSINE = ScheduleOptions(max_iters=100, learning_rate=1e-3, warmup_steps=20, decay_lr=True, min_lr=1e-4)
 
