@@ -12,7 +12,7 @@ def optimizers(bench: Bench) -> None:
     model = bench.model()
     cases = [unit(bench, model.prunable())]
     for name in bench.schema().options["OPTIMIZER"].members:
-        optimizer = optim.build(model, bench.schema(OPTIMIZER=name))
+        optimizer = optim.build(model, bench.schema(OPTIMIZER=name).bind)
         optim.skip_if(optimizer, torch.zeros((), device=bench.machine.device))
         cases.append(Case(name, optimizer.step, cases[0].name))
     bench.measure("optimizers", cases, weights=sum(p.numel() for p in model.prunable()))

@@ -67,7 +67,7 @@ def memory(bench: Bench) -> None:
             model = models.GPT2(bench.schema().bind(models.ModelOptions), VOCABULARY)
         model.to_empty(device=bench.machine.device)
         schema = bench.schema(PRUNING_WARMUP="2", **options)
-        one = prune.build(model, torch.optim.SGD(model.parameters()), schema)
+        one = prune.build(model, torch.optim.SGD(model.parameters()), schema.bind)
         kept = [tensor for weight in one.weights for tensor in (weight.mask, *weight.memory.values())]
         packed = one.state_dict()["masks"].values()
         found[name] = {
@@ -79,7 +79,7 @@ def memory(bench: Bench) -> None:
 
 def pruner(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, method: str, **options: str) -> Pruner:
     """A pruner that takes half of the weights at CHOICE_STEP."""
-    return prune.build(model, optimizer, bench.schema(PRUNING_METHOD=method, **_PRUNED | options))
+    return prune.build(model, optimizer, bench.schema(PRUNING_METHOD=method, **_PRUNED | options).bind)
 
 
 def updates(one: Pruner) -> Callable[[], None]:

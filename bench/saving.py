@@ -21,7 +21,7 @@ def saving(bench: Bench) -> None:
     for the copy, is not in the figures.
     """
     model = bench.model()
-    optimizer = optim.build(model, bench.schema())
+    optimizer = optim.build(model, bench.schema().bind)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()

@@ -33,7 +33,7 @@ def step(bench: Bench) -> None:
     What the mask adds is less than what steps differ by on a busy machine, so it is timed alone as well.
     """
     schema, model, machine = bench.schema(), bench.model(), bench.machine
-    optimizer, data, options = optim.build(model, schema), RandomTokens(schema), schema.bind(loop.LoopOptions)
+    optimizer, data, options = optim.build(model, schema.bind), RandomTokens(schema), schema.bind(loop.LoopOptions)
     flops = model.flops_per_token() * schema["BATCH_SIZE"] * schema["BLOCK_SIZE"] / 1e9
     held = pruner(bench, model, optimizer, "magnitude")
     grads = [torch.randn_like(weight.value) for weight in held.weights]

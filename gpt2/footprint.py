@@ -33,7 +33,7 @@ def state_bytes(shape: models.ModelOptions, schema: Schema) -> dict[str, float]:
     """
     with torch.random.fork_rng():
         model = small(shape)
-        optimizer = optim.build(model, schema)
+        optimizer = optim.build(model, schema.bind)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optim.skip_if(optimizer, torch.zeros(()))

@@ -57,9 +57,9 @@ def check(schema: Schema, ranks: int = 1) -> None:
     problems = Problems()
     problems.of(lambda: data.check_shares(schema.bind(data.DataOptions), ranks))
     options = schema.bind(shape.ModelOptions)
-    problems.of(lambda: optim.build(footprint.small(options), schema))
+    problems.of(lambda: optim.build(footprint.small(options), schema.bind))
     with torch.device("meta"), Unfilled():
         planned = model.GPT2(options, tokenizer.vocab_size(schema["TOKENIZER"]))
         # A pruner needs to know the parameters of its optimizer. PyTorch's fused ones take none without memory.
-        problems.of(lambda: prune.build(planned, torch.optim.SGD(planned.parameters()), schema))
+        problems.of(lambda: prune.build(planned, torch.optim.SGD(planned.parameters()), schema.bind))
     problems.tell()

@@ -71,7 +71,7 @@ class Planned:
         self.state_bytes = state_bytes(shape, schema)  # kind of a parameter -> bytes
         self.parameters = dict(self.model.named_parameters())  # before masked layers take their places
         # Pruners need of an optimizer that it lists the parameters; none of torch's fused ones accepts these.
-        self.pruner: Pruner = prune.build(self.model, torch.optim.SGD(self.model.parameters()), schema)
+        self.pruner: Pruner = prune.build(self.model, torch.optim.SGD(self.model.parameters()), schema.bind)
         self.total = self.pruner.total
 
     def kept_at(self, share: float) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from lib.config.kconf import Options, Schema
+from lib.config.kconf import Options
 
 Groups = list[dict[str, Any]]
 
@@ -35,7 +35,7 @@ class Module(Protocol):
     build: Callable[[Groups, Callable[[type], Any]], torch.optim.Optimizer]
 
 
-def build(model: nn.Module, schema: Schema) -> torch.optim.Optimizer:
+def build(model: nn.Module, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
     """The chosen optimizer over the parameters of `model`, whose `prunable()` are the matrices of its blocks.
 
     A model may have `stacked()`: parameter -> how many matrices it consists of, one below the other. A rule that mixes
@@ -44,7 +44,7 @@ def build(model: nn.Module, schema: Schema) -> torch.optim.Optimizer:
     Weight decay acts on matrices only. Biases and norms have a scale that decay would distort; this is the split that
     GPT-2's reproductions use.
     """
-    options = schema.bind(OptimizerOptions)
+    options = bind(OptimizerOptions)
     blocks = set(model.prunable())
     hidden, matrices, vectors = [], [], []
     for p in model.parameters():
@@ -59,7 +59,7 @@ def build(model: nn.Module, schema: Schema) -> torch.optim.Optimizer:
         group["lr"] = options.learning_rate
     _leave_compiler_alone()
     module: Module = importlib.import_module(f"lib.optim.{options.optimizer}")
-    optimizer = module.build(groups, schema.bind)
+    optimizer = module.build(groups, bind)
     optimizer.stacked = model.stacked() if hasattr(model, "stacked") else {}
     return optimizer
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.base.errors import UsageError
-from lib.config.kconf import Options, Schema
+from lib.config.kconf import Options
 from lib.optim import use_masks
 from lib.prune import mask, masked_linear, schedule, scope
 from lib.prune.pruner import Movement, Pruner, StraightThrough
@@ -91,13 +91,13 @@ class NoPruning:
 AnyPruner: TypeAlias = NoPruning | Pruner
 
 
-def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) -> AnyPruner:
+def build(model: nn.Module, optimizer: torch.optim.Optimizer, bind: Callable[[type], Any]) -> AnyPruner:
     """The pruner that the options describe; raises UsageError for what cannot be, before any weight changes.
 
     For methods whose pruned weights live on it puts masked layers into `model`. A model may have `used_rows()`:
     parameter -> how many of its rows are used; the others are no weights, and are neither counted nor pruned.
     """
-    options = schema.bind(PruningOptions)
+    options = bind(PruningOptions)
     if options.pruning_method == "none":
         return NoPruning(model.prunable())
     parameters = scope.select(model, options.pruning_scope)
@@ -107,11 +107,11 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, schema: Schema) ->
         Weight(name, parameter, masks[name][: used.get(parameter)], optimizer) for name, parameter in parameters.items()
     ]
     shapes = {weight.name: weight.mask.shape for weight in weights}
-    where = schema.bind(mask.MaskOptions)
+    where = bind(mask.MaskOptions)
     target = _target(options, where)
     mask.check(where, shapes, target)
-    criterion = _criterion(options, schema.bind)
-    plan = _plan(options, schema.bind(schedule.PruningScheduleOptions), criterion)
+    criterion = _criterion(options, bind)
+    plan = _plan(options, bind(schedule.PruningScheduleOptions), criterion)
 
     def choose(score: Callable[[Weight], Tensor], sparsity: float, monotone: bool) -> list[Tensor]:
         return mask.choose(weights, score, sparsity, where, monotone)

@@ -27,7 +27,7 @@ def test_a_step_that_must_be_skipped_was_never_made(kind):
     """At the first step, right before, at and after resets (at 8 and 16), several in a row, with NaN and infinity."""
     options = {"OPTIMIZER": kind} | BUSY.get(kind, {})
     model = Small()
-    optimizer = optim.build(model, schema(**options))
+    optimizer = optim.build(model, schema(**options).bind)
     for seed in range(20):
         for _ in range(2 if seed in (0, 3, 7, 8, 15) else 0):
             before = [p.detach().clone() for p in model.parameters()]
@@ -45,7 +45,7 @@ def test_a_step_that_must_be_skipped_was_never_made(kind):
 @pytest.mark.parametrize("kind", ["adamwspam", "stablespam", "muon"])
 def test_a_loss_scaler_skips_by_the_same_means(kind):
     model, scaler = Small(), torch.amp.GradScaler("cpu", init_scale=4.0)
-    optimizer = optim.build(model, schema(OPTIMIZER=kind))
+    optimizer = optim.build(model, schema(OPTIMIZER=kind).bind)
     for factor, moves in ((1.0, True), (torch.inf, False), (1.0, True)):
         before = [p.detach().clone() for p in model.parameters()]
         scaler.scale(sum((factor * p).sum() for p in model.parameters())).backward()
@@ -63,7 +63,7 @@ def test_a_step_never_waits_for_the_device(kind):
     """Tensors without data can't be looked at: whatever would wait for a GPU raises."""
     with FakeTensorMode():
         model = Small()
-        optimizer = optim.build(model, schema(OPTIMIZER=kind))
+        optimizer = optim.build(model, schema(OPTIMIZER=kind).bind)
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         optim.skip_if(optimizer, torch.zeros(()))
@@ -76,7 +76,7 @@ def test_a_checkpoint_in_the_middle_of_a_cycle_continues_bit_for_bit(kind):
     if kind == "sparse":
         options = {"OPTIMIZER": "adamwspam", "SPAM_DENSITY": "0.5"} | BUSY["adamwspam"]
     model = Small()
-    optimizer = optim.build(model, schema(**options))
+    optimizer = optim.build(model, schema(**options).bind)
     make_steps(model, optimizer, range(13))
     file = io.BytesIO()
     torch.save([model.state_dict(), optimizer.state_dict()], file)
@@ -84,7 +84,7 @@ def test_a_checkpoint_in_the_middle_of_a_cycle_continues_bit_for_bit(kind):
     weights, state = torch.load(file, weights_only=True)
     resumed = Small()
     resumed.load_state_dict(weights)
-    other = optim.build(resumed, schema(**options))
+    other = optim.build(resumed, schema(**options).bind)
     other.load_state_dict(state)
     for m, o in ((model, optimizer), (resumed, other)):
         make_steps(m, o, range(13, 30))
@@ -104,7 +104,7 @@ def test_the_learning_rate_is_the_schedules(kind):
 def test_pruned_weights_stay_exactly_zero(kind):
     """Pruned after some steps, as lib.prune does it: weights, and all state of their shape, then every gradient."""
     model = Small()
-    optimizer = optim.build(model, schema(OPTIMIZER=kind, **BUSY.get(kind, {})))
+    optimizer = optim.build(model, schema(OPTIMIZER=kind, **BUSY.get(kind, {})).bind)
     make_steps(model, optimizer, range(5))
     masks = {p: (torch.rand(p.shape) < 0.5).to(torch.uint8) for p in model.prunable()}
     optim.use_masks(optimizer, masks)
@@ -133,7 +133,7 @@ def adam_like(kind):
 def test_what_has_no_gradient_does_not_move_even_at_the_smallest_epsilon(kind):
     model = Small()
     optimizer = optim.build(
-        model, schema(**({"OPTIMIZER": kind, "WEIGHT_DECAY": "0"} if kind == "sgd" else adam_like(kind)))
+        model, schema(**({"OPTIMIZER": kind, "WEIGHT_DECAY": "0"} if kind == "sgd" else adam_like(kind))).bind
     )
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(20):
@@ -155,7 +155,7 @@ def test_an_epsilon_that_makes_nan_is_refused():
 def test_no_gradient_however_small_moves_a_weight_far(kind, exponents, zero):
     """Also one whose square is 0 in float32, where epsilon is all that its average is divided by."""
     model = Small()
-    optimizer = optim.build(model, schema(**adam_like(kind)))
+    optimizer = optim.build(model, schema(**adam_like(kind)).bind)
     optim.set_learning_rate(optimizer, 1e-3)
     for exponent in exponents:
         before = [p.detach().clone() for p in model.parameters()]

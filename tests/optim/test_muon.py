@@ -23,7 +23,7 @@ def reference_orthogonal(g):
 @pytest.mark.parametrize("scale", ["match-rms", "original"])
 def test_1200_steps_agree_in_float64(scale):
     model = Small()
-    optimizer = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale))
+    optimizer = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale).bind)
     expected = {p: p.detach().double() for p in model.prunable()}
     momentum = {p: torch.zeros_like(w) for p, w in expected.items()}
     for step in range(1200):
@@ -44,7 +44,7 @@ def test_1200_steps_agree_in_float64(scale):
 @pytest.mark.parametrize(("scale", "theirs"), [("match-rms", "match_rms_adamw"), ("original", "original")])
 def test_update_is_torchs_to_bfloat16s_precision(scale, theirs):
     model, twin = Small(), Small()
-    ours = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale, WEIGHT_DECAY="0.3"))
+    ours = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale, WEIGHT_DECAY="0.3").bind)
     torchs = torch.optim.Muon(twin.prunable(), lr=1.0, momentum=0.95, weight_decay=0.3, adjust_lr_fn=theirs)
     start = [p.detach().clone() for p in model.prunable()]
     make_steps(model, ours, range(20))
@@ -59,7 +59,7 @@ def test_q_k_and_v_are_orthogonalised_apart(scale, masked):
     """Each of GPT-2's matrices against Newton-Schulz in float64; c_attn is three of them."""
     torch.manual_seed(0)
     model = GPT2(ModelOptions("custom", n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0), vocab_size=64)
-    optimizer = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale))
+    optimizer = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale).bind)
     masks = {p: (torch.rand(p.shape) < 0.5).to(torch.uint8) for p in model.prunable()}
     expected = {p: p.detach().double() for p in masks}
     momentum = {p: torch.zeros_like(w) for p, w in expected.items()}
@@ -91,7 +91,7 @@ def test_q_k_and_v_are_orthogonalised_apart(scale, masked):
 def test_a_state_of_the_earlier_rule_is_loaded_with_a_note():
     def made():
         model = GPT2(ModelOptions("custom", n_layer=1, n_head=1, n_embd=8, block_size=8, dropout=0.0), vocab_size=64)
-        return optim.build(model, schema(OPTIMIZER="muon"))
+        return optim.build(model, schema(OPTIMIZER="muon").bind)
 
     optimizer, state = made(), made().state_dict()
     optimizer.load_state_dict(state)
@@ -103,7 +103,7 @@ def test_a_state_of_the_earlier_rule_is_loaded_with_a_note():
         "earlier versions of Muon took q, k and v as one matrix, and the checkpoint does not say that it is of a "
         "later one; from here on they are taken apart, which changes what the run learns"
     )
-    one = optim.build(Small(), schema(OPTIMIZER="muon"))  # a model that has no such matrix
+    one = optim.build(Small(), schema(OPTIMIZER="muon").bind)  # a model that has no such matrix
     state = one.state_dict()
     for group in state["param_groups"]:
         del group["stacked_apart"]
@@ -113,7 +113,7 @@ def test_a_state_of_the_earlier_rule_is_loaded_with_a_note():
 
 def test_embeddings_and_biases_are_adamws_bit_for_bit():
     model, twin = Small(), Small()
-    ours = optim.build(model, schema(OPTIMIZER="muon", ADAM_BETA2="0.9"))
+    ours = optim.build(model, schema(OPTIMIZER="muon", ADAM_BETA2="0.9").bind)
     groups = [{"params": [twin.embedding], "weight_decay": 0.1}, {"params": [twin.bias], "weight_decay": 0.0}]
     torchs = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.9), eps=1e-8, fused=True)
     make_steps(model, ours, range(30))
@@ -150,7 +150,7 @@ def test_without_masks_muon_would_revive_pruned_weights():
     """What the masks are for: the orthogonal update of a matrix with zeros has none."""
     for masked in (True, False):
         model = Small()
-        optimizer = optim.build(model, schema(OPTIMIZER="muon"))
+        optimizer = optim.build(model, schema(OPTIMIZER="muon").bind)
         tall = model.tall.detach().clone()
         mask = (torch.rand(model.wide.shape) < 0.5).to(torch.uint8)
         model.wide.data.mul_(mask)

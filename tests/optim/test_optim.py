@@ -69,7 +69,7 @@ def make_steps(model, optimizer, seeds):
 def trained(steps=40, **options):
     """The weights after some steps, and the optimizer."""
     model = Small()
-    optimizer = optim.build(model, schema(**options))
+    optimizer = optim.build(model, schema(**options).bind)
     make_steps(model, optimizer, range(steps))
     return [p.detach() for p in model.parameters()], optimizer
 
@@ -109,7 +109,7 @@ def reference_step(kind, w, g, state, lr, decay, b1=0.9, b2=0.95, eps=1e-8, mome
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "adamwadv"])
 def test_update_agrees_with_the_paper_in_float64(kind):
     model = Small()
-    optimizer = optim.build(model, schema(OPTIMIZER=kind, WEIGHT_DECAY="0.3"))
+    optimizer = optim.build(model, schema(OPTIMIZER=kind, WEIGHT_DECAY="0.3").bind)
     expected = {name: p.detach().double() for name, p in model.named_parameters()}
     zero = torch.zeros((), dtype=torch.float64)
     states = {name: {"t": 0, "m": zero, "v": zero, "max": zero} for name in expected}
@@ -125,7 +125,7 @@ def test_update_agrees_with_the_paper_in_float64(kind):
 @pytest.mark.parametrize(("kind", "amsgrad"), [("adamw", False), ("adamwadv", True)])
 def test_adamw_is_torchs_bit_for_bit(kind, amsgrad):
     model, twin = Small(), Small()
-    ours = optim.build(model, schema(OPTIMIZER=kind))
+    ours = optim.build(model, schema(OPTIMIZER=kind).bind)
     groups = [
         {"params": [twin.wide, twin.tall, twin.embedding], "weight_decay": 0.1},
         {"params": [twin.bias], "weight_decay": 0.0},
@@ -204,7 +204,7 @@ def test_clipping_of_spikes_can_be_turned_off():
 
 def test_every_parameter_is_in_exactly_one_group_and_only_matrices_decay():
     model = GPT2(ModelOptions("custom", 2, 2, 16, 8, 0.0), 64)
-    hidden, embeddings, vectors = optim.build(model, schema(WEIGHT_DECAY="0.25")).param_groups
+    hidden, embeddings, vectors = optim.build(model, schema(WEIGHT_DECAY="0.25").bind).param_groups
     assert [group["weight_decay"] for group in (hidden, embeddings, vectors)] == [0.25, 0.25, 0.0]
     assert [group["hidden"] for group in (hidden, embeddings, vectors)] == [True, False, False]
     assert len(hidden["params"]) == 8
@@ -214,9 +214,9 @@ def test_every_parameter_is_in_exactly_one_group_and_only_matrices_decay():
 
 
 def test_options_reach_the_optimizer():
-    adam = optim.build(Small(), schema(OPTIMIZER="adam", ADAM_BETA1="0.8", ADAM_BETA2="0.7", ADAM_EPSILON="1e-3"))
+    adam = optim.build(Small(), schema(OPTIMIZER="adam", ADAM_BETA1="0.8", ADAM_BETA2="0.7", ADAM_EPSILON="1e-3").bind)
     assert (adam.defaults["betas"], adam.defaults["eps"]) == ((0.8, 0.7), 1e-3)
-    sgd = optim.build(Small(), schema(OPTIMIZER="sgd", SGD_MOMENTUM="0.5", LEARNING_RATE="0.25"))
+    sgd = optim.build(Small(), schema(OPTIMIZER="sgd", SGD_MOMENTUM="0.5", LEARNING_RATE="0.25").bind)
     assert (sgd.defaults["momentum"], sgd.param_groups[0]["lr"]) == (0.5, 0.25)
 
 
@@ -231,7 +231,7 @@ for kind in {KINDS}:
     schema.override([("OPTIMIZER", kind, "test")])
     model = torch.nn.Linear(4, 4)
     model.prunable = lambda: [model.weight]
-    optimizer = optim.build(model, schema)
+    optimizer = optim.build(model, schema.bind)
     model(torch.ones(1, 4)).sum().backward()
     before = model.weight.clone()
     optimizer.step()

@@ -43,7 +43,7 @@ def reference_step(w, g, state, *, official, lr, decay, clip=True, theta=5000.0,
 @pytest.mark.parametrize("theta", ["5000", "20"])
 def test_1200_steps_with_resets_agree_in_float64(compat, theta):
     model = Small()
-    optimizer = optim.build(model, schema(OPTIMIZER="adamwspam", SPAM_COMPAT=compat, SPAM_THETA=theta))
+    optimizer = optim.build(model, schema(OPTIMIZER="adamwspam", SPAM_COMPAT=compat, SPAM_THETA=theta).bind)
     expected = {name: p.detach().double() for name, p in model.named_parameters()}
     states = {
         name: {"t": 0, "clipped": 0, "m": torch.zeros_like(w), "v": torch.zeros_like(w)} for name, w in expected.items()
@@ -81,7 +81,7 @@ def push(model, optimizer, grad):
 
 
 def spam(model, **options):
-    return optim.build(model, schema(OPTIMIZER="adamwspam", LEARNING_RATE="0.5", WEIGHT_DECAY="0", **options))
+    return optim.build(model, schema(OPTIMIZER="adamwspam", LEARNING_RATE="0.5", WEIGHT_DECAY="0", **options).bind)
 
 
 @pytest.mark.parametrize(("compat", "learns"), [("paper", True), ("official", False)])
@@ -160,7 +160,7 @@ def test_sparse_momentum_moves_a_random_share_of_the_blocks_alone(compat):
     model.wide = torch.nn.Parameter(torch.randn(100, 80))
     before = [p.detach().clone() for p in model.parameters()]
     options = {"SPAM_DENSITY": "0.25", "SPAM_COMPAT": compat, "SPAM_INTERVAL": "30", "SPAM_WARMUP_STEPS": "0"}
-    optimizer = optim.build(model, schema(OPTIMIZER="adamwspam", WEIGHT_DECAY="0", **options))
+    optimizer = optim.build(model, schema(OPTIMIZER="adamwspam", WEIGHT_DECAY="0", **options).bind)
     make_steps(model, optimizer, range(29))
     moved = [(p != b) for p, b in zip(model.parameters(), before, strict=True)]
     shares = dict(zip(("wide", "tall", "embedding", "bias"), (m.float().mean().item() for m in moved), strict=True))
@@ -178,7 +178,7 @@ def test_sparse_momentum_moves_a_random_share_of_the_blocks_alone(compat):
 def test_weight_decay_acts_under_sparse_momentum(compat, share):
     model = OneMatrix(20, 20, value=1.0)
     options = {"SPAM_DENSITY": "0.5", "SPAM_COMPAT": compat, "WEIGHT_DECAY": "0.1", "LEARNING_RATE": "0.5"}
-    optimizer = optim.build(model, schema(OPTIMIZER="adamwspam", **options))
+    optimizer = optim.build(model, schema(OPTIMIZER="adamwspam", **options).bind)
     moved = push(model, optimizer, torch.zeros(20, 20))
     assert torch.allclose(moved, torch.full((20, 20), -0.05 * share), atol=1e-7)
 
@@ -188,7 +188,7 @@ def test_sparse_momentum_is_drawn_from_the_seed_and_from_nothing_else():
     weights = []
     for local, seed in ((1, "7"), (2, "7"), (1, "8")):
         model = Small()
-        optimizer = optim.build(model, schema(SEED=seed, **options))
+        optimizer = optim.build(model, schema(SEED=seed, **options).bind)
         torch.manual_seed(local)
         before = torch.random.get_rng_state()
         make_steps(model, optimizer, range(30))

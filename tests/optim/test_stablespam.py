@@ -39,7 +39,7 @@ def reference_step(w, g, s, *, lr, decay, interval=1000, total=0, gamma1=0.7, ga
 def test_1200_steps_with_resets_agree_in_float64(interval, total):
     model = Small()
     options = {"STABLESPAM_INTERVAL": str(interval), "STABLESPAM_TOTAL_STEPS": str(total)}
-    optimizer = optim.build(model, schema(OPTIMIZER="stablespam", **options))
+    optimizer = optim.build(model, schema(OPTIMIZER="stablespam", **options).bind)
     expected = {name: p.detach().double() for name, p in model.named_parameters()}
     names = ("t", "n", "max", "norm", "square", "m", "v")
     states = {name: dict.fromkeys(names, 0) | {"m": 0 * w, "v": 0 * w} for name, w in expected.items()}
@@ -56,7 +56,7 @@ def test_1200_steps_with_resets_agree_in_float64(interval, total):
 def test_elements_are_clipped_right_after_a_reset_too():
     """The averages outlive a reset, and so do their counters: M' stays 1 under elements of 1."""
     model = Small()
-    optimizer = optim.build(model, schema(OPTIMIZER="stablespam", STABLESPAM_INTERVAL="50"))
+    optimizer = optim.build(model, schema(OPTIMIZER="stablespam", STABLESPAM_INTERVAL="50").bind)
     for step in range(1, 54):
         for p in model.parameters():
             p.grad = torch.ones_like(p)
@@ -74,7 +74,7 @@ def test_gradients_of_any_size_lead_to_the_same_weights():
     moves = []
     for factor in (1.0, 1000.0):
         model = Small()
-        optimizer = optim.build(model, schema(OPTIMIZER="stablespam", WEIGHT_DECAY="0"))
+        optimizer = optim.build(model, schema(OPTIMIZER="stablespam", WEIGHT_DECAY="0").bind)
         make_steps(model, optimizer, range(30))
         before = model.wide.detach().clone()
         for p, grad in zip(model.parameters(), gradients(model, 30), strict=True):

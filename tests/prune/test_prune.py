@@ -66,8 +66,8 @@ class Trained:
         self.model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8))
         self.model.prunable = lambda: [self.model[0].weight, self.model[2].weight]
         made.override([("OPTIMIZER", kind, "test"), ("LEARNING_RATE", "0.01", "test")])
-        self.optimizer = optim.build(self.model, made)
-        self.pruner = prune.build(self.model, self.optimizer, made)
+        self.optimizer = optim.build(self.model, made.bind)
+        self.pruner = prune.build(self.model, self.optimizer, made.bind)
         self.pruner.begin()
         self.done = 0
 
@@ -438,9 +438,9 @@ def test_the_vocabularys_padding_is_neither_counted_nor_pruned(name):
     made = schema(**options | own.get(name, {"PRUNING_DISTRIBUTION": name}))
     torch.manual_seed(0)
     model = GPT2(ModelOptions("custom", n_layer=1, n_head=1, n_embd=8, block_size=8, dropout=0.0), vocab_size=200)
-    optimizer = optim.build(model, made)
+    optimizer = optim.build(model, made.bind)
     optim.set_learning_rate(optimizer, 1e-2)
-    pruner = prune.build(model, optimizer, made)
+    pruner = prune.build(model, optimizer, made.bind)
     pruner.begin()
     with torch.no_grad():
         model.wte.weight[200:] *= 1e-6
