@@ -1,4 +1,4 @@
-"""What a run's user is told at once, found in its records as they are written."""
+"""Alerts: finds divergence, loss spikes and milestones in the events of a run as they are recorded."""
 
 import dataclasses
 import math
@@ -11,22 +11,22 @@ from typing import NamedTuple
 from lib.config.kconf import Options
 from lib.record import journal
 
-_WORSE = 1.1  # times the loss of guessing: an untrained model is within some percent of it
+_WORSE = 1.1  # times the loss of guessing; the loss of an untrained model is within a few percent of that
 _LOSSES = {"train": "train_loss", "eval": "val_loss"}  # event -> its metric
-_WINDOW = 128  # recorded values that a spike is measured against
-_ENOUGH = _WINDOW // 2  # of them to judge by
-_CALM = 10  # recorded values without one that end a spike
+_WINDOW = 128  # recorded values that a spike is compared with
+_ENOUGH = _WINDOW // 2  # fewest values to compare with
+_CALM = 10  # consecutive normal values that end a spike
 
 
 @dataclasses.dataclass(frozen=True)
 class AlertOptions(Options):
-    """What is worth an alert."""
+    """When to give an alert."""
 
-    loss_spike_sigma: float  # standard deviations; 0: no spike is
+    loss_spike_sigma: float  # standard deviations above the mean; 0: spikes give no alert
 
 
 class Alert(NamedTuple):
-    """An alert to be: `kind` names its sort for machines, `message` is one sentence for people."""
+    """An alert that is not recorded yet: `kind` is for programs, `message` is one sentence for people."""
 
     kind: str
     level: str  # info, warn or error
@@ -34,21 +34,22 @@ class Alert(NamedTuple):
 
 
 class Spikes:
-    """Finds the spikes of a series: values that many standard deviations above the mean of those recorded before.
+    """Finds spikes in a series: values more than `sigma` standard deviations above the mean of earlier values.
 
-    OLMo 2 (arXiv 2501.00656, section 3.2) counts as spikes what lies 7 standard deviations from the mean of the last
-    1000 steps. The window here is that of OLMo-core's SkipStepOptimizer, the last 128, of which half must be there: of
-    what is recorded every 10 steps, 1000 would reach back to where the loss fell fast, and hide all but huge spikes.
+    OLMo 2 (arXiv 2501.00656, section 3.2) counts a value as a spike if it is 7 standard deviations from the mean of the
+    last 1000 steps. We take the last 128 values, as OLMo-core's SkipStepOptimizer does, and need 64 of them. Losses are
+    recorded every 10 steps, say: 1000 values would include the fast fall at the beginning, whose standard deviation
+    hides all but huge spikes.
     """
 
     def __init__(self, sigma: float):
-        """`sigma` standard deviations make a spike; 0: nothing does."""
+        """With a `sigma` of 0, no value is a spike."""
         self.sigma = sigma or math.inf
         self.values: deque[float] = deque(maxlen=_WINDOW)
-        self.calm = _CALM  # values since the last that was one
+        self.calm = _CALM  # values since the last spike
 
     def look(self, value: float) -> tuple[float, float] | None:
-        """(standard deviations above the mean, the mean) if a spike begins with this value; takes it in."""
+        """Take in a value. Returns (standard deviations above the mean, the mean) if a spike begins with it."""
         if not math.isfinite(value):
             return None
         mean, above = 0.0, 0.0
@@ -63,29 +64,31 @@ class Spikes:
 
 
 class Watch:
-    """Looks at the events of a run: divergence, spikes, the sparsity asked for, and the end are alerts."""
+    """Gives alerts for divergence, loss spikes, the target sparsity and the end of a run."""
 
     def __init__(self, vocab_size: int, target: float, reached: bool, sigma: float):
-        """`target` is the sparsity at the end of pruning (inf without); `reached` whether that was told before.
+        """`target` is the sparsity at the end of pruning (inf: no pruning). `reached` says whether its alert was given.
 
-        `sigma` is how many standard deviations make a spike of the training loss (0: none).
+        `sigma` is how many standard deviations make a spike of the training loss (0: no alerts about spikes).
         """
-        self.guessing = math.log(vocab_size)  # nats per token, of a model that knows nothing
+        self.guessing = math.log(vocab_size)  # the loss of guessing all tokens alike, in nats per token
         self.target, self.reached = target, reached
         self.spikes = Spikes(sigma)
 
     def recall(self, folder: Path, step: int) -> None:
-        """Take in what the run in `folder` recorded up to `step`, after which it goes on, as if it was seen here."""
+        """Take in the losses that the run in `folder` recorded up to `step`, for a run that continues after it."""
         rows = [row for (event, at), row in journal.history(folder).items() if event == "train" and at <= step]
         losses = filter(math.isfinite, (journal.numbers(row).get("train_loss", math.nan) for row in rows))
-        for loss in deque(losses, _WINDOW + _CALM):  # before these nothing counts any more
+        for loss in deque(losses, _WINDOW + _CALM):  # older values have no effect
             self.spikes.look(loss)
 
     def look(self, event: str, step: int, metrics: Mapping[str, float], status: str = "") -> Iterator[Alert]:
-        """The alerts that an event gives rise to."""
+        """Yield the alerts for one event."""
         worst = _WORSE * self.guessing if step else sys.float_info.max
-        if event == "eval" and not metrics["val_loss"] <= worst:  # or no number at all
-            text = f"the validation loss {metrics['val_loss']:.4g} is worse than guessing's {self.guessing:.4g}"
+        if event == "eval" and not metrics["val_loss"] <= worst:  # true for NaN and infinity too
+            text = (
+                f"the validation loss {metrics['val_loss']:.4g} is worse than guessing, which has {self.guessing:.4g}"
+            )
             yield Alert("divergence", "warn", text)
         if event == "train" and not self.reached and metrics["sparsity"] >= self.target:
             self.reached = True
@@ -99,7 +102,7 @@ class Watch:
 
 
 def worse_since(folder: Path, vocab_size: int) -> float:
-    """The step since which every loss that a run recorded is worse than guessing's; inf if the last one is not."""
+    """The step since which every recorded loss is worse than guessing; inf if the last one is not."""
     since = math.inf
     for (event, step), row in reversed(journal.history(folder).items()):
         if journal.numbers(row).get(_LOSSES[event], math.inf) <= _WORSE * math.log(vocab_size):

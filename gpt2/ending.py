@@ -109,7 +109,7 @@ def diverged(
     if saved and not good and saved[-1].name < untrusted:
         advice = f"go on from its last checkpoint, {saved[-1].name}, with: {again}"
     elif since <= step:
-        advice = f"since step {since} its losses are worse than guessing's; begin anew with a lower LEARNING_RATE"
+        advice = f"since step {since} its losses are worse than guessing; begin anew with a lower LEARNING_RATE"
     elif good:
         advice = f"go on from its last good weights with: {again}"
     else:

@@ -1,9 +1,10 @@
-"""What a run will take before it has taken it: bytes of its optimizer's state, and of its checkpoints on a disk."""
+"""Estimates, before a run takes them, the bytes of its optimizer's state and of its checkpoints."""
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,29 +12,28 @@ from torch import Tensor
 from gpt2 import model as models
 from gpt2.training import Training
 from lib import optim
-from lib.config.kconf import Schema
 from lib.record import checkpoint
 
 
 def kind(name: str) -> str:
-    """The name of a parameter without the number of its layer."""
+    """The name of a parameter without the number of its layer: `h.*.attn.c_attn.weight`."""
     return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def small(shape: models.ModelOptions) -> models.GPT2:
-    """A model of the same kinds of parameters, with few of each; the random state is left as it is."""
+    """A model with the same kinds of parameters, but only one narrow layer. The random state stays as it is."""
     with torch.random.fork_rng():
         return models.GPT2(dataclasses.replace(shape, n_layer=1, n_head=1, n_embd=16, block_size=16), vocab_size=64)
 
 
-def state_bytes(shape: models.ModelOptions, schema: Schema) -> dict[str, float]:
-    """Kind of a parameter -> bytes that the optimizer keeps for each of its numbers, counted on a small model.
+def state_bytes(shape: models.ModelOptions, bind: Callable[[type], Any]) -> dict[str, float]:
+    """Kind of a parameter -> bytes of optimizer state per weight, measured on a small model.
 
-    The random state is left as it is.
+    The random state stays as it is.
     """
     with torch.random.fork_rng():
         model = small(shape)
-        optimizer = optim.build(model, schema.bind)
+        optimizer = optim.build(model, bind)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optim.skip_if(optimizer, torch.zeros(()))
@@ -45,29 +45,29 @@ def state_bytes(shape: models.ModelOptions, schema: Schema) -> dict[str, float]:
 
 
 def like(parameter: Tensor, values: Iterable[object]) -> list[Tensor]:
-    """The tensors among `values` that hold something for each number of `parameter`."""
+    """The tensors among `values` that have as many elements as `parameter`."""
     return [value for value in values if isinstance(value, Tensor) and value.numel() == parameter.numel()]
 
 
 def nbytes(tensor: Tensor) -> int:
-    """Its size, on the device "meta" too."""
+    """The size of a tensor in bytes, also on the device `meta`."""
     return tensor.numel() * tensor.element_size()
 
 
-def checkpoint_bytes(training: Training, schema: Schema) -> int:
-    """About what a checkpoint of this run takes once its optimizer has made a step."""
+def checkpoint_bytes(training: Training, bind: Callable[[type], Any]) -> int:
+    """About how many bytes a checkpoint of this run has after the optimizer has made a step."""
     size = checkpoint.size(training.state_dict())
     if not any(p in training.optimizer.state for p in training.model.parameters()):  # SPAM has counters from the start
-        each = state_bytes(training.model.options, schema)
+        each = state_bytes(training.model.options, bind)
         size += int(sum(p.numel() * each[kind(name)] for name, p in training.model.named_parameters()))
     return size
 
 
-def shortage(folder: Path, training: Training, schema: Schema) -> str:
-    """What the room for checkpoints in `folder` lacks, empty if nothing; raises CheckpointError if one has no room."""
-    size, keeping = checkpoint_bytes(training, schema), schema.bind(checkpoint.Keeping)
-    free = checkpoint.require_room(folder / checkpoint.name(schema["MAX_ITERS"]), size)
-    most = keeping.checkpoint_keep + keeping.checkpoint_best + 1  # one more while it is written
+def shortage(folder: Path, training: Training, max_iters: int, bind: Callable[[type], Any]) -> str:
+    """A note if `folder` has too little room for all checkpoints, else ""; raises CheckpointError if none fits."""
+    size, keeping = checkpoint_bytes(training, bind), bind(checkpoint.Keeping)
+    free = checkpoint.require_room(folder / checkpoint.name(max_iters), size)
+    most = keeping.checkpoint_keep + keeping.checkpoint_best + 1  # and the one that is being written
     missing = (most - len(checkpoint.find(folder))) * size - free
     if missing <= 0:
         return ""

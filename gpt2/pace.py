@@ -1,4 +1,4 @@
-"""About how long a run will take on this machine, from batches that are timed and forgotten before the first step."""
+"""Estimates how long a run will take on this machine, by timing parts of a batch before the first step."""
 
 import time
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from lib.machine.device import Machine
 from lib.schedule import ScheduleOptions
 from lib.terminal.console import roughly
 
-_ENOUGH = 0.3  # seconds of a batch that tell its speed; of a large model a part of one window takes as long
+_ENOUGH = 0.3  # seconds: a part of a batch that takes this long is large enough to measure
 _GROWTH = 4
 _LONG = 3 * 3600  # seconds
-_FORWARD = 1 / 3  # of the work of a batch that is learned from: the backward pass is twice the forward pass
+_FORWARD = 1 / 3  # an evaluated token costs a third of a trained one: the backward pass is twice the forward pass
 
 
 def seconds_left(
     training: Training, data: Data, machine: Machine, schedule: ScheduleOptions, eval_interval: int
 ) -> float | None:
-    """About how long the rest of a run takes; None without a rest, and where memory is too short to measure it.
+    """About how long the rest of a run takes; None if no step is left, or if memory is too short to measure.
 
-    Weights, optimizer, pruner and random state are left as they are. The model is not compiled for it.
+    Weights, optimizer, pruner and random state stay as they are. The plain model is timed, also if it is compiled.
     """
     steps = schedule.max_iters - training.step
     if not steps:
@@ -30,7 +30,7 @@ def seconds_left(
     evaluations = 1 + (steps // eval_interval if eval_interval else 1)
     try:
         each = _seconds_per_token(training, data, machine)
-    except (RuntimeError, MemoryError):  # the first step will say why
+    except (RuntimeError, MemoryError):  # the first step will report it
         return None
     finally:
         training.model.train()
@@ -40,7 +40,7 @@ def seconds_left(
 
 
 def words(seconds: float | None, training: Training, schedule: ScheduleOptions) -> str:
-    """`, about 1:40 here`, to be put after the steps of a run."""
+    """`, about 1:40 here`, to follow the number of steps."""
     if seconds is None:
         return ""
     left = f" for the {schedule.max_iters - training.step:,} that are left" * bool(training.step)
@@ -48,16 +48,16 @@ def words(seconds: float | None, training: Training, schedule: ScheduleOptions) 
 
 
 def advice(seconds: float | None, machine: Machine) -> str:
-    """What to say of a run that takes long on a CPU; empty for any other."""
+    """A note for a run that takes hours on a CPU; empty for any other."""
     if machine.device.type != "cpu" or (seconds or 0) < _LONG:
         return ""
     return "that is long; Ctrl-C stops it, and make list-defconfigs lists smaller models, some of which take minutes"
 
 
 def _seconds_per_token(training: Training, data: Data, machine: Machine) -> float:
-    """Of a forward and a backward pass; the parts of a batch grow until one takes long enough, or is all of it."""
+    """Seconds per token of a forward and a backward pass, on parts of a batch that grow until one takes long enough."""
     x, y = (part.to(machine.device) for part in data.batch(0, 0))  # (B, T)
-    training.model.eval()  # without dropout, so without random numbers; nor do pruning criteria count its inputs
+    training.model.eval()  # no dropout, so no random numbers; and pruning criteria ignore these inputs
     for windows, tokens in _parts(*x.shape):
         part = x[:windows, :tokens], y[:windows, :tokens]
         took = min(_time(training, machine, part) for _ in range(2))  # the first time is slower
@@ -67,7 +67,7 @@ def _seconds_per_token(training: Training, data: Data, machine: Machine) -> floa
 
 
 def _parts(windows: int, tokens: int) -> Iterator[tuple[int, int]]:
-    """(windows, tokens of each), from a part of a window to all of the batch."""
+    """(windows, tokens of each), from a part of a window to the complete batch."""
     count, length = 1, min(64, tokens)
     while (count, length) != (windows, tokens):
         yield count, length

@@ -1,4 +1,4 @@
-"""The folder in which a run goes on: a resume that is started elsewhere finds the run's data and text all the same."""
+"""Chooses the folder in which a run is resumed: started elsewhere, it still finds its data by relative paths."""
 
 import contextlib
 import glob
@@ -12,16 +12,16 @@ from lib.record import history
 
 
 def choose(schema: Schema, folder: Path, rank: int) -> tuple[Path, str]:
-    """The folder that the relative paths of the run in `folder` start from when it goes on, and why it cannot.
+    """The folder from which relative paths of the run in `folder` start, and why training cannot continue ("": it can).
 
-    It is the present one if the run lies where OUTPUT_DIR says from here, so for a clone that was copied with its runs;
-    else one of `history.places`. The first that has the run's data is taken. Paths that were given for this session
-    start from here: they are made absolute. The run cannot go on where its data would be prepared anew in a foreign
-    folder; a run that is finished needs none.
+    Candidates are the present folder, if OUTPUT_DIR leads from it to the run (as in a copied clone), and those of
+    `history.places`. The first that has the run's data is taken. Paths that the user gave for this session start from
+    the present folder, so they are made absolute. Data is never prepared again in a folder that the run does not know:
+    then training cannot continue.
     """
     here, kept, made = Path.cwd(), Schema(), []
     kept.load(folder / ".config", ranges=False)  # an earlier version may have had wider ones
-    with contextlib.suppress(UserError):  # a damaged record is no reason not to go on
+    with contextlib.suppress(UserError):  # a run can be resumed without this record
         made = history.provenances(folder)
     trained = made[-1].get("folder", "") if made else ""
     output = Path(kept["OUTPUT_DIR"])
@@ -44,22 +44,22 @@ def choose(schema: Schema, folder: Path, rank: int) -> tuple[Path, str]:
 
 
 def _given(schema: Schema, kept: Schema, own: Path) -> list[str]:
-    """The options that are paths and were given for this session; the run's `own` file says `kept`."""
+    """The path options that the user gave for this session. `own` is the run's file, whose values are in `kept`."""
     names = [name for name, option in schema.options.items() if option.is_path and schema[name]]
     given = [n for n in names if not schema.sources.get(n, f"{own}:").startswith(f"{own}:") or schema[n] != kept[n]]
-    source = schema["DATASET_SOURCE"]  # may be a URL or a name on the hub, too
+    source = schema["DATASET_SOURCE"]  # may also be a URL or a name on the hub
     return [n for n in given if n != "DATASET_SOURCE" or os.path.exists(source) or glob.glob(source)]  # noqa: PTH110, PTH207
 
 
 def _has_data(place: Path, options: PreparedOptions) -> bool:
-    """Whether the data is there if relative paths start from `place`."""
+    """Whether `place` has the data, if relative paths start from it."""
     with contextlib.suppress(OSError), contextlib.chdir(place):
         return options.folder.exists()
     return False
 
 
 def _missing(folder: Path, trained: str, data: Path, places: list[Path]) -> str:
-    """The sentence for a run whose data is in none of the places."""
+    """The error for a run whose data is in none of the `places`."""
     was = f"was trained in {trained}" if trained else "does not say where it was trained"
     where = "" if data.is_absolute() else f" in {' or '.join(map(str, dict.fromkeys(places)))}"
     return (

@@ -1,24 +1,33 @@
-"""What a configuration alone says about a run that cannot be: told before data are prepared, which may take hours.
+"""Checks of a configuration that need no data. They run before data is prepared, which may take hours.
 
-Each check lives beside what it is about. This is the one place that calls them all.
+Each check is beside the code that it protects. This is the one place that calls them all.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gpt2 import shape
 from lib import schedule
 from lib.base.errors import UsageError
-from lib.config.kconf import Schema
+from lib.config.kconf import Options
 
 T = TypeVar("T")
+Bind = Callable[[type], Any]  # dataclass of options -> the configuration's values for it: Schema.bind
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerOptions(Options):
+    """The tokenizer decides how many tokens the model knows."""
+
+    tokenizer: str
 
 
 class Problems(list[str]):
     """The sentences of the checks that failed."""
 
     def of(self, check: Callable[[], T]) -> T | None:
-        """What `check` returns; None if it raises UsageError, whose sentences are added."""
+        """Return what `check` returns. If it raises UsageError, keep its sentences and return None."""
         try:
             return check()
         except UsageError as error:
@@ -31,35 +40,34 @@ class Problems(list[str]):
             raise UsageError(*dict.fromkeys(self))
 
 
-def quick(schema: Schema) -> list[str]:
-    """What to warn of; raises UsageError for what cannot be, as far as it can be told without importing PyTorch."""
+def quick(bind: Bind) -> list[str]:
+    """Run the checks that do not import PyTorch. Returns warnings; raises UsageError with all problems."""
     problems = Problems()
-    problems.of(lambda: shape.check(schema.bind(shape.ModelOptions)))
-    warnings = problems.of(lambda: schedule.warnings(schema))
+    problems.of(lambda: shape.check(bind(shape.ModelOptions)))
+    warnings = problems.of(lambda: schedule.warnings(bind))
     problems.tell()
     return warnings
 
 
-def check(schema: Schema, ranks: int = 1) -> None:
-    """Raise UsageError with everything that keeps the configuration from being trained by so many ranks.
+def check(bind: Bind, ranks: int = 1) -> None:
+    """Raise UsageError with every reason why `ranks` ranks cannot train this configuration.
 
-    The model is built of shapes without memory, so this takes milliseconds once PyTorch is imported.
+    The model is built on the device `meta`, without memory, so this takes milliseconds once PyTorch is imported.
     """
-    quick(schema)
+    quick(bind)
     import torch
 
     from gpt2 import footprint, model
-    from gpt2.data import tokenizer
-    from gpt2.data import windows as data
+    from gpt2.data import tokenizer, windows
     from gpt2.unfilled import Unfilled
     from lib import optim, prune
 
     problems = Problems()
-    problems.of(lambda: data.check_shares(schema.bind(data.DataOptions), ranks))
-    options = schema.bind(shape.ModelOptions)
-    problems.of(lambda: optim.build(footprint.small(options), schema.bind))
+    problems.of(lambda: windows.check_shares(bind(windows.DataOptions), ranks))
+    options = bind(shape.ModelOptions)
+    problems.of(lambda: optim.build(footprint.small(options), bind))
     with torch.device("meta"), Unfilled():
-        planned = model.GPT2(options, tokenizer.vocab_size(schema["TOKENIZER"]))
-        # A pruner needs to know the parameters of its optimizer. PyTorch's fused ones take none without memory.
-        problems.of(lambda: prune.build(planned, torch.optim.SGD(planned.parameters()), schema.bind))
+        planned = model.GPT2(options, tokenizer.vocab_size(bind(TokenizerOptions).tokenizer))
+        # A pruner needs an optimizer's parameters. PyTorch's fused optimizers do not accept parameters on `meta`.
+        problems.of(lambda: prune.build(planned, torch.optim.SGD(planned.parameters()), bind))
     problems.tell()

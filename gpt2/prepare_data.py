@@ -89,11 +89,11 @@ def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threa
 def main() -> int:
     """Prepare the dataset that the command line configures; returns the exit code."""
     schema, _ = command_line.resolve(__doc__, sys.argv[1:])
-    for warning in [*schema.warnings, *preflight.quick(schema)]:
+    for warning in [*schema.warnings, *preflight.quick(schema.bind)]:
         print(f"warning: {warning}", file=sys.stderr)
     options = schema.bind(PreparedOptions)
     if not options.folder.exists():
-        preflight.check(schema)  # imports torch, which takes seconds: what takes hours should not be for nothing
+        preflight.check(schema.bind)  # imports torch, which takes seconds: what takes hours should not be for nothing
     if options.dataset == "bins":
         print(f"{options.data_dir}: bins are read as they are; there is nothing to prepare")
     else:

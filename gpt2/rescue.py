@@ -1,4 +1,4 @@
-"""A run's folder that was removed, replaced or moved under its trainer: what was recorded and learned is not lost."""
+"""Saves a run whose folder was removed, replaced or moved while it was trained."""
 
 import time
 from pathlib import Path
@@ -6,21 +6,22 @@ from pathlib import Path
 from lib.base import files
 from lib.record import journal, run
 
-_REMOVAL_SECONDS = 1.0  # for a removal that is under way, which would take what is put back too
+_REMOVAL_SECONDS = 1.0  # wait for a removal that is still running: it would remove the restored files too
 _KEPT = ("run.json", ".config", "defconfig", "provenance*.json", "changes*.patch")
-_LAST = "run.json"  # by which a folder is a run: nobody goes on with one that is not whole
+_LAST = "run.json"  # written last: a folder without it is not a run, so nobody resumes an incomplete one
 
 
 class Spare:
-    """The small files of a run's folder, kept in memory: some 40 KB, and the uncommitted changes, at most 10 MB."""
+    """Copies in memory of the small files in a run's folder: some 40 KB, and at most 10 MB of uncommitted changes."""
 
     def __init__(self, folder: Path):
         self.files = {path.name: path.read_bytes() for pattern in _KEPT for path in folder.glob(pattern)}
 
     def put_back(self, book: journal.Journal) -> tuple[Path, str]:
-        """Find or make the folder where the run can be saved, with its files and journal in it.
+        """Find the moved folder, or make a new one with the run's files and journal in it.
 
-        Returns the folder, and what happened to the old one in words. `finish` completes it. Raises UserError.
+        Returns the folder, and what happened to the old one in words. Call `finish` after a checkpoint is saved in it.
+        Raises UserError.
         """
         if place := book.place():
             book.move(place)
@@ -28,7 +29,7 @@ class Spare:
         time.sleep(_REMOVAL_SECONDS)
         folder = book.path.parent
         try:
-            if book.path.exists():  # of another run, or edited
+            if book.path.exists():  # this file is of another run, or somebody edited it
                 folder = run.new_folder(folder.parent, folder.name)[1]
             for name in run.FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -46,6 +47,6 @@ class Spare:
         )
 
     def finish(self, folder: Path) -> None:
-        """Make a run of the folder, once a checkpoint is in it too."""
+        """Write run.json, which makes the folder a run."""
         if not (folder / _LAST).exists():
             files.write(folder / _LAST, self.files[_LAST])

@@ -93,7 +93,7 @@ class Session:
     def __init__(self, schema: Schema, machine: device.Machine):
         """Build the parts, and prepare the data if it is missing; raises UserError for what cannot be built."""
         self.schema, self.options, self.machine = schema, schema.bind(SessionOptions), machine
-        preflight.check(schema, machine.ranks.size)
+        preflight.check(schema.bind, machine.ranks.size)
         device.check_compiler(self.options.compile, machine)
         machine.ranks.first(self._prepare)
         data_options = schema.bind(windows.DataOptions)
@@ -205,7 +205,7 @@ class Session:
         stack.enter_context(recorder)
         recorder.tidy()
         saves = training.step < max_iters  # a run that is at its end writes no more checkpoints
-        if saves and (note := footprint.shortage(recorder.writer.folder, training, schema)):
+        if saves and (note := footprint.shortage(recorder.writer.folder, training, max_iters, schema.bind)):
             console.say(f"note: {note}")
         seconds = schema.bind(monitor.MonitorOptions).system_metrics_interval
         write, after = functools.partial(book.write, "system"), book.reached.get("system", 0)

@@ -1,4 +1,4 @@
-"""The size and shape of a model, and which cannot be: known from the configuration, without PyTorch."""
+"""The size and shape of a model, with a check that needs no PyTorch."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ class ModelOptions(Options):
 
 
 def check(options: ModelOptions) -> None:
-    """Raise UsageError for a shape that cannot be."""
+    """Raise UsageError if the heads cannot share N_EMBD."""
     if options.n_embd % options.n_head:
         raise UsageError(
             f"N_EMBD={options.n_embd} cannot be divided among N_HEAD={options.n_head} heads; choose a multiple"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-if not __package__:  # a program, whose folder Python put there; `from gpt2.train import train` found the right one
+if not __package__:  # run as a program: Python put gpt2/ on the path, where the repository belongs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from lib.base.signals import end_at_once
 
@@ -33,8 +33,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         metavar="RUN",
-        help="continue this run from its last checkpoint, with its own configuration in place of .config: its folder, "
-        "its name in the output folder, or a file of it; latest is the newest there",
+        help="continue this run from its last checkpoint, with its own configuration in place of .config; RUN is the "
+        "folder of a run, its name in OUTPUT_DIR, a file in its folder, or latest",
     )
 
 
@@ -50,7 +50,7 @@ def _own_configuration(argv: list[str], args: argparse.Namespace) -> Path | None
 
 
 def _check_newest(folder: Path, wanted: str) -> None:
-    """Raise UsageError, which says how to go back, unless `wanted` is the newest checkpoint of the run in `folder`."""
+    """Raise UsageError unless `wanted` is the newest checkpoint of the run in `folder`; it says how to go back."""
     path, found = checkpoint_file.chosen(folder, wanted), checkpoint_file.find(folder / "checkpoints")
     if path == found[-1]:
         return
@@ -66,8 +66,8 @@ def _check_newest(folder: Path, wanted: str) -> None:
 def train(argv: list[str]) -> int:
     """Resolve the configuration, and train a new run or the one to resume; returns the exit code.
 
-    `argv` is what follows the program's name on a command line. Launched as one of several processes, by torchrun, srun
-    or as a worker of Ray Train, this trains with the others; all must have the same `argv`.
+    `argv` are the words after the program's name. As one of several processes that torchrun, srun or Ray Train
+    started, this trains together with the others. All need the same `argv`.
     """
     launched = launch.found(os.environ)
     with _naming_the_rank(launched.rank):
@@ -102,7 +102,7 @@ def _naming_the_rank(rank: int) -> Iterator[None]:
 
 def _warn(schema: Schema, args: argparse.Namespace) -> None:
     """Print warnings about the configuration, and a note where it comes from defaults only."""
-    for warning in [*schema.warnings, *preflight.quick(schema)]:
+    for warning in [*schema.warnings, *preflight.quick(schema.bind)]:
         print(f"warning: {warning}", file=sys.stderr)
     if not args.resume and not command_line.config_files(args.config, os.environ):
         tiny = min(ROOT / _TINY, os.path.relpath(ROOT / _TINY), key=lambda path: len(str(path)))

@@ -1,4 +1,4 @@
-"""Models of shapes alone: their parameters have no memory, so there is nothing to fill them with."""
+"""Skips the initialisation of weights on the device `meta`, where they have no memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Unfilled(TorchFunctionMode):
-    """A context in which `torch.nn.init` and `Tensor.triu` leave a tensor as it is.
+    """A context in which `torch.nn.init` and `Tensor.triu` return their tensor unchanged.
 
     On the device `meta` they would import PyTorch's compiler, which takes a second and makes a folder.
     """

@@ -211,7 +211,7 @@ def explain(args: argparse.Namespace) -> None:
 def checkconfig(args: argparse.Namespace) -> None:
     """Check the configuration as training would read it, with the environment and NAME=value."""
     schema, _ = resolve("", args.words)
-    schema.warnings += preflight.quick(schema)
+    schema.warnings += preflight.quick(schema.bind)
     _say_warnings(schema)
     path = config_path(os.environ)
     print(f"OK: {path if path.exists() else f'there is no {path}; defaults'}: {_count(schema)}")

@@ -115,7 +115,7 @@ class Menu:
 
     def _warnings(self) -> list[str]:
         try:
-            return preflight.quick(self.schema)
+            return preflight.quick(self.schema.bind)
         except UsageError as error:
             return list(error.args)
 

@@ -39,7 +39,7 @@ _CHOICES = {  # the options whose chosen value a reader wants explained, in Kcon
 def main() -> int:
     """Print the report; returns 0."""
     schema, _ = command_line.resolve(__doc__, sys.argv[1:])
-    for warning in [*schema.warnings, *preflight.quick(schema)]:
+    for warning in [*schema.warnings, *preflight.quick(schema.bind)]:
         print(f"warning: {warning}", file=sys.stderr)
     if schema["PRUNING_METHOD"] == "none":
         print(
@@ -68,7 +68,7 @@ class Planned:
         shape = schema.bind(models.ModelOptions)
         with torch.device("meta"):
             self.model = models.GPT2(shape, tokenizer.vocab_size(schema["TOKENIZER"]))
-        self.state_bytes = state_bytes(shape, schema)  # kind of a parameter -> bytes
+        self.state_bytes = state_bytes(shape, schema.bind)  # kind of a parameter -> bytes
         self.parameters = dict(self.model.named_parameters())  # before masked layers take their places
         # Pruners need of an optimizer that it lists the parameters; none of torch's fused ones accepts these.
         self.pruner: Pruner = prune.build(self.model, torch.optim.SGD(self.model.parameters()), schema.bind)

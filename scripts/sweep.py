@@ -77,7 +77,7 @@ def check(plan: Sweep) -> None:
     problems = []
     for configuration in plan.configurations:
         try:
-            preflight.check(configuration.schema())
+            preflight.check(configuration.schema().bind)
         except UserError as error:
             problems += [f"{configuration.place}: {sentence}" for sentence in error.args]
     if problems:

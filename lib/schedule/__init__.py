@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 from lib.base.errors import UsageError
-from lib.config.kconf import Options, Schema
+from lib.config.kconf import Options
 
 _FEW_UPDATES = 10  # of masks in a run
 
@@ -31,9 +33,9 @@ class UpdateOptions(Options):
     pruning_interval: int | None
 
 
-def warnings(schema: Schema) -> list[str]:
+def warnings(bind: Callable[[type], Any]) -> list[str]:
     """What to warn of in the schedules of a run; raises UsageError for one that contradicts itself."""
-    return check(schema.bind(ScheduleOptions)) + few_updates(schema.bind(UpdateOptions))
+    return check(bind(ScheduleOptions)) + few_updates(bind(UpdateOptions))
 
 
 def few_updates(options: UpdateOptions) -> list[str]:

@@ -16,9 +16,9 @@ def test_a_validation_loss_worse_than_guessing_is_divergence():
     watch = Watch(256, math.inf, False, 0)  # guessing: ln 256 = 5.545 nats
     events = [("eval", 10 * n, {"val_loss": loss}) for n, loss in enumerate((7.0, 6.0, 6.2, math.nan))]
     assert looks(watch, ("eval", 0, {"val_loss": math.nan}), *events) == [
-        Alert("divergence", "warn", "the validation loss nan is worse than guessing's 5.545"),
-        Alert("divergence", "warn", "the validation loss 6.2 is worse than guessing's 5.545"),
-        Alert("divergence", "warn", "the validation loss nan is worse than guessing's 5.545"),
+        Alert("divergence", "warn", "the validation loss nan is worse than guessing, which has 5.545"),
+        Alert("divergence", "warn", "the validation loss 6.2 is worse than guessing, which has 5.545"),
+        Alert("divergence", "warn", "the validation loss nan is worse than guessing, which has 5.545"),
     ]
 
 

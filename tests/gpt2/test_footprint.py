@@ -31,7 +31,7 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one(tmp_path, options
     schema = training.schema(tmp_path, n_embd=64, max_iters=20, **options)
     session = Session(schema, device.choose(schema.bind(device.SystemOptions)))
     random = torch.get_rng_state()
-    expected = footprint.checkpoint_bytes(session.training, schema)
+    expected = footprint.checkpoint_bytes(session.training, schema.bind)
     assert torch.equal(torch.get_rng_state(), random)
     records, wanted = training.Records(), schema.bind(loop.LoopOptions)
     schedule = dataclasses.replace(session.schedule, max_iters=12)

@@ -43,10 +43,10 @@ PRUNED = {"pruning_method": "magnitude"}
 def test_what_cannot_be_is_told_at_once(tmp_path, changes, ranks, problems):
     made = schema(tmp_path, **changes)
     if not problems:
-        preflight.check(made, ranks)
+        preflight.check(made.bind, ranks)
         return
     with pytest.raises(UsageError) as error:
-        preflight.check(made, ranks)
+        preflight.check(made.bind, ranks)
     assert list(error.value.args) == problems
     assert not (tmp_path / "data").exists()
 
@@ -55,14 +55,14 @@ def test_the_random_state_is_left_as_it_is(tmp_path):
     import torch
 
     before = torch.get_rng_state()
-    preflight.check(schema(tmp_path, **PRUNED))
+    preflight.check(schema(tmp_path, **PRUNED).bind)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_checking_does_not_import_the_compiler(tmp_path):
     """Which would take a second of every start."""
     words = "import sys; from gpt2 import preflight; from tests.training import schema; from pathlib import Path"
-    check = "preflight.check(schema(Path.cwd(), pruning_method='movement')); print('torch._dynamo' in sys.modules)"
+    check = "preflight.check(schema(Path.cwd(), pruning_method='movement').bind); print('torch._dynamo' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", f"{words}; {check}"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
