@@ -8,8 +8,7 @@ from pathlib import Path
 
 from bench import Bench, documents, process
 from bench.timing import Case
-from gpt2 import prepare_data
-from gpt2.data import shards, tokenizer
+from gpt2.data import encoding, prepared, tokenizer
 
 _REPEATS = 20  # of 5 MB
 _CHUNK = 500  # documents that tiktoken gets at once: its lists of numbers take 20 bytes for one of text
@@ -20,7 +19,7 @@ def prepare(bench: Bench) -> None:
 
     Of tiktoken on one core the time is that of as many such cores as ours has.
     """
-    texts, cores = documents()[: 10 if bench.size == "tiny" else None], prepare_data.default_threads()
+    texts, cores = documents()[: 10 if bench.size == "tiny" else None], encoding.default_threads()
     repeats = 1 if bench.size == "tiny" else _REPEATS
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as made:
         folder = Path(made)
@@ -57,7 +56,7 @@ def _run(bench: Bench, source: Path) -> process.Finished:
 
 def _tokens(source: Path) -> int:
     (folder,) = source.with_suffix("").glob("files-*")
-    splits = shards.read_meta(folder)["splits"]
+    splits = prepared.read_meta(folder)["splits"]
     return sum(split["tokens"] for split in splits.values())
 
 

@@ -5,7 +5,7 @@ import glob
 import os
 from pathlib import Path
 
-from gpt2.data.shards import PreparedOptions
+from gpt2.data.prepared import PreparedOptions
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
 from lib.record import history

@@ -26,23 +26,23 @@ from lib.record import checkpoint, checkpoint_file, run
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions(Options):
-    """How to draw tokens."""
+    """What to sample, and how to draw tokens."""
 
     prompt: str
     sample_tokens: int
     temperature: float
-    top_k: int  # 0: draw from all tokens
+    top_k: int  # 0: all tokens
     seed: int
 
 
 @torch.no_grad()
 def generate(model: GPT2, tokens: list[int], machine: device.Machine, options: SampleOptions) -> Iterator[int]:
-    """Yield `sample_tokens` further tokens, each drawn from the model's distribution after all before it.
+    """Yield `sample_tokens` further tokens, each drawn from the model's distribution after the tokens before it.
 
     The model sees the last `block_size` tokens. The same seed draws the same tokens.
     """
     tokens = list(tokens)
-    generator = torch.Generator().manual_seed(options.seed)  # its own: training's random state is not touched
+    generator = torch.Generator().manual_seed(options.seed)  # a separate one, so that training's random state stays
     for _ in range(options.sample_tokens):
         window = torch.tensor([tokens[-model.options.block_size :]], device=machine.device)  # (1, T)
         with machine.autocast():
@@ -53,25 +53,25 @@ def generate(model: GPT2, tokens: list[int], machine: device.Machine, options: S
 
 
 def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
-    """A token from logits (V,): softmax(logits / temperature) over the `top_k` largest; at 0 the largest."""
+    """Draw a token from softmax(logits / temperature) of the `top_k` largest logits (V,); at 0 take the largest."""
     if temperature == 0:
         return int(logits.argmax())
     if 0 < top_k < len(logits):
         smallest = torch.topk(logits, top_k).values[-1]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
-    logits = (logits - logits.max()).double() / temperature  # of the largest 0, however small the temperature
+    logits = (logits - logits.max()).double() / temperature  # the largest is 0, so no small temperature overflows
     return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=generator))
 
 
 def text(model: GPT2, tokenizer: tokenizers.Tokenizer, machine: device.Machine, options: SampleOptions) -> str:
-    """A sample as text, prompt included."""
+    """Return a sample as text, prompt included."""
     return "".join(stream(model, tokenizer, machine, options))
 
 
 def stream(
     model: GPT2, tokenizer: tokenizers.Tokenizer, machine: device.Machine, options: SampleOptions
 ) -> Iterator[str]:
-    """A sample in pieces as they are drawn, first the prompt; it ends early where the model ends the document."""
+    """Yield the prompt, then the text of each token as it is drawn; stops early at the end-of-text token."""
     was_training, decoder = model.training, codecs.getincrementaldecoder("utf-8")(errors="replace")
     model.eval()
     try:
@@ -87,7 +87,7 @@ def stream(
 
 
 def load(path: Path, schema: kconf.Schema) -> tuple[GPT2, tokenizers.Tokenizer, device.Machine]:
-    """The model with the weights of the checkpoint at `path`; raises UserError when it cannot be used."""
+    """Load a checkpoint's model, its tokenizer and the device; raises UserError if the checkpoint cannot be used."""
     machine = device.choose(schema.bind(device.SystemOptions))
     tokenizer = tokenizers.load(schema["TOKENIZER"])
     model = GPT2(schema.bind(ModelOptions), tokenizer.vocab_size).to(machine.device)
@@ -97,7 +97,7 @@ def load(path: Path, schema: kconf.Schema) -> tuple[GPT2, tokenizers.Tokenizer, 
         model.load_state_dict(state["model"])
     except (KeyError, RuntimeError, TypeError, AttributeError):
         raise checkpoint.CheckpointError(
-            f"{path}: the checkpoint does not hold the model that it says it holds"
+            f"{path}: its weights do not fit the model that its header describes; use another checkpoint"
         ) from None
     return model, tokenizer, machine
 
@@ -107,12 +107,14 @@ def main() -> int:
 
     def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--run", metavar="RUN", help="the run to sample from, or one of its checkpoints (default: the latest run)"
+            "--run",
+            metavar="RUN",
+            help="the folder of the run to sample from, or one of its checkpoints (default: the latest run)",
         )
         parser.add_argument(
             "--checkpoint",
             metavar="newest|best|STEP",
-            help="which of its checkpoints (default: newest)",
+            help="which checkpoint of the run to use (default: newest)",
         )
 
     def own_configuration(args: argparse.Namespace) -> Path:
@@ -125,7 +127,9 @@ def main() -> int:
         print(f"warning: {warning}", file=sys.stderr)
     path = checkpoint_file.chosen(args.run, args.checkpoint)
     if not schema["SAMPLE_TOKENS"]:
-        print("note: SAMPLE_TOKENS=0 samples nothing; say how many tokens, as in SAMPLE_TOKENS=200", file=sys.stderr)
+        print(
+            "note: SAMPLE_TOKENS=0 samples nothing; set the number of tokens, as in SAMPLE_TOKENS=200", file=sys.stderr
+        )
         return 0
     try:
         model, tokenizer, machine = load(path, schema)
@@ -135,7 +139,9 @@ def main() -> int:
     except (RuntimeError, MemoryError) as error:
         if not device.is_out_of_memory(error):
             raise
-        raise UserError(f"{path}: memory does not suffice to load this model and sample from it") from None
+        raise UserError(
+            f"{path}: not enough memory to load this model and sample from it; use a machine with more memory"
+        ) from None
     print()
     return 0
 

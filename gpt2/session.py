@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from gpt2 import announce, changes, ending, footprint, loop, pace, preflight, prepare_data, resume, sample
+from gpt2 import announce, changes, ending, footprint, loop, pace, preflight, resume, sample
 from gpt2.alerts import AlertOptions, Watch
 from gpt2.announce import Start
-from gpt2.data import shards, windows
+from gpt2.data import prepare, shards, windows
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.model import GPT2, ModelOptions
 from gpt2.recorder import Recorder, Unrecorded
@@ -131,7 +131,7 @@ class Session:
         """What rank 0 does for all ranks before anything is built."""
         if self.options.json_output:
             ending.check_output(Path(self.options.json_output))
-        prepare_data.ensure(self.schema)
+        prepare.ensure(self.schema.bind(windows.DataOptions))
 
     def _open(self, folder: Path, stack: ExitStack, asked: StopSignals) -> journal.Journal:
         """The journal of the run in `folder`. No other process trains this run until `stack` is closed."""

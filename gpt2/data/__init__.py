@@ -1,1 +1,1 @@
-"""Training data: from corpora and files to shards of tokens, and the windows that a step reads."""
+"""Training data: from corpora and files to shards of tokens, and to the windows of tokens that a step reads."""

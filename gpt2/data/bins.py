@@ -1,4 +1,4 @@
-"""Bins: tokens that nanoGPT, llm.c, modded-nanogpt or others wrote; what a file holds is recognised by its content."""
+"""Bins: files of tokens that nanoGPT, llm.c, modded-nanogpt or others wrote; the content tells which format it is."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -7,21 +7,21 @@ import numpy as np
 
 from gpt2.data.local_files import DataError, refuse_pointers
 from gpt2.data.shards import SPLITS
-from gpt2.data.tokens import TOKEN, TokenFile, allow_files, size
+from gpt2.data.tokens import TOKEN, TokenFile, allow_files, file_size
 from lib.base.errors import UsageError
 
-# Of llm.c and modded-nanogpt: 256 int32, which are magic, version, tokens and zeros.
+# The header of llm.c and modded-nanogpt is 256 int32: magic, version, number of tokens, and zeros.
 _HEADER_BYTES, _GPT2, _LLAMA3 = 1024, (20240520, 1), (20240801, 7)
-_MAGICS = (_GPT2[0], _LLAMA3[0])  # as uint16 the first would be token 55432, which GPT-2 does not have
+_MAGICS = (_GPT2[0], _LLAMA3[0])  # a file without a header cannot begin like this: GPT-2 has no token 55432 (0xd888)
 _NUMPY = b"\x93NUMPY"
 _WIDE = (np.dtype("<u8"), np.dtype("<u4"))
-_LOOK_BYTES = 1 << 16  # at the beginning, in the middle and at the end
-_ENOUGH = 32  # first halves that are not 0, to judge a width by
-_FEW = 0.1  # of these, how many second halves may be other than 0
+_LOOK_BYTES = 1 << 16  # read at the beginning, in the middle and at the end
+_LEAST_LOW = 32  # so many low halves other than 0 are needed to tell the width of tokens
+_MOST_HIGH = 0.1  # wide tokens have at most this many high halves other than 0 for each such low half
 
 
 def open_bins(folder: Path) -> dict[str, list[TokenFile]]:
-    """The *train*.bin and *val*.bin files in a folder, each kind recognised by its header or its zeros."""
+    """Open the *train*.bin and *val*.bin files in a folder; the header or the zeros of wide tokens tell the format."""
     allow_files()
     paths = {split: sorted(folder.glob(f"*{split}*.bin")) for split in SPLITS}
     for split in SPLITS:
@@ -32,71 +32,74 @@ def open_bins(folder: Path) -> dict[str, list[TokenFile]]:
 
 
 def notes(folder: Path, files: dict[str, list[TokenFile]], tokenizer: str, vocab_size: int) -> list[str]:
-    """What the user should know of bins that were read whole: where they are not what TOKENIZER makes."""
+    """Return notes about bins that TOKENIZER probably did not make; `verify` must have read the files."""
     found, said = [file for split in SPLITS for file in files[split]], []
     if wide := [file for file in found if file.dtype != TOKEN]:
         bits = " and ".join(sorted({str(8 * file.dtype.itemsize) for file in wide}))
-        said.append(f"{folder}: {len(wide)} of {len(found)} bins hold tokens of {bits} bits, which are read as such")
+        said.append(f"{folder}: {len(wide)} of {len(found)} bins hold tokens of {bits} bits, and are read as such")
     largest = max(file.largest for file in found)
-    rows = f"the largest token id is {largest:,}, and the model has {vocab_size:,} rows"
-    smaller = "; TOKENIZER=bytes makes 256 of them" if largest < 256 < vocab_size else ""
+    rows = f"the largest token id is {largest:,}, and the model has {vocab_size:,} rows of embeddings"
+    smaller = "; with TOKENIZER=bytes it has 256 rows" if largest < 256 < vocab_size else ""
     if (folder / "meta.pkl").exists():
         said.append(
-            f"{folder}/meta.pkl: these bins have a vocabulary of their own, which is not read, since unpickling can "
-            f"run any program; {rows}{smaller}; samples would be misspelt, so set SAMPLE_TOKENS=0, or train on the "
-            "text itself with DATASET=files TOKENIZER=bytes"
+            f"{folder}/meta.pkl: these bins have their own vocabulary; it is not read, because unpickling can run any "
+            f"program; {rows}{smaller}; samples would be wrong text, so set SAMPLE_TOKENS=0, or train on the text "
+            "itself with DATASET=files TOKENIZER=bytes"
         )
-    elif vocab_size > 256 and largest < 0.8 * vocab_size:  # bytes of ASCII are 127 at most, and right
+    elif vocab_size > 256 and largest < 0.8 * vocab_size:  # 256: the largest byte of ASCII text is 127, which is fine
         said.append(
-            f"{folder}: {rows}: if TOKENIZER={tokenizer} did not make these bins, samples are misspelt{smaller}"
+            f"{folder}: {rows}; if these bins were not made with TOKENIZER={tokenizer}, samples are wrong text{smaller}"
         )
     return said
 
 
 def _open(path: Path) -> TokenFile:
-    found = size(path)
+    size = file_size(path)
     refuse_pointers([path])
     try:
         with path.open("rb") as file:
             start = file.read(_HEADER_BYTES)
             if start.startswith(_NUMPY):
                 raise DataError(
-                    f"{path}: is a file of NumPy's; write its tokens alone: numpy.load(..).astype('uint16').tofile(..)"
+                    f"{path}: is a NumPy file; write only its tokens: numpy.load(..).astype('uint16').tofile(..)"
                 )
             header = np.frombuffer(start[:12].ljust(12, b"\0"), "<i4")
             if header[0] not in _MAGICS:
-                return _open_raw(path, found, _width(file, found))
+                return _open_raw(path, size, _token_type(file, size))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     magic, version, tokens = map(int, header)
     if (magic, version) == _LLAMA3:
-        raise DataError(f"{path}: holds tokens of Llama 3's vocabulary; make it anew with GPT-2's, llm.c's -m gpt-2")
+        raise DataError(
+            f"{path}: holds tokens of Llama 3; tokenise the text for GPT-2, with the option -m gpt-2 of llm.c"
+        )
     if (magic, version) != _GPT2:
         raise DataError(f"{path}: has version {version} of llm.c's format; only version 1 holds GPT-2 tokens")
-    if found != _HEADER_BYTES + tokens * TOKEN.itemsize:
+    if size != _HEADER_BYTES + tokens * TOKEN.itemsize:
         raise DataError(
-            f"{path}: is cut off or damaged: its header promises {tokens} tokens, it holds "
-            f"{max(0, found - _HEADER_BYTES) / TOKEN.itemsize:g}; copy it again"
+            f"{path}: is cut off or damaged: it holds {max(0, size - _HEADER_BYTES) / TOKEN.itemsize:g} tokens, and "
+            f"its header says {tokens}; copy it again"
         )
     return TokenFile(path, _HEADER_BYTES, tokens)
 
 
-def _open_raw(path: Path, found: int, dtype: np.dtype) -> TokenFile:
-    if found % dtype.itemsize:
+def _open_raw(path: Path, size: int, dtype: np.dtype) -> TokenFile:
+    if size % dtype.itemsize:
         raise DataError(
-            f"{path}: is cut off: {found} bytes are no whole number of uint{8 * dtype.itemsize} tokens; copy it again"
+            f"{path}: is cut off: its size, {size} bytes, is not a multiple of {dtype.itemsize}, the size of a "
+            f"uint{8 * dtype.itemsize} token; copy it again"
         )
-    return TokenFile(path, 0, found // dtype.itemsize, dtype)
+    return TokenFile(path, 0, size // dtype.itemsize, dtype)
 
 
-def _width(file: BinaryIO, found: int) -> np.dtype:
-    """The type of the tokens in a file without a header.
+def _token_type(file: BinaryIO, size: int) -> np.dtype:
+    """Return the type of the tokens in a file without a header.
 
-    Of wider numbers nearly all second halves are 0 and first halves are not. Of uint16 both are tokens and much alike,
-    also of a vocabulary of two.
+    In uint32 and uint64, nearly all high halves are 0 and low halves are not. In uint16, both "halves" are tokens and
+    have similar statistics, even with a vocabulary of two.
     """
     looks = []
-    places = (0, found // 2, found - _LOOK_BYTES) if found > 3 * _LOOK_BYTES else (0, _LOOK_BYTES, 2 * _LOOK_BYTES)
+    places = (0, size // 2, size - _LOOK_BYTES) if size > 3 * _LOOK_BYTES else (0, _LOOK_BYTES, 2 * _LOOK_BYTES)
     for place in places:
         file.seek(place // 8 * 8)
         content = file.read(_LOOK_BYTES)
@@ -104,8 +107,8 @@ def _width(file: BinaryIO, found: int) -> np.dtype:
     halves = np.concatenate(looks)
     for dtype in _WIDE:
         parts = halves.reshape(-1, dtype.itemsize // TOKEN.itemsize)
-        first, second = np.count_nonzero(parts[:, 0]), np.count_nonzero(parts[:, 1])
-        # The second half of an id that is too large for GPT-2 is 1 to 3, with a vocabulary of up to 262,144.
-        if first >= _ENOUGH and second <= _FEW * first and (parts[:, 1] <= 3).all() and not parts[:, 2:].any():
+        low, high = np.count_nonzero(parts[:, 0]), np.count_nonzero(parts[:, 1])
+        # Ids of larger vocabularies, of up to 262,144 tokens, have high halves of up to 3.
+        if low >= _LEAST_LOW and high <= _MOST_HIGH * low and (parts[:, 1] <= 3).all() and not parts[:, 2:].any():
             return dtype
     return TOKEN

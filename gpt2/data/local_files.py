@@ -1,4 +1,4 @@
-"""Local files: which of them a path, a folder or a pattern names as a corpus, and how they are opened."""
+"""Local files: finds the files of a corpus by path, folder or pattern, and opens them."""
 
 import contextlib
 import glob
@@ -18,8 +18,8 @@ from lib.base.errors import UsageError, UserError
 _KINDS = {".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "lines", ".parquet": "parquet"}
 _READABLE = ".txt, .md, .rst, .jsonl (each also as .gz) or .parquet"
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_MOST_NAMED = 10  # endings of files that are left out
-_POINTER_BYTES = 1024  # Git LFS makes no longer ones
+_MOST_NAMED = 10  # endings that a note about files that are left out lists
+_POINTER_BYTES = 1024  # the pointers of Git LFS are shorter
 
 
 class DataError(UserError):
@@ -27,13 +27,13 @@ class DataError(UserError):
 
 
 class Found(NamedTuple):
-    """The files of a corpus, sorted, and what else is there: words such as `.csv` -> how many."""
+    """The files of a corpus, sorted, and a count of the files that are left out, by endings such as `.csv`."""
 
     paths: list[Path]
     left_out: Counter
 
     def note(self, source: str) -> str:
-        """What is left out, in words; empty if that is nothing."""
+        """Say what is left out; "" if that is nothing."""
         counts = ", ".join(
             f"{count:,} {_plural(what) if count > 1 else what}"
             for what, count in self.left_out.most_common(_MOST_NAMED)
@@ -51,14 +51,14 @@ def _plural(what: str) -> str:
 
 
 def kind(path: Path) -> str | None:
-    """How a file is read, by the ending of its name: as `text`, JSON `lines` or `parquet`; None for any other."""
+    """Tell by the ending of its name whether a file is read as `text`, JSON `lines` or `parquet`; None: not at all."""
     name = path.name.lower()
     found = _KINDS.get(Path(name.removesuffix(".gz")).suffix)
     return None if found == "parquet" and name.endswith(".gz") else found
 
 
 def find(source: str) -> Found:
-    """The files that a path, folder or pattern names; raises UsageError unless there are some, all of one kind."""
+    """Find the files that a path, folder or pattern names; raises UsageError unless they exist and are of one kind."""
     path, left_out = Path(source), Counter()
     if path.is_file():
         paths = [path]
@@ -73,7 +73,7 @@ def find(source: str) -> Found:
     found = [files for files in kinds.values() if files]
     left_out.update(map(_ending, other))
     if not paths and not left_out:
-        what = "is empty" if path.is_dir() else "there is no such file or folder, and as a pattern it matches none"
+        what = "is empty" if path.is_dir() else "there is no such file or folder, and no file matches it as a pattern"
         raise UsageError(f"{source}: {what}")
     if not found and path.is_file():
         raise UsageError(f"{source}: is not a {_READABLE} file")
@@ -88,7 +88,7 @@ def find(source: str) -> Found:
 
 
 def _in_folder(folder: Path, left_out: Counter) -> Iterator[Path]:
-    """The files below a folder that are not hidden, nor in a hidden folder, nor in a linked one."""
+    """Yield the files below a folder, without hidden files and without what is in hidden or linked folders."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}")
@@ -102,7 +102,7 @@ def _in_folder(folder: Path, left_out: Counter) -> Iterator[Path]:
 
 
 def _matching(source: str, left_out: Counter) -> Iterator[Path]:
-    """The files that match a pattern. The name of a folder that exists is no pattern, whatever is in it."""
+    """Yield the files that match a pattern. Folders that exist are taken literally: their names may contain * or [."""
     base = next((parent for parent in Path(source).parents if parent.is_dir()), Path())
     pattern = str(Path(source).relative_to(base))
     matches = [base / name for name in set(glob.glob(pattern, root_dir=base, recursive=True))]  # noqa: PTH207
@@ -121,12 +121,12 @@ def _files(paths: Iterable[Path], left_out: Counter) -> Iterator[Path]:
 
 
 def _ending(path: Path) -> str:
-    """The ending of a file's name in words, such as `.txt`, `.txt.gz` or `without ending`."""
+    """Return the ending of a file's name, such as `.txt` or `.txt.gz`, or the words `without ending`."""
     return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]) or "without ending"
 
 
 def _one_kind(source: str, files: list[Path]) -> str:
-    """A pattern that finds files of one kind alone: those of the commonest ending among `files`."""
+    """Return a pattern for an error's advice: it matches only files with the most common ending among `files`."""
     ending = Counter(map(_ending, files)).most_common(1)[0][0]
     root = source.rstrip("/")
     anywhere = f"{os.path.commonpath([file.parent for file in files])}/**/*{ending}"
@@ -141,7 +141,7 @@ def _one_kind(source: str, files: list[Path]) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to read, unpacked if it is a .gz; errors of reading it are DataErrors."""
+    """Open a file for reading, and unpack it if it is a .gz; errors of reading become DataErrors."""
     try:
         with path.open("rb") as file:
             if path.suffix.lower() == ".gz":
@@ -159,15 +159,15 @@ def refuse_pointers(paths: Iterable[Path]) -> None:
     """Raise DataError if there are Git LFS pointers among files."""
     if pointers := [path for path in paths if _is_pointer(path)]:
         what = "is a Git LFS pointer" if len(pointers) == 1 else f"and {len(pointers) - 1:,} more are Git LFS pointers"
-        raise DataError(f"{pointers[0]}: {what}, not the data themselves; get those by `git lfs pull` in that folder")
+        raise DataError(f"{pointers[0]}: {what}, not the data; run `git lfs pull` in that folder to get the data")
 
 
 def _is_pointer(path: Path) -> bool:
     with contextlib.suppress(OSError), path.open("rb") as file:
         return os.fstat(file.fileno()).st_size < _POINTER_BYTES and file.read(len(_POINTER)) == _POINTER
-    return False  # whoever reads it says what is wrong
+    return False  # reading a file that cannot be opened will say why
 
 
 def reason(error: object) -> str:
-    """What an error of another library says, as a part of one sentence."""
+    """Return what an error of another library says, short and without line ends, as a part of a sentence."""
     return " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__

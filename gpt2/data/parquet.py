@@ -1,4 +1,4 @@
-"""Parquet: the texts of one column of a file, batch by batch, whatever its other columns are."""
+"""Parquet: reads the texts of one column of a file in batches, without the other columns."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,20 +11,23 @@ if TYPE_CHECKING:
     from pyarrow import Schema
     from pyarrow.parquet import FileMetaData
 
-_BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024  # held at once, about
+_BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024  # a batch has about so many bytes, and at most so many rows
 _BUFFER_BYTES = 1 << 20
 _TEXT_TYPES = "string large_string string_view binary large_binary binary_view null".split()
 
 
 def rows(path: Path, field: str) -> Iterator[tuple[str, bytes | None]]:
-    """(place, text in UTF-8 or None) of each row; raises DataError or UsageError for a file without such texts."""
+    """Yield (place, text in UTF-8, or None for a null) of each row.
+
+    Raises DataError if the file cannot be read, and UsageError if it has no such column of text.
+    """
     import pyarrow  # here: it takes 0.1 s
     from pyarrow.parquet import ParquetFile
 
     number = 0
     with opened(path) as handle:
         try:
-            # Read ahead, pyarrow would hold a whole row group, which may be the whole file.
+            # With pre_buffer pyarrow would hold a row group in memory, and the file may be a single row group.
             file = ParquetFile(handle, buffer_size=_BUFFER_BYTES, pre_buffer=False)
             _check_column(path, field, file.schema_arrow)
             for batch in file.iter_batches(_batch_rows(file.metadata, field), columns=[field], use_threads=False):
@@ -34,7 +37,7 @@ def rows(path: Path, field: str) -> Iterator[tuple[str, bytes | None]]:
                     yield f"{path}: row {number}", content
         except (UserError, MemoryError):
             raise
-        except Exception as error:  # pyarrow raises errors of several families
+        except Exception as error:  # the errors of pyarrow have no common class
             where = f" after row {number:,}" * bool(number)
             raise DataError(f"{path}: cannot be read as parquet{where}: {reason(error)}; copy it again") from None
 
@@ -53,7 +56,7 @@ def _check_column(path: Path, field: str, schema: "Schema") -> None:
 
 
 def _batch_rows(metadata: "FileMetaData", field: str) -> int:
-    """How many rows take about _BATCH_BYTES."""
+    """Return how many rows take about _BATCH_BYTES."""
     names = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     size = sum(group.column(names.index(field)).total_uncompressed_size for group in groups)

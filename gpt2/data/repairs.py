@@ -1,4 +1,4 @@
-"""Repairs: what is done about texts that are null or have bytes that are not UTF-8, and where these are."""
+"""Repairs: handles nulls and bytes that are not UTF-8 as option TEXT_ERRORS says, and reports where they are."""
 
 import codecs
 import sys
@@ -12,8 +12,8 @@ from lib.base.errors import UsageError, printable
 
 BYTE_ORDER_MARK = "\ufeff"
 _CHUNK_BYTES = 1 << 20
-_BAR_SECONDS = 1.0  # of checking before a bar shows it
-_MOST_NAMED = 20  # files that are not UTF-8
+_BAR_SECONDS = 1.0  # a progress bar appears after so much checking
+_MOST_NAMED = 20  # files that an error lists
 
 
 class NotUtf8Error(DataError):
@@ -21,28 +21,27 @@ class NotUtf8Error(DataError):
 
 
 class Placed(str):
-    """A text, or a piece of one, that knows where it was read, for errors that come up later."""
+    """A text, or a piece of one, that knows where it was read; later errors name this place."""
 
     __slots__ = ("place",)
 
     def __new__(cls, text: str, place: str):
-        """`text`, read at `place`."""
         self = super().__new__(cls, text)
         self.place = place
         return self
 
 
 class Repairs:
-    """What is done about nulls and about bytes that are not UTF-8: counted, and said on leaving the context."""
+    """Replaces or leaves out texts, counts them, and prints the counts when its context ends."""
 
     def __init__(self, errors: str = "strict"):
         """`errors` is the value of option TEXT_ERRORS."""
         self.errors = errors
-        self._counts: dict[str, tuple[int, int, str]] = {}  # what was done -> how often, bytes left out, where first
-        self._found = False  # whether a text was in its field before
+        self._counts: dict[str, tuple[int, int, str]] = {}  # what was done -> times, bytes left out, first place
+        self._found = False  # whether any example has had a text in its field
 
     def decode(self, content: bytes, place: str) -> str | None:
-        """The text of a line or row, or None if it is to be left out; raises NotUtf8Error."""
+        """Return the text of a line or row, None to leave it out; raises NotUtf8Error if TEXT_ERRORS is strict."""
         try:
             return content.decode()
         except UnicodeDecodeError as error:
@@ -51,9 +50,9 @@ class Repairs:
         return self.mended(content.decode(errors="replace"), len(content), place)
 
     def mended(self, text: str, size: int, place: str, count: int = 1) -> str | None:
-        """What becomes of a text of `size` bytes that has U+FFFD for those that are not UTF-8; None: it is left out.
+        """Return `text`, or None if it is left out. It has U+FFFD for bytes that are not UTF-8, and had `size` bytes.
 
-        `count` is 0 for a further part of a line that was counted before.
+        `count` is 0 for another part of a line that is counted already.
         """
         if self.errors == "replace":
             self._count("lines or rows with bytes that are not UTF-8, replaced by U+FFFD", place, count)
@@ -62,7 +61,7 @@ class Repairs:
         return None
 
     def text(self, example: dict, field: str, place: str) -> str | None:
-        """The text of an example, or None if it is to be left out; raises UsageError if it has no such field."""
+        """Return the text of an example, None to leave it out; raises UsageError for a field without text."""
         value = example.get(field)
         if isinstance(value, str):
             self._found = True
@@ -72,7 +71,7 @@ class Repairs:
             return None
         if field not in example:
             raise UsageError(f"{place}: has no field {field!r}; set DATASET_TEXT_FIELD to one of {', '.join(example)}")
-        advice = "mend or remove it" if self._found else "set DATASET_TEXT_FIELD to one that does"
+        advice = "fix or remove it" if self._found else "set DATASET_TEXT_FIELD to one that does"
         raise UsageError(f"{place}: field {field!r} holds no text; {advice}")
 
     def _count(self, what: str, place: str, count: int = 1, size: int = 0) -> None:
@@ -96,7 +95,7 @@ def say(note: str) -> None:
 
 
 def check(paths: list[Path], field: str | None = None) -> None:
-    """Raise NotUtf8Error that names the first byte that is not UTF-8 in every file that has one."""
+    """Raise NotUtf8Error if files are not UTF-8; it names the first wrong byte of each of them."""
     with tqdm(
         desc="checking the text", unit="B", unit_scale=True, disable=None, leave=False, delay=_BAR_SECONDS
     ) as bar:
@@ -110,7 +109,7 @@ def check(paths: list[Path], field: str | None = None) -> None:
 
 
 def bad_byte(path: Path, bar: tqdm | None = None) -> str:
-    """A sentence about the first byte of a file that is not UTF-8; empty if there is none."""
+    """Return a sentence about the first byte of a file that is not UTF-8, "" if there is no such byte."""
     decoder, line, place = codecs.getincrementaldecoder("utf-8")(), 1, 0
     with opened(path) as file:
         while True:
@@ -128,7 +127,7 @@ def bad_byte(path: Path, bar: tqdm | None = None) -> str:
 
 
 def _bad_row(path: Path, field: str) -> str:
-    """A sentence about the first row of a parquet file that is not UTF-8; empty if there is none."""
+    """Return a sentence about the first row of a parquet file that is not UTF-8, "" if there is no such row."""
     for place, content in rows(path, field):
         try:
             (content or b"").decode()
@@ -138,7 +137,7 @@ def _bad_row(path: Path, field: str) -> str:
 
 
 def not_utf8(place: str, error: UnicodeDecodeError, begin: int = 0) -> str:
-    """A sentence about a byte in a text that begins at byte `begin` of its file."""
+    """Return a sentence about the wrong byte; the text that failed to decode begins at byte `begin` of its file."""
     byte, offset = error.object[error.start], begin + error.start
     guess = ", and the file looks like UTF-16" * (offset == 0 and byte in b"\xff\xfe")
     return f"{place}: byte 0x{byte:02x} at offset {offset:,} is not UTF-8{guess}"

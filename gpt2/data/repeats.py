@@ -1,23 +1,25 @@
-"""Repeats: which documents share a passage, such as a licence or a table, so that a split can keep it on one side."""
+"""Repeats: groups documents that share a passage, such as a licence or a table, so that a split keeps them together."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# Of Python's standard library, with passages of 96 bytes half of the text belongs together, with 64 nearly all. One in
-# eight is compared: a longer passage that is shared holds one of them, and comparing all takes five times as long.
+# In Python's standard library, passages of 96 bytes link half of the text to one group, and passages of 64 bytes nearly
+# all of it.
 _PASSAGE_BYTES = 80
+# Only one passage in 2^3 is compared. A longer shared text contains one of these, and comparing all passages takes five
+# times as long.
 _COMPARED_BITS = 3
-_BASE = 0x9E3779B97F4A7C15  # any odd number has an inverse
+_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 _INVERSE, _MIX = pow(_BASE, -1, 1 << 64), 0xD6E8FEB86659FD93
 
 
 def groups(documents: Sequence[str]) -> list[int]:
-    """For each document the number of the first one that it belongs with, itself or another.
+    """Return for each document the number of the first document in its group, which may be its own.
 
-    Documents that share a passage of 120 bytes or more belong together, and those that share one with the same third.
-    Chance decides which passages are compared: of 120 bytes 99 in 100 are found, of 100 bytes nine in ten, of 80 bytes
-    one in eight, and none that is shorter.
+    Documents that share a passage are in one group, and so are documents that share passages with the same third one.
+    Hashes choose which passages are compared. A shared text of 120 bytes is found with a probability of 0.99, of 100
+    bytes with 0.9, of 80 bytes with 1/8. A shorter one is not found.
     """
     marks = [_marks(document.encode(errors="surrogatepass")) for document in documents]
     owners = np.repeat(np.arange(len(marks)), [len(found) for found in marks])
@@ -39,10 +41,10 @@ def groups(documents: Sequence[str]) -> list[int]:
 
 
 def _marks(text: bytes) -> np.ndarray:
-    """Numbers that stand for some passages of a text, each once; the same ones wherever these passages are.
+    """Return the distinct hashes of the passages to compare; a hash does not depend on where the passage is.
 
-    The number of a passage is its value as digits to the base _BASE, modulo 2^64, which sums over the text give all at
-    once (Karp and Rabin 1987). Its high bits decide whether it is one of those that are compared.
+    The bytes of a passage are digits to the base _BASE modulo 2^64, and prefix sums over the text give the hashes of
+    all passages (Karp and Rabin 1987). A passage is compared if the high bits of its hash are 0.
     """
     if len(text) < _PASSAGE_BYTES:
         return np.empty(0, np.uint64)

@@ -1,4 +1,4 @@
-"""Servers: a file by URL, and datasets from the Hugging Face hub as streams that store nothing."""
+"""Servers: downloads a file by URL, and streams datasets from the Hugging Face hub without storing them."""
 
 import http.client
 import io
@@ -13,42 +13,42 @@ from gpt2.data.repairs import Repairs
 from lib.base.errors import UserError
 
 _TIMEOUT_SECONDS = 20  # for a server to answer
-_DOWNLOAD_SECONDS = 120  # for a whole file, of a few MB
+_DOWNLOAD_SECONDS = 120  # for a complete file, of a few MB
 
 
 def fetch(source: str, most: int) -> bytes:
-    """The content of a local file or of a URL; raises DataError for one of more than `most` bytes, or without end."""
+    """Return the content of a local file or of a URL; raises DataError if it is longer than `most` bytes."""
     if re.match(r"https?://", source):
         content = _download(source, most)
     else:
         with opened(Path(source)) as file:
             content = file.read(most + 1)
     if len(content) > most:
-        raise DataError(f"{source}: holds more than the {most:,} bytes that belong there; name another DATASET_SOURCE")
+        raise DataError(f"{source}: is larger than the expected {most:,} bytes; choose another DATASET_SOURCE")
     return content
 
 
 def _download(url: str, most: int) -> bytes:
-    """Up to `most` + 1 bytes from a URL, in _DOWNLOAD_SECONDS at most.
+    """Return at most `most` + 1 bytes from a URL; raises DataError after _DOWNLOAD_SECONDS.
 
-    A socket's time-out is for each piece that arrives, and a server may send a byte a second for ever. So a thread
-    waits for the server, and this waits for the thread no longer than that.
+    The time-out of a socket starts again with every byte, so a slow server could send for ever. Therefore a thread
+    downloads, and the wait for the thread is limited.
     """
     answer: list[bytes | str] = []
     thread = threading.Thread(target=lambda: answer.append(_get(url, most)), daemon=True)
     thread.start()
     thread.join(_DOWNLOAD_SECONDS)
-    content = answer[0] if answer else f"it was not there after {_DOWNLOAD_SECONDS} seconds"
+    content = answer[0] if answer else f"it was not complete after {_DOWNLOAD_SECONDS} seconds"
     if isinstance(content, str):
         raise DataError(
-            f"{url}: cannot be downloaded: {content}; try again, or get the file elsewhere and name it as "
-            "DATASET_SOURCE"
+            f"{url}: cannot be downloaded: {content}; try again, or get the file elsewhere and set DATASET_SOURCE to "
+            "its path"
         )
     return content
 
 
 def _get(url: str, most: int) -> bytes | str:
-    """What a server sends, or why it cannot be had."""
+    """Return what a server sends, or the reason of a failure as a string."""
     try:
         with urllib.request.build_opener(_Redirects).open(url, timeout=_TIMEOUT_SECONDS) as response:
             content = response.read(most + 1)
@@ -59,7 +59,7 @@ def _get(url: str, most: int) -> bytes | str:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, to http, https and ftp alone, without reading what comes with them, which may have no end."""
+    """Follows redirects, only to http, https and ftp, without reading their bodies, which may be endless."""
 
     def http_error_302(self, request, response, *rest):
         response.close()
@@ -69,11 +69,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def hub(source: str, subset: str, field: str) -> Iterator[str]:
-    """Documents of a dataset on the hub, or of a local copy of its repository, as a stream that stores nothing."""
+    """Stream the documents of a dataset on the hub, or of a local copy of its repository; stores nothing."""
     local = Path(source).is_dir()
     if not local:
         _check_hub(source)
-    import datasets  # here: it takes a second
+    import datasets  # here, because it takes a second
 
     datasets.disable_progress_bars()
     with Repairs() as repairs:
@@ -84,7 +84,7 @@ def hub(source: str, subset: str, field: str) -> Iterator[str]:
                     yield text
         except UserError:
             raise
-        except Exception as error:  # the libraries behind it raise errors of a dozen families
+        except Exception as error:  # a dozen libraries take part, and their errors have no common class
             if local:
                 refuse_pointers(path for path in Path(source).rglob("*") if path.is_file())
             raise DataError(f"{source}: the dataset cannot be read: {reason(error)}") from None
@@ -102,13 +102,13 @@ def has_subsets(folder: Path) -> bool:
 
 
 def _check_hub(name: str) -> None:
-    """Ask for the dataset first: load_dataset retries for half a minute before it admits that there is no network."""
+    """Ask the hub whether it has the dataset: without a network, load_dataset would retry for half a minute."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().dataset_info(name, timeout=_TIMEOUT_SECONDS)
     except Exception as error:  # of the HTTP library, of the hub, of the system
         raise DataError(
-            f"{name}: there is no such folder, and the Hugging Face hub cannot be asked for it: {reason(error)}; "
-            "check the name and the network, or name a local copy as DATASET_SOURCE"
+            f"{name}: there is no such folder, and asking the Hugging Face hub for it failed: {reason(error)}; check "
+            "the name and the network, or set DATASET_SOURCE to a local copy"
         ) from None

@@ -1,4 +1,4 @@
-"""Sources: reading documents out of local files, as streams of bounded size."""
+"""Sources: reads documents from local files as streams, in pieces of bounded size."""
 
 import codecs
 import json
@@ -13,16 +13,17 @@ from gpt2.data.local_files import DataError, kind, opened
 from gpt2.data.parquet import rows
 from gpt2.data.repairs import BYTE_ORDER_MARK, NotUtf8Error, Placed, Repairs, bad_byte, not_utf8
 
-# Long texts come in pieces of about this size. With 1 MB the process grew with the text, its memory in fragments: to
-# 137 MiB for 94 MB and to 223 for 900 MB; with this it takes 87 and 93, and is faster.
+# Long texts come in pieces of about this size. With pieces of 1 MB, fragmented memory made the process grow with the
+# text, to 137 MiB for 94 MB and to 223 MiB for 900 MB. With this size it takes 87 and 93 MiB, and is faster.
 PIECE_BYTES = 1 << 16
 _LONGEST_LINE = 1 << 20  # bytes
 END_OF_TEXT = "<|endoftext|>"
-# Between two words that one space or newline separates, and between a word and the mark that follows it, as in JSON
-# without spaces: GPT-2's pattern never looks across such a place, so the parts have the tokens of the whole.
+# Safe places to cut a text: before a single space or newline between two words, and between a word and the punctuation
+# after it, as in JSON without spaces. GPT-2's pattern never matches across such a place, so a cut changes no token.
 _CUT = re.compile(r"(?<=\S)(?=[ \n]\S)|(?<=[A-Za-z0-9])(?=[!-/:-@\[-`{-~])")
 _MARK = re.escape(END_OF_TEXT)
-_INNER_MARK = re.compile(rf"{_MARK}(?:\r?\n|(?=\r[^\n]|[^\r\n]))")  # with the line end after it, which must be known
+# A mark includes the line end after it. Inside a text this needs the next characters, to know where the line end stops.
+_INNER_MARK = re.compile(rf"{_MARK}(?:\r?\n|(?=\r[^\n]|[^\r\n]))")
 _LAST_MARK = re.compile(rf"{_MARK}\r?\n?")
 _MARK_CHARACTERS = len(END_OF_TEXT) + 2
 
@@ -31,7 +32,7 @@ _MARK_CHARACTERS = len(END_OF_TEXT) + 2
 
 
 def texts(paths: list[Path], repairs: Repairs | None = None, end_of_text: bool = False) -> Iterator[Iterator[str]]:
-    """Each file as a document, in pieces; with `end_of_text` a document also ends where END_OF_TEXT is spelt."""
+    """Yield each file as a document, in pieces; with `end_of_text`, END_OF_TEXT also ends a document."""
     for path in paths:
         if end_of_text:
             yield from _documents(_decoded(path, 0, None, repairs or Repairs()), str(path))
@@ -40,7 +41,7 @@ def texts(paths: list[Path], repairs: Repairs | None = None, end_of_text: bool =
 
 
 def json_lines(paths: list[Path], field: str, repairs: Repairs | None = None) -> Iterator[str]:
-    """The text in each line's `field`; raises DataError or UsageError with file:line for a line that cannot be used."""
+    """Yield the text in each line's `field`; raises DataError or UsageError with file:line for a line without one."""
     repairs = repairs or Repairs()
     for path in paths:
         with opened(path) as file:
@@ -52,19 +53,19 @@ def json_lines(paths: list[Path], field: str, repairs: Repairs | None = None) ->
 
 
 def parquet(paths: list[Path], field: str, repairs: Repairs | None = None) -> Iterator[str]:
-    """The text in each row's `field`; raises DataError or UsageError for a file that has none."""
+    """Yield the text in each row's `field`; raises DataError or UsageError for a file without such a column."""
     repairs = repairs or Repairs()
     for path in paths:
         for place, content in rows(path, field):
             value = None if content is None else repairs.decode(content, place)
             if value is None and content is not None:
-                continue  # left out, and counted
+                continue  # `repairs` has counted it
             if (text := repairs.text({field: value}, field, place)) is not None:
                 yield text
 
 
 def python_source(path: Path) -> str:
-    """A Python file, in the encoding that it declares."""
+    """Read a Python file in the encoding that it declares."""
     try:
         with tokenize.open(path) as file:
             return file.read()
@@ -73,7 +74,7 @@ def python_source(path: Path) -> str:
 
 
 def text_bytes(paths: list[Path], field: str | None) -> int:
-    """About how many bytes of text files hold; 0 for parquet and .gz. JSON lines are judged by the first ones."""
+    """Estimate the bytes of text in files, of JSON lines from the first ones; 0 (unknown) for parquet and .gz."""
     if not paths or kind(paths[0]) == "parquet" or any(path.suffix.lower() == ".gz" for path in paths):
         return 0
     size = sum(path.stat().st_size for path in paths)
@@ -84,19 +85,19 @@ def text_bytes(paths: list[Path], field: str | None) -> int:
     try:
         texts = [(json.loads(line)[field] or "").encode(errors="replace") for line in lines]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return 0  # whoever reads it as a corpus says what is wrong, and where
+        return 0  # reading the corpus will say what is wrong, and where
     return int(size * sum(map(len, texts)) / max(1, sum(map(len, lines))))
 
 
-def spells_end_of_text(path: Path) -> bool:
-    """Whether END_OF_TEXT is spelt near the beginning of a file."""
+def contains_end_of_text(path: Path) -> bool:
+    """Look for END_OF_TEXT in the first megabyte of a file."""
     with opened(path) as file:
         return END_OF_TEXT.encode() in file.read(1 << 20)
 
 
 def _parse(place: str, line: str) -> dict:
     try:
-        # float, since Python makes no int of more than 4300 digits
+        # float, because Python refuses to make an int of more than 4300 digits
         example = json.loads(line.removeprefix(BYTE_ORDER_MARK), parse_int=float)
     except (ValueError, RecursionError):
         example = None
@@ -109,7 +110,7 @@ def _parse(place: str, line: str) -> dict:
 
 
 def character_start(path: Path, share: float) -> int:
-    """The byte of a UTF-8 file where the character begins that `share` of the file lies before."""
+    """Return the offset in bytes of the first character of a UTF-8 file that begins at `share` of it or later."""
     with opened(path) as file:
         offset = int(file.seek(0, os.SEEK_END) * share)
         file.seek(offset)
@@ -117,7 +118,7 @@ def character_start(path: Path, share: float) -> int:
 
 
 def pieces(path: Path, start: int = 0, stop: int | None = None, repairs: Repairs | None = None) -> Iterator[str]:
-    """Bytes `start` to `stop` of a UTF-8 file, in pieces whose tokens are the tokens of the whole."""
+    """Yield bytes `start` to `stop` of a UTF-8 file in pieces; the cuts between them change no token."""
     offset = start
     for piece in _joined(_decoded(path, start, stop, repairs or Repairs())):
         yield Placed(piece, f"{path}: about byte {offset:,}")
@@ -125,23 +126,23 @@ def pieces(path: Path, start: int = 0, stop: int | None = None, repairs: Repairs
 
 
 def cut(text: str) -> Iterator[str]:
-    """A text in pieces whose tokens are the tokens of the whole."""
+    """Yield a text in pieces; the cuts between them change no token."""
     place = getattr(text, "place", "")
     for piece in _joined(text[n : n + PIECE_BYTES] for n in range(0, len(text), PIECE_BYTES)):
         yield Placed(piece, place)
 
 
 def cut_place(text: str, wanted: int) -> int:
-    """Where to cut a text so that the parts have the tokens of the whole: at `wanted` or the next such place.
+    """Return where to cut a text without changing a token: at the first safe place from `wanted` on.
 
-    Where there is none it is the last one before, and where there is none at all, the end.
+    If there is no such place, it is the last one before `wanted`, or else the end of the text.
     """
     after = _CUT.search(text, wanted)
     return after.start() if after else max((match.start() for match in _CUT.finditer(text)), default=len(text))
 
 
 def _joined(chunks: Iterable[str]) -> Iterator[str]:
-    """The text that is the chunks together, cut where that changes no token: near the ends of the chunks."""
+    """Join the chunks and cut the text again at safe places near their ends."""
     rest = ""
     for chunk in chunks:
         cuts = [match.start() for match in _CUT.finditer(rest, max(0, len(rest) - 1_000))]
@@ -153,25 +154,26 @@ def _joined(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _documents(chunks: Iterable[str], place: str) -> Iterator[Iterator[str]]:
-    """The documents of a text, of which each but the last ends with END_OF_TEXT.
+    """Cut a text into documents at END_OF_TEXT.
 
-    Each has to be read to its end before the next is asked for; else this raises RuntimeError, so that no text is lost.
+    Each document must be read to its end before the next one is requested. Else text would be lost, and this raises
+    RuntimeError.
     """
     parts = _parts(chunks)
     for first in parts:
         document = (Placed(piece, place) for piece in _joined(_until_end(first, parts)))
         yield document
         if next(document, None) is not None:
-            raise RuntimeError(f"{place}: a document was not read to its end before the next was asked for")
+            raise RuntimeError(f"{place}: a document was not read to its end before the next one was requested")
 
 
 def _parts(chunks: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """(part of a document, whether the document ends with it)."""
+    """Yield (part of a document, whether the document ends with it)."""
     rest = ""
     for chunk in chunks:
-        *whole, rest = _INNER_MARK.split(rest + chunk)
-        yield from ((text, True) for text in whole)
-        if len(rest) > _MARK_CHARACTERS:  # its end may be the beginning of a mark
+        *ended, rest = _INNER_MARK.split(rest + chunk)
+        yield from ((text, True) for text in ended)
+        if len(rest) > _MARK_CHARACTERS:  # the end of `rest` may be the beginning of a mark
             yield rest[:-_MARK_CHARACTERS], False
             rest = rest[-_MARK_CHARACTERS:]
     yield from ((text, True) for text in _LAST_MARK.split(rest))
@@ -185,7 +187,7 @@ def _until_end(part: tuple[str, bool], parts: Iterator[tuple[str, bool]]) -> Ite
 
 
 def _decoded(path: Path, start: int, stop: int | None, repairs: Repairs) -> Iterator[str]:
-    """Bytes `start` to `stop` of a UTF-8 file, in chunks, without the byte order mark at its beginning."""
+    """Yield bytes `start` to `stop` of a UTF-8 file in chunks, without the byte order mark at its beginning."""
     if repairs.errors != "strict":
         yield from _mended(path, start, stop, repairs)
         return
@@ -202,10 +204,10 @@ def _decoded(path: Path, start: int, stop: int | None, repairs: Repairs) -> Iter
 
 
 def _mended(path: Path, start: int, stop: int | None, repairs: Repairs) -> Iterator[str]:
-    """Like `_decoded`, with every line mended that is not UTF-8.
+    """Like `_decoded`, with TEXT_ERRORS applied to every line that is not UTF-8.
 
-    A long line is read in parts. A line that may be left out has to be held, so one of more than _LONGEST_LINE bytes
-    is left out in parts of that size.
+    A long line is read in parts. With TEXT_ERRORS=skip a line must be in memory until it is known to be UTF-8, so a
+    line of more than _LONGEST_LINE bytes is checked, and left out, in parts of that size.
     """
     longest = PIECE_BYTES if repairs.errors == "replace" else _LONGEST_LINE
     decoder, place, counted = codecs.getincrementaldecoder("utf-8")(), start, False
@@ -232,7 +234,7 @@ def _mended(path: Path, start: int, stop: int | None, repairs: Repairs) -> Itera
 
 
 def _decode_part(decoder: codecs.IncrementalDecoder, part: bytes, final: bool) -> tuple[str, int]:
-    """The text of a part of a line, and how many bytes that is if some of them are not UTF-8, else 0."""
+    """Return the text of a part of a line, and the size of the part in bytes if it is not UTF-8, else 0."""
     waiting = len(decoder.getstate()[0])
     decoder.errors = "strict"
     try:
@@ -244,7 +246,7 @@ def _decode_part(decoder: codecs.IncrementalDecoder, part: bytes, final: bool) -
 
 
 def _skip_lines(file: BinaryIO, stop: int) -> int:
-    """Read the first `stop` bytes of a file; returns how many lines end there."""
+    """Read the first `stop` bytes of a file; returns how many lines end in them."""
     count = 0
     while chunk := file.read(min(1 << 20, stop)):
         count, stop = count + chunk.count(b"\n"), stop - len(chunk)

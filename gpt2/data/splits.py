@@ -1,13 +1,14 @@
-"""Splits: which text is for training and which for validation, by the names of files, by share, or by what repeats."""
+"""Splits: which text is for training and which is for validation, by share or by the passages that documents share.
+
+A long document comes in pieces, as `sources` cuts it. An iterator of pieces can stand for a document.
+"""
 
 import itertools
 import math
 import operator
-import os
-import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,133 +17,18 @@ import numpy as np
 from gpt2.data import repeats, sources
 from gpt2.data.repairs import Repairs
 
-_NAMES = {
-    name: split
-    for split, names in {
-        "train": "train training trainset",
-        "val": "val valid validation valset dev devset development eval evaluation holdout heldout",
-        "test": "test testset",
-    }.items()
-    for name in names.split()
-}
-_WORDS = re.compile(r"(?:hold|held)[-_ ]out(?![A-Za-z])|[A-Za-z]+", re.IGNORECASE)
-_NUMBERS = re.compile(r"[-_. ]*\d+([-_. ]*of[-_. ]*\d+)?")  # of shards: train-00001-of-00008
-_SEPARATORS = re.compile(r"[-_. ]+")
-_NAMED_SHARE = 0.5  # of the bytes of a corpus, from which on names decide
-_LONG = 1 << 20  # characters; a longer document is not held, so its size is not known when its first piece must go
-_RECENT = 1 << 16  # numbers that `_Numbers` holds at 70 bytes each
-
-BY_DOCUMENT, NO_FRACTION = "by document, copies on one side", "VAL_FRACTION has no effect"  # parts of words
+_LONG = 1 << 20  # characters; longer documents are streamed, so the first pieces are assigned before the size is known
+_RECENT = 1 << 16  # numbers that `_Numbers` keeps in a set, at 70 bytes each
 
 T = TypeVar("T")
 
 
 class Text(NamedTuple):
-    """A document, or a piece of one that is too long to hold."""
+    """A document, or a piece of a long one."""
 
     split: str  # "train" or "val"
     text: str
     ends: bool = True  # whether the document, or this split's part of it, ends with this piece
-
-
-# ---- by name ---------------------------------------------------------------------------------------------------------
-
-
-class Parts(NamedTuple):
-    """Files by what their names say that they are for."""
-
-    train: list[Path]  # with those whose names say nothing
-    val: list[Path]
-    test: list[Path]
-    others: list[Path]  # those of `train` whose names speak of validation or test, but do not count
-    few: bool = False  # whether these do not count because too little of the text is in named files
-
-    def words(self) -> str:
-        """What was taken for what; empty if the names say nothing."""
-        folder = _common(itertools.chain(self.train, self.val, self.test))
-        if self.few:
-            return (
-                f"{BY_DOCUMENT}; names such as {_few(self.others[:1], folder)} do not count, since less than half of "
-                "the text is in files that are named for training, validation or test"
-            )
-        why, one = "since no file for training has the same name", len(self.others) == 1
-        if self.val or self.test:
-            val = f"{_few(self.val, folder)}; {NO_FRACTION}" if self.val else "the same by VAL_FRACTION"
-            return (
-                f"by name: train from {_few(self.train, folder)}, val from {val}"
-                + f"; left out: {_few(self.test, folder)}" * bool(self.test)
-                + f"; {_few(self.others, folder)} {'is' if one else 'are'} for train, {why}" * bool(self.others)
-            )
-        if self.others:
-            return f"{BY_DOCUMENT}; {_few(self.others, folder)} {'is' if one else 'are'} divided like the others, {why}"
-        return ""
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def named(paths: list[Path], size: Callable[[Path], int] = _size) -> Parts:
-    """Sort files by the words train, valid or test (and their like) in their names, or in those of their folders.
-
-    Such a word counts only if the name, but for it, numbers and separators, is also that of another part:
-    wiki.train.txt and wiki-test.txt are parts of one corpus, and test_results.txt and train_journeys.txt are two of
-    somebody's notes. A file's own name goes before those of its folders. So that two such notes do not decide about
-    hundreds of other files, names count only where the files that have them hold half of the text.
-    """
-    names = _names(paths)
-    forms = {split: set() for split in ("train", "val", "test")}
-    for split, form in itertools.chain(*names.values()):
-        forms[split].add(form)
-    partners = forms["train"] & (forms["val"] | forms["test"])
-    decided = {path: next((split for split, form in names[path] if form in partners), None) for path in paths}
-    if "train" not in decided.values() or not {"val", "test"} & set(decided.values()):
-        decided = dict.fromkeys(paths)
-    speaking = [path for path in paths if decided[path] or "train" in dict(names[path])]
-    few = sum(map(size, speaking)) < _NAMED_SHARE * sum(map(size, paths))
-    parts = Parts([], [], [], [], few and any(decided.values()))
-    for path, split in decided.items():
-        getattr(parts, "train" if parts.few else split or "train").append(path)
-        speaks = any(split != "train" for split, _ in names[path])
-        if len(paths) > 1 and (decided[path] in ("val", "test") if parts.few else not split and speaks):
-            parts.others.append(path)
-    return parts
-
-
-def _names(paths: list[Path]) -> dict[Path, list[tuple[str, str]]]:
-    """What the names of a file and of its folders say, from the file's own outwards."""
-    folder = _common(paths) if paths else Path()
-    return {
-        path: [found for part in reversed(path.relative_to(folder).parts) if (found := _name(part))] for path in paths
-    }
-
-
-def _name(part: str) -> tuple[str, str] | None:
-    """(split, the rest of the name) of a file or folder that is named after one split."""
-    stem = part
-    while re.fullmatch(r"\.[A-Za-z]+", ending := Path(stem).suffix) and ending[1:].lower() not in _NAMES:
-        stem = stem.removesuffix(ending)
-    found = [(match, _split_named(match[0])) for match in _WORDS.finditer(stem)]
-    found = [(match, split) for match, split in found if split]
-    if len(found) != 1:
-        return None
-    ((match, split),) = found
-    rest = _NUMBERS.sub("", f"{stem[: match.start()]}*{stem[match.end() :]}")
-    return split, _SEPARATORS.sub("-", rest).lower()
-
-
-def _split_named(word: str) -> str | None:
-    return _NAMES.get(_SEPARATORS.sub("", word).lower())
-
-
-def _common(paths: Iterable[Path]) -> Path:
-    """The folder that all files lie in, themselves or their folders."""
-    return Path(os.path.commonpath([path.parent for path in paths]))
-
-
-def _few(paths: list[Path], folder: Path) -> str:
-    first = paths[0].relative_to(folder).as_posix() if paths else ""
-    return first if len(paths) == 1 else f"{len(paths)} files such as {first}"
 
 
 # ---- by share --------------------------------------------------------------------------------------------------------
@@ -151,26 +37,26 @@ def _few(paths: list[Path], folder: Path) -> str:
 class _Document(NamedTuple):
     pieces: Iterable[str]
     size: int | None  # characters; None: more than _LONG
-    key: int  # the same for copies; of a long document it is that of its beginning
+    key: int  # a hash of the content, of a long document's beginning; copies have the same
 
 
 def assign(documents: Iterable[str | Iterator[str]], fraction: float) -> Iterator[Text]:
-    """Give each document to the split that lacks it: validation while it has less than its share of the text so far.
+    """Assign each document to validation while it has less than `fraction` of the text so far, else to training.
 
-    This looks only at what came before, so it needs no second pass and favours no kind of document. Copies of a
-    document go where the first one went. So that the share holds in any corpus, two kinds of documents are divided: the
-    beginning of one that is larger than validation's whole share so far makes that share up, and one of more than _LONG
-    characters is assigned piece by piece.
+    Only earlier documents decide, so one pass suffices and no kind of document is favoured. Copies of a document go to
+    the same split. Two kinds of documents are divided, so that the share is right in any corpus: a document that is
+    larger than validation's share of the text so far gives only its beginning to validation, as much as is lacking.
+    A document of more than _LONG characters is assigned piece by piece.
     """
     share, train = _Share(fraction), _Numbers()
-    places: dict[int, int] = {}  # key of a document -> where its part for validation ends, unless that is at 0
+    places: dict[int, int] = {}  # key of a document -> length of its part for validation, if it has one
     sides: dict[int, list[str]] = {}  # key of a long document -> the splits of its pieces
     for document, last in _with_last(filter(lambda document: document.size != 0, map(_read, documents))):
         if document.size is None:
             parts = share.piecewise(document.pieces, sides.setdefault(document.key, []))
         else:
             place = 0 if document.key in train else places.get(document.key)
-            if place is None:  # it is no copy
+            if place is None:  # it is not a copy
                 place = _place(document, share.part(document.size, last))
                 if place:
                     places[document.key] = place
@@ -181,28 +67,29 @@ def assign(documents: Iterable[str | Iterator[str]], fraction: float) -> Iterato
 
 
 class _Share:
-    """How much of the text so far validation has, and how much of it it should have."""
+    """Counts the text so far and validation's part of it, to keep that part at `fraction`."""
 
     def __init__(self, fraction: float):
         self.fraction, self.seen, self.val = fraction, 0, 0
 
     def part(self, size: int, last: bool) -> int:
-        """How many characters of a document are for validation: all, none, or what makes up its share."""
-        lacks, whole = self.val < self.fraction * self.seen, self.fraction * (self.seen + size)
-        if size <= whole:
+        """Return how many characters of a document are for validation: all, none, or as many as it lacks."""
+        lacks, share = self.val < self.fraction * self.seen, self.fraction * (self.seen + size)
+        if size <= share:
             return size if lacks else 0
-        # Not each time that it lacks something, which would be a few characters of every other document.
-        return max(0, math.ceil(whole - self.val)) if last or 2 * self.val < self.fraction * self.seen else 0
+        # Wait until validation has less than half of its share. Else it would get a few characters of every other
+        # document.
+        return max(0, math.ceil(share - self.val)) if last or 2 * self.val < self.fraction * self.seen else 0
 
     def piecewise(self, pieces: Iterable[str], sides: list[str]) -> Iterator[tuple[str, str]]:
-        """The pieces of a document with their splits, which are kept in `sides`, or given there for a copy."""
+        """Yield (split, piece); `sides` collects the splits, and for a copy it has them already."""
         for number, piece in enumerate(pieces):
             if number == len(sides):
                 sides.append("val" if self.val < self.fraction * self.seen else "train")
             yield sides[number], piece
 
     def counted(self, parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-        """Pass on what goes to a split, and count it."""
+        """Yield (split, piece) unchanged and count the characters."""
         for split, piece in parts:
             self.seen += len(piece)
             self.val += len(piece) * (split == "val")
@@ -210,7 +97,7 @@ class _Share:
 
 
 class _Numbers:
-    """A set of 64-bit numbers that holds nearly all of them at 8 bytes each."""
+    """A set of 64-bit integers that needs about 8 bytes for each."""
 
     def __init__(self):
         self._recent, self._sorted = set(), np.empty(0, np.int64)
@@ -221,7 +108,7 @@ class _Numbers:
             recent = np.sort(np.fromiter(self._recent, np.int64))
             self._recent = set()
             self._sorted = np.append(self._sorted, recent)
-            self._sorted.sort(kind="stable")  # which merges two sorted parts, and takes little memory for that
+            self._sorted.sort(kind="stable")  # merges the two sorted parts, which needs little memory
 
     def __contains__(self, number: int) -> bool:
         if number in self._recent:
@@ -231,7 +118,7 @@ class _Numbers:
 
 
 def _read(document: str | Iterator[str]) -> _Document:
-    """A document with its size, and what its copies are known by: Python's own hash, which only has to be equal."""
+    """Read a document, as far as it is not long. Python's own hash is its key, since keys stay in this process."""
     pieces, held, size = sources.cut(document) if isinstance(document, str) else document, [], 0
     for piece in pieces:
         held.append(piece)
@@ -242,9 +129,9 @@ def _read(document: str | Iterator[str]) -> _Document:
 
 
 def _with_last(documents: Iterable[_Document]) -> Iterator[tuple[_Document, bool]]:
-    """(document, whether it is the last), where one that is not held is never called the last.
+    """Yield (document, whether it is the last); for a long document always False.
 
-    A document that is not held has to be read before the next is fetched, since both may come out of one file.
+    A long document must be read before the next one is fetched, since both may come from one file.
     """
     before = []
     for document in documents:
@@ -257,12 +144,12 @@ def _with_last(documents: Iterable[_Document]) -> Iterator[tuple[_Document, bool
 
 
 def _place(document: _Document, wanted: int) -> int:
-    """Where to cut a document so that about `wanted` characters come before, in a way that changes no token."""
+    """Return where to cut a document of which validation wants so many characters; the cut changes no token."""
     return sources.cut_place("".join(document.pieces), wanted) if 0 < wanted < document.size else wanted
 
 
 def _divided(document: _Document, place: int) -> Iterator[tuple[str, str]]:
-    """The pieces with their splits: validation's end at `place`."""
+    """Yield (split, piece): the first `place` characters for validation, the others for training."""
     if 0 < place < document.size:
         text = "".join(document.pieces)
         parts = {"val": sources.cut(text[:place]), "train": sources.cut(text[place:])}
@@ -272,28 +159,31 @@ def _divided(document: _Document, place: int) -> Iterator[tuple[str, str]]:
 
 
 def one_text(path: Path, fraction: float, repaired: Repairs) -> Iterator[Text]:
-    """A file whose end is for validation; that comes first, so that a limit on training tokens does not cut it off."""
+    """Cut one text file: its end is for validation.
+
+    Validation comes first. Preparation stops at DATASET_MAX_TOKENS of training and would not reach it at the end.
+    """
     cut = sources.character_start(path, 1 - fraction)
     parts = {"val": sources.pieces(path, cut, None, repaired), "train": sources.pieces(path, 0, cut, repaired)}
     return _texts((split, piece) for split, pieces in parts.items() for piece in pieces)
 
 
 def all_of(documents: Iterable[str | Iterator[str]], split: str) -> Iterator[Text]:
-    """Documents that are all for one split."""
+    """Assign all documents to one split."""
     for document in documents:
         pieces = sources.cut(document) if isinstance(document, str) else document
         yield from _texts((split, piece) for piece in pieces)
 
 
 def _texts(parts: Iterable[tuple[str, str]]) -> Iterator[Text]:
-    """The pieces of a document with their splits as texts, without the empty ones; each run of one split ends."""
-    for split, run in itertools.groupby(parts, operator.itemgetter(0)):
-        for (_, piece), last in _marked(part for part in run if part[1]):
+    """Make texts of (split, piece) without the empty pieces; the last piece before the split changes has `ends`."""
+    for split, group in itertools.groupby(parts, operator.itemgetter(0)):
+        for (_, piece), last in _marked(part for part in group if part[1]):
             yield Text(split, piece, last)
 
 
 def _marked(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """(item, whether it is the last)."""
+    """Yield (item, whether it is the last)."""
     before = []
     for item in items:
         if before:
@@ -303,14 +193,14 @@ def _marked(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
         yield before.pop(), True
 
 
-# ---- by what repeats -------------------------------------------------------------------------------------------------
+# ---- by shared passages ----------------------------------------------------------------------------------------------
 
 
 def apart(documents: Sequence[str], fraction: float) -> Iterator[Text]:
-    """Documents that are known as a whole, such that those that share a passage are of one split.
+    """Assign documents so that all that share a passage (see `repeats`) are in the same split.
 
-    Groups of them are taken for validation in an order that has nothing to do with what they are, if they fit into its
-    share of the text.
+    The groups of such documents come in pseudo-random order (by CRC-32). A group goes to validation if it still fits
+    into `fraction` of the text.
     """
     group, sizes = repeats.groups(documents), Counter()
     for first, document in zip(group, documents, strict=True):

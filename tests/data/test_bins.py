@@ -6,9 +6,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpt2.data import bins
-from gpt2.data import windows as data
-from gpt2.data.sources import DataError
+from gpt2.data import bins, windows
+from gpt2.data.local_files import DataError
 from gpt2.data.tokens import TOKEN
 from lib.base.errors import UsageError
 from tests.data.test_windows import options, write_raw
@@ -29,14 +28,14 @@ def text(count, largest=64):
 @pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i4", "<u8", "<i8"])
 def test_tokens_of_every_width_are_read_as_what_they_are(tmp_path, capsys, dtype):
     ids = text(20_001, 255)
-    found = data.load(options(write(tmp_path, dtype, ids)))
+    found = windows.load(options(write(tmp_path, dtype, ids)))
     assert (found.train.tokens, found.val.tokens) == (20_001, 20_001)
     assert torch.cat([x.flatten() for x, _ in found.val_batches()]).tolist()[:8] == ids[:8].tolist()
-    windows = found.train.windows(np.array([0, 13, 19_992]))
-    assert windows.dtype == TOKEN
-    assert windows.tolist() == [ids[start : start + 9].tolist() for start in (0, 13, 19_992)]
+    read = found.train.windows(np.array([0, 13, 19_992]))
+    assert read.dtype == TOKEN
+    assert read.tolist() == [ids[start : start + 9].tolist() for start in (0, 13, 19_992)]
     bits = 8 * np.dtype(dtype).itemsize
-    note = f"note: {tmp_path}: 2 of 2 bins hold tokens of {bits} bits, which are read as such\n"
+    note = f"note: {tmp_path}: 2 of 2 bins hold tokens of {bits} bits, and are read as such\n"
     assert capsys.readouterr().out == (note if bits > 16 else "")
 
 
@@ -69,7 +68,7 @@ def test_small_alphabets_of_any_width_are_what_they_are(tmp_path, dtype, symbols
 def test_wide_tokens_beyond_the_vocabulary_are_refused(tmp_path):
     folder = write(tmp_path, "<u4", [*text(1000), 128_000])
     with pytest.raises(DataError, match=r"train\.bin: holds token id 128000, beyond the 50257 ids of the tokenizer"):
-        data.load(options(folder, tokenizer="gpt2"))
+        windows.load(options(folder, tokenizer="gpt2"))
 
 
 def test_a_wide_token_that_has_become_too_large_is_no_other_token(tmp_path):
@@ -83,51 +82,51 @@ def test_a_wide_file_that_is_cut_off_is_one_sentence(tmp_path):
     folder = write(tmp_path, "<u4", text(1000))
     with (folder / "val.bin").open("ab") as file:
         file.write(b"\1\0")
-    with pytest.raises(DataError, match=r"val\.bin: is cut off: 4002 bytes are no whole number of uint32 tokens; copy"):
-        data.load(options(folder))
+    with pytest.raises(DataError, match=r"val\.bin: is cut off: its size, 4002 bytes, is not a multiple of 4, "):
+        windows.load(options(folder))
 
 
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (np.array([20240801, 7, 1000], "<i4").tobytes().ljust(1024, b"\0"), "holds tokens of Llama 3's vocabulary; "),
+        (np.array([20240801, 7, 1000], "<i4").tobytes().ljust(1024, b"\0"), "holds tokens of Llama 3; tokenise"),
         (np.array([20240801, 9, 1000], "<i4").tobytes().ljust(1024, b"\0"), "has version 9 of llm.c's format; only"),
-        (b"\x93NUMPY\1\0", "is a file of NumPy's; write its tokens alone: numpy.load"),
+        (b"\x93NUMPY\1\0", "is a NumPy file; write only its tokens: numpy.load"),
     ],
 )
 def test_what_holds_no_tokens_of_gpt2_says_what_it_is(tmp_path, start, message):
     write(tmp_path, "<u2", text(1000))
     (tmp_path / "val.bin").write_bytes(start + bytes(2000))
     with pytest.raises(DataError) as caught:
-        data.load(options(tmp_path))
+        windows.load(options(tmp_path))
     assert str(caught.value).startswith(f"{tmp_path}/val.bin: {message}")
 
 
 def test_a_folder_of_numpys_files_is_told(tmp_path):
     np.save(tmp_path / "edufineweb_train_000001.npy", text(10))
     with pytest.raises(UsageError, match=r"holds no \*train\*\.bin; DATA_DIR must name .*; \.npy files are not read"):
-        data.load(options(tmp_path))
+        windows.load(options(tmp_path))
 
 
 def test_a_vocabulary_beside_bins_is_told_and_never_unpickled(tmp_path, capsys):
     folder = write(tmp_path, "<u2", text(1000))
     # A pickle that calls open(".../sprung", "w") when it is read.
     (folder / "meta.pkl").write_text(f"cbuiltins\nopen\n(S'{tmp_path}/sprung'\nS'w'\ntR.")
-    data.load(options(folder, tokenizer="gpt2"))
+    windows.load(options(folder, tokenizer="gpt2"))
     assert not (tmp_path / "sprung").exists()
     assert capsys.readouterr().out == (
-        f"note: {folder}/meta.pkl: these bins have a vocabulary of their own, which is not read, since unpickling can "
-        "run any program; the largest token id is 64, and the model has 50,257 rows; TOKENIZER=bytes makes 256 of "
-        "them; samples would be misspelt, so set SAMPLE_TOKENS=0, or train on the text itself with DATASET=files "
-        "TOKENIZER=bytes\n"
+        f"note: {folder}/meta.pkl: these bins have their own vocabulary; it is not read, because unpickling can run "
+        "any program; the largest token id is 64, and the model has 50,257 rows of embeddings; with TOKENIZER=bytes it "
+        "has 256 rows; samples would be wrong text, so set SAMPLE_TOKENS=0, or train on the text itself with "
+        "DATASET=files TOKENIZER=bytes\n"
     )
 
 
 def test_a_small_largest_id_is_told(tmp_path, capsys):
-    data.load(options(write(tmp_path, "<u2", text(1000, 31_999)), tokenizer="gpt2"))
+    windows.load(options(write(tmp_path, "<u2", text(1000, 31_999)), tokenizer="gpt2"))
     assert capsys.readouterr().out.startswith(f"note: {tmp_path}: the largest token id is 31,")
-    data.load(options(write(tmp_path, "<u2", text(1000, 127))))  # ASCII
-    data.load(options(write(tmp_path, "<u2", text(100_000, 50_256)), tokenizer="gpt2"))
+    windows.load(options(write(tmp_path, "<u2", text(1000, 127))))  # ASCII
+    windows.load(options(write(tmp_path, "<u2", text(100_000, 50_256)), tokenizer="gpt2"))
     write_raw(tmp_path / "val.bin", range(100))  # one of both is enough
-    data.load(options(tmp_path, tokenizer="gpt2"))
+    windows.load(options(tmp_path, tokenizer="gpt2"))
     assert capsys.readouterr().out == ""

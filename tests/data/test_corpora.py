@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gpt2.data import corpora, servers, sources, tokenizer
 from gpt2.data.corpora import Text
-from gpt2.data.sources import DataError
+from gpt2.data.local_files import DataError
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
 
@@ -91,9 +91,7 @@ def test_shakespeare_by_url_and_from_a_file(tmp_path):
             DataError, match=r"/none\.txt: cannot be downloaded: File not found; try again, or get the file"
         ):
             texts("shakespeare", f"{url}/none.txt")
-        with pytest.raises(
-            DataError, match=r"input\.txt: this is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7"
-        ):
+        with pytest.raises(DataError, match=r"input\.txt: is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7"):
             texts("shakespeare", f"{url}/input.txt")
 
 
@@ -166,16 +164,16 @@ def hostile():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("wrong", "this is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7...; get it anew"),
+        ("wrong", "is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7...; get it again"),
         ("truncated", "cannot be downloaded: it ends 1,115,380 bytes early; try again, or get"),
         ("chunked", "cannot be downloaded: IncompleteRead(0 bytes read); try again, or get"),
-        ("slow", "cannot be downloaded: it was not there after 0.5 seconds; try again, or get"),
-        ("slow_headers", "cannot be downloaded: it was not there after 0.5 seconds; try again, or get"),
-        ("huge", "holds more than the 1,115,394 bytes that belong there; name another DATASET_SOURCE"),
+        ("slow", "cannot be downloaded: it was not complete after 0.5 seconds; try again, or get"),
+        ("slow_headers", "cannot be downloaded: it was not complete after 0.5 seconds; try again, or get"),
+        ("huge", "is larger than the expected 1,115,394 bytes; choose another DATASET_SOURCE"),
         ("redirect?file:///etc/passwd", "Redirection to url 'file:///etc/passwd' is not allowed; try again, or get"),
         ("redirect?data:,x", "Redirection to url 'data:,x' is not allowed; try again, or get"),
         ("redirect?/redirect?/redirect", "infinite loop. The last 30x error message was: Found; try again, or get"),
-        ("redirect?/wrong", "this is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7...; get it anew"),
+        ("redirect?/wrong", "is not Tiny Shakespeare: its sha256 is not 86c4e6aa9db7...; get it again"),
         ("nonsense", "cannot be downloaded: no HTTP at all; try again, or get"),
         ("nothing", "cannot be downloaded: Remote end closed connection without response; try again, or get"),
         ("with space", "URL can't contain control characters. '/with space' (found at least ' '); try again, or get"),
@@ -193,7 +191,7 @@ def test_a_server_that_does_what_it_should_not_is_one_sentence_soon(hostile, mon
 
 
 def test_a_file_without_end_is_not_read_to_it():
-    with pytest.raises(DataError, match=r"^/dev/zero: holds more than the 1,115,394 bytes that belong there; name"):
+    with pytest.raises(DataError, match=r"^/dev/zero: is larger than the expected 1,115,394 bytes; choose"):
         texts("shakespeare", "/dev/zero")
 
 
@@ -277,7 +275,7 @@ def test_parquet(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"body": "", "id": 1}\n', r"a\.jsonl:1: has no field 'text'; .* to one of body, id"),
-        ("a.jsonl", '{"text": ""}\n{"text": [1]}\n', r"a\.jsonl:2: field 'text' holds no text; mend or remove it"),
+        ("a.jsonl", '{"text": ""}\n{"text": [1]}\n', r"a\.jsonl:2: field 'text' holds no text; fix or remove it"),
         ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: field 'text' holds no text; set DATASET_TEXT_FIELD to one that"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: is not a JSON object"),
         ("a.jsonl", "{\n", r"a\.jsonl:1: is not a JSON object"),
@@ -303,7 +301,7 @@ def test_a_disk_that_fails_is_not_said_to_be_the_one_written_to(tmp_path):
 
 
 def test_bad_sources_are_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match="DATASET_SOURCE is empty: say where the dataset files comes from"):
+    with pytest.raises(UsageError, match="DATASET_SOURCE is empty; set it to where the dataset files comes from"):
         texts("files")
     with pytest.raises(UsageError, match=rf"^{tmp_path}: is empty$"):
         texts("files", tmp_path)
@@ -345,8 +343,8 @@ def test_documents_of_one_text_file(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert "".join(text.text for text in reversed(texts("files", path, val_fraction="0.5"))) == path.read_text()
     assert capsys.readouterr().err == (
-        f"note: {path}: spells <|endoftext|>, which is read like any other text; with DATASET_END_OF_TEXT=y a document "
-        "ends there\n"
+        f"note: {path}: contains <|endoftext|>, which is read like any other text; set DATASET_END_OF_TEXT=y to end a "
+        "document there\n"
     )
 
 
@@ -402,7 +400,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab12" * 1
 def test_a_pointer_is_named_as_one(tmp_path, name):
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(
-        DataError, match=rf"^{tmp_path}/{name}: is a Git LFS pointer, .* `git lfs pull` in that folder$"
+        DataError, match=rf"^{tmp_path}/{name}: is a Git LFS pointer, .* `git lfs pull` in that folder to get the data$"
     ):
         texts("files", tmp_path)
 
@@ -463,7 +461,7 @@ def test_nulls_and_pointers_in_a_copy_of_a_hub_repository(repository, capsys):
     assert found == [Text("train", "one"), Text("val", "three")]
     assert capsys.readouterr().err.endswith(f"is null or missing: 1, the first at {repository}: row 2\n")
     file.write_text(POINTER)
-    with pytest.raises(DataError, match=r"000_00000\.parquet: is a Git LFS pointer, not the data themselves"):
+    with pytest.raises(DataError, match=r"000_00000\.parquet: is a Git LFS pointer, not the data; run"):
         texts("finewebedu", repository, dataset_subset="sample-10BT")
 
 
@@ -487,8 +485,8 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_soon(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         DataError,
-        match=r"HuggingFaceFW/fineweb-edu: there is no such folder, and the Hugging Face hub cannot be asked for it: "
-        r".*; check the name and the network, or name a local copy as DATASET_SOURCE",
+        match=r"HuggingFaceFW/fineweb-edu: there is no such folder, and asking the Hugging Face hub for it failed: "
+        r".*; check the name and the network, or set DATASET_SOURCE to a local copy",
     ) as caught:
         texts("finewebedu")
     assert "\n" not in str(caught.value)

@@ -1,7 +1,6 @@
-"""Data that changes, disappears or was never right: noticed before it is trained on, and said in one sentence."""
+"""Data that has changed, is missing or was never valid: found before training reads it, with a clear sentence."""
 
 import copy
-import fcntl
 import hashlib
 import json
 import os
@@ -15,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import prepare_data
-from gpt2.data import shards
-from gpt2.data import windows as data
+from gpt2.data import prepare, shards, windows
+from lib.base import files
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
 from lib.machine.dist import Ranks
@@ -35,7 +33,7 @@ def options(folder, **named):
     schema = Schema()
     named = {"data_dir": folder, "tokenizer": "bytes", "block_size": 8, "batch_size": 4, **named}
     schema.override([(name.upper(), str(value), "test") for name, value in named.items()])
-    return schema.bind(data.DataOptions)
+    return schema.bind(windows.DataOptions)
 
 
 @pytest.fixture
@@ -45,7 +43,7 @@ def prepared(tmp_path):
         (tmp_path / f"{name}.txt").write_text(name + TEXT)
     (tmp_path / "c.txt").write_text("It was the age of wisdom. " * 10)
     wanted = options(tmp_path / "data", dataset="files", dataset_source=tmp_path / "*.txt")
-    prepare_data.prepare(wanted, shard_tokens=600)
+    prepare.prepare(wanted, shard_tokens=600)
     assert len(list(wanted.folder.iterdir())) == 4
     return wanted
 
@@ -89,21 +87,21 @@ def firsts(found):
 def test_a_changed_shard_is_refused(prepared, name):
     edit(prepared.folder / name)
     changed = (
-        f"{prepared.folder}/{name}: has another sha256 than meta.json says, so it was changed or damaged; put it back, "
+        f"{prepared.folder}/{name}: has another sha256 than meta.json says, so it was changed or damaged; restore it, "
         "or delete the folder and prepare it again"
     )
-    assert one_sentence(data.load, prepared) == changed
-    assert one_sentence(prepare_data.prepare, prepared) == changed
+    assert one_sentence(windows.load, prepared) == changed
+    assert one_sentence(prepare.prepare, prepared) == changed
 
 
 def test_a_copied_or_touched_folder_is_what_it_was(prepared, tmp_path):
-    before = data.load(prepared)
+    before = windows.load(prepared)
     shutil.copytree(prepared.folder, tmp_path / "copy" / prepared.folder.name, copy_function=shutil.copyfile)
     moved = options(tmp_path / "copy", dataset="files", dataset_source=prepared.dataset_source)
-    found = data.load(moved)
+    found = windows.load(moved)
     assert (found.fingerprint, firsts(found)) == (before.fingerprint, firsts(before))
     edit(moved.folder / "train-00000.bin")
-    assert f"{moved.folder}/train-00000.bin: has another sha256 than" in one_sentence(data.load, moved)
+    assert f"{moved.folder}/train-00000.bin: has another sha256 than" in one_sentence(windows.load, moved)
 
 
 def test_a_meta_without_times_is_checked_by_sha256(prepared):
@@ -113,9 +111,9 @@ def test_a_meta_without_times_is_checked_by_sha256(prepared):
         for shard in split["shards"]:
             del shard["mtime_ns"]
     path.write_text(json.dumps(meta))
-    data.load(prepared)
+    windows.load(prepared)
     edit(prepared.folder / "val-00000.bin", keep_time=True)
-    assert "val-00000.bin: has another sha256" in one_sentence(data.load, prepared)
+    assert "val-00000.bin: has another sha256" in one_sentence(windows.load, prepared)
 
 
 def test_preparing_again_reads_everything_and_learns_new_times(prepared, capsys):
@@ -123,12 +121,14 @@ def test_preparing_again_reads_everything_and_learns_new_times(prepared, capsys)
     meta, shard = prepared.folder / "meta.json", prepared.folder / "train-00001.bin"
     good = shard.read_bytes()
     edit(shard, keep_time=True)
-    data.load(prepared)
-    assert "train-00001.bin: has another sha256" in one_sentence(prepare_data.prepare, prepared)
+    windows.load(prepared)
+    assert "train-00001.bin: has another sha256" in one_sentence(prepare.prepare, prepared)
     shard.write_bytes(good)
     os.utime(shard, ns=(1, 1))
-    prepare_data.prepare(prepared)
-    assert capsys.readouterr().out.endswith("prepared before, with the same settings; every shard has its sha256\n")
+    prepare.prepare(prepared)
+    assert capsys.readouterr().out.endswith(
+        "prepared before, with the same settings; the sha256 of every shard is right\n"
+    )
     assert shards.seals(json.loads(meta.read_text()))[shard.name].mtime_ns == 1
 
 
@@ -137,11 +137,11 @@ def test_new_times_are_written_by_one_program_at_a_time(prepared):
     before = meta.read_bytes()
     os.utime(prepared.folder / "train-00001.bin", ns=(1, 1))
     holder = os.open(prepared.folder / "lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(holder, fcntl.LOCK_EX)
-    assert prepare_data.prepare(prepared) == prepared.folder
+    assert files.locks(holder, prepared.folder)
+    assert prepare.prepare(prepared) == prepared.folder
     assert meta.read_bytes() == before
     os.close(holder)
-    prepare_data.prepare(prepared)
+    prepare.prepare(prepared)
     assert shards.seals(json.loads(meta.read_text()))["train-00001.bin"].mtime_ns == 1
     assert not (prepared.folder / "lock").exists()
 
@@ -162,7 +162,7 @@ def test_more_shards_are_open_than_the_soft_limit_allows(tmp_path):
 
 def test_a_file_system_that_reads_less_at_a_time_is_read_on(bins, monkeypatch):
     """As FUSE and network file systems may."""
-    found = data.load(bins)
+    found = windows.load(bins)
     before, sums = firsts(found), found.sums()
     whole = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, place: whole(file, min(size, 7), place))
@@ -176,15 +176,15 @@ def test_a_file_system_that_reads_less_at_a_time_is_read_on(bins, monkeypatch):
 
 
 def test_the_fingerprint_is_of_every_token_and_not_of_names(bins, tmp_path):
-    before = data.load(bins)
+    before = windows.load(bins)
     sums = before.sums()
     os.utime(tmp_path / "train.bin")
     (tmp_path / "val.bin").rename(tmp_path / "my_val_0.bin")
-    same = data.load(bins)
+    same = windows.load(bins)
     assert same.fingerprint == before.fingerprint
     assert shards.differing(sums, same.sums()) == ""
     edit(tmp_path / "train.bin", place=3_000_000)  # of 6,000,000 bytes
-    other = data.load(bins)
+    other = windows.load(bins)
     assert other.fingerprint != before.fingerprint
     assert shards.differing(sums, other.sums()) == "train.bin"
 
@@ -208,12 +208,12 @@ def test_other_ranks_have_what_the_first_has(bins, tmp_path):
         def first(self, work):
             return known
 
-    known = data.load(bins).verify({}, "")
+    known = windows.load(bins).verify({}, "")
     edit(tmp_path / "train.bin", keep_time=True)
-    data.load(bins, Second())  # on one machine these are the same files, which are not read twice
+    windows.load(bins, Second())  # on one machine these are the same files, which are not read twice
     os.utime(tmp_path / "train.bin")
-    assert one_sentence(data.load, bins, Second()) == (
-        f"{tmp_path}/train.bin: is not what rank 0 has; all ranks must have the same data"
+    assert one_sentence(windows.load, bins, Second()) == (
+        f"{tmp_path}/train.bin: differs from the file on rank 0; give all ranks the same data"
     )
 
 
@@ -221,7 +221,7 @@ def test_other_ranks_have_what_the_first_has(bins, tmp_path):
 
 
 def test_a_shard_that_is_deleted_or_replaced_stays_what_it_was(prepared):
-    found = data.load(prepared)
+    found = windows.load(prepared)
     before, sums = firsts(found), found.sums()
     (prepared.folder / "train-00000.bin").unlink()
     (prepared.folder / "new").write_bytes(bytes(10_000))
@@ -230,21 +230,21 @@ def test_a_shard_that_is_deleted_or_replaced_stays_what_it_was(prepared):
 
 
 def test_a_shard_that_is_cut_off_is_one_sentence_and_no_signal(prepared):
-    found = data.load(prepared)
+    found = windows.load(prepared)
     os.truncate(prepared.folder / "train-00000.bin", 4)
     assert one_sentence(firsts, found) == (
-        f"{prepared.folder}/train-00000.bin: was cut off while it was in use; put it back"
+        f"{prepared.folder}/train-00000.bin: was cut off while it was in use; restore it"
     )
 
 
 def test_a_shard_that_is_written_over_ends_in_no_checkpoint(prepared):
-    found, shard = data.load(prepared), prepared.folder / "val-00000.bin"
+    found, shard = windows.load(prepared), prepared.folder / "val-00000.bin"
     sums = found.sums()
     os.utime(shard, ns=(5, 5))
     assert found.sums() == sums  # read once more
     edit(shard)
     assert one_sentence(found.sums) == (
-        f"{shard}: was changed while it was being trained on; put it back, and go on from the last checkpoint"
+        f"{shard}: was changed while a run trained on it; restore it and resume from the last checkpoint"
     )
 
 
@@ -259,7 +259,7 @@ def test_a_run_whose_data_change_stops_and_goes_on_when_they_are_back(tmp_path):
     with shard.open("r+b") as file:
         file.write(b"\7\0" * (len(good) // 2))
     output = process.communicate(timeout=60)[0]
-    sentence = f"error: {shard.relative_to(tmp_path)}: was changed while it was being trained on; put it back, and go"
+    sentence = f"error: {shard.relative_to(tmp_path)}: was changed while a run trained on it; restore it and resume"
     assert (process.returncode, sentence in output, "Traceback" in output) == (1, True, False), output
     last = checkpoint.find(run / "checkpoints")[-1]
     assert training.records(run, "finish")[-1]["status"] == "failed"
@@ -298,8 +298,8 @@ def crafted(tmp_path_factory):
     for name in "abc":
         (folder / f"{name}.txt").write_text(name + TEXT)
     wanted = options(folder, dataset="files", dataset_source=folder / "*.txt")
-    prepare_data.prepare(wanted, shard_tokens=300)
-    return wanted, json.loads((wanted.folder / "meta.json").read_text()), firsts(data.load(wanted))
+    prepare.prepare(wanted, shard_tokens=300)
+    return wanted, json.loads((wanted.folder / "meta.json").read_text()), firsts(windows.load(wanted))
 
 
 @settings(max_examples=300)
@@ -319,7 +319,7 @@ def test_a_crafted_meta_is_refused_or_means_the_same(crafted, choice):
         del target[key]
     (wanted.folder / "meta.json").write_text(json.dumps(meta))
     try:
-        found = data.load(wanted)
+        found = windows.load(wanted)
     except UserError as error:
         assert "\n" not in str(error)
     else:
@@ -333,7 +333,7 @@ def test_a_meta_that_is_none_is_damaged(prepared, text):
     path = prepared.folder / "meta.json"
     path.write_bytes(text.encode("latin-1"))
     folder = prepared.folder
-    assert one_sentence(data.load, prepared) == f"{path}: is damaged; delete {folder} and prepare it again"
+    assert one_sentence(windows.load, prepared) == f"{path}: is damaged; delete {folder} and prepare it again"
 
 
 def test_a_shard_of_other_ids_is_one_sentence(prepared):
@@ -345,10 +345,10 @@ def test_a_shard_of_other_ids_is_one_sentence(prepared):
     seal = shards.seals(json.loads(before))[shard.name]
     meta.write_text(before.replace(seal.sha256, hashlib.sha256(content).hexdigest()))
     wanted = f"{shard}: holds token id 65535, beyond the 256 ids of the tokenizer; choose the TOKENIZER that it was"
-    assert wanted in one_sentence(data.load, prepared)
+    assert wanted in one_sentence(windows.load, prepared)
     os.utime(shard, ns=(seal.mtime_ns, seal.mtime_ns))
-    assert wanted in one_sentence(prepare_data.prepare, prepared)
-    assert one_sentence(firsts, data.load(prepared)) == (
+    assert wanted in one_sentence(prepare.prepare, prepared)
+    assert one_sentence(firsts, windows.load(prepared)) == (
         f"{prepared.folder}: the training split holds token id 65535, beyond the 256 ids of the tokenizer bytes; "
         "delete the folder and prepare it again"
     )
@@ -363,7 +363,7 @@ def test_bins_of_any_bytes_are_read_or_refused(tmp_path_factory, content, header
     start = np.array([20240520, 1, len(content) // 2], "<i4").tobytes().ljust(1024, b"\0") if header else b""
     (folder / "train.bin").write_bytes(start + content)
     try:
-        found = data.load(options(folder, dataset="bins"))
+        found = windows.load(options(folder, dataset="bins"))
     except UserError as error:
         assert "\n" not in str(error)
     else:
@@ -385,7 +385,7 @@ def test_what_is_no_file_is_one_sentence(bins, prepared, tmp_path, put, message)
     for wanted, path in (bins, tmp_path / "train.bin"), (prepared, prepared.folder / "train-00000.bin"):
         path.unlink()
         put(path)
-        assert one_sentence(data.load, wanted) == f"{path}: {message}"
+        assert one_sentence(windows.load, wanted) == f"{path}: {message}"
 
 
 # ---- preparation
@@ -398,7 +398,7 @@ def test_many_programs_at_once_prepare_one_dataset(tmp_path):
     for attempt in range(30):
         wanted = options(tmp_path / str(attempt), dataset="files", dataset_source=tmp_path / "*.txt")
         with ThreadPoolExecutor(3) as pool:
-            ends = [pool.submit(prepare_data.prepare, wanted, threads=1) for _ in range(3)]
+            ends = [pool.submit(prepare.prepare, wanted, threads=1) for _ in range(3)]
         assert [end.result() for end in ends] == [wanted.folder] * 3
         assert list(wanted.folder.parent.iterdir()) == [wanted.folder]
 
@@ -406,7 +406,7 @@ def test_many_programs_at_once_prepare_one_dataset(tmp_path):
 def test_a_full_disk_says_what_is_needed_and_the_same_command_goes_on(tmp_path, disk):
     (tmp_path / "a.txt").write_text(TEXT * 400)  # 212,000 characters: 424,000 bytes of tokens
     wanted = options(disk("size=256k"), dataset="files", dataset_source=tmp_path / "a.txt")
-    message = one_sentence(lambda: prepare_data.prepare(wanted, shard_tokens=40_000))
+    message = one_sentence(lambda: prepare.prepare(wanted, shard_tokens=40_000))
     partial = wanted.folder.with_name(f"{wanted.folder.name}.partial")
     assert message.startswith(
         f"{partial}: the rest of the dataset cannot be written: No space left on device; it takes"
@@ -414,10 +414,10 @@ def test_a_full_disk_says_what_is_needed_and_the_same_command_goes_on(tmp_path, 
     finished = sum(path.stat().st_size for path in partial.glob("*.bin"))
     needed = int(message.split("it takes ")[1].split(" bytes")[0].replace(",", ""))
     assert finished > 50_000 and abs(finished + needed - 424_000) < 10_000
-    assert message.endswith("make room; finished shards are kept, and the same command goes on")
+    assert message.endswith("make room; finished shards are kept; run the same command again to continue")
     assert not wanted.folder.exists()
     disk("size=1m")
-    prepare_data.prepare(wanted, shard_tokens=40_000)
+    prepare.prepare(wanted, shard_tokens=40_000)
     whole = options(tmp_path / "whole", dataset="files", dataset_source=tmp_path / "a.txt")
-    prepare_data.prepare(whole, shard_tokens=40_000)
-    assert data.load(wanted).sums() == data.load(whole).sums()
+    prepare.prepare(whole, shard_tokens=40_000)
+    assert windows.load(wanted).sums() == windows.load(whole).sums()

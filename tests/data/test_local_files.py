@@ -125,7 +125,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path):
     lay(tmp_path, "corpus/a.csv", "corpus/b.csv", "corpus/c.pdf")
     (tmp_path / "empty").mkdir()
     for missing in "none", "none.txt", "corpus/*.txt", "none/*.txt":
-        what = f"{tmp_path}/{missing}: there is no such file or folder, and as a pattern it matches none"
+        what = f"{tmp_path}/{missing}: there is no such file or folder, and no file matches it as a pattern"
         assert refused(tmp_path / missing) == what
     assert refused(tmp_path / "empty") == f"{tmp_path}/empty: is empty"
     kinds = "a corpus consists of .txt, .md, .rst, .jsonl (each also as .gz) or .parquet files"
@@ -192,7 +192,7 @@ def test_pointers_are_named_as_such(tmp_path):
         (tmp_path / name).write_text(POINTER)
     (tmp_path / "d.jsonl").write_text(POINTER + " " * 2000)  # a text that only begins like one
     paths = sorted(tmp_path.iterdir())
-    advice = r"not the data themselves; get those by `git lfs pull` in that folder$"
+    advice = r"not the data; run `git lfs pull` in that folder to get the data$"
     with pytest.raises(DataError, match=rf"/b\.txt: is a Git LFS pointer, {advice}"):
         local_files.refuse_pointers(paths[:2])
     with pytest.raises(DataError, match=rf"/b\.txt: and 1 more are Git LFS pointers, {advice}"):

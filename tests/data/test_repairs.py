@@ -32,7 +32,7 @@ def test_nulls_are_left_out_and_a_byte_order_mark_dropped():
     text = some.text({"text": "\ufeffone\ufeff"}, "text", "a:3")
     assert (text, text.place) == ("one\ufeff", "a:3")
     assert some.text({"id": 1}, "text", "a:4") is None  # the field was there before
-    with pytest.raises(UsageError, match=r"^a:5: field 'text' holds no text; mend or remove it$"):
+    with pytest.raises(UsageError, match=r"^a:5: field 'text' holds no text; fix or remove it$"):
         some.text({"text": 3}, "text", "a:5")
 
 

@@ -138,7 +138,7 @@ def test_documents_end_at_the_mark(tmp_path):
     path.write_bytes(f"one\n{MARK}\ntwo{MARK}three\r\n{MARK}\r\n\nfour <|end\n{MARK}".encode())
     assert read([path], end_of_text=True) == ["one\n", "two", "three\r\n", "\nfour <|end\n", ""]
     assert read([path]) == [path.read_bytes().decode()]
-    assert sources.spells_end_of_text(path)
+    assert sources.contains_end_of_text(path)
 
 
 @given(

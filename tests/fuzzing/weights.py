@@ -1,4 +1,4 @@
-"""What is fuzzed of training itself: checkpoints, prepared data and bins, corpora, prompts."""
+"""Fuzz targets for the files and texts that training and sampling read: checkpoints, data, corpora, prompts."""
 
 import codecs
 import io
@@ -52,7 +52,7 @@ def _checkpoints() -> list[bytes]:
 
 
 def _sealed(body: bytes, header: dict[str, Any] | bytes) -> None:
-    """Write a checkpoint whose checksum is right, whatever is in it."""
+    """Write a checkpoint with any content and a valid checksum."""
     with Path(checkpoint.name(0)).open("wb") as file:
         sealer = checkpoint_file.Sealer(file)
         sealer.write(body)
@@ -65,25 +65,25 @@ def _sealed(body: bytes, header: dict[str, Any] | bytes) -> None:
 
 
 def _restored() -> bool:
-    """What is in the checkpoint here is told, sampled from and trained on, or refused."""
+    """Show the checkpoint in this folder, sample from it and train on it; each works or ends with a clear sentence."""
     path = Path(checkpoint.name(0))
-    told = checkpoint_info.problem(path)
-    outcome(lambda: print(told or checkpoint_info.details(checkpoint_file.header(path))))
+    problem = checkpoint_info.problem(path)
+    outcome(lambda: print(problem or checkpoint_info.details(checkpoint_file.header(path))))
     try:
         state = outcome(checkpoint.load, path)
-    except MemoryError:  # of what is crafted to take more than there is; programs have a sentence for that
+    except MemoryError:  # crafted input may need more memory than there is; the programs have a sentence for that
         return False
-    assert state is None or not told
+    assert state is None or not problem
     outcome(sample.load, path, _session().schema)
     return state is not None and outcome(lambda: _session().training.load_state_dict(state) or True) is not None
 
 
 @target(_checkpoints)
 def checkpoints(data: bytes) -> bool:
-    """The bytes of a checkpoint: one that differs from what was written in a single bit is not loaded."""
+    """The bytes of a checkpoint: a file with a single changed bit is not loaded."""
     Path(checkpoint.name(0)).write_bytes(data)
     accepted = _restored()
-    # An input with a checksum of its own is a forgery: libFuzzer reads the right one while it is compared.
+    # An input with another valid checksum is a forgery: libFuzzer sees the expected one in the comparison.
     seeds = TARGETS["checkpoints"].seeds()
     assert not accepted or data in seeds or not data.endswith(tuple(seed[-100:] for seed in seeds))
     return accepted
@@ -91,7 +91,7 @@ def checkpoints(data: bytes) -> bool:
 
 @target(lambda: [_body()])
 def crafted_checkpoints(data: bytes) -> bool:
-    """A checkpoint with a right checksum over anything: nothing in it is run, and what does not fit is refused."""
+    """A checkpoint with any content and a valid checksum: no code in it is run, and content that does not fit fails."""
     _sealed(data, _ABOUT | {"step": 0, **checkpoint.contents(_state())})
     return _restored()
 
@@ -103,7 +103,7 @@ def _header() -> bytes:
 
 @target(lambda: [_header()])
 def checkpoint_headers(data: bytes) -> bool:
-    """The header of a checkpoint whose checksum is right."""
+    """The header of a checkpoint with a valid checksum."""
     _sealed(_body(), data)
     return _restored()
 
@@ -117,8 +117,8 @@ def _prepared() -> Path:
 
 @target(lambda: [(_prepared() / "meta.json").read_bytes()])
 def meta(data: bytes) -> bool:
-    """meta.json of prepared data; what it says of the tokens is what they are."""
-    good = _whole_meta()
+    """meta.json of prepared data: if it is accepted, it describes the tokens correctly."""
+    good = _intact_meta()
     (_prepared() / "meta.json").write_bytes(data)
     try:
         found = outcome(windows.load, _session().schema.bind(windows.DataOptions))
@@ -128,7 +128,7 @@ def meta(data: bytes) -> bool:
 
 
 @cache
-def _whole_meta() -> bytes:
+def _intact_meta() -> bytes:
     return (_prepared() / "meta.json").read_bytes()
 
 
@@ -174,7 +174,7 @@ def json_lines(data: bytes) -> bool:
 
 @target(lambda: ["One. Two\n\n dréi \N{GRINNING FACE}".encode() * 40])
 def text_files(data: bytes) -> bool:
-    """A corpus of text, which comes in pieces: together they are the file."""
+    """A text file as a corpus: the pieces in which it is read are the complete file."""
     path = Path("corpus-2.txt")
     path.write_bytes(data)
     found = outcome(lambda: "".join(sources.pieces(path)))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gpt2 import loop, prepare_data, train
-from gpt2.data import windows
+from gpt2 import loop, train
+from gpt2.data import prepare, windows
 from gpt2.divergence import Diverged, DivergenceOptions, Guard
 from gpt2.model import GPT2
 from gpt2.session import Session
@@ -37,7 +37,7 @@ class Poison:
     def __init__(self, folder, steps, times=math.inf, crash=0, validation=False):
         """`crash` is a step that raises an error instead; `validation`: `steps` are evaluations, of any batch."""
         made = schema(folder, data_dir=folder / "poison")
-        prepare_data.ensure(made)
+        prepare.ensure(made.bind(windows.DataOptions))
         self.data = windows.load(made.bind(windows.DataOptions))
         self.bad, self.times = {self.key(step) for step in steps}, times
         self.crash, self.validation, self.evaluations = crash and self.key(crash), validation, 0

@@ -71,7 +71,7 @@ def test_a_run_whose_sample_has_no_tokens_says_so(tmp_path):
     output = train(tmp_path, *arguments(max_iters=2, sample_tokens=0))
     assert "sample from it   make sample RUN=runs/run SAMPLE_TOKENS=200\n" in output
     done = run_sample(tmp_path)
-    note = "note: SAMPLE_TOKENS=0 samples nothing; say how many tokens, as in SAMPLE_TOKENS=200\n"
+    note = "note: SAMPLE_TOKENS=0 samples nothing; set the number of tokens, as in SAMPLE_TOKENS=200\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, "", note)
     assert run_sample(tmp_path, "SAMPLE_TOKENS=3", "PROMPT=7 squared").stdout.startswith("7 squared")
 

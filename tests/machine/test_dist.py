@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpt2 import prepare_data
+from gpt2.data import prepare
 from gpt2.data import windows as data
 from lib.base.errors import UsageError
 from lib.base.launch import Launch
@@ -224,7 +224,7 @@ def test_micro_batches_are_shared_evenly_or_not_at_all(tmp_path):
 
 def test_every_validation_window_is_some_ranks(tmp_path):
     configured = schema(tmp_path, batch_size=2, eval_samples=7)
-    prepare_data.ensure(configured)
+    prepare.ensure(configured.bind(data.DataOptions))
     made = data.load(configured.bind(data.DataOptions))
     shares = [[row.tolist() for x, _ in made.val_batches(rank, 3) for row in x] for rank in range(3)]
     assert list(map(len, shares)) == [3, 2, 2]
