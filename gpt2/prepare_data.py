@@ -23,7 +23,7 @@ def main() -> int:
         print(f"warning: {warning}", file=sys.stderr)
     options = schema.bind(PreparedOptions)
     if not options.folder.exists():
-        preflight.check(schema.bind)  # importing torch takes seconds, and preparing data that cannot be used takes hours
+        preflight.check(schema.bind)  # imports torch, which takes seconds; preparing useless data would take hours
     if options.dataset == "bins":
         print(f"{options.data_dir}: bins are read as they are; there is nothing to prepare")
     else:

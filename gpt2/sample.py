@@ -1,4 +1,4 @@
-"""Sampling: continue a prompt with a trained model. `python gpt2/sample.py --run RUN_FOLDER --prompt 'def '`."""
+"""Continue a prompt with a trained model, as in `python gpt2/sample.py --run RUN_FOLDER --prompt 'def '`."""
 
 import argparse
 import codecs
@@ -140,7 +140,8 @@ def main() -> int:
         if not device.is_out_of_memory(error):
             raise
         raise UserError(
-            f"{path}: not enough memory to load this model and sample from it; use a machine with more memory"
+            f"{path}: not enough memory to load this model and sample from it; free some memory, or set DEVICE=cpu if "
+            "a GPU is full"
         ) from None
     print()
     return 0

@@ -48,7 +48,7 @@ def check_shares(options: DataOptions, ranks: int) -> None:
     same = [count for count in range(ranks, windows + 1, ranks) if windows % count == 0]
     count = min((n for n in same if n > micro), default=max(same, default=0))
     advice = (
-        f"GRADIENT_ACCUMULATION={count} BATCH_SIZE={windows // count}, which trains on the same batches"
+        f"GRADIENT_ACCUMULATION={count} BATCH_SIZE={windows // count}, which learns the same"
         if count
         else f"a multiple of {ranks}, such as GRADIENT_ACCUMULATION={-(-micro // ranks) * ranks}"
     )
