@@ -73,12 +73,11 @@ class _Share:
         self.fraction, self.seen, self.val = fraction, 0, 0
 
     def part(self, size: int, last: bool) -> int:
-        """Return how many characters of a document are for validation: all, none, or as many as it lacks."""
+        """Return how many characters of a document are for validation: all, none, or as many as validation lacks."""
         lacks, share = self.val < self.fraction * self.seen, self.fraction * (self.seen + size)
         if size <= share:
             return size if lacks else 0
-        # Wait until validation has less than half of its share. Else it would get a few characters of every other
-        # document.
+        # Otherwise validation would get a few characters of every other document: wait until half is missing.
         return max(0, math.ceil(share - self.val)) if last or 2 * self.val < self.fraction * self.seen else 0
 
     def piecewise(self, pieces: Iterable[str], sides: list[str]) -> Iterator[tuple[str, str]]:
@@ -118,7 +117,7 @@ class _Numbers:
 
 
 def _read(document: str | Iterator[str]) -> _Document:
-    """Read a document, as far as it is not long. Python's own hash is its key, since keys stay in this process."""
+    """Read a document, but only the beginning of a long one. Keys stay in this process, so Python's hash serves."""
     pieces, held, size = sources.cut(document) if isinstance(document, str) else document, [], 0
     for piece in pieces:
         held.append(piece)

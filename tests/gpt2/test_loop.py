@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2.data import windows as data
+from gpt2.data import windows
 from gpt2.loop import validation_loss
 from gpt2.model import GPT2, ModelOptions
 from lib.machine import device
@@ -19,8 +19,8 @@ def parts(tmp_path):
     generator = np.random.default_rng(0)
     for split, size in (("train", 500), ("val", 200)):
         generator.integers(0, 256, size).astype("<u2").tofile(tmp_path / f"{split}.bin")
-    made = data.load(
-        data.DataOptions(
+    made = windows.load(
+        windows.DataOptions(
             dataset="bins", dataset_source=None, dataset_subset=None, dataset_text_field=None, dataset_max_tokens=None,
             val_fraction=None, dataset_end_of_text=None, text_errors=None, tokenizer="bytes", data_dir=str(tmp_path),
             block_size=BLOCK, batch_size=3, gradient_accumulation=1, seed=0, eval_samples=WINDOWS,

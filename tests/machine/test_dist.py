@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpt2.data import prepare
-from gpt2.data import windows as data
+from gpt2.data import prepare, windows
 from lib.base.errors import UsageError
 from lib.base.launch import Launch
 from lib.record import checkpoint, journal, run
@@ -205,9 +204,9 @@ def test_ranks_that_disagree_do_not_train(tmp_path):
 def test_micro_batches_are_shared_evenly_or_not_at_all(tmp_path):
     def options(batch_size, gradient_accumulation):
         made = schema(tmp_path, batch_size=batch_size, gradient_accumulation=gradient_accumulation)
-        return made.bind(data.DataOptions)
+        return made.bind(windows.DataOptions)
 
-    data.check_shares(options(4, 8), 4)
+    windows.check_shares(options(4, 8), 4)
     advice = {
         (12, 1, 2): "set GRADIENT_ACCUMULATION=2 BATCH_SIZE=6, which learns the same",
         (4, 6, 4): "set GRADIENT_ACCUMULATION=8 BATCH_SIZE=3, which learns the same",
@@ -217,15 +216,15 @@ def test_micro_batches_are_shared_evenly_or_not_at_all(tmp_path):
         with pytest.raises(
             UsageError, match=f"^GRADIENT_ACCUMULATION={micro}: cannot be shared by {ranks} ranks evenly"
         ):
-            data.check_shares(options(batch, micro), ranks)
+            windows.check_shares(options(batch, micro), ranks)
         with pytest.raises(UsageError, match=what):
-            data.check_shares(options(batch, micro), ranks)
+            windows.check_shares(options(batch, micro), ranks)
 
 
 def test_every_validation_window_is_some_ranks(tmp_path):
     configured = schema(tmp_path, batch_size=2, eval_samples=7)
-    prepare.ensure(configured.bind(data.DataOptions))
-    made = data.load(configured.bind(data.DataOptions))
+    prepare.ensure(configured.bind(windows.DataOptions))
+    made = windows.load(configured.bind(windows.DataOptions))
     shares = [[row.tolist() for x, _ in made.val_batches(rank, 3) for row in x] for rank in range(3)]
     assert list(map(len, shares)) == [3, 2, 2]
     assert sorted(itertools.chain(*shares)) == sorted(row.tolist() for x, _ in made.val_batches() for row in x)
