@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from lib.config.kconf import Schema
+from tests import forked
 from tests.tracking import run  # noqa: F401  # a fixture for every test of a tracker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,13 +39,6 @@ def program(folder):
     """Run a program of the repository in the empty folder: program("scripts/config.py", "docs", CONFIG_SEED="1")."""
 
     def start(path: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(ROOT / path), *arguments],
-            cwd=folder,
-            env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return forked.run(folder, path, *arguments, environment=os.environ | env)
 
     return start

@@ -1,8 +1,9 @@
-"""Trainers forked from a process that has imported them already: a test waits for its training, not for torch."""
+"""Programs of the repository, forked from a process with torch already imported, so that tests start fast."""
 
 import functools
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,34 +12,47 @@ from collections.abc import Callable
 from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a run imports, some of it only when it is under way; "__main__" is pytest's or torture's, else each fork's work.
-PRELOAD = ["__main__", "gpt2.train", "gpt2.session", "torch._dynamo", "tests.forked"]
+# What the programs import, at their start or later. `__main__` stands for pytest: without it, each fork imports pytest.
+PRELOAD = [
+    "__main__", "gpt2.train", "gpt2.sample", "gpt2.prepare_data", "torch._dynamo", "rich.console", "rich.table",
+    "scripts.checkpoint_info", "scripts.config", "scripts.prune_report", "scripts.reproduce", "scripts.runs",
+    "scripts.sweep", "scripts.sync", "scripts.tracker_doctor", "tests.forked",
+]  # fmt: skip
 
 
-class Trainer:
-    """`python gpt2/train.py <words>` in all but its start; to be used like a Popen whose stderr goes to its stdout."""
+class Program:
+    """Behaves like `python <path> <words>`, but is forked. Use it like a Popen; `stderr` is None unless `apart`.
+
+    Of the environment's variables for Python only PYTHONPATH has an effect.
+    """
 
     def __init__(
         self,
         folder: Path,
+        path: str,
         words: list[str],
         environment: dict[str, str],
         prepare: Callable[[], object] | None = None,
+        apart: bool = False,
     ):
-        """`prepare`, a function of a module, is called in the process before it trains."""
+        """`prepare`, a function at the top level of a module, is called in the new process before the program."""
         context = _context()
-        reader, writer = context.Pipe(duplex=False)
-        # A daemon is stopped with the process that started it, should a test forget it.
-        self.process = context.Process(target=_train, args=(folder, words, environment, writer, prepare), daemon=True)
+        pipes = [context.Pipe(duplex=False) for _ in range(1 + apart)]
+        writers = [writer for _, writer in pipes]
+        # A daemon is killed with the process that started it, in case a test does not stop it.
+        self.process = context.Process(
+            target=_run, args=(folder, path, words, environment, writers, prepare), daemon=True
+        )
         self.process.start()
-        writer.close()
+        for writer in writers:
+            writer.close()
         self.pid = self.process.pid
-        self.stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
-        reader.close()
+        self.stdout, self.stderr = ([_stream(reader) for reader, _ in pipes] + [None])[:2]
 
     @property
     def returncode(self) -> int | None:
@@ -50,26 +64,27 @@ class Trainer:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return its exit code when it has ended; raises TimeoutExpired after `timeout` seconds."""
+        """Wait until it ends, and return the exit code; raises TimeoutExpired after `timeout` seconds."""
         self.process.join(timeout)
         if self.returncode is None:
-            raise subprocess.TimeoutExpired("train", timeout)
+            raise subprocess.TimeoutExpired("program", timeout)
         return self.returncode
 
-    def communicate(self, timeout: float = 600) -> tuple[str, None]:
-        """What it has printed when it has ended; raises TimeoutExpired after `timeout` seconds."""
-        deadline, parts = time.monotonic() + timeout, []
-        if self.stdout.closed:  # it had said all when the time was over before
-            self.wait(timeout)
-            return "", None
-        while connection.wait([self.stdout], deadline - time.monotonic()):
-            if part := os.read(self.stdout.fileno(), 1 << 16):
-                parts.append(part)
-                continue
-            self.stdout.close()
-            self.wait(deadline - time.monotonic())
-            return b"".join(parts).decode(errors="replace"), None
-        raise subprocess.TimeoutExpired("train", timeout, b"".join(parts))
+    def communicate(self, timeout: float = 600) -> tuple[str, str | None]:
+        """What it prints to stdout and stderr until it ends; raises TimeoutExpired after `timeout` seconds."""
+        deadline, parts = time.monotonic() + timeout, {self.stdout: [], self.stderr: []}
+        while is_open := [stream for stream in (self.stdout, self.stderr) if stream and not stream.closed]:
+            ready = connection.wait(is_open, deadline - time.monotonic())
+            if not ready:
+                raise subprocess.TimeoutExpired("program", timeout, b"".join(parts[self.stdout]))
+            for stream in ready:
+                if part := os.read(stream.fileno(), 1 << 16):
+                    parts[stream].append(part)
+                else:
+                    stream.close()
+        self.wait(deadline - time.monotonic())
+        output = {stream: b"".join(found).decode(errors="replace") for stream, found in parts.items()}
+        return output[self.stdout], output[self.stderr] if self.stderr else None
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
@@ -77,13 +92,40 @@ class Trainer:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send it SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+
+class Trainer(Program):
+    """`python gpt2/train.py <words>`, forked, with its stderr in its stdout."""
+
+    def __init__(
+        self,
+        folder: Path,
+        words: list[str],
+        environment: dict[str, str],
+        prepare: Callable[[], object] | None = None,
+    ):
+        super().__init__(folder, "gpt2/train.py", words, environment, prepare)
+
+
+def run(folder: Path, path: str, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run a program to its end, with this process's environment or another one; fails after two minutes."""
+    program = Program(folder, path, list(words), dict(environment or os.environ), apart=True)
+    output, errors = program.communicate(timeout=120)
+    return subprocess.CompletedProcess([path, *words], program.returncode, output, errors)
+
+
+def _stream(reader: connection.Connection) -> IO[str]:
+    """The pipe's end as a text file."""
+    stream = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
+    reader.close()
+    return stream
 
 
 @functools.cache
 def _context() -> ForkServerContext:
-    """One server for all the tests of this process; what a test does to its environment and folder is not for it."""
+    """The server from which programs are forked; it keeps the environment that it starts with."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     with pytest.MonkeyPatch.context() as patch:
@@ -93,32 +135,36 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _train(
+def _run(
     folder: Path,
+    path: str,
     words: list[str],
     environment: dict[str, str],
-    output: connection.Connection,
+    writers: list[connection.Connection],
     prepare: Callable[[], object] | None,
 ) -> None:
     """In the forked process: become the program."""
-    from gpt2 import train
-    from lib.base.errors import run_program
-
-    _become(folder, environment, output)
+    _become(folder, environment, writers)
     if prepare:
         prepare()
-    sys.argv = [train.__file__, *words]
-    run_program(train.main)
+    sys.argv = [str(ROOT / path), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _become(folder: Path, environment: dict[str, str], output: connection.Connection) -> None:
+def _become(folder: Path, environment: dict[str, str], writers: list[connection.Connection]) -> None:
     """Give this process the folder, the environment and the output of another."""
     os.chdir(folder)
-    multiprocessing.set_start_method(None, force=True)  # as in a program, which nobody has set it in
+    multiprocessing.set_start_method(None, force=True)  # as in a new program
+    multiprocessing.current_process()._config["daemon"] = False  # which could start no process of its own
     os.environ.clear()
     os.environ.update(environment)
-    for fd in (1, 2):
-        os.dup2(output.fileno(), fd)
-    output.close()
+    for fd, writer in ((1, writers[0]), (2, writers[-1])):
+        os.dup2(writer.fileno(), fd)
+    for writer in writers:
+        writer.close()
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    for place in filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)):
+        sys.path.append(place)
+        if (custom := Path(place, "sitecustomize.py")).exists():
+            runpy.run_path(str(custom))
