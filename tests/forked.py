@@ -28,7 +28,7 @@ PRELOAD = [
 class Program:
     """Behaves like `python <path> <words>`, but is forked. Use it like a Popen; `stderr` is None unless `apart`.
 
-    Of the environment's variables for Python only PYTHONPATH has an effect.
+    Of the variables that Python itself reads, only PYTHONPATH and PYTHONIOENCODING have an effect.
     """
 
     def __init__(
@@ -162,8 +162,9 @@ def _become(folder: Path, environment: dict[str, str], writers: list[connection.
         os.dup2(writer.fileno(), fd)
     for writer in writers:
         writer.close()
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     for place in filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)):
         sys.path.append(place)
         if (custom := Path(place, "sitecustomize.py")).exists():

@@ -25,7 +25,7 @@ from lib.record.run import Identity
 from lib.track import csv, lane, tensorboard
 from lib.track.cursor import Cursor
 from lib.track.tracker import Alert, Row
-from tests import runs
+from tests import forked, runs
 from tests.disk import disk
 from tests.forked import Trainer
 from tests.training import ROOT, TEXT, arguments, environment
@@ -308,8 +308,7 @@ def test_a_configuration_is_written_whole_or_not_at_all(tmp_path, disk):
         folder, failed = empty(disk, pages), 0
         for command in COMMANDS:
             before = texts(folder)
-            words = [sys.executable, str(ROOT / "scripts/config.py"), *command.split()]
-            done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment())
+            done = forked.run(folder, "scripts/config.py", *command.split(), environment=environment())
             if done.returncode:
                 failed += 1
                 name = "mine" if "mine" in command else r"\.config(\.old)?"

@@ -19,6 +19,7 @@ import pytest
 from lib.base.files import write_json
 from lib.record import journal
 from lib.track.cursor import Cursor, path_of
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID = "0123456789ab"
@@ -137,8 +138,7 @@ def train(*args, **kwargs):
 
 
 def sync(folder, *words):
-    command = [sys.executable, str(ROOT / "scripts" / "sync.py"), str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return forked.run(Path.cwd(), "scripts/sync.py", str(folder), *words)
 
 
 def train_while_lanes_die(folder, name, end):

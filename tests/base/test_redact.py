@@ -16,6 +16,7 @@ from lib.base import redact
 from lib.config import command_line
 from lib.config.config_file import ConfigError
 from lib.record import provenance
+from tests import forked
 from tests.runs import ended, trained, write
 from tests.training import ROOT, TEXT, TINY, text
 
@@ -123,8 +124,8 @@ def test_a_server_that_refuses_a_key_does_not_get_it_into_a_log(planted, folder)
     address = f"http://127.0.0.1:{server.server_port}"
     there = {"WANDB_BASE_URL": address, "WANDB_MODE": "online", "TRACKIO_SERVER_URL": address}
     there["MLFLOW_TRACKING_URI"] = address.replace("//", f"//me:{keys['MLFLOW_TRACKING_PASSWORD']}@")
-    command = [sys.executable, str(ROOT / "scripts/sync.py"), "runs/run", "--tracker", "wandb,trackio,mlflow"]
-    done = subprocess.run(command, cwd=folder, env=environment | there, capture_output=True, text=True, timeout=120)
+    words = ["scripts/sync.py", "runs/run", "--tracker", "wandb,trackio,mlflow"]
+    done = forked.run(folder, *words, environment=environment | there)
     server.shutdown()
     assert (done.returncode, "mlflow         failed" in done.stdout) == (1, True), done.stdout + done.stderr
     assert_kept(keys, folder, done.stdout, done.stderr)

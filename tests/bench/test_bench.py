@@ -10,6 +10,7 @@ import time
 import pytest
 
 from bench.timing import Case, Timer, meets, quartiles
+from tests import forked
 from tests.training import ROOT
 
 MEASURED = {
@@ -33,7 +34,7 @@ def bench(tmp_path_factory):
     """(what a quick run printed, what it wrote)."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     words = ["--size", "tiny", "--rounds", "1", "--device", "cpu", "--dtype", "float32", "--json", str(path)]
-    done = subprocess.run([sys.executable, ROOT / "bench/run.py", *words], capture_output=True, text=True, timeout=120)
+    done = forked.run(path.parent, "bench/run.py", *words)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout, json.loads(path.read_text())
 

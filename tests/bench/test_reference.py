@@ -14,6 +14,7 @@ import torch
 
 from bench import process, reference, whole
 from lib.base.errors import UserError
+from tests import forked
 from tests.training import ROOT
 
 DOUBLE = """\
@@ -40,9 +41,8 @@ def checkout(tmp_path):
 
 
 def bench(checkout, tmp_path, *words):
-    command = [sys.executable, ROOT / "bench/run.py", "--size", "tiny", "--rounds", "1", "--device", "cpu"]
-    command += ["--dtype", "float32", "--ref", checkout, "--json", tmp_path / "bench.json", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    words = ["--dtype", "float32", "--ref", str(checkout), "--json", str(tmp_path / "bench.json"), *words]
+    return forked.run(tmp_path, "bench/run.py", "--size", "tiny", "--rounds", "1", "--device", "cpu", *words)
 
 
 def test_both_are_timed_as_whole_processes(checkout, tmp_path):
@@ -74,9 +74,7 @@ def test_what_is_no_checkout_is_named(checkout, tmp_path):
     done = bench(checkout, tmp_path)
     sentence = f"error: --ref {checkout}: has no model.py; name a checkout of karpathy/nanoGPT\n"
     assert (done.returncode, done.stderr) == (2, sentence)
-    done = subprocess.run(
-        [sys.executable, ROOT / "bench/run.py", "--only", "nanogpt-gpt2"], capture_output=True, text=True
-    )
+    done = forked.run(tmp_path, "bench/run.py", "--only", "nanogpt-gpt2")
     sentence = "error: --only nanogpt-...: say where a checkout of karpathy/nanoGPT is: --ref FOLDER\n"
     assert (done.returncode, done.stderr) == (2, sentence)
 

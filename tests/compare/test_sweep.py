@@ -6,14 +6,13 @@ import os
 import re
 import signal
 import statistics
-import subprocess
-import sys
 import time
 
 import pytest
 
 from lib.compare import comparison, sweep
 from lib.config.config_file import ConfigError
+from tests.forked import Program
 from tests.training import ROOT, TEXT, TINY, text
 
 HEAD = "defconfig gpt2_tiny\nseeds 1 2\n"
@@ -30,10 +29,7 @@ def write(folder, *lines, head=HEAD):
 
 def start(folder, *words):
     environment = {**os.environ, "CONFIG_SEED": "9"}  # must not matter
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts/sweep.py"), "few", *words],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    return Program(folder, "scripts/sweep.py", ["few", *words], environment)
 
 
 def run(folder, *words, code=0):

@@ -16,18 +16,19 @@ import pyarrow.parquet
 import pytest
 
 from gpt2.data import prepared, tokenizer
+from tests import forked
 from tests.data.test_prepare import content, options, tokens, write_lines
 
 ROOT = Path(__file__).parents[2]
 LINES = "files-a.jsonl-d99a9e"  # the name of data made from a.jsonl, without the tokenizer
 CUT = Path(f"cut/{LINES}-gpt2")  # the folder whose preparation is interrupted
-PROGRAM = [sys.executable, str(ROOT / "gpt2" / "prepare_data.py"), "--config", os.devnull]
 
 
 def run(folder, flags):
     """Run the program in `folder` and return (exit code, standard output, standard error)."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CONFIG_")}
-    done = subprocess.run([*PROGRAM, *flags.split()], cwd=folder, env=environment, capture_output=True, text=True)
+    words = ["--config", os.devnull, *flags.split()]
+    done = forked.run(folder, "gpt2/prepare_data.py", *words, environment=environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -329,9 +330,11 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     write_lines(tmp_path / "a.jsonl", ["x" * 100_000, "y" * 100_000])
     code = (
         "import resource, signal, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
-        f"sys.argv = {PROGRAM[1:]!r} + sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    flags = "--dataset files --dataset-source a.jsonl --tokenizer bytes"
+    flags = (
+        f"{ROOT}/gpt2/prepare_data.py --config {os.devnull} --dataset files --dataset-source a.jsonl --tokenizer bytes"
+    )
     done = subprocess.run([sys.executable, "-c", code, *flags.split()], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         1,

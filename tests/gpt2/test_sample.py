@@ -1,13 +1,11 @@
 """Sampling: what is drawn, and the program that prints it."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from gpt2 import sample
-from tests.training import ROOT, arguments, train
+from tests import forked
+from tests.training import arguments, train
 
 
 def drawn(logits, temperature, top_k, draws=2000):
@@ -36,8 +34,7 @@ def test_the_smallest_temperature_takes_the_likeliest():
 
 
 def run_sample(folder, *words):
-    program = [sys.executable, str(ROOT / "gpt2" / "sample.py"), *words]
-    return subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=60)
+    return forked.run(folder, "gpt2/sample.py", *words)
 
 
 def test_the_program_continues_a_prompt(tmp_path):

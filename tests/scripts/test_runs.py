@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from lib.record import journal
-from tests import training
+from tests import forked, training
 from tests.runs import ended, evaluated, trained, write
 from tests.training import ROOT
 
@@ -34,10 +34,9 @@ def home(tmp_path_factory):
 
 
 def runs(folder, *words, code=0, **env):
-    command = [sys.executable, str(ROOT / "scripts/runs.py"), *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, env={**os.environ, **env})
+    done = forked.run(folder, "scripts/runs.py", *words, environment=os.environ | env)
     assert done.returncode == code, done.stdout + done.stderr
-    return (done.stderr if code else done.stdout).decode()
+    return done.stderr if code else done.stdout
 
 
 def screen(folder, *words, columns=80):
@@ -88,8 +87,7 @@ def test_a_run_that_is_damaged_is_a_row_that_says_so(tmp_path):
     (tmp_path / "runs/garbage/journal.jsonl").write_bytes(bytes(range(256)) * 40)
     write(tmp_path / "runs/nobody")
     (tmp_path / "runs/nobody/run.json").write_bytes(b"\xff{")
-    command = [sys.executable, str(ROOT / "scripts/runs.py"), "list", "runs"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = forked.run(tmp_path, "scripts/runs.py", "list", "runs")
     assert sorted(line.split("\t")[:3] for line in done.stdout.splitlines()[1:]) == [
         ["runs/few/seed1", "crashed", "1/40"], ["runs/garbage", "damaged", ""],
         ["runs/good", "finished", "1"], ["runs/nobody", "damaged", ""],

@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 
+from tests.forked import Program
 from tests.runs import ended, evaluated, trained, write
 from tests.training import ROOT
 
@@ -41,9 +42,8 @@ def record(process, *arguments, **details):
     print(json.dumps([arguments, details]), file=process.stdin, flush=True)
 
 
-def tail(run, *flags, **popen):
-    command = [sys.executable, str(ROOT / "scripts/runs.py"), "tail", str(run), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
+def tail(run, *flags):
+    return Program(run.parent, "scripts/runs.py", ["tail", str(run), *flags], dict(os.environ))
 
 
 def metrics(step):

@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 from lib.base.files import write_json
 from lib.record import journal
 from lib.track import mlflow as adapter
-from tests.tracking import ROOT, RUN_ID, expected, new_run, run, state, sync, train, trainer, wait_for
+from tests import forked
+from tests.tracking import RUN_ID, expected, new_run, run, state, sync, train, trainer, wait_for
 
 pytest.importorskip("mlflow")
 pytest.importorskip("sqlalchemy")
@@ -168,12 +168,7 @@ def test_a_database_is_beside_the_runs_wherever_a_sync_is_started(run, tmp_path,
     shutil.copy(run.parent / "mlflow.db", run.parent / "sub" / "my.db")
     for place in (tmp_path / "one", tmp_path / "two"):
         place.mkdir()
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts/sync.py"), str(run.resolve())],
-            cwd=place,
-            capture_output=True,
-            text=True,
-        )
+        done = forked.run(place, "scripts/sync.py", str(run.resolve()))
         assert done.returncode == 0, done.stdout
         assert list(place.iterdir()) == []
     assert f"--backend-store-uri 'sqlite:///{run.parent.resolve()}/sub/my.db?timeout=9' (package" in done.stdout
