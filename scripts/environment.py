@@ -1,15 +1,16 @@
-"""Makes the environment that Espalier runs in, from the packages that pyproject.toml names; standard library alone.
+"""Creates Espalier's virtual environments with the packages pinned in pyproject.toml. Uses only the standard library.
 
-    environment.py install LEVEL VENV     install a level into VENV, making it when it is missing
-    environment.py check LEVEL            say what this Python lacks of a level, and how to install it
+    environment.py install LEVEL VENV     install a level into VENV, which is created if it is missing
+    environment.py check LEVEL            report which packages of a level this Python lacks, and how to install them
+    environment.py pins                   print every pinned package, for pip-audit
 
-Levels: `config` (Kconfiglib), `train` (everything that a run needs), `test` (the tests, the linter and every tracker),
-`audit` (Kconfiglib and pip-audit).
+Levels: `config` (Kconfiglib), `train` (everything that a run needs), `test` (the tests and the linter as well),
+`extras` (every optional package as well), `audit` (only pip-audit).
 """
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - this is where an older one is told
+if sys.version_info < (3, 11):  # noqa: UP036 - an older Python gets this sentence
     sys.exit(
         "error: Espalier needs Python 3.11 or newer; this is {}.{} ({})".format(*sys.version_info[:2], sys.executable)
     )
@@ -22,23 +23,37 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Each with the levels that it includes.
-LEVELS = {"config": (), "train": ("config",), "test": ("config", "train"), "audit": ("config",)}
-TESTED = ("test", "tensorboard", "mlflow", "accelerate")  # extras; Ray is as large as all of them together
+# Each level with those that it includes.
+LEVELS = {
+    "config": (), "train": ("config",), "test": ("config", "train"), "extras": ("config", "train", "test"), "audit": (),
+}  # fmt: skip
+
+
+def project() -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
+    """What pyproject.toml pins: the dependencies, the optional ones by extra, and those of developers by group."""
+    read = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return read["project"]["dependencies"], read["project"]["optional-dependencies"], read["dependency-groups"]
 
 
 def requirements(level: str) -> list[str]:
     """The packages of a level, pinned as in pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    if level in ("config", "audit"):
-        own = extras["audit"] if level == "audit" else []
-        return [name for name in project["dependencies"] if name.startswith("kconfiglib")] + own
-    return project["dependencies"] + [name for extra in TESTED if level == "test" for name in extras[extra]]
+    dependencies, extras, groups = project()
+    if level == "audit":
+        return groups["audit"]
+    if level == "config":
+        return [name for name in dependencies if name.startswith("kconfiglib")]
+    tests = groups["test"] if level in ("test", "extras") else []
+    return dependencies + tests + [name for extra in extras.values() for name in extra if level == "extras"]
+
+
+def pinned() -> list[str]:
+    """Every package that pyproject.toml pins."""
+    dependencies, extras, groups = project()
+    return dependencies + [name for more in (extras, groups) for names in more.values() for name in names]
 
 
 def install(level: str, folder: Path) -> None:
-    """Bring the virtual environment in `folder` to `level`, and stamp every level that it then has."""
+    """Bring the virtual environment in `folder` to `level`, and mark each level that it then has by a file."""
     python = folder / "bin" / "python"
     if not python.exists():
         print(f"making {folder} with Python {sys.version.split()[0]}", flush=True)
@@ -56,14 +71,14 @@ def install(level: str, folder: Path) -> None:
 def check(level: str) -> None:
     """Exit with a sentence when a package of `level` is missing or has another version."""
     wrong = []
-    for requirement in requirements(level):
-        name, _, version = requirement.partition("==")
+    for package in requirements(level):
+        name, _, version = package.partition("==")
         try:
             found = metadata.version(re.sub(r"\[.*", "", name))
         except metadata.PackageNotFoundError:
             found = "missing"
         if found.partition("+")[0] != version:
-            wrong.append(f"{requirement} ({found})")
+            wrong.append(f"{package} ({found})")
     if wrong:
         packages = " ".join(f"'{w.split()[0]}'" for w in wrong)
         sys.exit(f"error: {sys.executable} lacks {', '.join(wrong)}; run: {sys.executable} -m pip install {packages}")
@@ -75,6 +90,8 @@ def main() -> None:
         install(sys.argv[2], Path(sys.argv[3]))
     elif len(sys.argv) == 3 and sys.argv[1] == "check" and sys.argv[2] in LEVELS:
         check(sys.argv[2])
+    elif sys.argv[1:] == ["pins"]:
+        print(*pinned(), sep="\n")
     else:
         sys.exit(__doc__)
 

@@ -4,5 +4,5 @@ BEGIN { FS = ":.*## "; print "Espalier: train and prune GPT-2.  make menuconfig 
 /^[a-z%_-]+:.*## / { name = $1; sub("%", "<name>", name); printf "  %-18s %s\n", name, $2 }
 END {
 	print "\nAny option of the menu can be set on the command line: make train OPTIMIZER=sgd LEARNING_RATE=0.1"
-	print "PYTHON=/path/to/python uses an environment of your own in place of .venv."
+	print "make train PYTHON=/path/to/python uses your own environment instead of .venv."
 }

@@ -1,7 +1,8 @@
-"""Fixtures of several test files: an environment of our own, a folder to work in, programs run as a user would."""
+"""Shared fixtures and options: a clean environment, a working folder, running programs, which tests are run."""
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -14,14 +15,50 @@ from tests.tracking import run  # noqa: F401  # a fixture for every test of a tr
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = Schema().options
 
-# Reproducible, and without a data base of examples in the repository; a loaded machine is no failure.
+# Reproducible, without a database of examples in the repository, and without a deadline that a slow machine misses.
 hypothesis.settings.register_profile("espalier", deadline=None, database=None, derandomize=True)
 hypothesis.settings.load_profile("espalier")
 
 
+# ---- which tests are run ---------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="skip each test at the moment it starts a process or trains")
+    parser.addoption("--extras", action="store_true", help="run only the tests that need an optional package")
+
+
+def pytest_configure(config):
+    """With --quick, what would start a process skips its test; so no list says which tests are quick."""
+    if config.getoption("--quick"):
+        events = {"subprocess.Popen", "os.fork", "os.posix_spawn", "espalier.train"}
+        main = os.getpid()
+
+        def watch(event: str, arguments: tuple) -> None:
+            if event in events and os.getpid() == main and "PYTEST_CURRENT_TEST" in os.environ:
+                pytest.skip(f"not quick: {event}")
+
+        sys.addaudithook(watch)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests that need an optional package are skipped by its name or, with --extras, the only ones that are run."""
+    needs = {item: [name for mark in item.iter_markers("extra") for name in mark.args] for item in items}
+    if config.getoption("--extras"):
+        config.hook.pytest_deselected(items=[item for item in items if not needs[item]])
+        items[:] = [item for item in items if needs[item]]
+        return
+    for item, names in needs.items():
+        for name in names:
+            item.add_marker(pytest.mark.skip(reason=f"needs the optional package {name}: make test-extras"))
+
+
+# ---- fixtures --------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch):
-    """Take out of the environment what would configure the programs under test, and what they would warn of."""
+    """Remove variables that would configure the tested programs or make them print warnings."""
     for name in os.environ:
         if name.startswith(("CONFIG_", "KCONFIG_")) or name == "srctree" or name in OPTIONS:
             monkeypatch.delenv(name)
@@ -29,7 +66,7 @@ def _own_environment(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current folder."""
+    """A new empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -41,6 +41,7 @@ class Program:
         apart: bool = False,
     ):
         """`prepare`, a function at the top level of a module, is called in the new process before the program."""
+        sys.audit("subprocess.Popen", path, words, folder, environment)
         context = _context()
         pipes = [context.Pipe(duplex=False) for _ in range(1 + apart)]
         writers = [writer for _, writer in pipes]

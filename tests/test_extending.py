@@ -1,4 +1,4 @@
-"""docs/extending.md, done to the letter in a copy of the repository: each addition is checked by the audit and used."""
+"""docs/extending.md, done to the letter in a copy of the repository: each addition is checked as Kconfig is, and used."""
 
 import re
 import shutil
@@ -47,8 +47,8 @@ def run(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def audit(folder: Path) -> None:
-    run(folder, "-m", "pytest", "-p", "no:cacheprovider", "tests/scripts/test_audit.py")
+def check_kconfig(folder: Path) -> None:
+    run(folder, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_kconfig.py")
 
 
 def test_an_optimizer(copy):
@@ -56,7 +56,7 @@ def test_an_optimizer(copy):
     (copy / "lib/optim/signum.py").write_text(code)
     insert(copy / "lib/optim/Kconfig", choice, "endchoice")
     insert(copy / "lib/optim/Kconfig", option, "endmenu")
-    audit(copy)
+    check_kconfig(copy)
     run(copy, "gpt2/train.py", *arguments(optimizer="signum", signum_momentum=0.8, learning_rate=1e-3))
     history = journal.history(copy / "runs/run")
     assert history["eval", 40]["metrics"]["val_loss"] < history["eval", 0]["metrics"]["val_loss"] - 0.3
@@ -66,7 +66,7 @@ def test_a_pruning_criterion(copy):
     [code], [choice] = section("A pruning criterion")
     (copy / "lib/prune/score/lamp.py").write_text(code)
     insert(copy / "lib/prune/Kconfig", choice, "endchoice")
-    audit(copy)
+    check_kconfig(copy)
     pruning = {
         "pruning_method": "lamp",
         "pruning_distribution": "global",
@@ -82,7 +82,7 @@ def test_a_tracker(copy):
     [code], [entry] = section("A tracker")
     (copy / "lib/track/sqlite.py").write_text(code)
     insert(copy / "lib/track/Kconfig", entry, "endmenu")
-    audit(copy)
+    check_kconfig(copy)
     output = run(copy, "gpt2/train.py", *arguments(tracker="sqlite"))
     assert "sqlite    finished  " in output and "ask it with: sqlite3 runs/run/metrics.db" in output
     assert_database_holds(copy / "runs/run")
@@ -140,7 +140,7 @@ def test_a_dataset(copy):
     pages.mkdir()
     for number, word in enumerate(("cat", "ls", "rm", "cp") * 10):
         (pages / f"{word}{number}.1").write_text(f"{word} - do what {word} does\n" * 30)
-    audit(copy)
+    check_kconfig(copy)
     run(copy, "gpt2/train.py", *arguments(dataset="manpages", dataset_source="pages", eval_samples=4))
     assert list(copy.glob("data/manpages-pages-*-bytes/meta.json"))
     assert ("eval", 40) in journal.history(copy / "runs/run")

@@ -87,9 +87,9 @@ KILLS, STEPS = 20, 800
 TRACKERS = ("trackio", "wandb", "tensorboard")
 
 
+@pytest.mark.extra("tensorboard")
 def test_a_run_killed_at_twenty_instants_is_whole_in_its_journal_and_in_every_tracker(tmp_path, monkeypatch):
     """`kill -9` of the trainer, every second time of the trackers' processes too, then the same run goes on."""
-    pytest.importorskip("tensorboard")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "storage"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     run, chance, kills = tmp_path / "runs" / "run", random.Random(5), 0

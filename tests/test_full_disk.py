@@ -225,10 +225,9 @@ def test_what_a_run_keeps_of_its_code_is_whole(tmp_path, disk, monkeypatch):
     assert sorted(texts(tmp_path / "new")) == ["changes.patch", "provenance.json"]
 
 
-@pytest.mark.parametrize("tracker", [csv, tensorboard])
+@pytest.mark.parametrize("tracker", [csv, pytest.param(tensorboard, marks=pytest.mark.extra("tensorboard"))])
 def test_rows_of_a_tracker_are_there_together_or_not_at_all(tmp_path, disk, tracker):
     """And when there is room, the tracker that failed goes on where it was."""
-    pytest.importorskip("tensorboard")
     batches = [[Row("train", n, 1e9 + n, {"train_loss": 1 / (n + 3)}) for n in range(k, k + 40)] for k in (0, 40, 80)]
     alert, identity = Alert("nan", 5, 1e9, "warn", "text"), Identity("0123456789ab", "project", "name")
 

@@ -1,4 +1,4 @@
-"""Ray Train with two workers, one of which is killed once: one run, each step once. Needs the package ray[train]."""
+"""Ray Train with two workers, one of which is killed once: one run, each step once."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from lib.record import journal
 from tests.training import ROOT, TEXT, arguments
 
-pytest.importorskip("ray.train", reason="ray[train] is not installed")
+pytestmark = pytest.mark.extra("ray")
 
 DRIVER = """
 import sys

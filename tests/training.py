@@ -134,6 +134,7 @@ class Records(list):
 
 def run(made: Schema) -> Records:
     """Train in this process, without a run folder; returns what the loop recorded."""
+    sys.audit("espalier.train")  # --quick skips the test here
     from gpt2 import loop
     from gpt2.session import Session
     from lib.machine import device

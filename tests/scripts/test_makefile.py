@@ -16,7 +16,7 @@ from tests.training import ROOT, TEXT, TINY, text
 
 TARGETS = (
     "menuconfig defconfig <name>_defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain "
-    "checkconfig randconfig train sweep resume sample data sync dashboard test lint clean mrproper help"
+    "checkconfig randconfig train sweep resume sample data sync dashboard check test test-extras lint clean mrproper help"
 ).split()
 
 
@@ -49,7 +49,15 @@ def test_help_lists_every_target_of_the_makefile():
     listed = re.findall(r"^  (\S+) +\S", text, re.MULTILINE)
     assert set(TARGETS) <= set(listed)
     rules = re.findall(r"^([a-z%_-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    internal = {"env-config", "env-configured", "env-train", "env-test", "env-audit"}
+    internal = {
+        "env-config",
+        "env-configured",
+        "env-train",
+        "env-test",
+        "env-extras",
+        "env-audit",
+        "test-extras env-extras",
+    }
     assert set(listed) == {rule.replace("%", "<name>") for rule in rules} - internal
     assert text == make(ROOT)  # the default
 
@@ -107,9 +115,7 @@ def test_the_environment_chooses_no_file_to_export_to(clone):
 
 
 def test_configuration_needs_kconfiglib_alone(clone):
-    program = "from scripts import environment; print(environment.requirements('config'))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "['kconfiglib==14.1.0']\n"
+    assert requirements("config") == ["kconfiglib==14.1.0"]
     assert "OK" in make(clone, "checkconfig")
 
 
@@ -134,7 +140,32 @@ def test_a_python_that_is_too_old_is_one_sentence(tmp_path):
     assert re.fullmatch(r"error: Espalier needs Python 3.11 or newer; this is 3.10 \(.*\)\n", done.stderr)
 
 
-def test_what_an_audit_needs_is_a_level_of_its_own():
-    program = "from scripts import environment; print(environment.requirements('audit'))"
+def requirements(level):
+    program = f"from scripts import environment; print(*environment.requirements({level!r}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"\['kconfiglib==[\d.]+', 'pip-audit==[\d.]+'\]\n", done.stdout)
+    return done.stdout.split()
+
+
+def test_each_level_has_the_packages_that_it_needs():
+    assert re.fullmatch(r"pip-audit==[\d.]+", " ".join(requirements("audit")))
+    train, test, extras = (set(requirements(level)) for level in ("train", "test", "extras"))
+    assert train < test < extras
+    assert "torch==2.13.0" in train  # pip takes the build for the CPU under exactly this name
+    assert {package.partition("==")[0] for package in extras - test} >= {"tensorboard", "accelerate", "ray[train]"}
+
+
+def test_words_of_the_environment_do_not_count(clone):
+    """Nor do they reach the programs, with `make -e` neither."""
+    shows = clone / "shows.mk"
+    shows.write_text("shown:\n\t@env\n")
+    [line] = re.findall(r"^override OURS +:= (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    words = set(line.split())
+    assert words & Schema().options.keys() == set()
+    for flags in ([], ["-e"]):
+        command = ["make", "-f", "Makefile", "-f", "shows.mk", "shown", "B=given", *flags]
+        environment = os.environ | dict.fromkeys(words, "meant for another program")
+        output = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=True).stdout
+        found = dict(entry for row in output.splitlines() if len(entry := row.split("=", 1)) == 2)
+        assert {word: found[word] for word in words & found.keys()} == {"B": "given", "PYTHON": ".venv/bin/python"}
+    for word in words - {"PYTHON"}:  # each is read by a recipe
+        assert re.search(rf"^\t.*\$\${word}\b", (ROOT / "Makefile").read_text(), re.MULTILINE), word

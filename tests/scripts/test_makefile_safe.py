@@ -60,7 +60,7 @@ def test_the_name_of_a_preset_is_one_word(echo, stem):
 
 @pytest.mark.parametrize("name", ['a";touch${IFS}pwned;"', "a$$b", "`touch${IFS}pwned`", "é"])
 def test_a_variable_has_a_plain_name(echo, name):
-    assert "a name has letters, digits and _ alone" in echo("train", f"{name}=1", code=2)
+    assert "a name may have only letters, digits and _" in echo("train", f"{name}=1", code=2)
 
 
 def test_what_make_computes_itself_cannot_be_given(echo):
@@ -83,6 +83,6 @@ def test_recipes_expand_nothing_that_is_given():
     text = re.sub(asked, "", (ROOT / "Makefile").read_text())
     recipes = re.findall(r"^\t@.*|^\t\t.*", text, re.MULTILINE)
     expanded = {name for line in recipes for name in re.findall(r"(?<!\$)\$\(([\w*]+)\)", line)}
-    assert expanded == {"OVERRIDES", "CONFIG_PY", "VENV", "SYSTEM_PYTHON", "MAKEFILE_LIST"}
+    assert expanded == {"OVERRIDES", "CONFIG_PY", "SYSTEM_PYTHON", "MAKEFILE_LIST"}
     stems = [line for line in recipes if re.search(r"(?<!\$)\$\*", line)]
-    assert [re.search(r"(install|check) \$\*", line)[1] for line in stems] == ["check", "install"]  # names of ours
+    assert [re.search(r"(\w+) \$\*", line)[1] for line in stems] == ["check"]  # the name of a level

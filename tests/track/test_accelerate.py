@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("accelerate")
+pytest.importorskip("accelerate", reason="needs the optional package accelerate: make test-extras")
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -31,6 +31,7 @@ from tests.disk import disk, fill
 from tests.tracking import ROOT, expected, recorded, run, state, sync, trainer, wait_for
 
 __all__ = ["disk", "run"]  # fixtures
+pytestmark = pytest.mark.extra("accelerate")
 
 # A training script as Accelerate's users write them: folder of runs, first step, end, resume or not, kill or not.
 SCRIPT = """
@@ -94,7 +95,6 @@ def assert_tensorboard_holds(folder, again=""):
 
 
 def test_a_tracker_of_accelerate_gets_every_row_once(run):
-    pytest.importorskip("tensorboard")
     process = trainer(run, "accelerate:tensorboard", end=80, pause=0.05, deadline=0)
     wait_for(lambda: state(run, "accelerate:tensorboard").rows > 0)
     os.kill(int((run / "trackers" / "accelerate-tensorboard.lock").read_text()), signal.SIGKILL)
@@ -114,7 +114,6 @@ def deliver(folder):
 
 
 def test_a_run_that_goes_back_is_another_run_there(run):
-    pytest.importorskip("tensorboard")
     folder = recorded(run.parent / "second", *(("train", step, {"train_loss": 1.0 * step}, {}) for step in (1, 2)))
     assert deliver(folder) == 0
     with contextlib.closing(journal.Journal(folder)) as book:

@@ -16,10 +16,8 @@ from lib.track import mlflow as adapter
 from tests import forked
 from tests.tracking import RUN_ID, expected, new_run, run, state, sync, train, trainer, wait_for
 
-pytest.importorskip("mlflow")
-pytest.importorskip("sqlalchemy")
-pytest.importorskip("alembic")
 __all__ = ["run"]  # a fixture
+pytestmark = pytest.mark.extra("mlflow")
 
 
 @pytest.fixture(scope="session")

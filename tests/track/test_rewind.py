@@ -130,6 +130,7 @@ READERS = {
     "wandb": wandb_values,
 }
 REWRITTEN = ("csv", "tensorboard")
+TENSORBOARD = pytest.param("tensorboard", marks=pytest.mark.extra("tensorboard"))
 
 
 def assert_holds(name, folder, wanted, run_id=RUN_ID):
@@ -139,9 +140,8 @@ def assert_holds(name, folder, wanted, run_id=RUN_ID):
     assert plain(READERS[name](folder, run_id)) == plain(wanted.items())
 
 
-@pytest.mark.parametrize("name", ["csv", "tensorboard", "trackio"])
+@pytest.mark.parametrize("name", ["csv", TENSORBOARD, "trackio"])
 def test_a_tracker_holds_what_is_in_force_after_the_run_went_back(storage, name, tmp_path):
-    pytest.importorskip("tensorboard" if name == "tensorboard" else "csv")
     folder = started(tmp_path)
     deliver(folder, name)
     assert_holds(name, folder, BEFORE)
@@ -204,9 +204,8 @@ def test_a_run_that_goes_back_twice_has_a_third_run(storage, tmp_path):
     assert_holds("trackio", folder, AFTER, f"{RUN_ID}_3")
 
 
-@pytest.mark.parametrize("name", REWRITTEN)
+@pytest.mark.parametrize("name", ["csv", TENSORBOARD])
 def test_files_are_written_anew_where_nobody_knows_what_they_hold(tmp_path, name):
-    pytest.importorskip("tensorboard" if name == "tensorboard" else "csv")
     folder = started(tmp_path)
     deliver(folder, name)
     (folder / "trackers" / f"{name}.json").unlink()
@@ -221,9 +220,8 @@ def test_a_tracker_that_was_never_told_of_what_was_taken_back_has_one_run(storag
     assert_holds("trackio", folder, AFTER)
 
 
+@pytest.mark.extra("mlflow")
 def test_mlflow_gets_a_second_run_and_learns_that_the_first_goes_on_no_more(tmp_path):
-    for library in ("mlflow", "sqlalchemy", "alembic"):
-        pytest.importorskip(library)
     folder = started(tmp_path)
     with files.held(folder, "training this run"):
         assert deliver(folder, "mlflow").state == "live"
@@ -241,10 +239,9 @@ class Killed(BaseException):
     """What no tracker catches."""
 
 
-@pytest.mark.parametrize("name", ["csv", "tensorboard", "trackio"])
+@pytest.mark.parametrize("name", ["csv", TENSORBOARD, "trackio"])
 def test_a_kill_while_a_tracker_begins_again_is_made_up_for(storage, tmp_path, monkeypatch, name):
     """At each change of a file, one after the other, and before each transaction of the database."""
-    pytest.importorskip("tensorboard" if name == "tensorboard" else "csv")
     store, fsync, unlink = trackio_adapter.Tracker.store, os.fsync, Path.unlink
     instant, died = 0, True
     while died:

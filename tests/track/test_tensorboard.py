@@ -15,13 +15,12 @@ import pytest
 from lib.base.errors import UserError
 from lib.record import journal
 from lib.record.run import Identity
+from lib.track import tensorboard as adapter
 from lib.track.tracker import Alert, Row
 from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, train_while_lanes_die, wait_for
 
-pytest.importorskip("tensorboard")
-from lib.track import tensorboard as adapter
-
 __all__ = ["run"]  # a fixture
+pytestmark = pytest.mark.extra("tensorboard")
 IDENTITY = Identity(RUN_ID, "demo", "first")
 
 

@@ -1,11 +1,9 @@
-"""Kconfig and code agree: no option that nobody reads, no field without an option, no preset that says otherwise."""
+"""Kconfig and the code agree: each option is read, each field is an option, each preset says what it really sets."""
 
 import ast
 import importlib
 import pkgutil
 import re
-import subprocess
-import sys
 import typing
 
 import kconfiglib
@@ -16,9 +14,11 @@ import lib
 from lib.config.kconf import ROOT, Options, Schema
 
 SCHEMA = Schema()
-KCONFIG_FILES = sorted(path for path in ROOT.rglob("Kconfig") if ".venv" not in path.parts)
+KCONFIG_FILES = sorted(
+    path for path in ROOT.rglob("Kconfig") if path.relative_to(ROOT).parts[0] in ("Kconfig", "gpt2", "lib")
+)
 PRESETS = sorted((ROOT / "defconfigs").glob("*_defconfig"))
-SOURCES = sorted(path for package in ("lib", "gpt2", "scripts") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(path for package in ("lib", "gpt2", "scripts", "bench") for path in (ROOT / package).rglob("*.py"))
 PLUGINS = (
     "lib.optim.",
     "lib.prune.score.",
@@ -189,64 +189,3 @@ def test_a_preset_says_how_to_run_it_and_what_to_expect(path):
 def test_the_presets_exist():
     expected = {"gpt2_tiny", "gpt2_shakespeare", "gpt2_124m_finewebedu", "gpt2_124m_openwebtext"}
     assert expected <= {path.name.removesuffix("_defconfig") for path in PRESETS}
-
-
-# ---- imports ---------------------------------------------------------------------------------------------------------
-
-
-def imports(path):
-    """Names of the modules that a source imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def test_imports_follow_the_arrows():
-    for path in SOURCES:
-        for name in imports(path):
-            if path.is_relative_to(ROOT / "lib"):
-                assert name.split(".")[0] not in ("gpt2", "scripts"), f"{path} imports {name}"
-            if path.is_relative_to(ROOT / "scripts"):
-                assert not name.startswith("gpt2.train"), f"{path} imports {name}"
-            if path.is_relative_to(ROOT / "gpt2"):
-                assert name.split(".")[0] != "scripts", f"{path} imports {name}"
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "lib.config.kconf",
-        "lib.config.option",
-        "lib.config.command_line",
-        "lib.record.journal",
-        "lib.record.run",
-        "lib.base.launch",
-        "lib.record.provenance",
-        "lib.record.history",
-        "lib.track",
-    ],
-)
-def test_what_reads_configurations_and_journals_imports_no_torch(module):
-    code = f"import sys, {module}; print({{'torch', 'numpy', 'gpt2'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-
-
-def test_importing_everything_writes_nothing(tmp_path):
-    names = [m.__name__ for m in modules()]
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.dont_write_bytecode = True\n"
-        "def watch(event, arguments):\n"
-        "    if event == 'open' and isinstance(arguments[1], str) and set(arguments[1]) & set('wax+'):\n"
-        "        print('opened', arguments)\n"
-        "    if event in ('os.mkdir', 'os.rename', 'os.remove', 'socket.connect', 'subprocess.Popen'):\n"
-        "        print(event, arguments)\n"
-        "import importlib, torch\n"  # what others do on import is theirs
-        "sys.addaudithook(watch)\n"
-        f"for name in {names!r}: importlib.import_module(name)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert list(tmp_path.iterdir()) == []
