@@ -1,4 +1,4 @@
-"""docs/extending.md, done to the letter in a copy of the repository: each addition is checked as Kconfig is, and used."""
+"""docs/extending.md, done to the letter in a copy of the repository: each addition is checked and used."""
 
 import re
 import shutil

@@ -16,7 +16,7 @@ from tests.training import ROOT, TEXT, TINY, text
 
 TARGETS = (
     "menuconfig defconfig <name>_defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain "
-    "checkconfig randconfig train sweep resume sample data sync dashboard check test test-extras lint clean mrproper help"
+    "checkconfig randconfig train sweep resume sample data sync dashboard check test lint clean mrproper help"
 ).split()
 
 
@@ -49,16 +49,7 @@ def test_help_lists_every_target_of_the_makefile():
     listed = re.findall(r"^  (\S+) +\S", text, re.MULTILINE)
     assert set(TARGETS) <= set(listed)
     rules = re.findall(r"^([a-z%_-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    internal = {
-        "env-config",
-        "env-configured",
-        "env-train",
-        "env-test",
-        "env-extras",
-        "env-audit",
-        "test-extras env-extras",
-    }
-    assert set(listed) == {rule.replace("%", "<name>") for rule in rules} - internal
+    assert set(listed) == {rule.replace("%", "<name>") for rule in rules if not rule.startswith("env-")}
     assert text == make(ROOT)  # the default
 
 
