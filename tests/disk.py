@@ -1,4 +1,4 @@
-"""A disk that fills up for real: a small file system in memory, mounted for the test where that is allowed."""
+"""A small file system in memory that can really become full; tests are skipped where mounting is not allowed."""
 
 import contextlib
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mounts a file system of a size in `tmp_path`/disk; called again, it changes size or other mount options."""
+    """A function that mounts a tmpfs with the given options in `tmp_path`/disk; the next call changes the options."""
     folder = tmp_path / "disk"
 
     def mount(options):

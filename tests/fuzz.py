@@ -1,8 +1,8 @@
-"""Feed the programs bad input for a while: python tests/fuzz.py --minutes 10 [--target NAME] [--seed S].
+"""Fuzz the programs: python tests/fuzz.py --minutes 10 [--target NAME] [--seed S].
 
-Each target of tests/fuzzing.py runs in a process of its own, guided by coverage where atheris is installed, and
-else with random changes of good input. An input that breaks the promise is kept as a file, with the command that
-repeats it, and the exit code is 1.
+Each target of tests/fuzzing/ runs in its own process. With atheris installed, coverage guides the changes of valid
+input; without it, they are random. An input that breaks the promise of tests/fuzzing/promise.py is saved to a file, and
+the command that repeats it is printed. The exit code is then 1.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-_FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where nothing waits for a disk
+_FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a RAM disk, so that nothing waits for a disk
 _HANG = 20  # seconds that an input may take
 _MEMORY = 2 << 30  # bytes beyond what the process has when it begins
 _LARGEST = 1 << 21  # bytes of an input
@@ -36,10 +36,10 @@ def main() -> int:
     """Fuzz, or repeat one input; returns 1 when a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0, help="for all targets together [1]")
-    parser.add_argument("--target", action="append", metavar="NAME", help="only this one; may be repeated")
-    parser.add_argument("--seed", type=int, default=1, help="of the random changes [1]")
-    parser.add_argument("--input", type=Path, help="repeat this input of --target, which must be one")
-    parser.add_argument("--random", action="store_true", help="without atheris")
+    parser.add_argument("--target", action="append", metavar="NAME", help="fuzz only this target; may be repeated")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random changes [1]")
+    parser.add_argument("--input", type=Path, help="repeat the input in this file; needs exactly one --target")
+    parser.add_argument("--random", action="store_true", help="random changes even if atheris is installed")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -63,7 +63,7 @@ def targets() -> list[str]:
 
 
 def feed_file(name: str, path: Path, place: str) -> int:
-    """Feed the input in a file to a target in the folder `place`; raises what the target raises."""
+    """Feed the input in a file to a target, in the folder `place`; raises what the target raises."""
     from tests.fuzzing import TARGETS
 
     os.chdir(place)
@@ -73,7 +73,7 @@ def feed_file(name: str, path: Path, place: str) -> int:
 
 
 def fuzz(name: str, seconds: float, args: argparse.Namespace) -> int:
-    """Fuzz one target in a process of its own, showing progress; returns 1 when an input broke the promise."""
+    """Fuzz one target in its own process, showing progress; returns 1 when an input broke the promise."""
     command = [sys.executable, __file__, "--target", name, "--seed", str(args.seed)] + ["--random"] * args.random
     with (
         tempfile.TemporaryDirectory(prefix="espalier-fuzz-", dir=_FAST) as place,
@@ -104,7 +104,7 @@ def fuzz(name: str, seconds: float, args: argparse.Namespace) -> int:
 
 
 class Record:
-    """How many inputs there were, and the last one, in a file that outlives whatever happens to the process."""
+    """The number of inputs and the last input, in a memory-mapped file that survives a crash of the process."""
 
     def __init__(self, path: Path, new: bool):
         with path.open("w+b" if new else "r+b") as file:
@@ -112,13 +112,13 @@ class Record:
             self.memory = mmap.mmap(file.fileno(), 0)
 
     def begin(self, data: bytes) -> None:
-        """Note an input before it is tried."""
+        """Record an input before the target gets it."""
         tried, accepted, _ = _HEAD.unpack_from(self.memory)
         self.memory[_HEAD.size : _HEAD.size + len(data)] = data
         _HEAD.pack_into(self.memory, 0, tried + 1, accepted, len(data))
 
     def end(self, accepted: bool) -> None:
-        """Note whether it was accepted."""
+        """Record whether the target accepted it."""
         tried, before, size = _HEAD.unpack_from(self.memory)
         _HEAD.pack_into(self.memory, 0, tried, before + accepted, size)
 
@@ -140,7 +140,7 @@ class Record:
 
 
 def work(name: str, place: Path, seconds: float, args: argparse.Namespace) -> int:
-    """The process that fuzzes one target in the current folder, for `seconds`, until a promise is broken."""
+    """Fuzz one target in the current folder for `seconds`, or until an input breaks the promise."""
     guided = not args.random and importlib.util.find_spec("atheris")
     if guided:
         import atheris

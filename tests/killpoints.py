@@ -1,8 +1,8 @@
-"""Kills the process it is in where it changes the world: before the n-th change of a kind, or half-way through it.
+"""Kills its own process at a chosen change of a file: before the n-th change of a kind, or half-way through it.
 
-What a process leaves after a change is what it leaves before the next one, so these two and the end are all there is.
-A change is a system call on a file under the current folder: what Python's file objects buffer is written when they
-write it, as in a run that nobody watches. An update of the masks, which is in memory, counts as one too.
+The state after a change is the state before the next one, so "before", "half-way" and the end cover every case. A
+change is a system call on a file under the current folder. Python's file objects buffer what they write, as in any run;
+the change is made when the buffer is written. An update of the masks, which is in memory, counts as a change too.
 """
 
 import builtins
@@ -17,23 +17,23 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-LOG = "points.log"  # in the current folder: a line per point reached, the last one is where a kill was
+LOG = "points.log"  # in the current folder: a line per point reached; the last line is the point of the kill
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """The `number`-th (from 1) change with this label, "write checkpoints/step-#.pt.tmp", in a process."""
+    """The `number`-th change (from 1) with a label, such as "write checkpoints/step-#.pt.tmp", in a process."""
 
     label: str
     number: int
-    half: bool = False  # half of it is made
+    half: bool = False  # kill after half of the change
 
     def __str__(self) -> str:
         return f"{'half-way through' if self.half else 'before'} {self.label} number {self.number}"
 
 
 def reached(folder: Path) -> list[str]:
-    """The labels of what the last armed process in `folder` came to, in order; a kill is the last."""
+    """The labels of the points that the last armed process in `folder` reached, in order."""
     return (folder / LOG).read_text().splitlines()
 
 
@@ -42,11 +42,11 @@ class Points:
 
     def __init__(self, target: Point | None):
         self.target, self.home, self.counts, self.lock = target, Path.cwd(), Counter(), threading.Lock()
-        self.write = os.write  # the one that is not watched
+        self.write = os.write  # the original, which is not watched
         self.log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
 
     def reach(self, what: str, file: object = None, half: Callable[[], object] | None = None) -> None:
-        """The change `what` of `file` (a path or a descriptor) is about to be made; `half` makes half of it."""
+        """Called before the change `what` of `file` (a path or a descriptor); `half` makes its first half."""
         label = self.label(what, file)
         if label is None:
             return
@@ -55,12 +55,12 @@ class Points:
             self.write(self.log, f"{label}\n".encode())
             if self.target and (label, self.counts[label]) == (self.target.label, self.target.number):
                 if self.target.half and half:
-                    with contextlib.suppress(ValueError):  # of what finds out that it is half
+                    with contextlib.suppress(ValueError):  # half a change may notice that it is incomplete
                         half()
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def label(self, what: str, file: object) -> str | None:
-        """`what` and the name within the run or the data, digits as #; None for what is not under the folder."""
+        """`what` and the path within the run or the data, with digits as #; None for files outside the folder."""
         if file is None:
             return what
         path = Path(f"/proc/self/fd/{file}").readlink() if isinstance(file, int) else Path(os.fsdecode(file))
@@ -80,7 +80,7 @@ def arm(target: Point | None) -> None:
 
 
 def _arm_calls(points: Points) -> None:
-    """The functions of `os`."""
+    """Watch the functions of `os` that change files."""
 
     def watch(name: str, place: Callable[..., object], what: str) -> None:
         original = getattr(os, name)
@@ -92,7 +92,7 @@ def _arm_calls(points: Points) -> None:
         setattr(os, name, watched)
 
     for name in ("mkdir", "rmdir", "unlink", "remove"):
-        # With dir_fd it is shutil.rmtree's, in a folder elsewhere.
+        # Calls with dir_fd come from shutil.rmtree, in folders elsewhere.
         watch(
             name, lambda path, *args, dir_fd=None: path if dir_fd is None else "/", {"remove": "unlink"}.get(name, name)
         )
@@ -115,7 +115,7 @@ def _arm_calls(points: Points) -> None:
 
 
 def _arm_files(points: Points) -> None:
-    """The function `open`: files that are written get a raw file below their buffer that is watched."""
+    """Watch `open`: a file opened for writing gets a watched raw file below its buffer."""
     original = io.open
 
     class Raw(io.FileIO):

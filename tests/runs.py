@@ -1,4 +1,4 @@
-"""Makes run folders as the trainer leaves them, without training: for tests of what reads them."""
+"""Creates run folders without training, for tests of code that reads them."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ NOON = 1_795_262_400.0  # unix seconds of the first record; the others follow on
 
 
 def write(folder: Path, *events: tuple[str, int, dict[str, float], dict[str, Any]], config: dict | None = None) -> Path:
-    """A run whose journal has a start with `config` and the events (name, step, metrics, details)."""
+    """Write a run folder: its journal has a start with `config`, then `events` (name, step, metrics, details)."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "run.json").exists():
         identity = {"run_id": "0123456789ab", "project": "project", "name": folder.name}

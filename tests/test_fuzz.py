@@ -1,4 +1,4 @@
-"""Bad input for a while: every target of tests/fuzzing holds its promise, and so do the inputs that once broke it."""
+"""Half a second of bad input for every target of tests/fuzzing, and every input that once broke the promise."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from lib.config.kconf import Schema
 from tests.fuzzing import TARGETS, mutated
 from tests.training import ROOT
 
-# How many inputs a second of a target's time is, so that each gets half a second of the suite's.
+# Inputs that a target handles in about half a second.
 EXAMPLES = {"journal_line": 400, "text_files": 400, "json_lines": 200, "meta": 200, "checkpoints": 100, "prompts": 3}
 
 
@@ -34,7 +34,7 @@ def test_bad_input_is_refused_in_clear_sentences_or_keeps_its_meaning(name, fold
 
 
 def test_seeds_are_good_input(folder):
-    """Else changes of them would be far from what programs read."""
+    """Changes of invalid seeds would be far from what programs read."""
     for name in ("config", "fragments", "sweeps", "journals", "journal_line", "identity", "summary", "provenance"):
         target = TARGETS[name]
         assert target.feed(target.seeds()[0]), name
@@ -91,7 +91,7 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_stays_mended(name, folder):
     accepted = [data for data in FOUND[name] if TARGETS[name].feed(data)]
-    if name not in ("journals", "summary", "tracker_state"):  # of these some are read, rightly
+    if name not in ("journals", "summary", "tracker_state"):  # some of these are valid
         assert accepted == []
 
 

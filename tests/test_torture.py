@@ -1,4 +1,4 @@
-"""Killed runs of a tiny model: a part of what tests/torture.py does, the same every time."""
+"""Killed runs of a tiny model: a fixed part of what tests/torture.py does."""
 
 import json
 import shutil
@@ -11,11 +11,11 @@ from lib.config.kconf import Schema
 from lib.record import journal
 from tests import torture
 from tests.killpoints import Point
-from tests.torture import Peace, combinations, halves, new_place
+from tests.torture import Reference, combinations, halves, new_place
 from tests.training import rewrite
 from tests.wholeness import begun, damages, differences, leftovers
 
-# Every optimizer, base, method, dynamics and form of movement once at least.
+# Together they have every optimizer, base, method, dynamics and form of movement.
 SOME = (
     "adamw+magnitude+static", "adam+magnitude+gradual", "muon+magnitude+rigl", "adamwadv+magnitude+set",
     "adamwspam+magnitude+ste", "stablespam+magnitude+sr-ste", "adamw+movement+hard",
@@ -37,32 +37,32 @@ def test_every_optimizer_is_combined_with_every_pruning_that_the_menu_allows():
 
 
 @pytest.fixture(scope="module")
-def peace(tmp_path_factory):
-    return Peace(tmp_path_factory.mktemp("peace"), combinations()["adamw+magnitude+gradual"])
+def reference(tmp_path_factory):
+    return Reference(tmp_path_factory.mktemp("reference"), combinations()["adamw+magnitude+gradual"])
 
 
-def kills(peace: Peace, name: str) -> list[Point]:
+def kills(reference: Reference, name: str) -> list[Point]:
     """The first point of every kind, dealt out to SOME in the order in which a run comes to them."""
-    labels = list(peace.counts)[SOME.index(name) :: len(SOME)]
+    labels = list(reference.counts)[SOME.index(name) :: len(SOME)]
     return [Point(label, 1, halves(label)) for label in labels]
 
 
 DATA = "data/files-corpus.txt-#ad#-bytes"
 
 
-def test_every_file_of_a_run_is_among_what_kills_hit(peace):
-    written = {label.removeprefix("rename ") for label in peace.counts if label.startswith("rename ")}
+def test_every_file_of_a_run_is_among_what_kills_hit(reference):
+    written = {label.removeprefix("rename ") for label in reference.counts if label.startswith("rename ")}
     assert written - {"changes.patch"} == {  # of a clone that has some
         ".config", "checkpoints/step-#.pt", DATA, f"{DATA}.partial/meta.json",
         f"{DATA}.partial/train-#.bin", f"{DATA}.partial/val-#.bin", "defconfig", "provenance.json",
         "run.json", "summary.json",
     }  # fmt: skip
-    assert {"write journal.jsonl", "update of the masks", "write checkpoints/step-#.pt.tmp"} <= peace.counts.keys()
+    assert {"write journal.jsonl", "update of the masks", "write checkpoints/step-#.pt.tmp"} <= reference.counts.keys()
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, peace, name):
-    own, wanted = Peace(tmp_path, combinations()[name]), kills(peace, name)
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, reference, name):
+    own, wanted = Reference(tmp_path, combinations()[name]), kills(reference, name)
     made, wrong = torture.torture(new_place(tmp_path), own.options, wanted, own.run)
     assert wrong == []
     assert made == wanted
@@ -76,10 +76,10 @@ LAST = (
 
 
 @pytest.mark.parametrize("label", LAST)
-def test_a_run_killed_near_its_end_goes_on_as_if_nothing_had_happened(tmp_path, peace, label):
-    where = Point(label, peace.counts[label], halves(label))
+def test_a_run_killed_near_its_end_ends_as_an_uninterrupted_one(tmp_path, reference, label):
+    where = Point(label, reference.counts[label], halves(label))
     assert where.number > 1
-    assert torture.torture(new_place(tmp_path), peace.options, [where], peace.run) == ([where], [])
+    assert torture.torture(new_place(tmp_path), reference.options, [where], reference.run) == ([where], [])
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,16 @@ def test_a_run_killed_near_its_end_goes_on_as_if_nothing_had_happened(tmp_path, 
     [
         ("twice", "train of step 3: 2 times, not 1"),
         ("lost", "train of step 3: 0 times, not 1"),
-        ("torn", "line 5 of the journal is none"),
+        ("torn", "line 5 of the journal is damaged"),
         ("other", "train of step 3: {'train_loss': 9.0"),
         ("weights", "step-000000012.pt: model differs"),
-        ("bytes", "step-000000012.pt is not whole"),
+        ("bytes", "step-000000012.pt is not intact"),
         ("file", "left over: checkpoints/step-000000001.pt.tmp"),
     ],
 )
-def test_what_is_wrong_is_found(tmp_path, peace, damage, message):
+def test_what_is_wrong_is_found(tmp_path, reference, damage, message):
     place = tmp_path / "copy"
-    shutil.copytree(peace.run.parents[1], place)
+    shutil.copytree(reference.run.parents[1], place)
     run = begun(place)
     book, last = run / journal.FILE, run / "checkpoints" / "step-000000012.pt"
     lines = book.read_text().splitlines(keepends=True)
@@ -114,7 +114,7 @@ def test_what_is_wrong_is_found(tmp_path, peace, damage, message):
         line = {"twice": 2 * lines[number], "lost": "", "torn": "{}\n", "other": lines[number].replace(loss, "9.0")}
         lines[number] = line[damage]
         book.write_text("".join(lines))
-    wrong = [*damages(place), *leftovers(place, peace.run), *differences(run, peace.run)]
+    wrong = [*damages(place), *leftovers(place, reference.run), *differences(run, reference.run)]
     assert any(sentence.startswith(message) for sentence in wrong), wrong
 
 

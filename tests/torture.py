@@ -1,9 +1,9 @@
-"""Kill training runs at any instant, let them go on, and compare them with runs that nothing interrupted.
+"""Kill training runs at arbitrary points, resume them, and compare them with uninterrupted runs.
 
-For every combination of optimizer and pruning that the menu allows, a tiny model is trained once in peace and then with
-kills: at random times, and where the trainer changes a file or a mask, before the change or half-way through it. When
-all combinations had their turn, one of them is killed at each of its points. What is lost, twice, damaged or different
-at the end is a failure, with the command that repeats it. Ctrl-C shows what is known so far.
+For every combination of optimizer and pruning that the menu allows, a tiny model is trained once without interruption
+and then with kills: at random times, and before or half-way through a change of a file or a mask. After all
+combinations, one of them is killed at each of its points. Data that are lost, twice, damaged or different at the end
+are a failure, with the command that repeats it. Ctrl-C shows the results so far.
 """
 
 import argparse
@@ -36,15 +36,16 @@ SMALL = {
     "warmup_steps": 2, "eval_interval": 6, "eval_samples": 4, "checkpoint_interval": 4, "checkpoint_best": True,
     "sample_tokens": 0,
 }  # fmt: skip
+# Options for the combinations that have them.
 WHERE_POSSIBLE = {"pruning_interval": 2, "spam_interval": 5, "spam_warmup_steps": 2, "spam_clip_free_steps": 2}
-SECONDS = 60.0  # in which a session of 12 steps ends
+SECONDS = 60.0  # time limit of a session of 12 steps
 
 Options = dict[str, object]
 Kill = Point | float  # where in the process, or how many seconds after its start
 
 
 def combinations() -> dict[str, Options]:
-    """Name -> options of every combination of the choices that make an optimizer and a pruner."""
+    """Name -> options of every valid combination of optimizer and pruning."""
     schema = Schema()
     found: list[dict[str, str]] = [{}]
     for choice in CHOICES:
@@ -73,7 +74,7 @@ def _allowed(schema: Schema, given: dict[str, str]) -> bool:
 
 
 def session(place: Path, options: Options, point: Point | None = None) -> Trainer:
-    """Start the trainer as a user would after whatever has happened in `place`; it is killed at `point`."""
+    """Start a run in `place`, or resume the one that is there; the trainer kills itself at `point`."""
     run = begun(place)
     words = ["--resume", str(run.relative_to(place))] if run else training.arguments(**options)
     return Trainer(place, words, training.environment(), functools.partial(arm, point))
@@ -87,7 +88,7 @@ def new_place(folder: Path) -> Path:
 
 
 def finish(place: Path, options: Options) -> Counter[str]:
-    """Train to the end; returns how many points there were by label. Raises RuntimeError if it does not end well."""
+    """Train to the end; returns how many points there were by label. Raises RuntimeError if it fails."""
     process = session(place, options)
     output = process.communicate(SECONDS)[0]
     if process.returncode or "Traceback" in output:
@@ -96,7 +97,7 @@ def finish(place: Path, options: Options) -> Counter[str]:
 
 
 def kill(place: Path, options: Options, where: Kill) -> bool:
-    """Start a session and kill it; False if it ended before. Raises RuntimeError if it ended otherwise."""
+    """Start a session and kill it; False if it finished before the kill. Raises RuntimeError for any other end."""
     process = session(place, options, where if isinstance(where, Point) else None)
     try:
         output = process.communicate(SECONDS if isinstance(where, Point) else where)[0]
@@ -108,10 +109,10 @@ def kill(place: Path, options: Options, where: Kill) -> bool:
     return process.returncode == -9
 
 
-def torture(place: Path, options: Options, kills: Iterable[Kill], whole: Path) -> tuple[list[Kill], list[str]]:
-    """Kill the run in `place` at each of `kills` and finish it; returns the kills that met it, and what is wrong.
+def torture(place: Path, options: Options, kills: Iterable[Kill], reference: Path) -> tuple[list[Kill], list[str]]:
+    """Kill the run in `place` at each of `kills` and finish it; returns the kills that were made, and what is wrong.
 
-    `whole` is the folder of a run with the same options that nothing interrupted.
+    `reference` is the folder of an uninterrupted run with the same options.
     """
     made: list[Kill] = []
     wrong: list[str] = []
@@ -129,7 +130,7 @@ def torture(place: Path, options: Options, kills: Iterable[Kill], whole: Path) -
         return made, [*wrong, str(error)]
     run = begun(place)
     wrong += ["the journal lost lines after the last kill"] * (journal_lines(run)[: len(lines)] != lines)
-    return made, wrong + damages(place) + leftovers(place, whole) + differences(run, whole)
+    return made, wrong + damages(place) + leftovers(place, reference) + differences(run, reference)
 
 
 # ---- which kills -----------------------------------------------------------------------------------------------------
@@ -142,12 +143,12 @@ def points(counts: Counter[str]) -> list[Point]:
 
 
 def halves(label: str) -> bool:
-    """Whether there is a half of such a change."""
+    """Whether this kind of change can be interrupted half-way."""
     return label.startswith(("write", "update"))
 
 
 def some(counts: Counter[str], seconds: float, chance: random.Random) -> list[Kill]:
-    """A kill at a random time, and up to three where something is changed, every kind as likely."""
+    """A kill at a random time and up to three at random points, every kind of point equally likely."""
     kills: list[Kill] = [chance.uniform(0, seconds)]
     for _ in range(chance.randint(1, 3)):
         label = chance.choice(sorted(counts))
@@ -155,8 +156,8 @@ def some(counts: Counter[str], seconds: float, chance: random.Random) -> list[Ki
     return chance.sample(kills, len(kills))
 
 
-class Peace:
-    """The run of a combination that nothing interrupted."""
+class Reference:
+    """The uninterrupted run of a combination."""
 
     def __init__(self, folder: Path, options: Options):
         place, began = new_place(folder), time.monotonic()
@@ -164,7 +165,7 @@ class Peace:
         self.run, self.seconds = begun(place), time.monotonic() - began
 
     def resumed(self, folder: Path, first: Kill) -> Counter[str]:
-        """The points of the session after a kill."""
+        """How many points the session after a kill has, by label."""
         place = new_place(folder)
         kill(place, self.options, first)
         return finish(place, self.options)
@@ -173,15 +174,15 @@ class Peace:
 HALF_WAY = Point("rename checkpoints/step-#.pt", 2)
 
 
-def plans(folder: Path, chosen: dict[str, Options], seed: int) -> Iterator[tuple[str, Peace, list[Kill]]]:
-    """Without end: some kills for each combination, then every point of one of them, new and resumed; and again."""
-    peace = functools.cache(lambda name: Peace(folder, chosen[name]))
+def plans(folder: Path, chosen: dict[str, Options], seed: int) -> Iterator[tuple[str, Reference, list[Kill]]]:
+    """Endless: random kills for each combination, then each point of one of them, in a new and in a resumed run."""
+    reference = functools.cache(lambda name: Reference(folder, chosen[name]))
     for turn in itertools.count(seed):
         for name in chosen:
-            made = peace(name)
+            made = reference(name)
             yield name, made, some(made.counts, made.seconds, random.Random(f"{turn} {name}"))
         name = random.Random(turn).choice(sorted(chosen))
-        made = peace(name)
+        made = reference(name)
         yield from ((name, made, [point]) for point in points(made.counts))
         yield from ((name, made, [HALF_WAY, point]) for point in points(made.resumed(folder, HALF_WAY)))
 
@@ -190,7 +191,7 @@ def plans(folder: Path, chosen: dict[str, Options], seed: int) -> Iterator[tuple
 
 
 class Tally:
-    """What was done and what came of it."""
+    """Counts kills, runs and failures."""
 
     def __init__(self, chosen: dict[str, Options]):
         self.chosen, self.began = chosen, time.monotonic()
@@ -198,10 +199,10 @@ class Tally:
         self.turns: Counter[str] = Counter()  # by combination
         self.failures: list[str] = []
 
-    def trial(self, folder: Path, name: str, peace: Peace, kills: list[Kill]) -> None:
+    def trial(self, folder: Path, name: str, reference: Reference, kills: list[Kill]) -> None:
         """Torture one run."""
         place = new_place(folder)
-        made, wrong = torture(place, peace.options, kills, peace.run)
+        made, wrong = torture(place, reference.options, kills, reference.run)
         self.kills.update(kind(where) for where in made)
         self.turns[name] += 1
         if wrong:
@@ -212,7 +213,7 @@ class Tally:
         shutil.rmtree(place)
 
     def line(self) -> str:
-        """Where it is."""
+        """The line of progress."""
         return (
             f"{(time.monotonic() - self.began) / 60:.1f} minutes: {self.kills.total():,} kills in "
             f"{self.turns.total():,} runs of {len(self.turns)} of {len(self.chosen)} combinations, "
@@ -220,7 +221,7 @@ class Tally:
         )
 
     def table(self) -> str:
-        """How many kills there were of each kind, and what is wrong."""
+        """How many kills there were of each kind, and the failures."""
         rows = [f"{count:6,}  {kind}" for kind, count in sorted(self.kills.items())]
         return "\n".join(["", *rows, self.line(), *self.failures])
 
@@ -233,41 +234,47 @@ def kind(where: Kill) -> str:
 
 
 def written(where: Kill) -> str:
-    """A kill as --kills has it."""
+    """A kill in the format of --kills."""
     return f"{where.label}:{where.number}{':half' * where.half}" if isinstance(where, Point) else f"{where:.3f}"
 
 
 def read(word: str) -> Kill:
-    """See `written`."""
+    """The kill that `written` wrote."""
     label, *rest = word.split(":")
     return Point(label, int(rest[0]), rest[1:] == ["half"]) if rest else float(label)
 
 
 def read_all(text: str) -> list[Kill]:
-    """The kills in `A,B`; raises argparse's error."""
+    """The kills in `A,B`; raises ArgumentTypeError."""
     try:
         return [read(word) for word in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of LABEL:NUMBER, LABEL:NUMBER:half or seconds") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of LABEL:NUMBER, LABEL:NUMBER:half or seconds"
+        ) from None
 
 
 def say(text: str) -> None:
-    """Print it over the progress line."""
+    """Print a text in place of the line of progress."""
     print(f"\r\x1b[K{text}" if sys.stdout.isatty() else text, flush=True)
 
 
 def main() -> int:
-    """Torture for as long as the command line says; returns 1 if anything was wrong."""
+    """Torture for as long as the command line says; returns 1 after a failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, help="how long (10), but each combination once at least")
-    parser.add_argument("--seed", type=int, default=0, help="another one makes other kills (0)")
-    parser.add_argument("--combinations", metavar="A,B", help="those alone whose names contain one of these words")
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="at least so long [10]; each combination runs at least once"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random kills [0]")
+    parser.add_argument(
+        "--combinations", metavar="A,B", help="only combinations whose names contain one of these words"
+    )
     parser.add_argument(
         "--kills",
         metavar="A,B",
         type=read_all,
         help="""
-        these kills: LABEL:NUMBER, LABEL:NUMBER:half or seconds, as a failure says them""",
+        these kills: LABEL:NUMBER, LABEL:NUMBER:half or seconds, as a failure prints them""",
     )
     args = parser.parse_args()
     words = (args.combinations or "").split(",")
@@ -278,8 +285,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
         folder = Path(temporary)
         try:
-            for count, (name, peace, kills) in enumerate(plans(folder, chosen, args.seed), 1):
-                tally.trial(folder, name, peace, args.kills or kills)
+            for count, (name, reference, kills) in enumerate(plans(folder, chosen, args.seed), 1):
+                tally.trial(folder, name, reference, args.kills or kills)
                 if sys.stdout.isatty():
                     print(f"\r\x1b[K{tally.line()}", end="", flush=True)
                 elif time.monotonic() - said > 30:

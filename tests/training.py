@@ -33,13 +33,13 @@ def arguments(**changes: object) -> list[str]:
 
 
 def start(folder: Path, *words: str) -> Trainer:
-    """Start the trainer with these words in `folder`, which gets the corpus; forked, so that it need not import."""
+    """Write the corpus to `folder` and start a forked trainer there with these words."""
     (folder / "corpus.txt").write_text(TEXT)
     return Trainer(folder, list(words), environment())
 
 
 def program(folder: Path, *words: str, **popen: object) -> subprocess.Popen:
-    """The same as a user starts it, `python gpt2/train.py <words>`: where the start or the process is the point."""
+    """Start `python gpt2/train.py <words>` as a real process, for tests of the start or of the process."""
     (folder / "corpus.txt").write_text(TEXT)
     return subprocess.Popen(
         [sys.executable, str(ROOT / "gpt2" / "train.py"), *words],
@@ -53,7 +53,7 @@ def program(folder: Path, *words: str, **popen: object) -> subprocess.Popen:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what would configure the trainer."""
+    """The environment of this process, without variables that would configure the trainer."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("CONFIG_", "WANDB", "TRACKIO"))}
 
 
@@ -71,9 +71,9 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def records(run: Path, event: str) -> list[dict]:
-    """The events of a kind in a run's journal, as often as they are in it."""
+    """All events of a kind in a run's journal, including repeated ones."""
     lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
-    whole = (line for line in lines if line.endswith("\n"))  # one may just be written
+    whole = (line for line in lines if line.endswith("\n"))  # the last line may be incomplete
     return [record for record in map(json.loads, whole) if record["event"] == event]
 
 
@@ -91,7 +91,7 @@ def same(a: object, b: object) -> bool:
 
 
 def rewrite(path: Path, state: dict) -> None:
-    """Put another state into the checkpoint at `path`, with a header that says the same and a checksum that fits."""
+    """Replace the state in the checkpoint at `path`: the header stays, and the checksum fits."""
     from lib.record import checkpoint, checkpoint_file
 
     header = checkpoint_file.header(path)
@@ -105,7 +105,7 @@ def text(value: object) -> str:
 
 
 def schema(folder: Path, **changes: object) -> Schema:
-    """The configuration of the tiny run in `folder`, which gets the corpus; raises ConfigError for what cannot be."""
+    """Write the corpus to `folder`; returns the configuration of the tiny run there. Raises ConfigError."""
     (folder / "corpus.txt").write_text(TEXT)
     values = TINY | {"dataset_source": folder / "corpus.txt", "data_dir": folder / "data"} | changes
     made = Schema()
@@ -114,7 +114,7 @@ def schema(folder: Path, **changes: object) -> Schema:
 
 
 class Records(list):
-    """A recorder that keeps the events: (event, step, metrics)."""
+    """A recorder that only keeps the events: (event, step, metrics)."""
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
         self.append((event, step, metrics))

@@ -1,4 +1,4 @@
-"""Bad input for everything that reads something; tests/fuzz.py and tests/test_fuzz.py feed it."""
+"""Targets of fuzzing: every part that reads input. Used by tests/fuzz.py and tests/test_fuzz.py."""
 
 from tests.fuzzing import configurations, runs, weights
 from tests.fuzzing.mutation import mutated

@@ -1,4 +1,4 @@
-"""What is fuzzed of configurations: files, command lines, environments, sweeps and the programs that write them."""
+"""Targets of fuzzing for configurations: files, command lines, environments, sweeps and programs that write them."""
 
 import re
 from functools import cache
@@ -13,7 +13,7 @@ from lib.config.kconf import ROOT, Schema
 from scripts import config as config_program
 from tests.fuzzing.promise import outcome, target
 
-WORD = b"\xff"  # between the words of a command line: no byte of UTF-8
+WORD = b"\xff"  # separates the words of a command line; never occurs in UTF-8
 
 
 # Made once: parsing the Kconfig files takes longer than most inputs.
@@ -22,7 +22,7 @@ _kconfig = cache(lambda: kconfiglib.Kconfig(str(ROOT / "Kconfig"), warn=False))
 
 
 def settled(schema: Schema) -> None:
-    """Written and read again, whole and in short, a configuration is the same, also for Kconfig's own reader."""
+    """Assert that a configuration survives writing and reading, complete and minimal, also with Kconfiglib's reader."""
     for minimal in (False, True):
         schema.write(Path("once"), minimal)
         again = _schema("again")
@@ -51,7 +51,7 @@ def _presets() -> list[bytes]:
 
 @target(_presets)
 def config(data: bytes) -> bool:
-    """A .config; what is accepted is what Kconfig's own reader reads, but for spaces at the ends of lines."""
+    """A .config; if accepted, Kconfiglib reads the same values, apart from spaces at the ends of lines."""
     Path("given").write_bytes(data)
     schema = _schema("given")
     schema.clear()
@@ -89,7 +89,7 @@ _LINES = (
     lambda: [WORD.join(word.encode() for word in line.split(" ")) for line in _LINES] + [b"\0" * 3, b"\xed\xa0\x80=1"]
 )
 def arguments(data: bytes) -> bool:
-    """A command line; words that begin with CONFIG_ are given once more as variables of the environment."""
+    """A command line; words that begin with CONFIG_ are also set as variables of the environment."""
     Path("first").write_text("CONFIG_SEED=3\n")
     words = [word.decode(errors="surrogateescape") for word in data.split(WORD)]
     env = dict(word.split("=", 1) for word in words if re.match("CONFIG_[^=]*=", word))
@@ -97,7 +97,7 @@ def arguments(data: bytes) -> bool:
     if not found:
         return False
     schema = found[0]
-    for word in words:  # what was accepted as NAME=value and not overridden is in force, letter by letter
+    for word in words:  # an accepted NAME=value that nothing overrides keeps its exact text
         name, _, text = word.removeprefix("CONFIG_").partition("=")
         if schema.sources.get(name) == word and schema.options[name].kind != "set":
             assert schema.options[name].text == text
@@ -111,7 +111,7 @@ def _values() -> list[bytes]:
 
 @target(_values)
 def value(data: bytes) -> bool:
-    """One option (the first byte says which) means the same as a word, a flag, a variable and a line of a file."""
+    """A value of one option (the first byte chooses it) means the same as word, flag, variable and line of a file."""
     options = list(Schema().options.values())
     option, text = options[data[0] % len(options)] if data else options[0], data[1:].decode(errors="surrogateescape")
     ways = [{"argv": [f"{option.name}={text}"]}, {"argv": [], "env": {f"CONFIG_{option.name}": text}}]
@@ -129,7 +129,7 @@ def value(data: bytes) -> bool:
 
 
 def _line(option: Any, text: str) -> str | None:
-    """The line of a .config that says the same; None if there is none."""
+    """The line of a .config that sets this value; None if no line can."""
     if option.kind == "set" or re.search("[\n\r\ud800-\udfff]| $|\t$", text):
         return None
     if option.kind == "choice":
@@ -143,7 +143,7 @@ def _line(option: Any, text: str) -> str | None:
 
 @target(lambda: [path.read_bytes() for path in sorted((ROOT / "sweeps").iterdir()) if path.is_file()])
 def sweeps(data: bytes) -> bool:
-    """The file of a sweep; what it would train is what its lines say."""
+    """The file of a sweep; its runs are those that its lines describe."""
     Path("sweep").write_bytes(data[:3000])
     plan = outcome(sweep.read, Path("sweep"))
     for run in plan.runs() if plan else ():
@@ -163,7 +163,7 @@ def _programs() -> list[bytes]:
 
 @target(_programs)
 def config_programs(data: bytes) -> bool:
-    """The programs behind `make olddefconfig` and its kin, with a .config and words; what they write is valid."""
+    """The commands of scripts/config.py, with a .config and words; what they write is valid."""
     content, *words = data.split(WORD)
     if words[:1] == [b"savedefconfig"]:  # writes wherever it is told to
         return False

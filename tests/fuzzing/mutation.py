@@ -1,4 +1,4 @@
-"""Makes bad input out of good: with other bytes, words, values or lines."""
+"""Changes valid input: its bytes, words, values or lines."""
 
 import random
 import re
@@ -40,7 +40,7 @@ def _token(chance: random.Random, data: bytes, seeds: list[bytes]) -> bytes:
 
 
 def _value(chance: random.Random, data: bytes, seeds: list[bytes]) -> bytes:
-    """Put a token, or what stands elsewhere, in place of a value in JSON, or after `=`."""
+    """Replace a value in JSON or after `=` by a token or by another value of the same input."""
     values = list(re.finditer(rb'(?<=[:=,\[])\s*("(?:[^"\\\n]|\\.)*"|[^\s,"{}\[\]\xff]+|[\[{][^\[\]{}]*[\]}])', data))
     if not values:
         return _token(chance, data, seeds)

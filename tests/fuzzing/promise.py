@@ -1,8 +1,8 @@
-"""The promise to whoever gives bad input, and the list of targets that are held to it.
+"""What the programs promise for bad input, and the list of targets that fuzzing holds to this promise.
 
-A target reads some input, any bytes, in the current folder, which is its own. It accepts it with one meaning or refuses
-it in clear sentences, and returns which; it raises when the promise is broken: by a traceback, a control character on
-the terminal, or a meaning that changes when it is written again.
+A target gets arbitrary bytes, in a folder for itself. It returns True if it accepts the input, and False if it refuses
+the input with a clear error. It raises if the promise is broken: by a traceback, by a control character in the output,
+or by a value that changes when it is written and read again.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lib.base.errors import UserError
 
-_UNCLEAN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # beside tabs and ends of lines
+_UNCLEAN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # tab and newline are clean
 _LONGEST = 2000  # characters of a sentence
 
 
@@ -22,14 +22,14 @@ class Target(NamedTuple):
     """A part of the programs that reads something."""
 
     feed: Callable[[bytes], bool]
-    seeds: Callable[[], list[bytes]]  # inputs as they should be, from which others are made
+    seeds: Callable[[], list[bytes]]  # valid inputs, which fuzzing changes
 
 
 TARGETS: dict[str, Target] = {}
 
 
 def target(seeds: Callable[[], list[bytes]]) -> Callable:
-    """Enter a function among the targets, with what makes its seeds."""
+    """A decorator that registers a target; `seeds` returns its valid inputs."""
 
     def register(feed: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
         TARGETS[feed.__name__] = Target(feed, cache(seeds))
@@ -39,7 +39,7 @@ def target(seeds: Callable[[], list[bytes]]) -> Callable:
 
 
 def outcome(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What `action` returns, or None when it refuses as it may; whatever else it raises is a broken promise."""
+    """What `action` returns, or None after a UserError or SystemExit. Any other exception breaks the promise."""
     try:
         with terminal():
             return action(*args, **kwargs)
@@ -54,13 +54,13 @@ def outcome(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def terminal(people: bool = False) -> Iterator[None]:
-    """Catches what is printed and checks it for what would damage a terminal; `people`: as if at one."""
+    """Capture the output and check it for control characters; with `people`, pretend to be a terminal."""
     screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace", newline="\n")
     screen.isatty = lambda: people
     try:
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
             yield
-    except SystemExit as left:  # argparse, which repeats words as they are
+    except SystemExit as left:  # argparse exits, and may repeat words unescaped
         assert left.code in (0, 2), left.code
         raise
     finally:

@@ -1,4 +1,4 @@
-"""What is fuzzed of runs: journals, identities, summaries, provenances and the states of trackers."""
+"""Targets of fuzzing for run folders: journals, identities, summaries, provenances and the states of trackers."""
 
 import contextlib
 import json
@@ -40,10 +40,10 @@ _SUMMARY |= {"total_time_seconds": 3.5, "tokens": 128, "tokens_per_second": 64.5
 
 
 def _run(folder: Path = Path("runs/run")) -> Path:
-    """A finished run of two steps, as it should be."""
+    """A valid finished run of two steps."""
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    details = {"kind": "nan", "level": "error", "message": "no number"}
+    details = {"kind": "nan", "level": "error", "message": "the loss is NaN"}
     changed = {
         "config": {"max_iters": 2, "tracker": ["csv"]},
         "changed": {"MAX_ITERS": ["1", "2"]},
@@ -64,7 +64,7 @@ def _run(folder: Path = Path("runs/run")) -> Path:
 
 
 def _looked_at(folder: Path) -> bool:
-    """All that programs show of a run, in pipes and at terminals; whether it could be shown."""
+    """Run every program that shows a run, with and without a terminal; returns whether `show` could."""
     follow._POLL = follow._PATIENCE = 0
     for words in (["list", "runs"], ["compare", str(folder), str(folder)], ["tail", str(folder)]):
         outcome(_runs, *words)
@@ -94,7 +94,7 @@ def _journals() -> list[bytes]:
 
 @target(_journals)
 def journals(data: bytes) -> bool:
-    """A whole journal: every reader of it, then a trainer that goes on with it and loses nothing."""
+    """A journal: all readers handle it, and a trainer that continues it loses no record."""
     folder = _run()
     (folder / journal.FILE).write_bytes(data)
     whole = data[: data.rfind(b"\n") + 1]
@@ -118,7 +118,7 @@ def journals(data: bytes) -> bool:
 
 @target(lambda: [line + b"\n" for line in _journals()[0].splitlines()])
 def journal_line(data: bytes) -> bool:
-    """One line of a journal: a record or damaged, and a record that is written again is the same."""
+    """One line of a journal: damaged, or a record that survives writing and reading."""
     found = journal.record(data)
     if found is None:
         return False
@@ -136,7 +136,7 @@ def _files(data: bytes, name: str) -> Path:
 
 @target(lambda: [(_run() / "run.json").read_bytes()])
 def identity(data: bytes) -> bool:
-    """run.json."""
+    """The file run.json."""
     folder = _files(data, "run.json")
     found = outcome(Identity.load, folder)
     _looked_at(folder)
@@ -145,7 +145,7 @@ def identity(data: bytes) -> bool:
 
 @target(lambda: [json.dumps(_SUMMARY).encode()])
 def summary(data: bytes) -> bool:
-    """summary.json, for those who look at a run and for the table of a sweep."""
+    """summary.json, for the programs that show a run and for the table of a sweep."""
     folder = _files(data, "summary.json")
     _looked_at(folder)
     one = sweep.Configuration("run", "sweep:1", ROOT / "defconfigs/gpt2_tiny_defconfig", (), ())
@@ -159,7 +159,7 @@ def summary(data: bytes) -> bool:
 
 @target(lambda: [json.dumps(_MADE).encode(), json.dumps(_MADE | {"uncommitted_changes": None}).encode()])
 def provenance(data: bytes) -> bool:
-    """provenance.json, for those who look at a run and for those who train it again."""
+    """provenance.json, for the programs that show a run and for scripts/reproduce.py."""
     folder = _files(data, "provenance.json")
     _looked_at(folder)
     made = outcome(reproduce.kept, folder)
