@@ -1,4 +1,4 @@
-"""Faults made for real: disks that fill up or are read-only, databases that are locked, processes that are killed."""
+"""Real faults: disks that fill up or are read-only, databases that are locked, processes that are killed."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ __all__ = ["disk"]  # fixtures
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, disk):
-    """When there is room again, the run goes on and has every step once, as if nothing had happened."""
+    """When there is room again, the run continues and has every step once, like an uninterrupted one."""
     options = {"max_iters": 300, "checkpoint_interval": 0, "eval_interval": 0, "output_dir": disk("size=16m")}
     process = training.start(tmp_path, *arguments(**options))
     run = tmp_path / "disk" / "run"
@@ -51,7 +51,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, disk):
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_trackers_disk_is_its_own_trouble_and_is_made_up_for(run, disk, monkeypatch, fault):
-    """The others have everything, the end says what is pending, and once there is room `sync` delivers it."""
+    """The other tracker has everything, the end says what is pending, and `sync` delivers it once there is room."""
     folder = disk("size=4m")
     monkeypatch.setenv("TRACKIO_DIR", str(folder))
     fill(folder) if fault == "full" else disk("ro")
@@ -65,8 +65,18 @@ def test_a_trackers_disk_is_its_own_trouble_and_is_made_up_for(run, disk, monkey
     assert_trackio_holds(run)
 
 
+# SQLite tells of a lock after 1 s, not after Trackio's 30 s.
+IMPATIENT = """
+import sqlite3
+connect = sqlite3.connect
+sqlite3.connect = lambda *words, **named: connect(*words, **named | {"timeout": 1})
+"""
+
+
 def test_a_locked_database_is_waited_for(run):
-    """The lock is met, which the tracker's log tells, and when it is gone the rows go in, without any `sync`."""
+    """The tracker's log tells of the lock. When the lock is gone the rows go in, without any `sync`."""
+    with Path(os.environ["PYTHONPATH"].split(os.pathsep)[0], "sitecustomize.py").open("a") as site:
+        site.write(IMPATIENT)
     train(run, "trackio", end=5)
     other = sqlite3.connect(Path(os.environ["TRACKIO_DIR"]) / "demo.db")
     other.execute("begin exclusive")
@@ -89,7 +99,7 @@ TRACKERS = ("trackio", "wandb", "tensorboard")
 
 @pytest.mark.extra("tensorboard")
 def test_a_run_killed_at_twenty_instants_is_whole_in_its_journal_and_in_every_tracker(tmp_path, monkeypatch):
-    """`kill -9` of the trainer, every second time of the trackers' processes too, then the same run goes on."""
+    """`kill -9` of the trainer, every second time of the trackers' processes too; then the same run continues."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "storage"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     run, chance, kills = tmp_path / "runs" / "run", random.Random(5), 0
