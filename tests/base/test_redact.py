@@ -111,6 +111,7 @@ class _Denies(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.extra("mlflow")
 def test_a_server_that_refuses_a_key_does_not_get_it_into_a_log(planted, folder):
     keys, environment = planted
     write(
