@@ -145,7 +145,7 @@ tracker-doctor: env-train ## Check each tracker: versions, paths, keys, network
 
 ##@ Develop
 
-check: lint ## Before each commit: the linter, and the tests that start no process and train nothing
+check: lint ## Before each commit: the linter, and the tests that start no process, train nothing and are not slow
 	@exec "$$PYTHON" -m pytest -n 2 --dist worksteal --quick $$ARGS
 
 test: env-test ## Run the tests; those that need an optional package are skipped by name

@@ -1,6 +1,7 @@
 """Shared fixtures and options: a clean environment, a working folder, running programs, which tests are run."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.tracking import run  # noqa: F401  # a fixture for every test of a tr
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = Schema().options
+QUICK = 1.0  # seconds of CPU that a test may take with --quick
 
 # Reproducible, without a database of examples in the repository, and without a deadline that a slow machine misses.
 hypothesis.settings.register_profile("espalier", deadline=None, database=None, derandomize=True)
@@ -24,7 +26,7 @@ hypothesis.settings.load_profile("espalier")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="skip each test at the moment it starts a process or trains")
+    parser.addoption("--quick", action="store_true", help="skip each test that starts a process, trains or is slow")
     parser.addoption("--extras", action="store_true", help="run only the tests that need an optional package")
 
 
@@ -39,6 +41,17 @@ def pytest_configure(config):
                 pytest.skip(f"not quick: {event}")
 
         sys.addaudithook(watch)
+        signal.signal(signal.SIGVTALRM, lambda *_: pytest.skip(f"not quick: more than {QUICK} s of CPU"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """With --quick, a test has little time; so no list says which tests are slow."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, QUICK if item.config.getoption("--quick") else 0)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def pytest_collection_modifyitems(config, items):
