@@ -32,7 +32,6 @@ class Training:
         """`data_sums` gives the SHA-256 of every file of the data (split -> file -> sum). It raises if one changed."""
         self.model, self.optimizer, self.pruner, self.device = model, optimizer, pruner, machine.device
         self.data_sums = data_sums
-        pruner.begin()  # masks of a new run; a checkpoint that is loaded later replaces them
         self.compile(False)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
         self.good_scale = self.scaler.state_dict()  # the scale when updates were last known to be finite

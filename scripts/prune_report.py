@@ -19,7 +19,8 @@ from lib.base.errors import run_program
 from lib.config import command_line
 from lib.config.kconf import Schema
 from lib.prune import mask
-from lib.prune.pruner import Pruner, StraightThrough
+from lib.prune.hidden import StraightThrough
+from lib.prune.pruner import Pruner
 from lib.prune.rewire import Rewiring
 from lib.terminal.console import columns, table
 
@@ -144,7 +145,7 @@ def in_force(plan: prune.schedule.Plan, step: int) -> float:
 def updates(plan: prune.schedule.Plan, steps: int) -> int:
     """How often masks are chosen in a run of `steps`."""
     until_end, odd = divmod(plan.end - plan.start, plan.interval)
-    after = (steps - plan.start) // plan.interval - until_end if plan.goes_on else 0
+    after = (steps - plan.start) // plan.interval - until_end if plan.continues else 0
     return 1 + until_end + bool(odd) + after
 
 

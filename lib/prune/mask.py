@@ -1,4 +1,4 @@
-"""Which weights go: scores become masks that prune exactly as many as asked for, among the weights that compete."""
+"""Turns scores into masks. The number of pruned weights is exact; the distribution says which weights are compared."""
 
 import dataclasses
 import math
@@ -14,22 +14,22 @@ from lib.prune import select
 from lib.prune.weight import Weight
 
 Shapes = Mapping[str, Sequence[int]]  # of the weights in scope, by name
-_GLOBAL = ("global", "global-rms", None)  # None: of soft movement, whose masks are only compared with others
-_PAIRWISE = 16  # up to groups of so many, comparing all pairs took half the time of sorting
+_GLOBAL = ("global", "global-rms", None)  # None: soft movement, which needs masks only to compare with magnitude
+_PAIRWISE = 16  # up to this group size, comparing all pairs takes half the time of sorting
 _MATRICES = ("erk", "row", "n-m")  # distributions that need rows and columns
-# What a tensor keeps is in proportion to this, of its shape. ERK's density (RigL, arXiv 1911.11134, section 3) is
-# (inputs + outputs) / (inputs * outputs) times a constant, so the weights kept are inputs + outputs times it.
+# The number of weights that a tensor keeps is proportional to this function of its shape. ERK's density (RigL, arXiv
+# 1911.11134, section 3) is c (inputs + outputs) / (inputs * outputs), so a tensor keeps c (inputs + outputs) weights.
 _SHARES = {"layer": math.prod, "row": math.prod, "n-m": math.prod, "erk": sum}
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskOptions(Options):
-    """Where weights are compared; None where that makes no difference."""
+    """Which weights are compared. An option is None where the method does not use it."""
 
     pruning_distribution: str | None
     pruning_layer_cap: float | None  # the largest sparsity of a tensor in a global comparison
     pruning_n: int | None  # weights kept
-    pruning_m: int | None  # of so many neighbours along the input
+    pruning_m: int | None  # of this many neighbours along the input
 
 
 def count(sparsity: float, total: int) -> int:
@@ -38,7 +38,7 @@ def count(sparsity: float, total: int) -> int:
 
 
 def check(options: MaskOptions, shapes: Shapes, sparsity: float) -> None:
-    """Raise UsageError if masks of this sparsity cannot be had from tensors of these shapes."""
+    """Raise UsageError if tensors of these shapes cannot have this sparsity."""
     if options.pruning_distribution == "n-m" and options.pruning_n >= options.pruning_m:
         raise UsageError(f"PRUNING_N={options.pruning_n} must be less than PRUNING_M={options.pruning_m}")
     if not 0 <= sparsity <= 1:
@@ -56,8 +56,8 @@ def check(options: MaskOptions, shapes: Shapes, sparsity: float) -> None:
         numels = [math.prod(shape) for shape in shapes.values()]
         if count(sparsity, sum(numels)) > sum(_limits(options, numels)):
             raise UsageError(
-                f"PRUNING_LAYER_CAP={options.pruning_layer_cap:g} in every tensor leaves no room for a sparsity of "
-                f"{sparsity:g}; raise the one or lower the other"
+                f"PRUNING_LAYER_CAP={options.pruning_layer_cap:g} of every tensor does not allow a sparsity of "
+                f"{sparsity:g}; raise PRUNING_LAYER_CAP or lower TARGET_SPARSITY"
             )
 
 
@@ -67,20 +67,20 @@ def _check_groups(options: MaskOptions, shapes: Shapes, sparsity: float) -> None
         if inputs % m:
             raise UsageError(
                 f"PRUNING_M={m} must divide the input dimension of every tensor, but {name} has {inputs} inputs; "
-                "change it or PRUNING_SCOPE"
+                "change PRUNING_M or PRUNING_SCOPE"
             )
     total = sum(map(math.prod, shapes.values()))
     if count(sparsity, total) > total // m * (m - n):
-        raise UsageError(f"PRUNING_N={n} of PRUNING_M={m} kept weights allow no sparsity of {sparsity:g}; lower it")
+        raise UsageError(f"keeping PRUNING_N={n} of PRUNING_M={m} weights does not allow a sparsity of {sparsity:g}")
 
 
 # ---- how much of each tensor -----------------------------------------------------------------------------------------
 
 
 def budgets(options: MaskOptions, shapes: Shapes, sparsity: float, gone: Sequence[int] | None = None) -> dict[str, int]:
-    """How many weights each tensor loses, where the distribution fixes that: all but the global ones.
+    """How many weights each tensor loses. Global distributions have no such numbers.
 
-    They add up to `count`. No tensor loses fewer than are `gone` from it already; the others then lose less.
+    They add up to `count`. A tensor loses at least as many as are `gone` from it already; the others then lose fewer.
     """
     numels = [math.prod(shape) for shape in shapes.values()]
     shares = [_SHARES[options.pruning_distribution](shape) for shape in shapes.values()]
@@ -90,9 +90,9 @@ def budgets(options: MaskOptions, shapes: Shapes, sparsity: float, gone: Sequenc
 
 
 def apportion(shares: Sequence[int], rooms: Sequence[int], amount: int) -> list[int]:
-    """Divide `amount` (up to the sum of `rooms`) in proportion to `shares`, no part above its room.
+    """Divide `amount` (up to the sum of `rooms`) in proportion to `shares`; no part exceeds its room.
 
-    Integers by largest remainder; of equal ones the last comes first.
+    Parts are integers by the largest remainder; of equal remainders the last is rounded up first.
     """
     parts = list(rooms)
     rest = list(range(len(parts)))
@@ -115,7 +115,7 @@ def apportion(shares: Sequence[int], rooms: Sequence[int], amount: int) -> list[
 def _limits(options: MaskOptions, numels: Sequence[int]) -> list[int]:
     if options.pruning_layer_cap is None:
         return list(numels)
-    cap = Fraction(str(options.pruning_layer_cap))  # as written: 0.29 of 100 is 29, which floats would make 28
+    cap = Fraction(str(options.pruning_layer_cap))  # the decimal text, because floats make 28 of 0.29 * 100
     return [math.floor(cap * numel) for numel in numels]
 
 
@@ -129,12 +129,14 @@ def choose(
     options: MaskOptions,
     monotone: bool,
 ) -> list[Tensor]:
-    """New uint8 masks, one for each weight, with `count(sparsity, total)` zeros: the lowest scores, ties by index.
+    """New uint8 masks, one for each weight. The `count(sparsity, total)` lowest scores get 0; ties go by index.
 
-    `score` yields float32 of the weight's shape, the same whenever it is called. With `monotone` what `weight.mask`
-    has pruned stays pruned. Every rank that has the same weights and scores chooses the same. Memory beyond the masks
-    is that of a few copies of the largest tensor. Raises what `check` does, PruningError for scores that are NaN, and
-    UsageError if more is pruned already than asked for.
+    `score` returns float32 of the weight's shape, and the same at every call. With `monotone`, weights that
+    `weight.mask` has pruned stay pruned. Ranks with the same weights and scores choose the same masks. Memory beyond
+    the masks: a few copies of the largest tensor.
+
+    Raises what `check` raises, PruningError for scores that are NaN, and UsageError if more weights are pruned already
+    than `sparsity` allows.
     """
     shapes = {weight.name: weight.mask.shape for weight in weights}
     check(options, shapes, sparsity)
@@ -142,14 +144,14 @@ def choose(
     k = count(sparsity, sum(map(math.prod, shapes.values())))
     if k < sum(gone):
         raise UsageError(
-            f"a sparsity of {sparsity:g} prunes {k:,} weights, but {sum(gone):,} are pruned already and stay so; start "
-            "a new run"
+            f"a sparsity of {sparsity:g} prunes {k:,} weights, but {sum(gone):,} are pruned already and cannot return; "
+            "start a new run"
         )
     if k == sum(gone):
         return [weight.mask.clone() if monotone else torch.ones_like(weight.mask) for weight in weights]
     scaled = options.pruning_distribution == "global-rms"
     largest = max(weight.mask.numel() for weight in weights)
-    # One for all: fresh pages would cost more than the arithmetic.
+    # One buffer for all tensors: to allocate memory for each would take longer than the arithmetic.
     room = torch.empty(largest, dtype=torch.int32, device=weights[0].mask.device)
     sources = [_source(weight, score, monotone, scaled, room) for weight in weights]
     if options.pruning_distribution in _GLOBAL:
@@ -164,7 +166,7 @@ def choose(
 def _source(
     weight: Weight, score: Callable[[Weight], Tensor], monotone: bool, scaled: bool, room: Tensor
 ) -> select.Source:
-    """Yields the keys of the weight's scores; what is to stay pruned goes first. `room` is overwritten at each call."""
+    """Returns the keys of the scores; weights that must stay pruned come first. Each call overwrites `room`."""
     own = room[: weight.mask.numel()].view(weight.mask.shape)
     scale = None
 
@@ -181,7 +183,7 @@ def _source(
 
 
 def root_mean_square(scores: Tensor) -> float:
-    """Of the finite scores, computed in float64; 1 where they are all zero, or so small that float32 loses digits."""
+    """Of the finite scores, in float64; 1 if it is 0 or so small that float32 loses digits."""
     size, norm = scores.numel(), torch.linalg.vector_norm(scores, dtype=torch.float64).item()
     if not math.isfinite(norm):
         finite = scores[torch.isfinite(scores)]
@@ -191,7 +193,7 @@ def root_mean_square(scores: Tensor) -> float:
 
 
 def _jointly(sources: Sequence[select.Source], k: int, limits: Sequence[int]) -> list[Tensor]:
-    """All tensors compete. One that would lose more than its limit loses just that, and the others compete again."""
+    """All tensors compete. A tensor that would exceed its limit loses exactly that; the others compete again."""
     masks: dict[int, Tensor] = {}
     free = list(range(len(sources)))
     while free:
@@ -220,7 +222,10 @@ def _lowest(keys: Tensor, k: int) -> Tensor:
 
 
 def _by_row(keys: Tensor, budget: int) -> Tensor:
-    """The same number in every row, the first ones one more; a row that lost more already leaves the others more."""
+    """Prunes the same number in every row; the first rows lose the remainder, one each.
+
+    If a row has lost more than its number already, the other rows keep more.
+    """
     rows, width = keys.shape
     each, more = divmod(budget, rows)
     counts = each + (torch.arange(rows, device=keys.device) < more)
@@ -233,12 +238,12 @@ def _by_row(keys: Tensor, budget: int) -> Tensor:
 
 
 def _by_group(keys: Tensor, budget: int, n: int, m: int, name: str) -> Tensor:
-    """Only the m - n lowest of each m neighbours can go, and all of them do if the budget says so."""
+    """Prunes only among the m - n lowest of each m neighbours; all of them if the budget is that large."""
     stays = highest(keys, n, m)
     if bool((keys == select.FIRST).logical_and_(stays).any()):
         raise UsageError(
-            f"{name}: more than {m - n} of {m} neighbours are pruned already and stay so, but PRUNING_N={n} are to be "
-            f"kept of PRUNING_M={m}; start a new run"
+            f"{name}: more than {m - n} of {m} neighbours are pruned already and cannot return, but PRUNING_N={n} of "
+            f"PRUNING_M={m} are to be kept; start a new run"
         )
     if budget == keys.numel() // m * (m - n):
         return stays
@@ -246,7 +251,7 @@ def _by_group(keys: Tensor, budget: int, n: int, m: int, name: str) -> Tensor:
 
 
 def highest(keys: Tensor, n: int, m: int) -> Tensor:
-    """uint8 of the shape of `keys`, rows of groups of m: 1 at the n highest of each group, of equal ones the last."""
+    """uint8 of the shape of `keys`: 1 at the n highest of each group of m in a row; of equal keys the last are kept."""
     if m > _PAIRWISE:
         order = keys.view(-1, m).argsort(dim=1, stable=True)
         ranks = (torch.arange(m, device=keys.device) >= m - n).to(torch.uint8).expand(order.shape)
@@ -257,13 +262,13 @@ def highest(keys: Tensor, n: int, m: int) -> Tensor:
         for i in range(j):
             first = (columns[i] <= columns[j]).view(torch.uint8)
             lower[j] += first
-            lower[i] -= first  # which began with one for each that follows
+            lower[i] -= first  # lower[i] starts as the number of keys that follow in the group
     return (lower >= m - n).view(torch.uint8).T.contiguous().view(keys.shape)
 
 
 def ones(mask: Tensor) -> int:
-    """How many of a uint8 mask are 1."""
-    return int(torch.count_nonzero(mask.view(torch.bool)))  # 4 x faster than of uint8
+    """The number of ones in a uint8 mask."""
+    return int(torch.count_nonzero(mask.view(torch.bool)))  # 4 times as fast as for uint8
 
 
 def _zeros(mask: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""A linear layer that computes with masked weights and learns dense ones, for methods whose pruned weights live on.
+"""A linear layer with a masked forward pass and dense gradients, for methods that keep the values of pruned weights.
 
 Letters of shapes: B all leading dimensions, I inputs, O outputs.
 """
@@ -13,7 +13,7 @@ from lib.base.errors import UsageError
 
 
 class MaskedLinear(nn.Linear):
-    """x (W * M)^T + b; the gradient that W receives is that of W * M, dense: the straight-through estimator.
+    """x (W * M)^T + b. W gets the dense gradient of W * M: the straight-through estimator.
 
     It takes the place of an nn.Linear and shares its parameters, under the same names.
     """
@@ -32,7 +32,7 @@ class MaskedLinear(nn.Linear):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Makes W * M anew in the backward pass, so that no masked copy of all weights lives between the passes."""
+    """Computes W * M again in the backward pass, so that no masked copy of all weights is stored between the passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,6 +56,7 @@ def install(model: nn.Module, masks: dict[str, Tensor]) -> None:
         layer = model.get_submodule(path)
         if not isinstance(layer, nn.Linear) or leaf != "weight":
             raise UsageError(
-                f"PRUNING_SCOPE: {name} is not the weight of a linear layer, which this method needs; leave it out"
+                f"PRUNING_SCOPE: {name} is not the weight of a linear layer, and this method prunes no other weights; "
+                "leave it out"
             )
         model.set_submodule(path, MaskedLinear(layer, mask))

@@ -1,12 +1,15 @@
-"""Sparse from the first step on: small weights are dropped now and then, and as many others grow from zero."""
+"""Sparse training from the first step: each update drops small weights and grows as many others from zero."""
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from lib.prune import select
-from lib.prune.mask import ones
+from lib.prune import mask, select
+from lib.prune.mask import MaskOptions, ones
 from lib.prune.pruner import Pruner
+from lib.prune.schedule import Plan
+from lib.prune.score import Criterion
 from lib.prune.score.magnitude import magnitude
 from lib.prune.score.random import uniform
 from lib.prune.weight import Weight
@@ -15,24 +18,39 @@ from lib.prune.weight import Weight
 class Rewiring(Pruner):
     """RigL (Evci et al., arXiv 1911.11134, algorithm 1) and SET (Mocanu et al., arXiv 1707.04780).
 
-    The first masks are drawn by chance. At every update each tensor drops the smallest share f(t) of its kept weights
-    and grows as many of all that are then not kept: RigL where the dense gradient is largest, SET by chance. A weight
-    that is dropped and grown at once keeps its value.
+    The first masks are random. At every update each tensor drops a share f(t) of its kept weights, the smallest, and
+    then grows as many of the weights that are not kept. RigL grows those with the largest dense gradient, SET random
+    ones. A weight that is dropped and grown in the same update keeps its value.
     """
 
     regrows = True
-    fraction: float  # alpha: the share replaced at the start
-    by_gradient: bool
-    seed: int
+
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        criterion: Criterion,
+        plan: Plan,
+        target: float,
+        distribution: MaskOptions,
+        *,
+        fraction: float,
+        by_gradient: bool,
+        seed: int,
+    ):
+        """`fraction` is the paper's alpha, the share replaced at the start; `by_gradient`: RigL, else SET."""
+        super().__init__(weights, criterion, plan, target, distribution)
+        self.fraction, self.by_gradient, self.seed = fraction, by_gradient, seed
 
     def behind(self, step: int) -> bool:
-        """Whether the first masks are still to be drawn, which would undo what was learned were it done again."""
+        """Whether the first masks are not drawn yet. To draw them again would lose the weights that training chose."""
         return self.kept == self.total and super().behind(step)
 
     def masks(self, step: int) -> list[Tensor]:
-        """Keep as many in every tensor as before, but at first, when the distribution says how many."""
+        """The first masks follow the distribution; later ones keep as many weights in each tensor."""
         if self.behind(step):
-            return self.choose(lambda weight: self._chance(weight, 0), self.target, False)
+            return mask.choose(
+                self.weights, lambda weight: self._chance(weight, 0), self.target, self.distribution, monotone=False
+            )
         share = self.fraction / 2 * (1 + math.cos(math.pi * step / self.plan.end))
         return [self._rewired(weight, share, step) for weight in self.weights]
 
@@ -47,10 +65,10 @@ class Rewiring(Pruner):
 
 
 def lowest(scores: Tensor, among: Tensor, count: int, name: str) -> Tensor:
-    """A uint8 mask that is 0 at the `count` lowest scores where `among` is 1, ties by index, and 1 elsewhere."""
+    """A uint8 mask: 0 at the `count` lowest scores where `among` is 1 (ties by index), 1 everywhere else."""
 
-    def keys() -> Tensor:  # LAST, which no score has, where `among` is 0
+    def keys() -> Tensor:  # LAST, which no score has, where `among` is 0: such a place is never selected
         return select.keys(scores, name).bitwise_xor(select.LAST).mul_(among).bitwise_xor_(select.LAST)
 
-    mask, _ = select.apply(select.smallest([keys], count), keys())
-    return mask
+    found, _ = select.apply(select.smallest([keys], count), keys())
+    return found

@@ -9,14 +9,14 @@ from lib.config.kconf import Options
 
 @dataclasses.dataclass(frozen=True)
 class PruningScheduleOptions(Options):
-    """The path to the target; None where the dynamics or the distribution leave no choice."""
+    """When, and how many by then. An option is None where dynamics or distribution do not use it."""
 
     max_iters: int
-    pruning_dynamics: str | None  # None: movement's own
+    pruning_dynamics: str | None  # None: movement pruning, which has its own dynamics
     pruning_distribution: str | None
     pruning_schedule: str | None
     pruning_power: float | None
-    pruning_warmup: float | None  # up to 1 a share of the run, above 1 steps
+    pruning_warmup: float | None  # up to 1: a share of the run; above 1: a step
     pruning_end: float | None
     pruning_interval: int | None
 
@@ -25,7 +25,7 @@ class PruningScheduleOptions(Options):
 class Plan:
     """Masks are chosen at steps `start`, `start + interval`, ... and `end`.
 
-    1 is the run's first step; 0 is before it, so that the first forward pass is masked.
+    Step 1 is the first of the run. Step 0 is before it, so that even the first forward pass is masked.
     """
 
     start: int
@@ -33,17 +33,17 @@ class Plan:
     interval: int
     curve: str  # cubic, linear, polynomial, one-shot or late-cubic
     power: float | None = None
-    goes_on: bool = False  # after `end` masks are still chosen at every interval, at the target
+    continues: bool = False  # after `end`, masks are still chosen at every interval, at the target
 
     def not_before(self, step: int) -> "Plan":
-        """The same plan, but that nothing is chosen before this step."""
+        """The same plan, except that no masks are chosen before `step`."""
         return dataclasses.replace(self, start=max(self.start, step), end=max(self.end, step))
 
     def last(self, step: int) -> int | None:
-        """The latest step up to this one at which masks are chosen; None before the first."""
+        """The latest step, this one included, at which masks are chosen; None before the first."""
         if step < self.start:
             return None
-        if step >= self.end and not self.goes_on:
+        if step >= self.end and not self.continues:
             return self.end
         regular = step - (step - self.start) % self.interval
         return self.end if regular < self.end <= step else regular
@@ -53,7 +53,7 @@ class Plan:
         return self.last(step) == step
 
     def share(self, step: int) -> float:
-        """How much of the target is due at this step, 0 to 1."""
+        """The share of the target sparsity that is due at this step, from 0 to 1."""
         if step < self.start:
             return 0.0
         if step >= self.end or self.curve == "one-shot":
@@ -65,7 +65,7 @@ class Plan:
 
 
 def plan(options: PruningScheduleOptions) -> Plan:
-    """The plan that the options describe; raises UsageError for one that a run cannot follow.
+    """The plan that the options describe; raises UsageError if it ends before it starts, or after the run.
 
     cubic is Zhu & Gupta (arXiv 1710.01878), equation 1, from sparsity 0.
     """
@@ -75,10 +75,10 @@ def plan(options: PruningScheduleOptions) -> Plan:
     if dynamics in ("rigl", "set"):
         return Plan(0, _step("PRUNING_END", options.pruning_end, options.max_iters, 1), interval, "one-shot")
     if dynamics == "sr-ste":
-        return Plan(0, 0, interval, "one-shot", goes_on=True)
+        return Plan(0, 0, interval, "one-shot", continues=True)
     start = _step("PRUNING_WARMUP", options.pruning_warmup, options.max_iters, 0)
-    curve = options.pruning_schedule or "one-shot"  # n:m has no half-way
-    end = start  # where nothing is left to do after it, PRUNING_END is no option
+    curve = options.pruning_schedule or "one-shot"  # n:m has no levels in between
+    end = start  # PRUNING_END is inactive if masks are chosen only once
     if options.pruning_end is not None:
         end = _step("PRUNING_END", options.pruning_end, options.max_iters, 1)
     shares = options.pruning_end is not None and options.pruning_end <= 1 >= options.pruning_warmup
@@ -87,11 +87,11 @@ def plan(options: PruningScheduleOptions) -> Plan:
             f"PRUNING_END={options.pruning_end:g} is step {end}, before pruning starts at step {start} "
             f"(PRUNING_WARMUP={options.pruning_warmup:g}); end it later or start it sooner"
         )
-    return Plan(start, end, interval or 1, curve, options.pruning_power, goes_on=dynamics == "ste")
+    return Plan(start, end, interval or 1, curve, options.pruning_power, continues=dynamics == "ste")
 
 
 def _step(name: str, value: float, max_iters: int, first: int) -> int:
-    """The step that a share of the run (up to 1) or a number of steps means; `first` at least."""
+    """Turns a share of the run (up to 1) or a step (above 1) into a step, `first` at least."""
     step = max(first, math.floor(value * max_iters + 0.5) if value <= 1 else round(value))
     if step > max_iters:
         raise UsageError(f"{name}={value:g} lies beyond MAX_ITERS={max_iters}, so the target would never be reached")

@@ -8,7 +8,7 @@ from lib.base.errors import UsageError
 
 
 def select(model: nn.Module, patterns: str) -> dict[str, nn.Parameter]:
-    """Name -> parameter, in the model's order, of those that one of the comma-separated `patterns` matches.
+    """Name -> parameter, in the model's order, of every parameter that one of the comma-separated `patterns` matches.
 
     A tied parameter has one name and is counted once. Raises UsageError for a pattern that matches nothing.
     """

@@ -1,8 +1,8 @@
-"""The exact threshold: the k smallest of many tensors' scores, without joining or sorting them.
+"""The exact threshold: the k smallest of many tensors' scores, without concatenating or sorting them.
 
-Floats are mapped to integers of the same order, and histograms of those are narrowed until one value is left. A sample
-says where to look, so that usually a single pass over all scores is enough; whatever the sample says, the answer is
-exact. Counts are integers: they add up over ranks that hold different tensors, and every rank finds the same threshold.
+Scores are mapped to integers of the same order, the keys. A search with histograms, digit by digit, finds the k-th
+smallest key. A sample first tells in which window this key probably lies, so one pass over all scores is usually
+enough. The result is exact whether or not the window is right.
 """
 
 import math
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from lib.base.errors import UserError
 
-FIRST = -(2**31)  # a key that no score has: what has to go before all else
-LAST = 2**31 - 1  # a key that no score has: what has to stay
+FIRST = -(2**31)  # below the key of every score: pruned before all others
+LAST = 2**31 - 1  # above the key of every score: kept
 _INFINITY = 0x7F800000  # the key of infinity
-_DIGITS = ((21, 2048), (10, 2048), (0, 1024))  # of a key, highest first: (position, values)
-_STRIDE = 127  # of the sample; a prime, so that it meets all columns of a matrix
-_DEVIATIONS = 3  # of the sample's error; a window that wide misses once in 370 times, which costs a second search
-_ROOM = 16  # at most this part of the keys may lie in the window and be set aside
-_PIECE = 2**16  # keys that stay in a CPU core's cache between operations: 1.5 x faster than a tensor at once
+_DIGITS = ((21, 2048), (10, 2048), (0, 1024))  # of a key, highest first: (bit position, number of values)
+_STRIDE = 127  # of the sample; a prime, so that all columns of a matrix are sampled
+_DEVIATIONS = 3  # half the window, in standard deviations; 1 window in 370 misses, which costs a second search
+_ROOM = 16  # the keys in the window are copied if they are at most one in so many
+_PIECE = 2**16  # keys that fit in a CPU core's cache: 1.5 times as fast as a tensor at once
 
-Source = Callable[[], Tensor]  # yields a tensor's int32 keys, at each call the same; used up before another is called
-AllReduce = Callable[[Tensor], Tensor]  # yields the sum over ranks of an int64 tensor, which it may overwrite
+# Returns a tensor's int32 keys, the same at each call; a call of another source may overwrite them.
+Source = Callable[[], Tensor]
 
 
 class PruningError(UserError):
@@ -32,42 +32,31 @@ class PruningError(UserError):
 
 
 class Cut(NamedTuple):
-    """What goes: all below `key`, and the first `ties` (by tensor, then by flat index) of those equal to it.
-
-    Of sharded weights it is the same on every rank; there ties go by rank, so a rank applies it with `ties` less the
-    number of keys equal to `key` on the ranks before it.
-    """
+    """Prunes all keys below `key`, and the first `ties` (by tensor, then by flat index) of those equal to `key`."""
 
     key: int
     ties: int
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """The all-reduce of a single process."""
-    return tensor
-
-
 def keys(scores: Tensor, name: str) -> Tensor:
-    """int32 keys in the order of float32 `scores`; -0.0 and 0.0 are equal, infinities are allowed.
+    """int32 keys in the order of float32 `scores`; -0.0 equals 0.0, and infinities are allowed.
 
-    They may share the memory of `scores`, so do not write to them. Raises PruningError if a score is NaN; `name` is the
-    tensor's, for the message.
+    The keys may share the memory of `scores`, so do not write to them. Raises PruningError, with the `name` of the
+    tensor, if a score is NaN.
     """
     found = scores.detach().contiguous().view(torch.int32)
     lowest, highest = _range(found)
-    if lowest < 0:  # floats are sign and magnitude
+    if lowest < 0:  # a negative float is a sign and a magnitude: turn it into two's complement
         signs = found >> 31
         found = (found & LAST).bitwise_xor_(signs).sub_(signs)
         lowest, highest = _range(found)
     if lowest < -_INFINITY or highest > _INFINITY:
-        raise PruningError(
-            f"the scores of {name} are not numbers (NaN); lower LEARNING_RATE or choose another PRUNING_METHOD"
-        )
+        raise PruningError(f"the scores of {name} are NaN; lower LEARNING_RATE or choose another PRUNING_METHOD")
     return found
 
 
 def hold(keys: Tensor, mask: Tensor, out: Tensor) -> Tensor:
-    """`out` (which may be `keys`): the keys where `mask` (uint8) is 1, and FIRST where it is 0."""
+    """Write into `out` the keys where `mask` (uint8) is 1, FIRST where it is 0; return it. `out` may be `keys`."""
     for part, bits, new, (ones,) in _pieces(keys, mask, out, scratch=1):
         torch.bitwise_xor(part, FIRST, out=new).mul_(ones.copy_(bits)).bitwise_xor_(FIRST)
     return out
@@ -78,21 +67,20 @@ def _range(keys: Tensor) -> tuple[int, int]:
     return lowest, highest
 
 
-def smallest(sources: Sequence[Source], k: int, all_reduce: AllReduce = alone) -> Cut:
-    """The cut that takes exactly `k` (0 to all) of the keys that `sources` yield.
+def smallest(sources: Sequence[Source], k: int) -> Cut:
+    """The cut that prunes exactly the `k` (0 to all) smallest keys of all `sources`.
 
-    With `all_reduce`, `k` counts over all ranks, each of which passes the sources it holds (one at least). It is called
-    equally often, with equal shapes, on every rank. Memory: the keys of one tensor and 1/16 of all, usually far less.
+    Memory: the keys of one tensor and at most 1/16 of all keys, usually far less.
     """
     if k <= 0:
         return Cut(FIRST, 0)
-    sample, held = _sample(sources)
-    low, high = _window(sample, held, k, all_reduce)
-    return _search_window(sources, k, low, high, held // _ROOM, all_reduce) or _search(sources, k, all_reduce)
+    sample, total = _sample(sources)
+    low, high = _window(sample, total, k)
+    return _search_window(sources, k, low, high, total // _ROOM) or _search(sources, k)
 
 
 def apply(cut: Cut, keys: Tensor) -> tuple[Tensor, Cut]:
-    """A tensor's mask, uint8 of the shape of its `keys` with 0 for what goes; and the cut for the next tensor."""
+    """A tensor's uint8 mask, 0 where its `keys` are pruned, and the cut for the next tensor, with the ties left."""
     mask = torch.empty(keys.shape, dtype=torch.uint8, device=keys.device)
     equal = _flags(keys)
     for part, above, same, (scratch,) in _pieces(keys, mask, equal[: keys.numel()], scratch=1):
@@ -107,13 +95,13 @@ def apply(cut: Cut, keys: Tensor) -> tuple[Tensor, Cut]:
 # ---- the search in all keys ------------------------------------------------------------------------------------------
 
 
-def _search(sources: Sequence[Source], k: int, all_reduce: AllReduce) -> Cut:
-    """Radix select: a pass over all keys for each digit."""
+def _search(sources: Sequence[Source], k: int) -> Cut:
+    """Radix select: one pass over all keys for each digit."""
     key, below = FIRST, 0
     for position, values in _DIGITS:
         first = key >> position
-        counts = all_reduce(sum(_histogram(source(), position, first, values) for source in sources))
-        counts[0] -= below  # those below the range were counted as its first
+        counts = sum(_histogram(source(), position, first, values) for source in sources)
+        counts[0] -= below  # keys below the range were counted in the first bin
         counts = counts.cumsum(0)
         digit = int((counts < k - below).sum())
         key = (first + digit) << position
@@ -122,39 +110,41 @@ def _search(sources: Sequence[Source], k: int, all_reduce: AllReduce) -> Cut:
 
 
 def _histogram(keys: Tensor, position: int, first: int, values: int) -> Tensor:
-    """How often each of `values` digits from `first` on occurs at `position`; what lies outside counts as its ends."""
+    """Counts of the digits first ... first + values - 1 at a bit position; keys outside count in the end bins."""
     digits = (keys.reshape(-1) >> position).clamp_(first, first + values - 1).sub_(first)
     return torch.bincount(digits, minlength=values)
 
 
-# ---- the search where a sample points to -----------------------------------------------------------------------------
+# ---- the search in the window that a sample suggests -----------------------------------------------------------------
 
 
 def _sample(sources: Sequence[Source]) -> tuple[Tensor, int]:
-    """Every 127th key of each tensor, and how many keys there are."""
-    parts, held = [], 0
+    """Every 127th key of each tensor, and the number of all keys."""
+    parts, total = [], 0
     for source in sources:
         flat = source().reshape(-1)
         parts.append(flat[::_STRIDE].clone())
-        held += flat.numel()
-    return torch.cat(parts), held
+        total += flat.numel()
+    return torch.cat(parts), total
 
 
-def _window(sample: Tensor, held: int, k: int, all_reduce: AllReduce) -> tuple[int, int]:
-    """Two keys between which, both included, the k-th smallest probably lies: order statistics of the sample."""
-    size, total = all_reduce(torch.tensor([len(sample), held], device=sample.device)).tolist()
-    share = k / total
+def _window(sample: Tensor, total: int, k: int) -> tuple[int, int]:
+    """The interval of keys, ends included, in which the k-th smallest probably lies: order statistics of the sample."""
+    size, share = len(sample), k / total
     margin = 1 + _DEVIATIONS * math.sqrt(size * share * (1 - share))
     first, last = math.floor(size * share - margin), math.ceil(size * share + margin)
-    low = _search([lambda: sample], first, all_reduce).key if first > 0 else FIRST
-    high = _search([lambda: sample], last, all_reduce).key if last <= size else LAST
-    return min(low + 1, LAST), high  # many keys may equal `low`, zeros for instance, and it is not among the likely
+    low = _search([lambda: sample], first).key if first > 0 else FIRST
+    high = _search([lambda: sample], last).key if last <= size else LAST
+    return min(
+        low + 1, LAST
+    ), high  # without `low`: it is an unlikely answer, but many keys, such as zeros, may equal it
 
 
-def _search_window(
-    sources: Sequence[Source], k: int, low: int, high: int, room: int, all_reduce: AllReduce
-) -> Cut | None:
-    """One pass that counts the keys below the window and sets those within aside; None if the answer is not there."""
+def _search_window(sources: Sequence[Source], k: int, low: int, high: int, room: int) -> Cut | None:
+    """One pass: count the keys below the window, and copy those inside.
+
+    None if the k-th smallest key is not in the window, or if more than `room` keys are.
+    """
     below, inside = 0, []
     for source in sources:
         under, within = _split(source().reshape(-1), low, high)
@@ -162,17 +152,15 @@ def _search_window(
         inside.append(within)
         room -= within.numel()
         if room < 0:
-            break
-    counts = torch.tensor([below, sum(map(len, inside)), room < 0], device=inside[0].device)
-    below, within, crowded = all_reduce(counts).tolist()
-    if crowded or not below < k <= below + within:
+            return None
+    copied = torch.cat(inside)
+    if not below < k <= below + len(copied):
         return None
-    aside = torch.cat(inside)
-    return _search([lambda: aside], k - below, all_reduce)
+    return _search([lambda: copied], k - below)
 
 
 def _split(keys: Tensor, low: int, high: int) -> tuple[int, Tensor]:
-    """How many keys are below low, and those from low to high."""
+    """The number of keys below `low`, and the keys from `low` to `high`."""
     below, inside = [], _flags(keys)
     for part, flags, (under, within) in _pieces(keys, inside[: len(keys)], scratch=2):
         torch.lt(part, low, out=under)
@@ -184,19 +172,23 @@ def _split(keys: Tensor, low: int, high: int) -> tuple[int, Tensor]:
 
 
 def _flags(keys: Tensor) -> Tensor:
-    """A 0 for each key, padded to whole words of eight."""
+    """One zero byte for each key, padded to a multiple of eight."""
     return torch.zeros(-(-keys.numel() // 8) * 8, dtype=torch.uint8, device=keys.device)
 
 
 def _words(flags: Tensor) -> Tensor:
-    """Which words of eight flags have one, in order: few do, and a search for single flags takes five times as long."""
+    """Indices of the words of eight flags that contain a 1.
+
+    Few words do, so this is five times as fast as a search for single flags.
+    """
     return flags.view(torch.int64).nonzero().view(-1)
 
 
 def _pieces(*tensors: Tensor, scratch: int) -> Iterator[tuple]:
-    """Equal parts of the tensors, flat, for a CPU's caches (a GPU takes them whole), and new tensors like the first's.
+    """Equal flat parts of the tensors, and a list of `scratch` buffers like the first tensor's part.
 
-    Those share memory from part to part: fresh pages would cost more than the arithmetic.
+    Parts fit in a CPU's caches; on a GPU one part is everything. All parts use the same buffers, because to allocate
+    memory for each would take longer than the arithmetic.
     """
     size = _PIECE * torch.get_num_threads() if tensors[0].device.type == "cpu" else max(1, tensors[0].numel())
     parts = [tensor.reshape(-1).split(size) for tensor in tensors]

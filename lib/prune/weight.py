@@ -1,4 +1,4 @@
-"""What the parts of pruning hand to each other: a tensor in scope, its mask, and what optimizer and criterion know."""
+"""Weight, which the parts of pruning share: a tensor, its mask, its optimizer state, and the criterion's memory."""
 
 import dataclasses
 from typing import Any
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(eq=False)
 class Weight:
-    """A tensor that pruning may zero: as many rows of a parameter as its mask has; others are unused."""
+    """A tensor that pruning may zero: the first rows of a parameter, as many as the mask has; the rest is padding."""
 
     name: str
     parameter: nn.Parameter
-    mask: Tensor  # uint8: 1 kept, 0 pruned; floats times uint8 is faster than times bool
+    mask: Tensor  # uint8: 1 kept, 0 pruned; multiplying floats by uint8 is faster than by bool
     optimizer: torch.optim.Optimizer
-    memory: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # the criterion's own, part of checkpoints
+    memory: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # the criterion's, saved in checkpoints
 
     @property
     def value(self) -> Tensor:
-        """The weights, without their history; where a method keeps dense values under a mask, those."""
+        """The weights, detached. Where a method keeps values under a mask, these dense values."""
         return self._used(self.parameter.detach())
 
     @property
@@ -29,11 +29,11 @@ class Weight:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the optimizer keeps for it: exp_avg, exp_avg_sq, step, ... after the steps made so far."""
-        state = self.optimizer.state.get(self.parameter, {})  # looked up anew: loading a checkpoint replaces it
+        """The optimizer's state of this tensor (exp_avg, exp_avg_sq, step, ...) after the steps so far."""
+        state = self.optimizer.state.get(self.parameter, {})  # looked up each time: loading a checkpoint replaces it
         return {name: self._used(value) for name, value in state.items()}
 
     def _used(self, value: Any) -> Any:
-        """The rows of `value`, a view, that the mask is of, if it has a number for each of the parameter."""
+        """A view of the rows that the mask covers, if `value` has the parameter's shape; otherwise `value` itself."""
         like = isinstance(value, Tensor) and value.shape == self.parameter.shape
         return value[: len(self.mask)] if like else value

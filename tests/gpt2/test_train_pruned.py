@@ -151,4 +151,4 @@ def test_a_checkpoint_with_damaged_masks_is_refused(finished, tmp_path):
     rewrite(path, state)
     output = train(tmp_path / "copy", "--resume", "runs/run", "MAX_ITERS=50", code=1)
     assert output.count("error:") == 1
-    assert "h.0.attn.c_attn.weight is [96, 31] there and [96, 32] here" in output
+    assert "h.0.attn.c_attn.weight is [96, 31] in the checkpoint and [96, 32] in the model" in output

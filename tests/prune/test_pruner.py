@@ -32,8 +32,8 @@ def test_a_run_that_counted_the_vocabularys_padding_goes_on(name):
     pruner, state, used = padded(name)
     pruner.check(state)
     assert pruner.load_state_dict(state) == (
-        "an earlier version counted the vocabulary's padding, 216 numbers, among the weights in scope; "
-        "from here on it does not count"
+        "the checkpoint's version counted the vocabulary's padding, 216 elements, among the weights in scope; "
+        "from here on the padding does not count"
     )
     assert torch.equal(pruner.weights[0].mask, used)
     assert (pruner.total, pruner.kept) == (40, 26)
@@ -69,8 +69,10 @@ def test_memory_and_hidden_values_of_padding_are_left_out():
 def test_masks_with_other_rows_than_the_paddings_are_refused(shape):
     pruner, state, _ = padded("static")
     state["shapes"] = {"wte.weight": shape}
-    with pytest.raises(CheckpointError, match=rf"wte\.weight is \[{shape[0]}, {shape[1]}\] there and \[10, 4\] here"):
+    with pytest.raises(
+        CheckpointError, match=rf"wte\.weight is \[{shape[0]}, {shape[1]}\] in the checkpoint and \[10, 4\] in"
+    ):
         pruner.check(state)
     state["shapes"], state["masks"] = {"wte.weight": [64, 4]}, {"wte.weight": torch.zeros(5, dtype=torch.uint8)}
-    with pytest.raises(CheckpointError, match=r"the mask of wte\.weight in the checkpoint does not have its size"):
+    with pytest.raises(CheckpointError, match=r"the mask of wte\.weight in the checkpoint has the wrong size"):
         pruner.check(state)

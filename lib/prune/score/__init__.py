@@ -9,33 +9,35 @@ from lib.prune.weight import Weight
 
 
 class Criterion:
-    """What a weight is worth: elementwise, deterministic, the same on every rank whatever its random state."""
+    """Scores single weights. Scores are deterministic and equal on all ranks, whatever their random state."""
 
-    reads_state = False  # of an Adam-like optimizer: there is nothing to read before the second step
-    reads_step = False  # the gradients or inputs of a step: there is nothing to read before the first step
-    is_magnitude = False  # its choice need not be compared with magnitude's
+    reads_state = False  # reads the moments of an Adam-like optimizer, which do not exist before step 2
+    reads_step = False  # reads gradients or inputs of layers, which do not exist before step 1
+    is_magnitude = False  # prunes by magnitude, so its masks need not be compared with magnitude's
 
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
-        """Called once, with the modules that compute with the weights: allocate `weight.memory`, register hooks."""
+        """Called once: allocate `weight.memory` and register hooks. `modules` are the layers that use the weights."""
 
     def observe(self, weights: Sequence[Weight], healthy: Callable[[], Tensor]) -> None:
-        """Called at every step with its dense gradients, before they are masked and before the weights move.
+        """Called at every step with dense gradients, before they are masked and before the weights move.
 
-        What is remembered must not change where `healthy()` (a bool scalar on the device) is false: a step that is
-        skipped counts for nothing.
+        `healthy()` is a bool scalar on the device. If it is false, the step is skipped, and `weight.memory` must not
+        change.
         """
 
     def score(self, weight: Weight) -> Tensor:
-        """Float32 of the weight's shape: the higher, the more worth keeping. Called when masks are chosen, any number
-        of times with the same result. To be read only: it may be memory.
+        """Float32 of the weight's shape; the lowest scores are pruned first.
 
-        Masks are chosen at the same moment of a step as `observe`; under the straight-through dynamics when the weights
-        have moved, and before the first step where the plan says so.
+        May be called several times while masks are chosen, and then returns the same result. The caller must not
+        change the tensor, which may be part of `weight.memory`.
+
+        Masks are chosen right after `observe`, and with the straight-through dynamics after the optimizer's update.
+        If the plan begins at step 0, the first masks are chosen before any step.
         """
         raise NotImplementedError
 
     def chosen(self, weights: Sequence[Weight]) -> None:
-        """Called after masks were chosen."""
+        """Called after new masks were chosen, for instance to reset what was measured."""
 
 
 class Module(Protocol):

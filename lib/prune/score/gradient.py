@@ -1,7 +1,7 @@
-"""Gradient pruning: what the loss would change by, to first order, if a weight were zero.
+"""Gradient pruning: the first-order estimate of how much the loss changes if a weight becomes zero.
 
-Molchanov et al., arXiv 1611.06440, section 2.2, for single weights. With masks chosen before the first step it is the
-connection sensitivity of SNIP, arXiv 1810.02340, section 4, whose division by the sum of all scores changes no order.
+Molchanov et al., arXiv 1611.06440, section 2.2, for single weights. With masks chosen in step 1 it is the connection
+sensitivity of SNIP, arXiv 1810.02340, section 4. SNIP also divides by the sum of all scores, which changes no order.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def first_order_change(w: Tensor, g: Tensor) -> Tensor:
 
 
 class Gradient(Criterion):
-    """Reads the gradient of the step at which masks are chosen, of its batch alone."""
+    """Reads the gradient of the step at which masks are chosen: that of a single batch."""
 
     reads_step = True
 

@@ -1,4 +1,4 @@
-"""Magnitude pruning: a small weight does little (Han et al., arXiv 1506.02626, section 3)."""
+"""Magnitude pruning: a weight is worth its absolute value (Han et al., arXiv 1506.02626, section 3)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,11 @@ def magnitude(w: Tensor) -> Tensor:
 
 
 class Magnitude(Criterion):
-    """What a weight is worth is how large it is."""
+    """Reads the weights only."""
 
     is_magnitude = True
 
     def score(self, weight: Weight) -> Tensor:
-        """|w|."""
         return magnitude(weight.value)
 
 

@@ -1,7 +1,7 @@
-"""Movement pruning: weights that training moves away from zero stay (Sanh et al., arXiv 2005.07683).
+"""Movement pruning: keeps the weights that training moves away from zero (Sanh et al., arXiv 2005.07683).
 
-Both forms compute with W' = W * M in the forward pass and receive the dense gradient g = dL/dW' through the mask, as if
-the mask were the identity (straight-through). A score S then has the gradient dL/dS = g W (section 4 there).
+The forward pass uses W' = W * M. W gets the dense gradient g = dL/dW', as if the mask were the identity
+(straight-through). The gradient of a score S is then dL/dS = g W (section 4 of the paper).
 """
 
 import dataclasses
@@ -18,78 +18,81 @@ from lib.prune import select
 from lib.prune.score import Criterion
 from lib.prune.weight import Weight
 
-_LEAST_KEPT = 0.005  # share of each tensor that soft movement keeps in any case, as the published code does
+_LEAST_KEPT = 0.005  # share of each tensor that soft movement always keeps, as in the published code
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # of the scores' Adam, as published
 
 
 @dataclasses.dataclass(frozen=True)
 class MovementOptions(Options):
-    """Which form."""
+    """Hard or soft."""
 
     pruning_movement: str
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftMovementOptions(Options):
-    """Where the soft form ends."""
+    """Threshold and penalty of the soft form at the end of the schedule."""
 
-    movement_threshold: float  # of sigmoid(S)
+    movement_threshold: float  # for sigmoid(S)
     movement_penalty: float
     movement_learning_rate: float
 
 
-class Movement(Criterion):
-    """Hard: the highest S stay, as many as asked for (table 1: top v).
+class HardMovement(Criterion):
+    """Hard: keeps as many weights as the target allows, those with the highest S (table 1: top v).
 
-    S = - sum over steps of g W (section 4). The learning rate that multiplies it there changes no order, so it is 1.
-    The published code lets AdamW learn S instead, whose steps are of about the same size whatever the gradient.
+    S = - sum over steps of g W (section 4). The paper multiplies it by a learning rate, which changes no order and is
+    1 here. The published code instead trains S with AdamW, whose steps have about the same size for every gradient.
     """
 
     reads_step = True
 
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
-        """Scores begin at 0: 4 bytes per weight."""
+        """Scores start at 0: 4 bytes per weight."""
         for weight in weights:
             weight.memory["movement"] = torch.zeros_like(weight.value)
 
     @torch.no_grad()
     def observe(self, weights: Sequence[Weight], healthy: Callable[[], Tensor]) -> None:
         """S -= g W."""
-        if healthy():  # waits for the device, as choosing masks at every step does too; torch.where takes 3 x as long
+        if healthy():  # waits for the device, which choosing masks does anyway; torch.where takes 3 times as long
             for weight in weights:
                 weight.memory["movement"].addcmul_(weight.grad, weight.value, value=-1)
 
     def score(self, weight: Weight) -> Tensor:
-        """S."""
         return weight.memory["movement"]
 
 
 class SoftMovement(Criterion):
-    """Soft: the weights with sigmoid(S) > tau stay, while a penalty on the mean of sigmoid(S) pushes all S down.
+    """Soft: keeps the weights with sigmoid(S) > tau, while a penalty on the mean of sigmoid(S) pushes all S down.
 
-    tau and the penalty rise together from 0 along the schedule. S is learned by Adam, through the
-    threshold as if it were the identity. The published code's penalty is the mean of the matrices' means; here all
-    weights count alike.
+    tau and the penalty rise together from 0 along the schedule. Adam trains S with the gradient dL/dS above, as if the
+    threshold were the identity. The published code averages the penalty per matrix first; here it is the mean over all
+    weights.
     """
 
     reads_step = True
 
     def __init__(self, threshold: float, penalty: float, learning_rate: float):
-        """Final threshold, final penalty."""
+        """`threshold` and `penalty` are those at the end of the schedule."""
         self.threshold, self.penalty, self.learning_rate = threshold, penalty, learning_rate
-        self.progress = 0.0  # position on the schedule, in [0, 1]; the pruner moves it before it calls `observe`
+        self.progress = 0.0  # on the schedule, from 0 to 1
         self.total = 0  # weights in scope
 
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
-        """Scores begin at 0, where the sigmoid is 0.5: 12 bytes per weight with Adam's moments."""
+        """Scores start at 0, where the sigmoid is 0.5: 12 bytes per weight with Adam's moments."""
         for weight in weights:
             self.total += weight.value.numel()
             weight.memory |= {name: torch.zeros_like(weight.value) for name in ("movement", "exp_avg", "exp_avg_sq")}
             weight.memory["step"] = torch.zeros((), device=weight.value.device)
 
+    def advance(self, progress: float) -> None:
+        """Go to this position on the schedule, in [0, 1]; called before `observe`."""
+        self.progress = progress
+
     @torch.no_grad()
     def observe(self, weights: Sequence[Weight], healthy: Callable[[], Tensor]) -> None:
-        """A step of Adam with the gradient of the loss plus the penalty."""
+        """One step of Adam with the gradient of loss and penalty."""
         skip = 1 - healthy().float()
         slope = self.progress * self.penalty / self.total
         for weight in weights:
@@ -102,11 +105,10 @@ class SoftMovement(Criterion):
             )  # fmt: skip
 
     def score(self, weight: Weight) -> Tensor:
-        """S."""
         return weight.memory["movement"]
 
     def mask(self, weight: Weight, share: float) -> Tensor:
-        """uint8 of the weight's shape: what stays at the position `share` of the schedule, in [0, 1]."""
+        """The uint8 mask of the weight at the position `share` of the schedule, in [0, 1]."""
         return soft_mask(weight.memory["movement"], share * self.threshold, weight.name)
 
 
@@ -117,7 +119,7 @@ def score_gradient(s: Tensor, w: Tensor, g: Tensor, slope: float) -> Tensor:
 
 
 def soft_mask(s: Tensor, threshold: float, name: str) -> Tensor:
-    """sigmoid(S) > threshold, or the highest half percent where these are fewer; ties go as in all masks."""
+    """1 where sigmoid(S) > threshold, and at the highest 0.5 % at least; ties are broken by index as in all masks."""
     kept = s.sigmoid() > threshold
     least = math.ceil(_LEAST_KEPT * s.numel())
     if torch.count_nonzero(kept) >= least:
@@ -129,6 +131,6 @@ def soft_mask(s: Tensor, threshold: float, name: str) -> Tensor:
 def build(bind: Callable[[type], Any]) -> Criterion:
     """Hard or soft, by PRUNING_MOVEMENT."""
     if bind(MovementOptions).pruning_movement == "hard":
-        return Movement()
+        return HardMovement()
     options = bind(SoftMovementOptions)
     return SoftMovement(options.movement_threshold, options.movement_penalty, options.movement_learning_rate)

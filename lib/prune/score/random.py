@@ -1,4 +1,4 @@
-"""Random pruning, the baseline of baselines: a criterion that is not better than this one knows nothing."""
+"""Random pruning, the simplest baseline: a useful criterion does better."""
 
 import dataclasses
 import hashlib
@@ -15,32 +15,32 @@ from lib.prune.weight import Weight
 
 @dataclasses.dataclass(frozen=True)
 class RandomOptions(Options):
-    """What the scores are drawn from."""
+    """The seed that scores are drawn from."""
 
     seed: int
 
 
 def uniform(seed: int, name: str, shape: torch.Size) -> Tensor:
-    """Scores in [0, 1) on the CPU, made of `seed` and the tensor's name alone; no other random state is touched."""
+    """Scores in [0, 1) on the CPU, from `seed` and the tensor's name only; no other random state is read or changed."""
     digest = hashlib.sha256(f"random pruning {seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.rand(shape, generator=generator)
 
 
 class Random(Criterion):
-    """A weight has the same score throughout a run, so a sparser mask prunes all that a denser one does.
+    """A weight keeps its score throughout a run, so a sparser mask prunes everything that a denser one prunes.
 
-    Scores are drawn anew at each call: that costs no memory and is the same on every rank and after a resume.
+    Each call draws the same scores again. This costs no memory and gives the same scores on every rank and after a
+    resume.
     """
 
     def __init__(self, seed: int):
         self.seed = seed
 
     def score(self, weight: Weight) -> Tensor:
-        """Uniform in [0, 1)."""
         return uniform(self.seed, weight.name, weight.value.shape).to(weight.value.device)
 
 
 def build(bind: Callable[[type], Any]) -> Criterion:
-    """Seeded like the run."""
+    """Random pruning with the seed of the run."""
     return Random(bind(RandomOptions).seed)

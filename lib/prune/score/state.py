@@ -1,4 +1,4 @@
-"""State pruning: |w| and the moments that Adam keeps anyway, so that a criterion costs no memory of its own."""
+"""State pruning: scores from |w| and from moments that Adam keeps anyway, so the criterion needs no memory."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,33 +17,34 @@ Formula = Callable[[Tensor, Tensor, Tensor], Tensor]  # of w, m = exp_avg, v = e
 
 @dataclasses.dataclass(frozen=True)
 class StateOptions(Options):
-    """Which formula."""
+    """The name of the formula."""
 
     pruning_state: str
 
 
-# ---- formulas without a scale of their own ---------------------------------------------------------------------------
+# ---- formulas whose ranking does not depend on the gradients' scale --------------------------------------------------
 #
-# Multiplying all gradients by c multiplies m by c and v by c^2, hence every score of the run by the same power of c: no
-# order changes, within a tensor or between tensors. No epsilon may enter, for it would be such a scale: with gradients
-# clipped to norm 1, v averages below 1e-8 in a model of 1e8 weights, and sqrt(v + 1e-8) says nothing about v.
+# If all gradients are multiplied by c, m is multiplied by c and v by c^2. Every score is then multiplied by the same
+# power of c, so the ranking stays the same, within a tensor and between tensors. An epsilon would break this: with
+# gradients clipped to norm 1, the mean of v is below 1e-8 in a model of 1e8 weights. sqrt(v + 1e-8) then hardly
+# depends on v.
 #
-# Bias correction divides all m, and all v, of a step by the same number and is left out for the same reason.
+# Bias correction divides all m of a step by one number, and all v by another. It is left out, since no order changes.
 #
-# hybrid and fisher are the square roots of the products that name them. The order is the same, but the products leave
-# float32's range: w = 1e-6 and v = 1e-30 give w^2 v = 1e-42, where 3 digits are left. And all four are then |w| times a
-# function of the moments, so that a comparison of scores divided by each tensor's root mean square (which is no longer
-# the same for a power of the score) starts from the same |w| for all of them as for magnitude.
+# hybrid and fisher are the square roots of the products in their descriptions. The order is the same, but the products
+# would leave float32's range: w = 1e-6 and v = 1e-30 give w^2 v = 1e-42, which has 3 digits. With the roots all four
+# are |w| times a function of the moments, like magnitude. This matters for global-rms: dividing by a tensor's root mean
+# square does not commute with taking a root.
 
 
 def hybrid(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """sqrt(w^2 |m| / sqrt(v)): large weights with a gradient of constant sign; 0 where there never was a gradient."""
-    ratio = v.rsqrt().mul_(m).nan_to_num_(0.0, 0.0, 0.0)  # v that is 0, or underflowed to it, says nothing
+    """sqrt(w^2 |m| / sqrt(v)): favours large weights whose gradient keeps its sign; 0 where no gradient ever was."""
+    ratio = v.rsqrt().mul_(m).nan_to_num_(0.0, 0.0, 0.0)  # m / sqrt(v) is undefined where v is 0 or underflowed
     return ratio.abs_().sqrt_().mul_(w).abs_()
 
 
 def variance(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """|w| v^(1/4): between magnitude and fisher."""
+    """|w| v^(1/4): a compromise between magnitude and fisher."""
     return v.sqrt().sqrt_().mul_(w).abs_()
 
 
@@ -53,24 +54,27 @@ def momentum(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
 
 
 def fisher(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """sqrt(w^2 v): the change of the loss to second order, by the diagonal of the empirical Fisher matrix.
+    """sqrt(w^2 v): the second-order change of the loss, estimated with the diagonal of the empirical Fisher matrix.
 
-    LeCun et al., Optimal Brain Damage, 1990, section 2, with v in the place of the second derivatives.
+    LeCun et al., Optimal Brain Damage, 1990, section 2, with v in place of the second derivatives.
     """
     return v.sqrt().mul_(w).abs_()
 
 
-# ---- formulas as published, with what they do to the ranks -----------------------------------------------------------
+# ---- formulas as published, with their effect on the ranking ---------------------------------------------------------
 
 
 def bitter5(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """Keeps the weights that move to zero, against its intention; may be negative, so that pruned weights outrank."""
+    """Keeps the weights that move towards zero, against its intention.
+
+    A score may be negative, so a pruned weight, whose score is 0, can rank above a kept one.
+    """
     return w.sign() * m / (v.sqrt() + 1e-8) + 0.1 * w.abs()
 
 
 def bitter8(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """|w| (v + 1e-5)^(1/4) in float16, where v below 6e-8 is 0: magnitude, as a rule."""
-    v = v.half().clamp_max(torch.finfo(torch.float16).max)  # infinite, it would make NaN of a weight that is 0
+    """|w| (v + 1e-5)^(1/4) in float16, where v below 6e-8 becomes 0: usually the same as magnitude."""
+    v = v.half().clamp_max(torch.finfo(torch.float16).max)  # 0 times infinity would be NaN
     return (w.half().abs() * torch.rsqrt(torch.rsqrt(v + 1e-5))).float()
 
 
@@ -93,7 +97,7 @@ FORMULAS: dict[str, Formula] = {
 
 
 class State(Criterion):
-    """Reads exp_avg and exp_avg_sq as the steps before this one left them."""
+    """Reads exp_avg and exp_avg_sq as of the previous step."""
 
     reads_state = True
 
@@ -101,16 +105,16 @@ class State(Criterion):
         self.formula = formula
 
     def score(self, weight: Weight) -> Tensor:
-        """The formula's; raises PruningError where the optimizer keeps no moments."""
+        """By the formula; raises PruningError if the optimizer has no moments."""
         state = weight.state
         if "exp_avg" not in state or "exp_avg_sq" not in state:
             raise PruningError(
-                f"PRUNING_METHOD=state finds no exp_avg and exp_avg_sq of {weight.name}: let an Adam-like OPTIMIZER "
-                "make a step before masks are chosen"
+                f"PRUNING_METHOD=state needs exp_avg and exp_avg_sq, but the optimizer has none of {weight.name}; "
+                "choose an Adam-like OPTIMIZER, and prune after its first step"
             )
         return self.formula(weight.value, state["exp_avg"], state["exp_avg_sq"])
 
 
 def build(bind: Callable[[type], Any]) -> Criterion:
-    """With the formula of PRUNING_STATE."""
+    """State pruning with the formula of PRUNING_STATE."""
     return State(FORMULAS[bind(StateOptions).pruning_state])

@@ -1,4 +1,4 @@
-"""Wanda: a weight matters as much as it is large and its input active (Sun et al., arXiv 2306.11695).
+"""Wanda: a weight is worth its magnitude times the norm of its input (Sun et al., arXiv 2306.11695).
 
 Letters of shapes: B all leading dimensions, I inputs, O outputs.
 """
@@ -17,23 +17,23 @@ _SUM = "input_square_sum"  # (I,) float32: ||X_j||^2 over the tokens seen in tra
 
 
 def wanda(w: Tensor, input_square_sum: Tensor) -> Tensor:
-    """|W_ij| ||X_j||_2, section 3 there: (O, I) weights, (I,) squared norms of the inputs over all tokens."""
+    """|W_ij| ||X_j||_2 (section 3 of the paper): (O, I) weights, (I,) squared norms of the inputs over all tokens."""
     return w.abs().mul_(input_square_sum.sqrt())
 
 
 class Wanda(Criterion):
-    """Counts the inputs of training alone, not of evaluation, and none of a step that is skipped.
+    """Measures inputs in training only, not in evaluation, and not in a step that is skipped.
 
-    All tensors have seen equally many tokens, so their number changes no order.
+    All layers see the same number of tokens, so dividing by this number would change no order.
     """
 
     reads_step = True
 
     def __init__(self):
-        self.pending: list[Tensor] = []  # of each weight, the sum over the present step's micro-batches
+        self.pending: list[Tensor] = []  # for each weight, the sum over the micro-batches of the current step
 
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
-        """Listen to the layers; raises UsageError for a weight that is not the matrix of a linear layer."""
+        """Register hooks on the layers; raises UsageError for a weight that is not the matrix of a linear layer."""
         for weight, module in zip(weights, modules, strict=True):
             if not isinstance(module, nn.Linear) or module.weight is not weight.parameter:
                 raise UsageError(
@@ -47,7 +47,7 @@ class Wanda(Criterion):
 
     @torch.no_grad()
     def observe(self, weights: Sequence[Weight], healthy: Callable[[], Tensor]) -> None:
-        """Take over what the step's inputs added, on all ranks."""
+        """Add the sums of this step, over all ranks, to the memory."""
         ok = healthy()
         _sum_over_ranks(self.pending)
         for weight, pending in zip(weights, self.pending, strict=True):
@@ -56,17 +56,16 @@ class Wanda(Criterion):
             pending.zero_()
 
     def score(self, weight: Weight) -> Tensor:
-        """|W_ij| ||X_j||_2."""
         return wanda(weight.value, weight.memory[_SUM])
 
     def chosen(self, weights: Sequence[Weight]) -> None:
-        """Begin to count anew: the layers before this one have changed."""
+        """Measure from zero again: new masks in earlier layers change the inputs."""
         for weight in weights:
             weight.memory[_SUM].zero_()
 
 
 def _adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that adds to `total` the sum of squares of each input feature."""
+    """A hook that adds the sum of squares of each input feature to `total`."""
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if module.training:
@@ -77,7 +76,7 @@ def _adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 
 
 def _sum_over_ranks(tensors: list[Tensor]) -> None:
-    """Every rank has seen its own tokens; masks must be the same on all."""
+    """In place: ranks see different tokens, but all must choose the same masks."""
     if distributed.is_available() and distributed.is_initialized():
         joint = torch.cat(tensors)
         distributed.all_reduce(joint)
