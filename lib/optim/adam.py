@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba, arXiv 1412.6980, algorithm 1; torch's fused one); weight decay is added to the gradient."""
+"""Adam (Kingma & Ba, arXiv 1412.6980, algorithm 1; torch's fused implementation), with weight decay in the gradient."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from lib.optim import Groups
 
 @dataclasses.dataclass(frozen=True)
 class AdamOptions(Options):
-    """Settings of Adam and its relatives."""
+    """Settings of Adam and of the rules that build on it."""
 
     adam_beta1: float
     adam_beta2: float
@@ -20,7 +20,7 @@ class AdamOptions(Options):
 
 
 def settings(bind: Callable[[type], Any]) -> dict[str, Any]:
-    """The options under the names that torch's Adam family gives them."""
+    """The options as keyword arguments of torch.optim.Adam and AdamW."""
     options = bind(AdamOptions)
     return {"betas": (options.adam_beta1, options.adam_beta2), "eps": options.adam_epsilon, "fused": True}
 

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2; torch's fused one): decay apart from the gradient."""
+"""AdamW (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2; torch's fused implementation): decoupled weight decay."""
 
 from collections.abc import Callable
 from typing import Any

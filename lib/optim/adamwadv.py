@@ -1,4 +1,4 @@
-"""AdamW with AMSGrad (Reddi et al., arXiv 1904.09237, algorithm 2; torch's fused one)."""
+"""AdamW with AMSGrad (Reddi et al., arXiv 1904.09237, algorithm 2; torch's fused implementation)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from lib.optim.adam import settings
 
 @dataclasses.dataclass(frozen=True)
 class AdamwadvOptions(Options):
-    """Settings of adamwadv beside Adam's; its cosine and clipping are those of every optimizer."""
+    """Settings of adamwadv beside Adam's. The cosine schedule and gradient clipping are options of every optimizer."""
 
     adamwadv_amsgrad: bool
 
 
 def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
-    """AdamW that divides by the largest second moment so far instead of the present one."""
+    """AdamW that divides by the largest second moment so far instead of the current one."""
     return torch.optim.AdamW(groups, amsgrad=bind(AdamwadvOptions).adamwadv_amsgrad, **settings(bind))

@@ -1,6 +1,6 @@
 """AdamWPrune: an Adam-like optimizer whose moments also say which weights to prune.
 
-The optimizer is its base, unchanged; PRUNING_METHOD=state reads exp_avg and exp_avg_sq from `optimizer.state`.
+It returns its base optimizer unchanged. PRUNING_METHOD=state reads exp_avg and exp_avg_sq from `optimizer.state`.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from lib.optim import Groups
 
 @dataclasses.dataclass(frozen=True)
 class AdamwpruneOptions(Options):
-    """What adamwprune is made of."""
+    """The base of adamwprune."""
 
     adamwprune_base_optimizer_name: str
 

@@ -7,14 +7,16 @@ Let t = 1, 2, ... count steps, and k those since the last reset, which are at t 
     m = b1 m + (1-b1) g;   v = b2 v + (1-b2) g^2
     w -= lr s_k sqrt(1-b2^n) / (1-b1^n) m / (sqrt(v) + eps);   w -= lr weight_decay w
 
-s_k = 1 - 0.99 (1 + cos(pi k / (N+1))) / 2 warms up for N steps after a reset. The published code, and here
-SPAM_COMPAT=official, have n = t. There, the first step after a reset is 3 times as large as lr, and steps grow to 6.6
-times while the gradient keeps its sign, times s_k. By default n counts from the reset, as the moments do: a reset is
-then a restart of Adam, whose steady steps are as large as lr, and the warm-up does what it says. Two more differences
-are defects of the published code:
-- A weight whose first gradient comes after the steps without clipping has v = 0, so it is clipped to 0, and so on until
-  the next reset: it never learns. By default nothing is clipped where v = 0.
-- With sparse momentum, weight decay acts on a copy, that is on nothing.
+s_k = 1 - 0.99 (1 + cos(pi k / (N+1))) / 2 warms up for N steps after a reset.
+
+With SPAM_COMPAT=official, as in the published code, n = t. The first step after a reset is then 3 lr s_k, and steps
+grow to 6.6 lr s_k while the gradient keeps its sign. By default n counts from the last reset, like the moments. Each
+reset then restarts Adam, whose steady steps are as large as lr, and the warm-up has its intended effect.
+
+The published code has two more defects, which the default does not have:
+- Take a weight whose first non-zero gradient comes after the steps without clipping. Its v is 0, so the gradient is
+  clipped to 0 and v stays 0: the weight does not learn until the next reset. By default nothing is clipped where v = 0.
+- With sparse momentum, weight decay acts on a copy and has no effect.
 """
 
 import dataclasses
@@ -48,21 +50,21 @@ class SpamOptions(Options):
 
 
 class Phase(NamedTuple):
-    """Where in the cycle of resets a step is; scalars on the device."""
+    """The position of a step in the cycle of resets, as scalars on the device."""
 
-    resets: Tensor  # so far
-    reset: Tensor  # bool: at this step
-    clips: Tensor  # bool
+    resets: Tensor  # number of resets so far
+    reset: Tensor  # bool: whether this step resets
+    clips: Tensor  # bool: whether this step clips
     scale: Tensor  # of the update: 0.01 -> 1 after a reset
-    count: Tensor  # of steps that the moments are corrected for
+    count: Tensor  # number of steps for bias correction
 
 
 def phase(step: Tensor, options: SpamOptions) -> Phase:
-    """Where step 1, 2, ... is."""
+    """The phase of a step; the first is 1."""
     official = options.spam_compat == "official"
     interval, warmup = options.spam_interval or math.inf, options.spam_warmup_steps
     k = torch.remainder(step, interval)
-    first = step < interval  # no reset so far, so no warm-up: that of the learning rate does it
+    first = step < interval  # no reset so far: the learning rate's own warm-up is enough
     rising = 1 - 0.99 * (1 + torch.cos(math.pi / (warmup + 1) * k)) / 2
     since = torch.where(first, step, k + 1)
     free = options.spam_clip_free_steps or 0
@@ -76,11 +78,12 @@ def phase(step: Tensor, options: SpamOptions) -> Phase:
 
 
 def clip_spikes(grad: Tensor, exp_avg_sq: Tensor, theta: Tensor, learns: bool) -> Tensor:
-    """g = sign(g) sqrt(theta v) where g^2 > theta v, in place (inf: nowhere); returns how many elements.
+    """g = sign(g) sqrt(theta v) where g^2 > theta v, in place; returns the number of clipped elements.
 
-    `learns`: except where v = 0, as before the first gradient. Roots on both sides, so that no g^2 underflows.
+    An infinite theta clips nothing. With `learns`, an element with v = 0, which had no gradient yet, is not clipped.
+    |g| is compared with sqrt(theta v), because g^2 could underflow.
     """
-    limit = (theta * exp_avg_sq).sqrt_()  # NaN, which nothing exceeds, where theta is inf and v is 0
+    limit = (theta * exp_avg_sq).sqrt_()  # inf * 0 is NaN, and nothing is greater than NaN
     spikes = grad.abs() > limit
     if learns:
         spikes &= exp_avg_sq > 0
@@ -103,7 +106,7 @@ def spam_step(
     phase: Phase,
     bad: Tensor,
 ) -> Tensor:
-    """The equations above, in place, unless `bad`; returns how many elements of the gradients were clipped."""
+    """The equations at the top, in place, unless `bad`; returns the number of clipped gradient elements."""
     beta1, beta2 = betas
     restart([*exp_avgs, *exp_avg_sqs], phase.reset & ~bad)
     clipped = torch.zeros((), dtype=torch.int64, device=bad.device)
@@ -119,19 +122,18 @@ def spam_step(
 
 
 class Spam(Skippable):
-    """Applies `spam_step`; with sparse momentum it waits for the device at every step, to learn of resets."""
+    """Applies `spam_step`. With sparse momentum, each step waits for the device to learn of resets."""
 
     def __init__(self, groups: Groups, adam: dict[str, Any], options: SpamOptions):
         super().__init__(groups, adam)
         self.options = options
-        self.inside: dict[nn.Parameter, Tensor] = {}  # uint8: 1 where there is momentum; empty: everywhere
-        self.inside_since = -1  # the number of resets that `inside` is of
+        self.inside: dict[nn.Parameter, Tensor] = {}  # uint8, 1 where there is momentum; empty if all weights have it
+        self.inside_since = -1  # number of resets when `inside` was drawn
         none = torch.zeros((), dtype=torch.int64, device=next(p for g in groups for p in g["params"]).device)
-        # elements of gradients since the last log line
+        # numbers of gradient elements since the last log line
         self.state["clipping"] = {"clipped": none.clone(), "seen": none.clone()}
 
     def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
-        """One step of a group."""
         official = self.options.spam_compat == "official"
         now = phase(self.count(params, bad), self.options)
         grads = [p.grad for p in params]
@@ -157,9 +159,10 @@ class Spam(Skippable):
         self.state["clipping"]["seen"] += ~bad * sum(grad.numel() for grad in grads)
 
     def _choose(self, resets: int) -> None:
-        """Draw which weights of the blocks have momentum until the next reset; the same on every rank and after resume.
+        """Draw which weights of the blocks have momentum until the next reset.
 
-        Only they have gradients, so the moments of the others are and stay 0 until a reset.
+        The choice is the same on every rank and after a resume. The gradients of the other weights are set to zero, so
+        their moments stay 0 until the next reset.
         """
         if resets == self.inside_since:
             return
@@ -172,7 +175,7 @@ class Spam(Skippable):
             self.inside[p] = (chance < self.options.spam_density).to(p.device, torch.uint8)
 
     def metrics(self) -> dict[str, float]:
-        """Share of the elements of gradients that were clipped since the last call, and resets so far."""
+        """The share of gradient elements clipped since the last call, and the number of resets so far."""
         counts = self.state["clipping"]
         clipped, seen = int(counts["clipped"]), int(counts["seen"])
         for count in counts.values():
@@ -183,7 +186,7 @@ class Spam(Skippable):
 
 
 def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
-    """SPAM with the configured settings; raises UsageError for a cycle that is too short for what it should hold."""
+    """SPAM; raises UsageError if warm-up or clip-free steps do not end before the next reset."""
     options = bind(SpamOptions)
     for name in ("spam_warmup_steps", "spam_clip_free_steps"):
         steps = getattr(options, name) or 0

@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum, made orthogonal, for the blocks' matrices.
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): orthogonalised momentum for the blocks' matrices.
 
-Embeddings (the head is one), norms and biases are AdamW's (torch's fused one), as the authors advise.
+AdamW (torch's fused implementation) trains embeddings (the tied head is one), norms and biases, as the authors advise.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from lib.optim import Groups
 from lib.optim.adam import settings
 from lib.optim.skippable import Skippable, Tensors, average, decay
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # lift small singular values fastest; all end between 0.7 and 1.2
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # raise small singular values fastest; all end between 0.7 and 1.2
 _ITERATIONS = 5
 
 
@@ -30,14 +30,14 @@ class MuonOptions(Options):
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) -> about U V^T of each U S V^T, by X = a X + (b A + c A^2) X with A = X X^T; 0 stays 0.
+    """(n, rows, columns): each matrix U S V^T becomes about U V^T; a zero matrix stays zero.
 
-    In bfloat16 on a GPU, where the authors found it precise enough and products are several times as fast; elsewhere in
-    float32, since few CPUs multiply bfloat16 faster.
+    The iteration is X = a X + (b A + c A^2) X with A = X X^T. On a GPU it runs in bfloat16, which is precise enough
+    (the authors) and several times as fast. Elsewhere it runs in float32, since few CPUs multiply bfloat16 faster.
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # so that A is the smaller of the two products
+    x = matrices.mT if tall else matrices  # so that A is the smaller of X X^T and X^T X
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     if x.device.type == "cuda":
         x = x.bfloat16()
@@ -48,10 +48,10 @@ def newton_schulz(matrices: Tensor) -> Tensor:
 
 
 def update_scale(rows: int, columns: int, muon_scale: str) -> float:
-    """What the orthogonal matrix is multiplied by, beside the learning rate.
+    """The factor of the orthogonal matrix, beside the learning rate.
 
-    match-rms gives an update the root mean square of AdamW's, 0.2 (Liu et al., arXiv 2502.16982, equation 4), so that
-    learning rate and decay mean the same for both; original is the authors'.
+    match-rms gives an update the root mean square that AdamW's usually have, 0.2 (Liu et al., arXiv 2502.16982,
+    equation 4). Learning rate and decay then mean the same for both. original is the scale of Muon's authors.
     """
     return 0.2 * math.sqrt(max(rows, columns)) if muon_scale == "match-rms" else math.sqrt(max(1, rows / columns))
 
@@ -70,11 +70,11 @@ def muon_step(
 ) -> None:
     """m = mu m + (1-mu) g;  w -= lr weight_decay w + lr scale orthogonal((1-mu) g + mu m), in place, unless `bad`.
 
-    For matrices of one shape, which are made orthogonal together. An orthogonal matrix has hardly any zeros, so the
-    update is multiplied by the masks.
+    All matrices have one shape and are orthogonalised together. An orthogonal matrix has hardly any zeros, so
+    the update is multiplied by the masks.
     """
     average(momentum_buffers, grads, momentum, bad)
-    ahead = torch._foreach_lerp(grads, momentum_buffers, momentum)  # Nesterov's
+    ahead = torch._foreach_lerp(grads, momentum_buffers, momentum)  # Nesterov momentum
     updates = newton_schulz(torch.stack(ahead)).mul_(torch.where(bad, 0.0, lr * scale)).unbind()
     if masks:
         updates = [update * mask for update, mask in zip(updates, masks, strict=True)]
@@ -86,26 +86,30 @@ class Muon(Skippable):
     """Applies `muon_step` to the blocks' matrices and AdamW to the rest."""
 
     def __init__(self, groups: Groups, adam: dict[str, Any], options: MuonOptions):
-        # Checkpoints keep the settings of groups; this one tells a resume by which rule the run was trained.
+        # Checkpoints keep the settings of groups. This one marks states in which q, k and v are separate matrices.
         super().__init__(groups, adam | {"stacked_apart": True})
-        self.options = options
-        self.note = ""  # what the user should know of the state that was loaded
+        self.options, self.stacked = options, groups.stacked
+        self.masks: dict[nn.Parameter, Tensor] = {}  # empty without pruning
+        self.note = ""  # for the user, about the state that was loaded
+
+    def use_masks(self, masks: dict[nn.Parameter, Tensor]) -> None:
+        """Multiply updates by these masks from now on (see lib.optim.use_masks)."""
+        self.masks = masks
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As every optimizer's; sets `note` where the state is, or may be, of another rule."""
+        """Sets `note` if an earlier version, with another rule, may have written the state."""
         super().load_state_dict(state_dict)
-        if getattr(self, "stacked", {}) and not all("stacked_apart" in group for group in state_dict["param_groups"]):
+        if self.stacked and not all("stacked_apart" in group for group in state_dict["param_groups"]):
             self.note = (
-                "earlier versions of Muon took q, k and v as one matrix, and the checkpoint does not say that it is of "
-                "a later one; from here on they are taken apart, which changes what the run learns"
+                "the checkpoint may be of an earlier version, in which Muon took q, k and v as one matrix; from here "
+                "on they are three matrices, which changes what the run learns"
             )
 
     def new_state(self, p: nn.Parameter, group: dict[str, Any]) -> dict[str, Tensor]:
-        """The momentum (shape of `p`), or Adam's state."""
+        """The momentum (shape of `p`) for a matrix of the blocks, Adam's state for other parameters."""
         return {"momentum_buffer": torch.zeros_like(p)} if group["hidden"] else super().new_state(p, group)
 
     def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
-        """One step of a group."""
         if not group["hidden"]:
             self._adamw(group, params, bad)
             return
@@ -120,21 +124,20 @@ class Muon(Skippable):
             )
 
     def _matrices(self, params: list[nn.Parameter]) -> dict[torch.Size, list[Tensors | None]]:
-        """Shape -> the first arguments of `muon_step`: views of all matrices of that shape.
+        """Shape -> parameters, gradients, momentum buffers, and masks or None: lists of views, of all such matrices.
 
-        A parameter of q, k and v is three matrices, as in the authors' GPT-2.
+        A parameter that stacks q, k and v is three matrices, as in the authors' GPT-2.
         """
-        masks, stacked = getattr(self, "masks", {}), getattr(self, "stacked", {})
         found: dict[torch.Size, list] = {}
         for p in params:
             tensors = [p, p.grad, self.state[p]["momentum_buffer"]]
-            if masks:
-                tensors.append(masks[p] if p in masks else torch.ones_like(p))
-            for parts in zip(*(tensor.chunk(stacked.get(p, 1)) for tensor in tensors), strict=True):
+            if self.masks:
+                tensors.append(self.masks[p] if p in self.masks else torch.ones_like(p))
+            for parts in zip(*(tensor.chunk(self.stacked.get(p, 1)) for tensor in tensors), strict=True):
                 lists = found.setdefault(parts[0].shape, [[] for _ in parts])
                 for alike, part in zip(lists, parts, strict=True):
                     alike.append(part)
-        return {shape: lists if masks else [*lists, None] for shape, lists in found.items()}
+        return {shape: lists if self.masks else [*lists, None] for shape, lists in found.items()}
 
     def _adamw(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
         moments = [self.gather(params, name) for name in ("exp_avg", "exp_avg_sq")]
@@ -147,6 +150,6 @@ class Muon(Skippable):
 
 
 def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
-    """Muon with the configured settings."""
+    """Muon; its AdamW has the settings of Adam."""
     adam = settings(bind)
     return Muon(groups, {"betas": adam["betas"], "eps": adam["eps"]}, bind(MuonOptions))

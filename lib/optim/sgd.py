@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum (torch's fused one); weight decay is added to the gradient."""
+"""Stochastic gradient descent with momentum (torch's fused implementation); weight decay is added to the gradient."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
     """v = momentum v + (g + weight_decay w);  w -= lr v."""
     options = bind(SgdOptions)
     optimizer = torch.optim.SGD(groups, momentum=options.sgd_momentum, fused=True)
-    if options.sgd_momentum:  # torch allocates it unset at the first step, where it stays if that step is skipped
+    if options.sgd_momentum:  # torch allocates it without setting it, and a skipped first step would leave it so
         for group in groups:
             for p in group["params"]:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -1,4 +1,4 @@
-"""What the optimizers written here share: steps that the device may skip, and Adam's parts for lists of tensors."""
+"""What the optimizers of this folder share: steps that the device may skip, and parts of Adam for lists of tensors."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,25 +11,25 @@ Tensors = list[Tensor]
 
 
 class Skippable(torch.optim.Optimizer, ABC):
-    """An optimizer whose step changes nothing where `found_inf`, a scalar on the device, says so (lib.optim.skip_if).
+    """An optimizer whose step changes nothing if `found_inf`, a scalar on the device, is above 0 (lib.optim.skip_if).
 
-    Nobody waits for the answer. A step that is skipped is one with zero gradients, decay rates of 1 and step size 0,
-    which leaves every bit of weights and moments as it is; and as only the device knows how many steps were made, it
-    counts them (`step` of each parameter's state), and all that follows from the count is computed there, as scalars.
-    Gradients may be changed by the step.
+    The host never waits for this scalar. A skipped step is computed with zero gradients, decay rates of 1 and step size
+    0, so every bit of weights and moments stays the same. Only the device knows how many steps were not skipped. So the
+    count is there (`step` in each parameter's state), and so are the scalars that depend on it. A step may change the
+    gradients.
     """
 
-    _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets found_inf too, instead of waiting for it
+    _step_supports_amp_scaling = True  # lets torch.amp.GradScaler pass found_inf instead of waiting for it
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient, unless `found_inf` is above 0."""
         found = getattr(self, "found_inf", None)
         for group in self.param_groups:
             if params := [p for p in group["params"] if p.grad is not None]:
                 bad = torch.zeros((), dtype=torch.bool, device=params[0].device) if found is None else found > 0
                 for p in params:
-                    p.grad.masked_fill_(bad, 0)  # a NaN times 0 would still be one
+                    p.grad.masked_fill_(bad, 0)  # not a product, because NaN times 0 is NaN
                     if not self.state[p]:
                         self.state[p] = self.new_state(p, group)
                 self.update(group, params, bad)
@@ -44,22 +44,24 @@ class Skippable(torch.optim.Optimizer, ABC):
         """One step for parameters of one group, unless `bad` (a bool scalar)."""
 
     def gather(self, params: list[nn.Parameter], name: str) -> Tensors:
-        """One entry of the state, of each parameter."""
+        """The entry `name` of each parameter's state."""
         return [self.state[p][name] for p in params]
 
     def count(self, params: list[nn.Parameter], bad: Tensor) -> Tensor:
-        """Count this step unless `bad`; returns the number of steps made so far, this one included.
+        """Count this step unless `bad`; returns the number of steps so far, this one included.
 
-        That of one parameter stands for all of a group, as all have a gradient at every step.
+        All parameters of a group have a gradient at every step, so the count of the first is that of all.
         """
         steps = self.gather(params, "step")
         made = (~bad).to(steps[0].dtype)
-        torch._foreach_add_(steps, [made] * len(steps))  # made alone would be read, as Python's number
-        return steps[0].clamp(min=1)  # if the first is skipped, nothing may be divided by 1 - beta^0
+        torch._foreach_add_(
+            steps, [made] * len(steps)
+        )  # a list: a single tensor would be read by the host, as a number
+        return steps[0].clamp(min=1)  # a skipped first step must not divide by 1 - beta^0 = 0
 
 
 def bias_correction(beta: float | Tensor, count: Tensor) -> Tensor:
-    """1 - beta^count, to float32's precision even where beta is near 1: 1 - 0.999 would lose three digits of it."""
+    """1 - beta^count in full float32 precision; a subtraction loses about three digits where beta is near 1."""
     log = beta.log() if isinstance(beta, Tensor) else math.log(beta) if beta else -math.inf
     return -torch.expm1(count * log)
 
@@ -70,9 +72,9 @@ def restart(moments: Tensors, now: Tensor) -> None:
 
 
 def average(averages: Tensors, values: Tensors, beta: float | Tensor, bad: Tensor) -> None:
-    """a = beta a + (1 - beta) x, in place; if `bad`, when x is 0, a stays what it is."""
+    """a = beta a + (1 - beta) x, in place. If `bad`, x must be 0, and a does not change."""
     torch._foreach_mul_(averages, torch.where(bad, 1.0, beta))
-    if isinstance(beta, Tensor):  # alpha must be a number; without it there is a copy of the values
+    if isinstance(beta, Tensor):  # `alpha` must be a Python number, so the values are copied
         torch._foreach_add_(averages, torch._foreach_mul(values, 1 - beta))
     else:
         torch._foreach_add_(averages, values, alpha=1 - beta)
@@ -88,7 +90,7 @@ def adam_moments(
 
 
 def move(params: Tensors, directions: Tensors, denominators: Tensors, *, eps: float, size: Tensor, bad: Tensor) -> None:
-    """w -= size direction / (denominator + eps), in place, unless `bad`; uses up the denominators."""
+    """w -= size direction / (denominator + eps), in place, unless `bad`; overwrites the denominators."""
     torch._foreach_add_(denominators, eps)
     torch._foreach_div_(denominators, torch.where(bad, 0.0, size))
     torch._foreach_addcdiv_(params, directions, denominators, value=-1)

@@ -1,14 +1,16 @@
 """Stable-SPAM (Huang et al., arXiv 2502.17055, algorithm 1): AdamW that clips and rescales gradients by their history.
 
-For each tensor, at step t = 1, 2, ..., of which n since the last reset of momentum (this one included):
+For each tensor, with t = 1, 2, ... the step and n the number of steps since the last reset of momentum, this one
+included:
 
     AdaClip  M = theta M + (1-theta) max|g|;  g *= M' / max|g|  where |g| > M',  M' = M / (1-theta^t)
-    AdaGN    a = g1 a + (1-g1) |g|;  b = g2 b + (1-g2) |g|^2;  g *= a' / (sqrt(b') + eps) / |g|,  a', b' without bias
+    AdaGN    a = g1 a + (1-g1) |g|;  b = g2 b + (1-g2) |g|^2;  g *= a' / (sqrt(b') + eps) / |g|,  a', b' bias-corrected
     MoRet    m = v = 0  if DT divides t;  then Adam with decoupled decay, corrected for n steps
 
-The published code corrects all averages for n, though those of AdaClip and AdaGN are not reset: after a reset M' is far
-too large (500 times at n = 2, still 1.6 times at n = 1000), so that AdaClip is off for most of every cycle. Here they
-have t. It also still uses the old moments at the very step of a reset; here they are zero before.
+The published code uses n in the bias correction of all averages, although a reset leaves those of AdaClip and AdaGN
+alone. After a reset M' is then far too large (500 times at n = 2, still 1.6 times at n = 1000), and AdaClip has no
+effect for most of every cycle. Here these averages use t. The published code also uses the old moments in the step of a
+reset; here they are zero before that step.
 """
 
 import dataclasses
@@ -35,11 +37,11 @@ class StablespamOptions(Options):
     stablespam_gamma2: float
     stablespam_theta: float
     stablespam_interval: int  # steps between resets; 0: never
-    stablespam_total_steps: int  # over which gamma1 and beta1 fall to half; 0: they don't
+    stablespam_total_steps: int  # over which gamma1 and beta1 fall to half; 0: both stay constant
 
 
 def ada_clip(grads: Tensors, max_averages: Tensors, *, theta: float, step: Tensor, bad: Tensor) -> None:
-    """Scale down, in place, elements larger than the largest used to be."""
+    """Scale down, in place, elements above the running average of the largest element."""
     maxima = torch._foreach_norm(grads, math.inf)
     average(max_averages, maxima, theta, bad)
     limits = torch._foreach_div(max_averages, bias_correction(theta, step))
@@ -58,7 +60,7 @@ def ada_gn(
     step: Tensor,
     bad: Tensor,
 ) -> None:
-    """Give the gradients, in place, the norms a' / (sqrt(b') + eps); one that is zero stays zero."""
+    """Rescale each gradient, in place, to the norm a' / (sqrt(b') + eps); a zero gradient stays zero."""
     norms = torch._foreach_norm(grads)
     average(norm_averages, norms, gamma1, bad)
     average(norm_sq_averages, torch._foreach_mul(norms, norms), gamma2, bad)
@@ -84,7 +86,7 @@ def stablespam_step(
     step: Tensor,
     bad: Tensor,
 ) -> None:
-    """The equations above, in place, unless `bad`; `averages` are M, a, b and `step` is t."""
+    """The equations at the top, in place, unless `bad`; `averages` are M, a, b and `step` is t."""
     scale = momentum_scale(step, options.stablespam_total_steps)
     gamma1, gamma2 = options.stablespam_gamma1 * scale, options.stablespam_gamma2
     ada_clip(grads, averages[0], theta=options.stablespam_theta, step=step, bad=bad)
@@ -102,7 +104,7 @@ def stablespam_step(
 
 
 def momentum_scale(step: Tensor, total_steps: int) -> float | Tensor:
-    """A cosine from 1 to 0.5 over `total_steps` (0: 1 for ever)."""
+    """A factor that falls from 1 to 0.5 along a cosine over `total_steps`; always 1 if that is 0."""
     if not total_steps:
         return 1.0
     return 0.75 + 0.25 * torch.cos(math.pi / (total_steps + 1) * step.clamp(max=total_steps + 1))
@@ -116,11 +118,10 @@ class StableSpam(Skippable):
         self.options = options
 
     def new_state(self, p: nn.Parameter, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Adam's, and the averages of the gradient's maximum, norm and squared norm (scalars)."""
+        """Adam's state, and averages of the gradient's maximum, norm and squared norm (scalars)."""
         return super().new_state(p, group) | {name: torch.zeros((), device=p.device) for name in _AVERAGES}
 
     def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
-        """One step of a group."""
         stablespam_step(
             params,
             [p.grad for p in params],
@@ -138,6 +139,6 @@ class StableSpam(Skippable):
 
 
 def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
-    """Stable-SPAM with the configured settings."""
+    """Stable-SPAM with the settings of Adam and its own."""
     adam = settings(bind)
     return StableSpam(groups, {"betas": adam["betas"], "eps": adam["eps"]}, bind(StablespamOptions))

@@ -100,8 +100,8 @@ def test_a_state_of_the_earlier_rule_is_loaded_with_a_note():
         del group["stacked_apart"]
     optimizer.load_state_dict(state)
     assert optim.note(optimizer) == (
-        "earlier versions of Muon took q, k and v as one matrix, and the checkpoint does not say that it is of a "
-        "later one; from here on they are taken apart, which changes what the run learns"
+        "the checkpoint may be of an earlier version, in which Muon took q, k and v as one matrix; from here on "
+        "they are three matrices, which changes what the run learns"
     )
     one = optim.build(Small(), schema(OPTIMIZER="muon").bind)  # a model that has no such matrix
     state = one.state_dict()

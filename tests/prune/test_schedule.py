@@ -54,14 +54,14 @@ def test_masks_are_chosen_at_every_interval_and_at_the_end():
 def test_the_dynamics_have_plans_of_their_own():
     assert made(PRUNING_DYNAMICS="static") == Plan(0, 0, 1, "one-shot")
     assert made(PRUNING_DYNAMICS="rigl") == Plan(0, 750, 100, "one-shot")
-    assert made(PRUNING_DYNAMICS="sr-ste") == Plan(0, 0, 1, "one-shot", goes_on=True)
-    assert made(PRUNING_DYNAMICS="ste", PRUNING_INTERVAL="10") == Plan(250, 750, 10, "cubic", None, goes_on=True)
+    assert made(PRUNING_DYNAMICS="sr-ste") == Plan(0, 0, 1, "one-shot", continues=True)
+    assert made(PRUNING_DYNAMICS="ste", PRUNING_INTERVAL="10") == Plan(250, 750, 10, "cubic", None, continues=True)
     assert made(PRUNING_DISTRIBUTION="n-m") == Plan(250, 250, 1, "one-shot", None)
     assert made(PRUNING_SCHEDULE="one-shot", PRUNING_WARMUP="7").due(7)
 
 
-def test_ste_goes_on_choosing_after_the_end():
-    path = Plan(10, 20, 5, "linear", goes_on=True)
+def test_ste_continues_choosing_after_the_end():
+    path = Plan(10, 20, 5, "linear", continues=True)
     assert [step for step in range(40) if path.due(step)] == [10, 15, 20, 25, 30, 35]
 
 
@@ -76,7 +76,7 @@ def test_the_share_never_falls_and_ends_at_one(start, length, curve):
 def test_the_last_step_at_which_masks_were_due():
     path = Plan(10, 55, 20, "cubic")
     assert [path.last(step) for step in (9, 10, 29, 30, 54, 55, 90)] == [None, 10, 10, 30, 50, 55, 55]
-    path = Plan(10, 25, 10, "linear", goes_on=True)
+    path = Plan(10, 25, 10, "linear", continues=True)
     assert [path.last(step) for step in (10, 24, 25, 29, 30, 41)] == [10, 20, 25, 25, 30, 40]
 
 
