@@ -39,8 +39,8 @@ def test_gradual_magnitude(report):
     lines = report(pruning_method="magnitude", pruning_interval=10)
     for line in (
         "criterion magnitude: |w|",
-        "masks gradual: ever more weights go, along the schedule",
-        "compared global-rms: all, each tensor divided by its RMS",
+        "masks gradual: sparsity grows along the schedule",
+        "compared global-rms: all, scores divided by each tensor's RMS",
         "h.*.attn.c_attn.weight 2 6,144 17.71 % at most 99.00 %",
         "h.*.mlp.c_proj.weight 2 8,192 23.62 % at most 99.00 %",
         "total 8 24,576 70.85 % 50.00 %",
