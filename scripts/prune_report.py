@@ -1,4 +1,4 @@
-"""Say before training what pruning will do: which tensors, when and how much, the memory and the work it takes.
+"""Report, before training, what pruning will do: which tensors, when and how much, and what it costs.
 
 Computed from the configuration that training would read; it needs neither data nor the memory of the model.
 """
@@ -25,9 +25,9 @@ from lib.prune.rewire import Rewiring
 from lib.terminal.console import columns, table
 
 _COLUMNS, _ROWS = 60, 8  # of the plot, in characters
-_MOST_SAMPLES = 100_000  # of a plan with more updates, its average is taken over so many
+_MOST_SAMPLES = 100_000  # the average over a plan with more updates is taken over so many of them
 _ADAMW = 28  # bytes that torch's fused AdamW reads and writes per weight: p, g, m, v and p, m, v
-_CHOICES = {  # the options whose chosen value a reader wants explained, in Kconfig's words
+_CHOICES = {  # options whose chosen value the report explains -> label
     "PRUNING_METHOD": "criterion",
     "PRUNING_STATE": "formula",
     "PRUNING_MOVEMENT": "form",
@@ -44,24 +44,24 @@ def main() -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if schema["PRUNING_METHOD"] == "none":
         print(
-            "PRUNING_METHOD=none: nothing is pruned; choose a method in `make menuconfig` or by a word, as in\n"
+            "PRUNING_METHOD=none: nothing is pruned; choose a method in `make menuconfig` or on the command line:\n"
             "make prune-report PRUNING_METHOD=magnitude"
         )
         return 0
     run = Planned(schema)
     sections = {
-        "What a weight is worth, and which go": table(choices(schema)),
+        "Scores, and which weights are pruned": table(choices(schema)),
         "Tensors in scope": scope(run),
         "Schedule: sparsity over the steps": when(run),
         "Memory": memory(run),
-        "Work: a model of memory traffic, not a measurement; make bench measures": work(run),
+        "Cost: estimated memory traffic; make bench measures": work(run),
     }
     print("\n\n".join(f"{title}\n{indented(text)}" for title, text in sections.items()))
     return 0
 
 
 class Planned:
-    """The run that the configuration describes: the model and its pruner, made of shapes without memory."""
+    """The run that the configuration describes: model and pruner on the device "meta", with shapes but no memory."""
 
     def __init__(self, schema: Schema):
         """Raises UserError for what training would refuse."""
@@ -70,18 +70,18 @@ class Planned:
         with torch.device("meta"):
             self.model = models.GPT2(shape, tokenizer.vocab_size(schema["TOKENIZER"]))
         self.state_bytes = state_bytes(shape, schema.bind)  # kind of a parameter -> bytes
-        self.parameters = dict(self.model.named_parameters())  # before masked layers take their places
-        # Pruners need of an optimizer that it lists the parameters; none of torch's fused ones accepts these.
+        self.parameters = dict(self.model.named_parameters())  # before masked layers replace some
+        # SGD, because fused optimizers refuse parameters on "meta".
         self.pruner: Pruner = prune.build(self.model, torch.optim.SGD(self.model.parameters()), schema.bind)
         self.total = self.pruner.total
 
     def kept_at(self, share: float) -> int:
-        """Weights in scope that are left when this share of the target is pruned."""
+        """The number of weights in scope that are kept when this share of the target is pruned."""
         return self.total - mask.count(self.pruner.target * share, self.total)
 
     @property
     def is_soft(self) -> bool:
-        """Whether how much is pruned is a result and no setting."""
+        """Whether the final sparsity is a result of training (soft movement) instead of a setting."""
         return self.schema["PRUNING_MOVEMENT"] == "soft"
 
 
@@ -99,13 +99,13 @@ def percent(share: float) -> str:
 
 
 def choices(schema: Schema) -> dict[str, str]:
-    """Kconfig's words for the chosen values."""
+    """Label -> Kconfig's description of the chosen value."""
     options = {label: schema.options[name] for name, label in _CHOICES.items() if schema.options[name].active}
     return {label: option.members[option.value].nodes[0].prompt[0] for label, option in options.items()}
 
 
 def scope(run: Planned) -> str:
-    """The tensors in scope by kind, with the share of each that goes in the end."""
+    """The tensors in scope by kind, with the final sparsity of each."""
     groups: dict[str, list] = {}
     for weight, share in zip(run.pruner.weights, shares(run), strict=True):
         groups.setdefault(kind(weight.name), []).append((weight, share))
@@ -121,7 +121,7 @@ def scope(run: Planned) -> str:
 
 
 def shares(run: Planned) -> list[str]:
-    """How much of each tensor goes in the end, as far as the options decide it."""
+    """The final sparsity of each tensor, as far as the options decide it."""
     if run.is_soft:
         return ["by its scores"] * len(run.pruner.weights)
     options = run.schema.bind(mask.MaskOptions)
@@ -135,8 +135,8 @@ def shares(run: Planned) -> list[str]:
 # ---- when ------------------------------------------------------------------------------------------------------------
 
 
-def in_force(plan: prune.schedule.Plan, step: int) -> float:
-    """Share of the target that the masks which `step` is made with have pruned."""
+def share_used(plan: prune.schedule.Plan, step: int) -> float:
+    """The share of the target that is pruned by the masks used in `step`."""
     if step < plan.start or step >= plan.end:
         return plan.share(step)
     return plan.share(step - (step - plan.start) % plan.interval)
@@ -150,11 +150,11 @@ def updates(plan: prune.schedule.Plan, steps: int) -> int:
 
 
 def average_kept(run: Planned) -> float:
-    """Weights in scope that are not pruned, averaged over the steps of the run."""
+    """The number of kept weights in scope, averaged over the steps of the run."""
     plan = run.pruner.plan
     stride = plan.interval * max(1, (plan.end - plan.start) // plan.interval // _MOST_SAMPLES)
     times = [max(time, 1) for time in (1, *range(plan.start, plan.end, stride), plan.end, run.steps + 1)]
-    kept = [run.kept_at(in_force(plan, time)) for time in times[:-1]]
+    kept = [run.kept_at(share_used(plan, time)) for time in times[:-1]]
     return sum(n * (end - begin) for n, begin, end in zip(kept, times, times[1:], strict=False)) / run.steps
 
 
@@ -173,7 +173,7 @@ def when(run: Planned) -> str:
         "updates": f"masks are chosen {'once' if count == 1 else f'{count:,} times, {rhythm}'}",
     }
     if run.is_soft:
-        facts["non-zeros"] = "as many as have scores above the threshold; the plot shows its rise"
+        facts["non-zeros"] = "all with scores above the threshold; the plot shows how the threshold rises"
     else:
         end, average = run.kept_at(1.0), average_kept(run)
         facts["non-zeros"] = f"{end:,} of {run.total:,} in the end, {average:,.1f} on average over the run"
@@ -187,7 +187,7 @@ def _at(step: int) -> str:
 def plot(run: Planned) -> str:
     """Sparsity over steps, drawn with characters."""
     steps = [1 + round(column * (run.steps - 1) / (_COLUMNS - 1)) for column in range(_COLUMNS)]
-    heights = [in_force(run.pruner.plan, step) * _ROWS for step in steps]
+    heights = [share_used(run.pruner.plan, step) * _ROWS for step in steps]
     top = "threshold" if run.is_soft else percent(run.pruner.target)
     lines = [
         f"{top if row == _ROWS else '':>9} |{''.join('#' if h >= row - 0.5 else ' ' for h in heights)}"
@@ -218,27 +218,25 @@ def memory(run: Planned) -> str:
     hidden = 0 if run.pruner.zeroes_weights or run.is_soft else 4 * (run.total - run.kept_at(1.0))
     packed = sum((weight.mask.numel() + 7) // 8 for weight in run.pruner.weights)
     row("checkpoint", 4 * numbers + state + packed + criterion + hidden, numbers, "parameter")
-    note = "A checkpoint holds weights, state, masks at a bit each, and what the criterion remembers"
+    note = "A checkpoint holds weights, state, masks (1 bit per weight), and the criterion's memory"
     if not run.pruner.zeroes_weights:
-        note += ",\nand the values under the masks" + (", as many as there will be" if run.is_soft else "")
+        note += ",\nand the values under the masks" + (" (their number is a result)" if run.is_soft else "")
     return f"{columns(rows)}\n{note}."
 
 
 def work(run: Planned) -> str:
-    """What pruning moves through memory beside what the optimizer moves."""
+    """Memory traffic of pruning, compared with that of the optimizer."""
     moved = _ADAMW * sum(p.numel() for p in run.parameters.values())
     rows = [("every step", "bytes per weight in scope", "of a fused AdamW step")]
     for what, size in every_step(run):
         rows.append((what, f"{size:g}", percent(size * run.total / moved)))
     lines = [columns(rows)] if len(rows) > 1 else ["Nothing at every step."]
-    lines.append(
-        f"torch's fused AdamW moves {_ADAMW} bytes for each weight of the model; other optimizers take longer."
-    )
+    lines.append(f"torch's fused AdamW moves {_ADAMW} bytes for each weight of the model; other optimizers differ.")
     return "\n".join([*lines, each_update(run)])
 
 
 def every_step(run: Planned) -> list[tuple[str, float]]:
-    """(what, bytes read and written for a weight in scope) of what pruning does at every step."""
+    """What pruning does at every step: (what, bytes read and written per weight in scope)."""
     pruner, found = run.pruner, []
     if not isinstance(pruner, StraightThrough):
         found.append(("zeroing pruned gradients", 9))  # read and write a gradient, read a mask
@@ -252,7 +250,7 @@ def every_step(run: Planned) -> list[tuple[str, float]]:
 
 
 def each_update(run: Planned) -> str:
-    """What choosing masks takes."""
+    """One sentence on the cost of choosing masks."""
     if run.is_soft:
         what = "compares every score with the threshold"
     elif isinstance(run.pruner, Rewiring):
@@ -262,8 +260,8 @@ def each_update(run: Planned) -> str:
     else:
         what = "computes every score once and ranks them tensor by tensor"
     when = " at log lines" if run.pruner.regrows else ""
-    likewise = "" if run.pruner.criterion.is_magnitude else f";\nmagnitudes likewise{when}, to compare"
-    return f"An update of the masks {what}{likewise}."
+    compared = "" if run.pruner.criterion.is_magnitude else f";\nmagnitudes{when} too, for comparison"
+    return f"An update of the masks {what}{compared}."
 
 
 if __name__ == "__main__":

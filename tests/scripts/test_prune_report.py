@@ -55,7 +55,7 @@ def test_gradual_magnitude(report):
         "criterion 0 weight in scope 0.000",
         "checkpoint 12.089 parameter 0.419",  # 12 + 24,576 / 8 / 34,688
         "zeroing pruned gradients 9 22.77 %",  # 9 x 24,576 of 28 x 34,688
-        "torch's fused AdamW moves 28 bytes for each weight of the model; other optimizers take longer.",
+        "torch's fused AdamW moves 28 bytes for each weight of the model; other optimizers differ.",
     ):
         assert line in lines
 
@@ -115,7 +115,7 @@ def test_movement_remembers_scores_and_dense_values(report):
 def test_soft_movement_has_no_target(report):
     lines = report(pruning_method="movement", pruning_movement="soft")
     assert "total 8 24,576 70.85 % a result" in lines
-    assert "non-zeros as many as have scores above the threshold; the plot shows its rise" in lines
+    assert "non-zeros all with scores above the threshold; the plot shows how the threshold rises" in lines
     assert any(line.startswith("threshold |") for line in lines)
 
 
@@ -123,12 +123,12 @@ def test_state_pruning_names_its_formula_and_the_bases_memory(report):
     lines = report(optimizer="adamwprune", pruning_state="fisher")
     assert "formula fisher: w^2 v" in lines
     assert "state of adamwprune 8 parameter 0.278" in lines
-    assert "magnitudes likewise, to compare." in lines
+    assert "magnitudes too, for comparison." in lines
 
 
 def test_without_pruning_it_says_how_to_choose(report):
     assert report() == [
-        "PRUNING_METHOD=none: nothing is pruned; choose a method in `make menuconfig` or by a word, as in",
+        "PRUNING_METHOD=none: nothing is pruned; choose a method in `make menuconfig` or on the command line:",
         "make prune-report PRUNING_METHOD=magnitude",
     ]
 
