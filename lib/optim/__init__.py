@@ -74,8 +74,8 @@ def _leave_compiler_alone() -> None:
     """Keep torch's optimizers from importing its compiler, which took 1.1 s of every start.
 
     They import the compiler only to tell it not to compile them, and no optimizer is compiled here. torch._compile
-    calls the function in `__dynamo_disable`, if there is one, and imports nothing. `step` has a second wrapper, so the
-    method under both takes its place.
+    calls the function in `__dynamo_disable`, if there is one, and imports nothing. The wrapper of `step` imports the
+    compiler itself, so the method under it takes its place.
     """
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         method = getattr(torch.optim.Optimizer, name).__wrapped__
