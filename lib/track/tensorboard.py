@@ -1,4 +1,7 @@
-"""TensorBoard: event files in the run's folder, by TensorBoard's own record writer; no PyTorch, no TensorFlow."""
+"""TensorBoard: event files in the run's folder, written without PyTorch and TensorFlow.
+
+tensorboard.summary.Writer writes from a thread and cannot tell what is on the disk, so records are written here.
+"""
 
 import io
 import re
@@ -13,26 +16,40 @@ from lib.record.run import Identity
 from lib.track.tracker import Alert, Row, within_64_bits
 
 MODULE = "tensorboard"
-SESSION = "events.out.tfevents.0000000000.session"  # sorts first: some readers never go back to an earlier file
+# Beyond the documented interface (tests/track/test_private.py guards it). What is documented needs TensorFlow.
+PRIVATE = (
+    "tensorboard.compat.proto.event_pb2",
+    "tensorboard.compat.proto.summary_pb2",
+    "tensorboard.compat.tensorflow_stub.errors",
+    "tensorboard.compat.tensorflow_stub.pywrap_tensorflow.PyRecordReader_New",
+    "tensorboard.plugins.hparams.api_pb2",
+    "tensorboard.plugins.hparams.metadata",
+    "tensorboard.plugins.hparams.plugin_data_pb2",
+    "tensorboard.plugins.hparams.summary_v2.hparams_pb",
+    "tensorboard.plugins.scalar.summary_v2.scalar_pb",
+    "tensorboard.plugins.text.summary_v2.text_pb",
+    "tensorboard.summary.writer.record_writer.RecordWriter",
+)
+SESSION = "events.out.tfevents.0000000000.session"  # must sort first: some readers never return to an earlier file
 
 
 class Tracker:
-    """Appends a record per row to <run>/tensorboard, a file per process, as TensorBoard's own writers do.
+    """Appends a record per row to <run>/tensorboard; each process writes its own file, like TensorBoard's writers.
 
-    Values are float32, as in all of TensorBoard's own scalars, since its server passes over float64: other numbers are
-    rounded, and beyond 3.4e38 they are infinite; NaN and infinities are kept. A metric is under its name, unless
-    another event of the run used that name first: then under <event>/<name>.
+    Values are float32, because TensorBoard's server ignores float64: other numbers are rounded, and those beyond 3.4e38
+    become infinite; NaN and infinities are kept. The tag of a metric is its name. If another event of the run already
+    uses that name, the tag is <event>/<name>.
 
-    The configuration, the identity and the end are in a file of their own, which is replaced when they change, because
-    readers keep the first version of them that they meet.
+    The configuration, the identity and the status are in a separate file. It is replaced when they change, because
+    readers use only the first version that they find.
     """
 
     def __init__(self):
-        # Before the run's first step, not with its first rows: 0.2 s of processor time, most of it numpy's.
+        # Imported here, before the run's first step, because it takes 0.2 s of processor time, mostly for numpy.
         from tensorboard.plugins.hparams import summary_v2  # noqa: F401
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
-        """Find out what earlier processes stored."""
+        """Read the event files of earlier processes, to know which rows they hold."""
         self.identity, self.config, self.folder = identity, config, folder / "tensorboard"
         self.folder.mkdir(exist_ok=True)
         self._forget()
@@ -42,17 +59,18 @@ class Tracker:
         return f"look at it with: tensorboard --logdir {shlex.quote(str(folder.parent))}"
 
     def log(self, rows: list[Row]) -> None:
-        """Append the rows that no file holds, all of them or, when the disk is full, none."""
+        """Append the rows that are in no file; if the disk is full, append none of them."""
         self._append(self._rows(row for row in rows if (row.event, row.step) not in self.stored))
 
     def alert(self, alerts: list[Alert]) -> None:
-        """Append alerts as texts, a tag per kind."""
+        """Append alerts as texts, with one tag for each kind."""
         self._append(self._alerts(alert for alert in alerts if (f"alert {alert.kind}", alert.step) not in self.stored))
 
     def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
-        """Write a file that has these, then remove the others; what a kill in between leaves goes with the next call.
+        """Write a new file with these rows and alerts, then delete the old files.
 
-        A TensorBoard that is open has read the others, and must be started again.
+        After a kill in between, the next call deletes the rest. A TensorBoard that is running has already read the old
+        files and must be restarted.
         """
         old = self._files()
         self._forget()
@@ -67,7 +85,7 @@ class Tracker:
         self._session("running", time.time())
 
     def finish(self, status: str) -> None:
-        """Write how the run ended where the HPARAMS and the TEXT tab show it."""
+        """Store the status of the run, which the HPARAMS and the TEXT tab show."""
         self._session(status, time.time())
 
     def _forget(self) -> None:
@@ -81,7 +99,7 @@ class Tracker:
 
     def _alerts(self, alerts: Iterable[Alert]) -> list[Any]:
         return [
-            self._event(f"alert {a.kind}", a.step, a.time, {f"alert/{a.kind}": _text(f"{a.level}: {a.message}")})
+            self._event(f"alert {a.kind}", a.step, a.time, {f"alert/{a.kind}": _text_value(f"{a.level}: {a.message}")})
             for a in alerts
         ]
 
@@ -95,7 +113,10 @@ class Tracker:
         self.times = [min([event.wall_time, *self.times]), max([event.wall_time, *self.times])]
 
     def _event(self, event: str, step: int, moment: float, values: dict[str, Any]) -> Any:
-        """A record of values (name -> Summary.Value without a tag), which tells its event and names when read back."""
+        """A record of values (name -> Summary.Value without a tag).
+
+        The event and the names are stored as metadata, from which `_know` recovers them.
+        """
         from tensorboard.compat.proto import event_pb2
 
         made = event_pb2.Event(wall_time=moment, step=step)
@@ -125,12 +146,12 @@ class Tracker:
             self._know(event)
 
     def _new_path(self) -> Path:
-        """Readers want files in the order of their names, also after the clock was set back."""
+        """A name that sorts after all existing files, even if the clock was set back: readers go by names."""
         newest = max((int(re.search(r"\d+", path.name)[0]) for path in self._files()), default=0)
         return self.folder / f"events.out.tfevents.{max(int(time.time()), newest + 1):010d}"
 
     def _session(self, status: str, now: float) -> None:
-        """Replace the file of what is said once: options for the HPARAMS tab, all of it as a text, and the end."""
+        """Replace the session file: options for the HPARAMS tab, options and identity as a text, and the status."""
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
@@ -138,7 +159,7 @@ class Tracker:
         lists = {name: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in self.config.items()}
         options = {name: value for name, value in lists.items() if value is not None}
         about = vars(self.identity) | {"status": status} | lists
-        text = _text("".join(f"    {name} = {value}\n" for name, value in about.items()))  # Markdown: a block of code
+        text = _text_value("".join(f"    {name} = {value}\n" for name, value in about.items()))  # Markdown: a block of code
         text.tag = "run"
         summaries = [
             hparams_pb(within_64_bits(options), self.identity.run_id, began),
@@ -156,14 +177,14 @@ def _scalars(row: Row) -> dict[str, Any]:
     return {name: scalar_pb("", float(value)).value[0] for name, value in within_64_bits(row.metrics).items()}
 
 
-def _text(text: str) -> Any:
+def _text_value(text: str) -> Any:
     from tensorboard.plugins.text.summary_v2 import text_pb
 
     return text_pb("", text.encode(errors="backslashreplace")).value[0]
 
 
 def _end(status: str, moment: float) -> Any:
-    """How the run ended, as the HPARAMS tab filters by it: success, failure, or unknown when it was interrupted."""
+    """The status for the HPARAMS tab: success, failure, or unknown if the run was interrupted."""
     from tensorboard.compat.proto import summary_pb2
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -175,7 +196,7 @@ def _end(status: str, moment: float) -> Any:
 
 
 def _records(events: list[Any], first: bool) -> bytes:
-    """Events as the records of an event file, led by the format's version if they are its first."""
+    """Events in the record format of event files; `first` puts the version of the format before them."""
     from tensorboard.compat.proto import event_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -188,7 +209,7 @@ def _records(events: list[Any], first: bool) -> bytes:
 
 
 def _events(path: Path) -> Iterator[Any]:
-    """The events of a file up to its end or to the record that a kill tore, where TensorBoard's readers stop too."""
+    """The events of a file up to its end or its first incomplete record, where TensorBoard's readers stop too."""
     from tensorboard.compat.proto import event_pb2
     from tensorboard.compat.tensorflow_stub import errors
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New

@@ -1,4 +1,4 @@
-"""Trackio: a local dashboard over one SQLite database per project; rows are inserted with ids, so none comes twice."""
+"""Trackio: a local dashboard with one SQLite database per project; rows have ids, so none is stored twice."""
 
 import dataclasses
 import os

@@ -176,16 +176,16 @@ def test_projects_with_different_names_stay_apart(left, right):
     from trackio.utils import canonical_project_name
 
     for name in (left, right, f"registry-{left}", f"é-registry-registry-{left}", f"{left}_system"):
-        SQLiteStorage.validate_project_name(trackio_adapter.project(name))
-        assert canonical_project_name(trackio_adapter.project(name)) == trackio_adapter.project(name)
-    assert (left == right) == (trackio_adapter.project(left) == trackio_adapter.project(right))
-    assert (left == right) == (wandb_adapter.project(left) == wandb_adapter.project(right))
+        SQLiteStorage.validate_project_name(trackio_adapter.trackio_project(name))
+        assert canonical_project_name(trackio_adapter.trackio_project(name)) == trackio_adapter.trackio_project(name)
+    assert (left == right) == (trackio_adapter.trackio_project(left) == trackio_adapter.trackio_project(right))
+    assert (left == right) == (wandb_adapter.wandb_project(left) == wandb_adapter.wandb_project(right))
 
 
 def test_project_names_in_trackio_are_plain():
-    assert trackio_adapter.project("gpt2-0a1b2c3d") == "gpt2-0a1b2c3d"
-    assert trackio_adapter.project("my.model") == "my-model-82a5272a"
-    assert trackio_adapter.project("..") == "unnamed-58b9e70b"
+    assert trackio_adapter.trackio_project("gpt2-0a1b2c3d") == "gpt2-0a1b2c3d"
+    assert trackio_adapter.trackio_project("my.model") == "my-model-82a5272a"
+    assert trackio_adapter.trackio_project("..") == "unnamed-58b9e70b"
 
 
 # ---- a server --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pytest
 
 from lib.record import journal
 from lib.track import wandb as wandb_adapter
+from lib.track import wandb_private as private
 from lib.track.cursor import path_of
 from lib.track.tracker import Finding
 from tests.tracking import (
@@ -173,7 +174,7 @@ def test_a_disabled_wandb_gets_no_row_and_gets_them_all_later(run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     output = train(run, "wandb")
     assert "wandb     failed    0 rows delivered, 25 pending" in output
-    assert "WANDB_MODE=disabled: wandb would throw the rows away; unset it, or leave wandb out of TRACKER" in output
+    assert "WANDB_MODE=disabled: wandb would discard all rows; unset it, or remove wandb from TRACKER" in output
     monkeypatch.delenv("WANDB_MODE")
     done = sync(run)
     assert (done.returncode, "wandb     finished  25 rows delivered" in done.stdout) == (0, True)
@@ -211,13 +212,13 @@ def test_wandbs_mode_is_the_variable_then_the_option_then_whether_there_is_a_key
 def test_a_wandb_file_cut_anywhere_yields_the_records_before_the_cut(run, tmp_path):
     train(run, "wandb", end=300)
     path = next(run.glob("wandb/offline-run-*/*.wandb"))
-    whole, data = list(wandb_adapter.TransactionLog(path)._bodies()), path.read_bytes()
+    whole, data = list(private.TransactionLog(path).bodies()), path.read_bytes()
     assert len(data) > 2 * 32768 and len(whole) == len(wandb_records(run))
     growing = tmp_path / "growing.wandb"
-    log, seen = wandb_adapter.TransactionLog(growing), []
+    log, seen = private.TransactionLog(growing), []
     for size in [*range(0, len(data), 997), len(data)]:
         growing.write_bytes(data[:size])
-        seen += log._bodies()
+        seen += log.bodies()
         assert seen == whole[: len(seen)]
     assert seen == whole
 
@@ -328,7 +329,7 @@ def test_what_a_killed_process_had_not_uploaded_is_told_with_the_command_that_do
     assert len(api.steps()) < len(steps)
     upload(command)
     assert sorted(api.steps()) == sorted(steps)
-    assert wandb_adapter._left(list(run.glob("wandb/run-*/*.wandb")), offline=False) == ""
+    assert wandb_adapter._not_uploaded(list(run.glob("wandb/run-*/*.wandb")), offline=False) == ""
     assert_wandb_holds(run)
 
 
