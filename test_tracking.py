@@ -1,8 +1,8 @@
-"""Train a tiny model with each tracker, read every tracker's own storage back, and compare it with the run's journal.
+"""Train a tiny model with each tracker, read each tracker's storage back, and compare it with the run's journal.
 
-`python test_tracking.py` prints a table and exits with 1 when anything differs. Nothing is sent anywhere and nothing of
-yours is touched: Trackio and MLflow get databases of their own, and wandb stays offline. Trackers whose package is not
-installed are named and left out.
+`python test_tracking.py` prints a table and exits with 1 if anything differs. Nothing is uploaded, and your own data is
+not changed: Trackio and MLflow get their own databases, and wandb stays offline. Trackers whose package is not
+installed are named and skipped.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ COMBINATIONS = (("trackio",), ("wandb",), ("trackio", "wandb"), ("tensorboard", 
 MODEL = "--model-name custom --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --tokenizer bytes --dataset files"
 LENGTH = "--batch-size 4 --max-iters 20 --eval-interval 10 --eval-samples 8 --log-interval 2 --warmup-steps 2"
 SYSTEM = "--device cpu --dtype float32 --threads 1 --sample-tokens 0 --checkpoint-interval 0"
-PREFIXES = ("WANDB_", "TRACKIO_", "MLFLOW_", "CONFIG_")  # of variables that would send the runs elsewhere
+PREFIXES = ("WANDB_", "TRACKIO_", "MLFLOW_", "CONFIG_")  # of environment variables that would redirect the runs
 PUBLISHED = {
     "train_loss",
     "val_loss",
@@ -46,13 +46,13 @@ Rows = list[tuple[str, int, str, float]]  # (event, step, metric, value)
 
 
 class Found(NamedTuple):
-    """What a tracker holds of a run."""
+    """The data of a run, read back from a tracker."""
 
     rows: Rows
-    names: tuple[str, str] | None = None  # project and run; None: it keeps none of its own
+    names: tuple[str, str] | None = None  # project and run; None: the tracker stores no names
     config: dict[str, Any] | None = None
-    option: Callable[[Any], Any] = lambda value: value  # how it holds the value of an option
-    number: Callable[[float], float] = float  # and of a metric
+    option: Callable[[Any], Any] = lambda value: value  # converts the value of an option to the form that this tracker stores
+    number: Callable[[float], float] = float  # the same for a metric
 
 
 def main() -> int:
@@ -86,7 +86,7 @@ def check(folder: Path, trackers: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
     for tracker in trackers:
         try:
             found = READERS[tracker](one, storage)
-        except Exception as error:  # whatever keeps a tracker from being read is what this program is to tell
+        except Exception as error:  # any error of reading is a difference, which this program reports
             yield trackers, tracker, len(expected), 0, [f"cannot be read back: {type(error).__name__}: {error}"]
             continue
         differences = compare(expected, found)
@@ -115,19 +115,19 @@ def train(folder: Path, name: str, trackers: tuple[str, ...], storage: Path) -> 
 
 
 def journal_rows(folder: Path) -> Rows:
-    """What every tracker is to hold."""
+    """The values that every tracker must have."""
     events = [record for record in journal.read(folder) if record["event"] in ("train", "eval", "finish")]
     return [(r["event"], r["step"], name, value) for r in events for name, value in journal.numbers(r).items()]
 
 
 def read_trackio(folder: Path, storage: Path) -> Found:
-    """What is in Trackio's database."""
+    """The run in Trackio's database."""
     identity = run.Identity.load(folder)
     with contextlib.closing(sqlite3.connect(storage / f"{identity.project}.db")) as database:
         names = database.execute("select distinct run_name from metrics where run_id = ?", [identity.run_id]).fetchall()
         [[config]] = database.execute("select config from configs where run_id = ?", [identity.run_id]).fetchall()
         stored = database.execute("select step, metrics from metrics where run_id = ?", [identity.run_id]).fetchall()
-        # These have no step there; it is the end of our id.
+        # Trackio stores no step of system metrics; the end of log_id has it.
         query = "select log_id, metrics from system_metrics where run_id = ?"
         system = database.execute(query, [identity.run_id]).fetchall()
     stored += [(int(log_id.rpartition("-")[2]), metrics) for log_id, metrics in system]
@@ -136,7 +136,7 @@ def read_trackio(folder: Path, storage: Path) -> Found:
 
 
 def read_wandb(folder: Path, storage: Path) -> Found:
-    """What is in the run's .wandb files, one for each process that delivered to it, by wandb's reader."""
+    """The run's .wandb files, one for each delivering process, read by wandb's own reader."""
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     paths = map(str, sorted((folder / "wandb").glob("*run-*/*.wandb")))
     texts = [subprocess.check_output([*inspect, path], text=True) for path in paths]
@@ -151,7 +151,7 @@ def read_wandb(folder: Path, storage: Path) -> Found:
 
 
 def read_tensorboard(folder: Path, storage: Path) -> Found:
-    """What is in the run's event files, by TensorBoard's reader: numbers of 32 bits."""
+    """The run's event files, read by TensorBoard's reader; values are float32."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -172,7 +172,7 @@ def read_tensorboard(folder: Path, storage: Path) -> Found:
 
 
 def read_mlflow(folder: Path, storage: Path) -> Found:
-    """What is in MLflow's database beside the runs, by its client."""
+    """MLflow's database in the folder of runs, read by its client."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
@@ -191,7 +191,7 @@ def read_mlflow(folder: Path, storage: Path) -> Found:
 
 
 def read_csv(folder: Path, storage: Path) -> Found:
-    """What is in the run's metrics.csv."""
+    """The run's metrics.csv."""
     with (folder / "metrics.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     return Found([(line["event"], int(line["step"]), line["metric"], float(line["value"])) for line in lines])
@@ -207,7 +207,7 @@ READERS = {
 
 
 def event_of(metric: str) -> str:
-    """The event that a metric comes from: no two events share a name."""
+    """The event that a metric comes from; no two events share a name."""
     if metric in ("final_val_loss", "best_val_loss", "total_time_seconds"):
         return "finish"
     if metric.startswith("system/"):
@@ -216,12 +216,12 @@ def event_of(metric: str) -> str:
 
 
 def with_events(rows: list[tuple[int, dict[str, float]]]) -> Rows:
-    """Rows with the event that their metrics show them to come from."""
+    """Values with their events, which the names of the metrics tell."""
     return [(event_of(name), step, name, value) for step, metrics in rows for name, value in metrics.items()]
 
 
 def compare(expected: Rows, found: Found) -> list[str]:
-    """Every value that is missing, unexpected, repeated or different, in words; and the published metrics are there."""
+    """Differences as sentences: missing, unexpected, repeated or wrong values, and missing published metrics."""
     differences = [f"{name} is in no row" for name in sorted(PUBLISHED - {row[2] for row in found.rows})]
     values: dict[tuple[str, int, str], list[float]] = {}
     for event, step, name, value in found.rows:

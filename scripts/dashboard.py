@@ -31,7 +31,7 @@ def main() -> int:
         raise UsageError(f"--port must lie between 1 and 65535; got {args.port}")
     name = wanted_project(args.run)
     track.names(["trackio"])
-    project = adapter.project(name)
+    project = adapter.trackio_project(name)
     if not adapter.has_data(project):
         raise UserError(
             f"{name}: Trackio has nothing of this project in {adapter.storage()}; train with --tracker trackio, "

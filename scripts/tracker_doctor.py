@@ -1,7 +1,7 @@
-"""Look at what each tracker needs, without a run: its package, storage, keys, network; the last line says what to do.
+"""Check each tracker without a run: its package, storage, keys and network. The last line says what to do.
 
-Every tracker is examined in a process of its own with the options of .config, as it would be used in a run. The exit
-code is 0 when every tracker that was named can be used, or, when none was, every one that is installed; else 1.
+Each tracker is examined in its own process, with the options of .config, as in a run. The exit code is 0 if all named
+trackers can be used, or without names all installed ones; else 1.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from lib.terminal.console import say
 from lib.track import registry
 from lib.track.tracker import Finding
 
-_SECONDS = 60  # for all trackers together; what each does on the network, it limits to a few
-_FREE = 100e6  # bytes that a run's folder should find on the disk
+_SECONDS = 60  # for all trackers together; each limits its own requests to a few seconds
+_FREE = 100e6  # bytes that should be free on the disk of the runs
 
 Findings = Mapping[str, list[Finding]]
 
@@ -36,7 +36,7 @@ Findings = Mapping[str, list[Finding]]
 def main() -> int:
     """Examine trackers and show what was found; returns 0 if they can be used, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="trackers, such as trackio wandb [every one there is]")
+    parser.add_argument("names", nargs="*", help="trackers, such as trackio wandb [all]")
     args = parser.parse_args()
     schema, _ = command_line.resolve("", [])
     if args.names:
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def absent(row: Finding) -> bool:
-    """Whether it says that a tracker is not installed, which is no fault of one that nobody asked for."""
+    """Whether the tracker is not installed, which is an error only if it was named."""
     return row.what == "package" and not row.good
 
 
@@ -63,15 +63,15 @@ def absent(row: Finding) -> bool:
 
 
 def general(runs: Path) -> list[Finding]:
-    """What all trackers need: a folder for the runs that can be written and has room."""
+    """What all trackers need: a folder for the runs that is writable and has free space."""
     return [Finding("Python", f"{platform.python_version()} at {sys.executable}", True), folder(runs)]
 
 
 def folder(path: Path) -> Finding:
-    """Whether files can be made in a folder, or in the one that it will be made in; one is made and deleted."""
+    """Whether a folder, or its nearest existing parent, is writable; creates and deletes a file there."""
     there = path.absolute()
     try:
-        there = next(one for one in (there, *there.parents) if one.exists())  # raises below one that may not be entered
+        there = next(one for one in (there, *there.parents) if one.exists())  # raises if a parent cannot be entered
         with tempfile.NamedTemporaryFile(dir=there, prefix=".tracker-doctor-") as file:
             file.write(bytes(4096))
             file.flush()
@@ -82,7 +82,7 @@ def folder(path: Path) -> Finding:
 
 
 def examine(configurations: Mapping[str, dict[str, Any]]) -> Findings:
-    """What is found of each tracker; one that raises, crashes or hangs is found to do so."""
+    """The findings of each tracker; an exception, a crash or a hang is a finding."""
     context, children = multiprocessing.get_context("spawn"), {}
     for name, config in configurations.items():
         ours, theirs = context.Pipe(duplex=False)
@@ -105,7 +105,7 @@ def examine(configurations: Mapping[str, dict[str, Any]]) -> Findings:
 
 
 def _child(pipe: Connection, name: str, config: dict[str, Any]) -> None:
-    """Examine one tracker; what its library prints is not part of the table."""
+    """Examine one tracker; what its library prints is discarded."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -134,7 +134,9 @@ def package(name: str) -> Finding:
     there = {one.name.lower(): f"{one.name} {one.version}" for one in metadata.distributions()}
     versions = {text: there.get(re.split(r"[^\w.-]", text)[0].lower()) for text in wanted}
     if lacking := [text for text in wanted if not versions[text]]:
-        return Finding("package", f"not whole; run: {sys.executable} -m pip install {' '.join(lacking)}", False)
+        return Finding(
+            "package", f"incomplete installation; run: {sys.executable} -m pip install {' '.join(lacking)}", False
+        )
     return Finding("package", ", ".join(versions.values()), True)
 
 
@@ -142,7 +144,7 @@ def package(name: str) -> Finding:
 
 
 def show(found: Findings) -> None:
-    """A table on a terminal; elsewhere aligned lines, whole however long."""
+    """Print a table on a terminal, and elsewhere aligned lines that are never cut."""
     rows = [(name, row.what, mark(row), row.found) for name in found for row in found[name]]
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:3]
@@ -164,15 +166,19 @@ def show(found: Findings) -> None:
 
 
 def mark(row: Finding) -> str:
-    """What a finding amounts to, in a word."""
+    """The state of a finding, in a word."""
     return "ok" if row.good else "absent" if absent(row) else "BAD"
 
 
 def advice(good: list[str], broken: Findings) -> str:
-    """What to do, in a line."""
+    """What to do, in one line."""
     usable = f"make train TRACKER={','.join(good)}" if good else ""
     if not broken:
-        return f"all is well: {usable}" if good else "no tracker is installed: make train TRACKER=none works without"
+        return (
+            f"no problems found: {usable}"
+            if good
+            else "no tracker is installed; train without: make train TRACKER=none"
+        )
     todo = "; ".join(f"{name}: {row.what}: {row.found}" for name in broken for row in broken[name] if not row.good)
     return f"to do: {todo}" + (f"; meanwhile: {usable}" if usable and "espalier" not in broken else "")
 

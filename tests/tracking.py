@@ -1,4 +1,4 @@
-"""Runs that feed trackers with real processes, and what trackers hold, read back by their own readers."""
+"""Helpers: runs that deliver to trackers in real processes, and functions that read the stored data back."""
 
 import contextlib
 import json
@@ -54,7 +54,7 @@ print(round(time.monotonic() - began, 2), flush=True)
 print(*notes, track.table(deliveries), sep="\\n", flush=True)
 """
 
-# A tracker that stores rows as JSON lines and misbehaves as the files in the run's folder say.
+# A tracker that stores rows as JSON lines. Files in the run's folder make it fail in chosen ways.
 RECORDER = """
 import dataclasses, json, os, time
 def trouble(folder, where):
@@ -89,7 +89,7 @@ class Tracker:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A new run's folder; processes started from here know the tracker `recorder` and wait little between attempts."""
+    """A new run's folder; child processes know the tracker `recorder` and wait little between attempts."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "recorder.py").write_text(RECORDER)
@@ -106,7 +106,7 @@ def run(tmp_path, monkeypatch):
     for name in os.environ:
         if name.startswith(("WANDB_", "TRACKIO_")) and name != "TRACKIO_DIR":
             monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # where wandb would find a key of yours
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # hides the user's ~/.netrc, which may have a key of wandb
     return new_run(tmp_path / "runs" / "first")
 
 
@@ -159,7 +159,7 @@ def got(folder):
 
 
 def expected(folder):
-    """(event, step) -> metrics, of each that is in force: what trackers have to hold."""
+    """(event, step) -> metrics of the valid rows, which trackers must have."""
     known = journal.in_force(folder)
     found = {key: record for key, record in (known.rows | known.others).items() if record["metrics"]}
     return {key: journal.numbers(record) for key, record in found.items() if key[0] in ("train", "eval", "finish")}
@@ -203,7 +203,7 @@ def wandb_rows(folder, run_id=RUN_ID):
 
 
 def same(left, right):
-    """Whether two metrics are equal, NaN to NaN."""
+    """Whether two dictionaries of metrics are equal; NaN is equal to NaN."""
     left, right = ({name: float(value) for name, value in side.items()} for side in (left, right))
     return left.keys() == right.keys() and all(
         value == right[name] or (math.isnan(value) and math.isnan(right[name])) for name, value in left.items()

@@ -1,7 +1,7 @@
-"""Trackers: each is fed from the run's journal by a process of its own, so that none of them can touch training.
+"""Trackers: each has its own process, which reads the run's journal, so that no tracker can disturb training.
 
-A tracker may be slow, raise, hang or crash: the trainer neither waits nor fails, and what was not delivered stays in
-the journal for the next time. lib/track/tracker.py says what a tracker is.
+If a tracker is slow, raises, hangs or crashes, the trainer neither waits nor fails. Rows that are not delivered stay in
+the journal and can be delivered later. The interface of a tracker is in lib/track/tracker.py.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ __all__ = ["Alert", "Delivery", "Lanes", "Row", "TrackOptions", "Tracker", "name
 
 @dataclasses.dataclass(frozen=True)
 class Delivery:
-    """What became of the rows of a run at one tracker."""
+    """The state of the delivery of a run to one tracker."""
 
     name: str
     state: str  # starting, opening, live, finished or failed
     delivered: int  # rows and alerts
     pending: int  # rows and alerts
-    message: str  # what is wrong, or what the tracker has to say; one sentence or empty
+    message: str  # an error or a note of the tracker; one sentence or empty
     command: str  # delivers what is pending
 
 
 def table(deliveries: Iterable[Delivery]) -> str:
-    """What the trackers have, a line each, and how to deliver what they lack."""
+    """A text: what each tracker has, and the command that delivers the rest."""
     lines, deliveries = [], list(deliveries)
     width = max([8, *(len(one.name) for one in deliveries)]) + 2
     for one in deliveries:
@@ -51,28 +51,28 @@ def table(deliveries: Iterable[Delivery]) -> str:
 
 
 class Lanes:
-    """The processes that deliver a run to its trackers; with no trackers, none, and everything works the same way."""
+    """The processes that deliver a run to its trackers, one for each tracker."""
 
     def __init__(self, folder: Path, names: Iterable[str]):
-        """Start a process per tracker; the journal in `folder` must have its start or resume event."""
+        """Start the processes; the journal in `folder` must have its start or resume event."""
         folder, names = Path(folder), list(names)
         found = registry.along(names, lane.configuration(folder) or {}, folder) if names else []
         self.lanes, self.backlog = [_start(folder, name) for name in found], Backlog(folder)
 
     def notes(self) -> Iterator[str]:
-        """What trackers have to say since the last call, one line each; costs a `stat` per tracker."""
+        """New notes and errors of the trackers since the last call, as lines; costs one `stat` per tracker."""
         for one in self.lanes:
             yield from one.news()
 
     def close(self) -> None:
-        """Tell the lanes that the run has ended; each goes on until it has delivered what there is."""
+        """Tell the lanes that the run has ended; each continues until everything is delivered."""
         for one in self.lanes:
             one.close()
 
     def ready(self, importing: float, opening: float) -> None:
-        """Wait up to `importing` seconds for libraries to be imported, and `opening` more for the runs to be opened.
+        """Wait up to `importing` seconds until libraries are imported, and `opening` more until the runs are open.
 
-        Both take processor time that the first steps would miss; later, delivering takes little.
+        Both take much processor time and would slow down the first steps; later deliveries take little.
         """
         for stage, seconds in ((1, importing), (2, opening)):
             deadline = time.monotonic() + seconds
@@ -81,48 +81,48 @@ class Lanes:
                     one.look(left)
 
     def wait(self, seconds: float) -> bool:
-        """Whether all lanes have ended, waiting up to `seconds` in all."""
+        """Wait up to `seconds` in total; returns whether all lanes have ended."""
         deadline = time.monotonic() + seconds
         return all(one.wait(max(0.0, deadline - time.monotonic())) for one in self.lanes)
 
     def stop(self) -> None:
-        """End the lanes now; what they have not delivered stays pending."""
+        """End the lanes now; the rows that are not delivered stay pending."""
         for one in self.lanes:
             one.stop()
 
     def deliveries(self) -> list[Delivery]:
-        """How far each tracker is."""
+        """The state of each delivery."""
         return [one.delivery(self.backlog.update()) for one in self.lanes]
 
 
-def _start(folder: Path, name: str) -> "_Lane | _Unstarted":
+def _start(folder: Path, name: str) -> "_LaneProcess | _Unstarted":
     try:
-        return _Lane(folder, name)
-    except OSError as error:  # a folder where the log should be, no more processes: no reason for the trainer to stop
+        return _LaneProcess(folder, name)
+    except OSError as error:  # such as too many processes; training continues
         why = error if error.filename else files.reason(error, folder / FOLDER)
         return _Unstarted(folder, name, f"its process cannot be started: {why}")
 
 
-class _Lane:
-    """The trainer's end of one lane."""
+class _LaneProcess:
+    """One lane, as the trainer sees it."""
 
     def __init__(self, folder: Path, name: str):
         """Start the process; raises OSError."""
         self.folder, self.name, self.state = folder, name, path_of(folder, name)
-        self.seen = self._stamp(), None  # what an earlier process left is no news
+        self.seen = self._stamp(), None  # the state that an earlier process left is not news
         self.said: set[str] = set()
-        self.stage = 0  # 1: the library is imported, 2: the run is open, or never will be
+        self.stage = 0  # 0: starting, 1: the library is imported, 2: the run is open, or opening it failed
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         (folder / FOLDER).mkdir(exist_ok=True)
         hears, tells = os.pipe()
         self.told = os.fdopen(hears, "rb", buffering=0)
         try:
             with path_of(folder, name, "log").open("ab", buffering=0) as log:
-                log.write(time.strftime("%Y-%m-%d %H:%M:%S\n").encode())  # a disk that is full is told now
+                log.write(time.strftime("%Y-%m-%d %H:%M:%S\n").encode())  # raises if the disk is full
                 self.process = subprocess.Popen(
                     # -P: the user's working directory may hold a folder `lib` or `wandb`
                     [sys.executable, "-P", "-m", "lib.track", str(folder), name, str(tells)],
-                    stdin=subprocess.PIPE,  # closes when the trainer ends, however it ends
+                    stdin=subprocess.PIPE,  # closes when the trainer ends, even after a kill
                     stdout=log,
                     stderr=log,
                     pass_fds=[tells],
@@ -152,7 +152,7 @@ class _Lane:
         return True
 
     def stop(self) -> None:
-        self.process.kill()  # a lane ignores SIGTERM, and survives a kill
+        self.process.kill()  # a lane ignores SIGTERM; a kill loses no rows
 
     def news(self) -> Iterator[str]:
         seen = self._stamp(), self.process.poll()
@@ -169,20 +169,20 @@ class _Lane:
         cursor, code = self._cursor(), self.process.poll()
         message = self._trouble(cursor, code) or cursor.note
         if code is None:
-            message = f"still delivering, which goes on by itself (process {self.process.pid})"
+            message = f"still delivering in the background (process {self.process.pid})"
         return _delivery(self.folder, self.name, cursor, backlog, message)
 
     def _cursor(self) -> Cursor:
         try:
             return Cursor.load(self.folder, self.name)
-        except UserError as error:  # the lane has failed on it; that is no reason for the trainer to
+        except UserError as error:  # the lane failed because of this file; the trainer must not
             return Cursor(state="failed", message=str(error))
 
     def _trouble(self, cursor: Cursor, code: int | None) -> str:
         if code == lane.BUSY:
             with contextlib.suppress(OSError):
                 pid = path_of(self.folder, self.name, "lock").read_text(encoding="utf-8").strip()
-                return f"another process ({pid}) delivers this run to it already"
+                return f"another process ({pid}) is already delivering this run to this tracker"
         if code in (None, 0) or cursor.state == "failed":
             return cursor.message
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -197,7 +197,7 @@ class _Lane:
 
 
 class _Unstarted:
-    """A lane whose process could not be started: all that there is to deliver stays pending."""
+    """A lane whose process could not be started: all rows stay pending."""
 
     stage = 2
 

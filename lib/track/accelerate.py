@@ -1,4 +1,4 @@
-"""A bridge to trackers of Hugging Face Accelerate, each in a process of its own: `--tracker accelerate:comet_ml`."""
+"""A bridge to trackers of Hugging Face Accelerate, each in its own process: `--tracker accelerate:comet_ml`."""
 
 import hashlib
 import json
@@ -13,23 +13,22 @@ from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, plain_name, within_64_bits
 
 MODULE = "accelerate"
-# What may follow the colon, and the library that it needs. wandb, trackio and mlflow have trackers of their own here,
-# which keep what Accelerate's do not: times, identity, status, and every row once.
+# Names allowed after the colon, and the library that each needs. Espalier has its own trackers for wandb, trackio and
+# mlflow, which keep more than Accelerate's: times, identity, status, and each row once.
 ARGUMENT = {name: name for name in ("aim", "clearml", "comet_ml", "dvclive", "swanlab", "tensorboard")}
-# What an environment may say of processes that train together, of which a lane is none.
+# Variables of programs that start several training processes. A lane is not one of these processes.
 _LAUNCHERS = ("ACCELERATE_", "FORK_LAUNCHED", "OMPI_", "PMI_", "MV2_")
 
 
 class Tracker:
     """Hands rows to one of Accelerate's trackers.
 
-    These libraries cannot be asked what they hold. So a row is noted in <run>/trackers/accelerate-<name>.sent once the
-    library has taken it, and not handed over again. When this process is killed, at most one row comes twice (it was
-    taken, not noted), and rows that the library had in its memory alone are lost to it (noted, not stored); when it
-    ends otherwise, neither happens. The journal keeps all rows: to send them again, delete accelerate-<name>.*.
+    These libraries cannot tell which rows they have. So each row is recorded in <run>/trackers/accelerate-<name>.sent
+    after the library accepted it, and is not sent again. If this process is killed, at most one row is sent twice (it
+    was accepted, but not yet recorded), and rows that the library held only in memory are lost there. A normal end has
+    neither problem. The journal keeps all rows: to send them again, delete accelerate-<name>.*.
 
-    Rows get the time at which they are handed over. What a library makes of NaN, infinities, names with unusual
-    characters and its own restarts is its affair.
+    Rows get the time of delivery. How NaN, infinities, unusual names and restarts are handled depends on the library.
     """
 
     def __init__(self, name: str = ""):
@@ -39,17 +38,17 @@ class Tracker:
         self.name = name
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
-        """Start the library's run, and tell it the configuration unless it was told before."""
+        """Start the library's run, and store the configuration if this was not done before."""
         for variable in [name for name in os.environ if name.startswith(_LAUNCHERS)]:
             del os.environ[variable]
-        from accelerate import PartialState
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+        from accelerate import PartialState, tracking
 
-        PartialState(cpu=True)  # Accelerate's trackers refuse to work without
-        again = identity.name.removeprefix(Identity.load(folder).name)  # `~2` in the second run there
+        PartialState(cpu=True)  # Accelerate's trackers require it
+        again = identity.name.removeprefix(Identity.load(folder).name)  # `~2` for the second run at this tracker
         self.sent = Sent(path_of(folder, f"accelerate:{self.name}", "sent"), again)
-        arguments, settings = _SETTINGS[self.name](identity, folder.resolve(), again)
-        self.tracker = LOGGER_TYPE_TO_CLASS[self.name](*arguments, **settings)
+        class_name, arguments_of = _CLASSES[self.name]
+        arguments, settings = arguments_of(identity, folder.resolve(), again)
+        self.tracker = getattr(tracking, class_name)(*arguments, **settings)
         self.tracker.start()
         if "configuration" not in self.sent:
             plain = within_64_bits(config).items()
@@ -59,24 +58,24 @@ class Tracker:
         return ""
 
     def log(self, rows: list[Row]) -> None:
-        """Hand over the rows that were not handed over before."""
+        """Send the rows that were not sent before."""
         for row in rows:
             if (key := f"{row.event} {row.step}") not in self.sent:
                 self.tracker.log(within_64_bits(row.metrics), step=row.step)
                 self.sent.add(key)
 
     def alert(self, alerts: list[Alert]) -> None:
-        """Accelerate's trackers know no alerts."""
+        """Do nothing: Accelerate's trackers do not support alerts."""
 
     def finish(self, status: str) -> None:
-        """End the library's run, which may upload for a while; it is not told how ours ended."""
+        """End the library's run, which may upload for a while; Accelerate cannot pass the status on."""
         self.tracker.finish()
 
 
 class Sent:
-    """What was handed over: a line each, given to the system at once, so that it survives the death of this process.
+    """The list of sent rows: a file with one line per row, written unbuffered, so that it survives a kill.
 
-    A line of a second run there begins with the end of its name, `~2`.
+    Lines of a second run at this tracker begin with the suffix of its name, `~2`.
     """
 
     def __init__(self, path: Path, again: str = ""):
@@ -84,24 +83,24 @@ class Sent:
         self.file = path.open("ab+", buffering=0)
         self.file.seek(0)
         data = self.file.read()
-        whole = data.rfind(b"\n") + 1
-        self.file.truncate(whole)  # a line that a full disk tore
-        self.keys = set(data[:whole].decode().splitlines())
-        self.unwritten = b""  # what a full disk did not take yet
+        complete = data.rfind(b"\n") + 1
+        self.file.truncate(complete)  # a full disk may have left an incomplete last line
+        self.keys = set(data[:complete].decode().splitlines())
+        self.unwritten = b""  # the rest of a line that a full disk did not take
 
     def __contains__(self, key: str) -> bool:
         return self.prefix + key in self.keys
 
     def add(self, key: str) -> None:
-        """Note that this was handed over; raises OSError, and then the line goes on where it ended with the next."""
+        """Record a sent row. After an OSError, the next call writes the rest of the line first."""
         self.keys.add(self.prefix + key)
         self.unwritten += f"{self.prefix}{key}\n".encode()
-        while self.unwritten:  # a disk that fills up takes a part of a line, and refuses the rest
+        while self.unwritten:  # a disk that becomes full takes only a part of a line
             self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
 
 def examine(config: dict[str, Any]) -> list[Finding]:
-    """Which of Accelerate's trackers can be used here; keys and hosts are in their own settings."""
+    """Which of Accelerate's trackers are installed; API keys and hosts are not checked."""
     from lib.track.registry import installed
 
     there = [name for name, library in ARGUMENT.items() if installed(library)]
@@ -140,7 +139,7 @@ def _dvclive(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[
 
 def _swanlab(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
     log = {"log_dir": str(folder / "swanlab"), "id": identity.run_id, "resume": "allow"}
-    project = plain_name(identity.project, r"[^0-9A-Za-z_.+-]+", 100)  # SwanLab refuses others
+    project = plain_name(identity.project, r"[^0-9A-Za-z_.+-]+", 100)  # SwanLab allows no others
     return (project,), {"name": identity.name, **log}
 
 
@@ -148,11 +147,12 @@ def _tensorboard(identity: Identity, folder: Path, again: str) -> tuple[tuple, d
     return (f"accelerate-tensorboard{again}", str(folder)), {}
 
 
-_SETTINGS: dict[str, Callable[[Identity, Path, str], tuple[tuple, dict[str, Any]]]] = {
-    "aim": _aim,
-    "clearml": _clearml,
-    "comet_ml": _comet_ml,
-    "dvclive": _dvclive,
-    "swanlab": _swanlab,
-    "tensorboard": _tensorboard,
+# name -> class in accelerate.tracking, and the function that gives its arguments
+_CLASSES: dict[str, tuple[str, Callable[[Identity, Path, str], tuple[tuple, dict[str, Any]]]]] = {
+    "aim": ("AimTracker", _aim),
+    "clearml": ("ClearMLTracker", _clearml),
+    "comet_ml": ("CometMLTracker", _comet_ml),
+    "dvclive": ("DVCLiveTracker", _dvclive),
+    "swanlab": ("SwanLabTracker", _swanlab),
+    "tensorboard": ("TensorBoardTracker", _tensorboard),
 }

@@ -12,56 +12,56 @@ from lib.base.errors import UserError
 from lib.record.run import Identity
 from lib.track.tracker import Alert, Row
 
-_ONE_LINE = {ord("\n"): "\\n", ord("\r"): "\\r"}  # so that a line is a record, whatever a name or a message holds
+_ONE_LINE = {ord("\n"): "\\n", ord("\r"): "\\r"}  # so that each record is exactly one line
 
 
 class Tracker:
-    """Appends lines; times are ISO 8601 in UTC, numbers are written so that they read back bit for bit.
+    """Appends lines; times are ISO 8601 in UTC, and numbers are written without loss of precision.
 
-    NaN and infinities are nan, inf and -inf, whole numbers keep all their digits. Identity and configuration are in the
-    run's folder already, in run.json and .config.
+    NaN and infinities are nan, inf and -inf, and integers keep all their digits. Identity and configuration are already
+    in the run's folder, in run.json and .config.
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
-        """Find out what the files hold; raises UserError for files that are not this tracker's."""
+        """Read the existing files; raises UserError if this tracker did not write them."""
         self.metrics = Table(folder / "metrics.csv", ("time", "event", "step", "metric", "value"))
         self.alerts = Table(folder / "alerts.csv", ("time", "kind", "step", "level", "message"))
         return f"writing {self.metrics.path}"
 
     def log(self, rows: list[Row]) -> None:
-        """Append the lines that are not there."""
+        """Append the rows that are not in the file."""
         self.metrics.append(_metrics(rows))
 
     def alert(self, alerts: list[Alert]) -> None:
-        """Append alerts to a file of their own, which a run without alerts does not have."""
+        """Append alerts to a separate file, which a run without alerts does not have."""
         self.alerts.append(_alerts(alerts))
 
     def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
-        """Replace each file whole by one that has these."""
+        """Replace each file by one with these rows or alerts, atomically."""
         self.metrics.replace(_metrics(rows))
         self.alerts.replace(_alerts(alerts))
 
     def finish(self, status: str) -> None:
-        """Nothing is left to do: how the run ended is in its journal."""
+        """Do nothing: the status of the run is in its journal."""
 
 
 class Table:
-    """A file of lines whose second and third field say which record they belong to; no record is stored twice.
+    """A CSV file in which the second and third field of a line identify its record; no record is stored twice.
 
-    A kill may have stored a part of the last record; the rest is added when it comes again.
+    After a kill the last record may be incomplete; its missing lines are added when the record is delivered again.
     """
 
     def __init__(self, path: Path, header: tuple[str, ...]):
-        """Read what is there; a torn last line is cut by the next `append`. Raises UserError for another file."""
+        """Read the file; the next `append` removes an incomplete last line. Raises UserError if the header differs."""
         self.path, self.header = path, _line(header)
         self.stored: set[tuple[str, str]] = set()
         self.last: set[bytes] = set()  # lines of the last record, which may be incomplete
-        self.size = 0  # bytes of whole lines
+        self.size = 0  # bytes of complete lines
         if not path.exists():
             return
         with path.open("rb") as file:
             if not self.header.startswith(file.readline()):
-                raise UserError(f"{path}: this is not a file of the tracker csv; move it away")
+                raise UserError(f"{path}: the tracker csv did not write this file; move it away")
             file.seek(0)
             self._read(file)
 
@@ -79,7 +79,7 @@ class Table:
         self.stored.discard(last)
 
     def replace(self, records: list[list[str]]) -> None:
-        """Have these lines and no others, or, when the disk is full, those of before."""
+        """Replace the content by these records; if the disk is full, the old content stays."""
         if not (records or self.path.exists()):
             return
         data = b"".join([self.header, *map(_line, records)])
@@ -87,7 +87,7 @@ class Table:
         self.stored, self.last, self.size = {tuple(record[1:3]) for record in records}, set(), len(data)
 
     def append(self, records: list[list[str]]) -> None:
-        """Add the lines that are not there; a file is made for the first."""
+        """Add the lines that are missing; the first one creates the file."""
         new = [(tuple(record[1:3]), _line(record)) for record in records if tuple(record[1:3]) not in self.stored]
         data = b"".join(line for _, line in new if line not in self.last)
         if data:

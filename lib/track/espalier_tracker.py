@@ -16,19 +16,19 @@ from lib.config.kconf import Schema
 from lib.record import journal, run
 from lib.terminal.console import say
 
-EVALUATION = ("eval", "val", "test")  # how the names of metrics begin that belong to the event `eval`
+EVALUATION = ("eval", "val", "test")  # metrics whose names begin with one of these belong to the event `eval`
 
 
 class EspalierTracker(GeneralTracker):
-    """A run folder with a journal, and Espalier's trackers fed from it, for a training loop that is not Espalier's.
+    """Writes a run folder with a journal, and feeds Espalier's trackers from it, for training loops outside Espalier.
 
-    Only the main process writes. What is logged is in the journal when `log` returns, whatever becomes of the script;
-    trackers get it from there, in processes of their own. A run that ends without `Accelerator.end_training` is a
-    crashed one, and `make sync RUN=folder` delivers what is missing of any.
+    Only the main process writes. When `log` returns, the values are in the journal, even if the script crashes later.
+    The trackers read the journal in their own processes. A run that ends without `Accelerator.end_training` has the
+    state `crashed`. `make sync RUN=folder` delivers the missing rows of any run.
 
-    A row is told apart by its step and by which metrics it has; steps of the same metrics must grow. One that comes
-    again is in the journal only. After a resume from an earlier checkpoint it counts, if it has other values; see
-    lib/record/in_force.py.
+    A row is identified by its step and the names of its metrics. For the same names, steps must increase: a repeated
+    step is written to the journal, but trackers do not get it. After a resume from an earlier checkpoint, a repeated
+    row with other values withdraws the earlier rows from that step on; see lib/record/in_force.py.
     """
 
     name = "espalier"
@@ -47,14 +47,14 @@ class EspalierTracker(GeneralTracker):
     ):
         """Check the arguments; nothing is written before Accelerate starts its trackers.
 
-        run_name, project  empty: the date and time; name and hashed path of the clone around the current folder, or
-                           of that folder
+        run_name           empty: the date and time
+        project            empty: name and hashed path of the git clone around the current folder, or of that folder
         trackers           as in --tracker: names, ("all",) or ()
-        resume             go on with the run of this name in `output_dir`, if it is there, instead of making another
-        wait_seconds       how long the end waits for the trackers, which deliver on by themselves after that
-        options            of Espalier's, for trackers: tracker_group="sweep", wandb_offline=True
+        resume             continue the run of this name in `output_dir`, if it exists, instead of a new one
+        wait_seconds       how long `finish` waits for the trackers; after that they continue in the background
+        options            Espalier's options for trackers, such as tracker_group="sweep", wandb_offline=True
 
-        Raises UsageError for what cannot be used here.
+        Raises UsageError for an argument that cannot be used.
         """
         super().__init__()
         schema = Schema()
@@ -66,7 +66,7 @@ class EspalierTracker(GeneralTracker):
         project = project or run.project_name(run.clone(Path.cwd()))
         self.wanted = run.RunOptions(str(files.named(output_dir)), project, run_name, "")
         self.resume, self.wait_seconds = resume, wait_seconds
-        self.reserved = {name.lower() for name in schema.options}  # in a journal these are values of our options
+        self.reserved = {name.lower() for name in schema.options}  # in a journal these names mean our options
         self.folder: Path | None = None
         self.journal: journal.Journal | None = None  # between start and finish
         self.lanes: track.Lanes | None = None
@@ -78,7 +78,7 @@ class EspalierTracker(GeneralTracker):
 
     @on_main_process
     def start(self) -> None:
-        """Make the run's folder, or open that of the run to resume, after the end of a run before; raises UserError."""
+        """Finish an earlier run, then create the run's folder or open that of the run to resume; raises UserError."""
         self.finish()
         wanted = self.wanted.tracker_run_name or f"run_{time.strftime('%Y%m%d-%H%M%S')}"
         there = Path(self.wanted.output_dir) / run.folder_name(wanted)
@@ -96,11 +96,10 @@ class EspalierTracker(GeneralTracker):
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
         """Record the script's configuration, which begins the run, and start the trackers.
 
-        A value with the name of an option of Espalier's is recorded as `config.<name>`, so that no tracker takes it for
-        one.
+        A value with the name of an Espalier option is recorded as `config.<name>`, so that no tracker confuses the two.
         """
         if self.journal is None:
-            raise UserError("EspalierTracker: no run is going on; call init_trackers, or start, first")
+            raise UserError("EspalierTracker: no run has started; call init_trackers, or start, first")
         config = {f"config.{name}" if name in self.reserved else name: plain(value) for name, value in values.items()}
         event = "resume" if self.journal.seq else "start"
         details = {} if self.journal.seq else {"schema": journal.SCHEMA}
@@ -111,7 +110,7 @@ class EspalierTracker(GeneralTracker):
     def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:
         """Record numbers, tensors of one element and nested dictionaries of them; other values stay in the journal.
 
-        Without `step` it is the one after the last. Raises JournalError when the disk is full.
+        If `step` is None, it is the step after the last one. Raises JournalError when the disk is full.
         """
         if self.lanes is None:  # the script has no configuration
             self.store_init_configuration({})
@@ -126,7 +125,7 @@ class EspalierTracker(GeneralTracker):
 
     @on_main_process
     def finish(self) -> None:
-        """Record the run's end, and say what each tracker has; nothing happens when no run is going on."""
+        """Record the end of the run, and print what each tracker has; without a run, do nothing."""
         if self.journal is None:
             return
         if self.lanes is None:
@@ -142,14 +141,14 @@ class EspalierTracker(GeneralTracker):
 
 
 class Series:
-    """Which event a row belongs to, such that the steps of an event grow.
+    """Assigns each row to an event, so that the steps of each event increase.
 
-    Rows with the metrics of an evaluation are of the event `eval`, others of `train`; when that one is at or beyond the
-    step already, as when a script logs twice in a step or counts epochs beside steps, of `train.2`, `train.3`, ...
+    Rows with metrics of an evaluation belong to `eval`, others to `train`. If that event already has this step or a
+    later one, the row belongs to `train.2`, `train.3`, ...: a script may log twice in a step, or count epochs too.
     """
 
     def __init__(self, folder: Path):
-        """What the journal in `folder` says so far."""
+        """Restore the state from the journal in `folder`."""
         self.last = -1  # the highest step
         self.steps: dict[str, int] = {}  # event -> its highest step
         self.rows: dict[tuple[str, ...], tuple[str, int]] = {}  # names of metrics -> last event and step
@@ -158,7 +157,7 @@ class Series:
                 self._note(tuple(sorted(record["metrics"])), record["event"], record["step"])
 
     def event(self, names: tuple[str, ...], step: int) -> str:
-        """The event for a row with these metrics; one that was there before gets the same again."""
+        """The event of a row with these metrics; a repeated row gets the event that it had."""
         event, last = self.rows.get(names, ("", -1))
         if step <= last:
             return event
@@ -176,14 +175,14 @@ class Series:
 
 
 def option_text(name: str, value: Any) -> str:
-    """An option's value as configurations write it; raises UsageError for what is no text, number or bool."""
+    """An option's value as configurations write it; raises UsageError if it is not a text, number or bool."""
     if not isinstance(value, bool | int | float | str):
         raise UsageError(f'EspalierTracker: {name} must be text, a number or a bool, lists as "a,b"; got {value!r}')
     return str(value) if not isinstance(value, bool) else "y" if value else "n"
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """name -> number or other value: nested dictionaries become `a/b`, arrays and tensors of one element a number."""
+    """name -> value: nested dictionaries become `a/b`, and arrays and tensors of one element a number."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -194,7 +193,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a value: numbers that are none as text, arrays as lists, everything unknown as its text."""
+    """A value for JSON: NaN and infinities become text, arrays become lists, and other objects str(value)."""
     if hasattr(value, "tolist"):  # numpy and torch
         value = value.tolist()
     if isinstance(value, Mapping):

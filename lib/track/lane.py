@@ -1,4 +1,4 @@
-"""A lane: the process that follows a run's journal and delivers it to one tracker, whatever becomes of the trainer."""
+"""A lane: the process that follows a run's journal and delivers it to one tracker, also after the trainer crashed."""
 
 import contextlib
 import dataclasses
@@ -22,11 +22,11 @@ from lib.track import registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, Item, path_of
 from lib.track.tracker import Alert, Row
 
-POLL = 2.0  # seconds between looks at the journal; each costs processor time that training could use
-ASK = 0.25  # seconds between attempts at the lock
-BATCH = 2000  # records handed to a tracker at once
+POLL = 2.0  # seconds between reads of the journal; each uses processor time that training could use
+ASK = 0.25  # seconds between attempts to get the lock
+BATCH = 2000  # records in one call of a tracker
 WAITS = (1, 2, 4, 8, 15)  # seconds between the attempts at a call that fails
-BUSY = 3  # exit code: another process delivers to this tracker of this run
+BUSY = 3  # exit code: another process delivers this run to this tracker
 
 Gone = Callable[[float], bool]
 
@@ -34,12 +34,12 @@ Gone = Callable[[float], bool]
 def main(folder: Path, name: str, pipe: int) -> int:
     """The lane's process: deliver until the trainer's end of standard input closes and the journal is read.
 
-    The trainer reads a byte from `pipe` when the tracker's library is imported, and its end when the run is open there.
+    The lane writes a byte to `pipe` when the tracker's library is imported, and closes it when the run is open there.
     """
-    # A scheduler's SIGTERM goes to every process of a job. The trainer answers it by finishing; the lane ends with it.
+    # A scheduler sends SIGTERM to every process of a job. The trainer then ends the run, and the lane ends after it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(19)  # the processors are for training
-    # What libraries print goes into the tracker's log, and may quote a key that was refused.
+    os.nice(19)  # training has priority
+    # What libraries print goes into the tracker's log, and may contain a rejected key.
     sys.stdout, sys.stderr = redact.Discreet(sys.stdout), redact.Discreet(sys.stderr)
     try:
         return deliver(folder, name, trainer_gone, Pipe(pipe))
@@ -49,7 +49,7 @@ def main(folder: Path, name: str, pipe: int) -> int:
 
 
 def trainer_gone(seconds: float) -> bool:
-    """Wait up to `seconds` for the trainer to end: its end of the pipe closes then, even by kill -9."""
+    """Wait up to `seconds` for the trainer to end: standard input closes then, even after kill -9."""
     if not select.select([sys.stdin], [], [], seconds)[0]:
         return False
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -57,26 +57,26 @@ def trainer_gone(seconds: float) -> bool:
 
 
 class Pipe:
-    """The end that the lane writes; the trainer may have closed the other."""
+    """The lane's end of the pipe to the trainer, which may have closed its own end."""
 
     def __init__(self, descriptor: int):
         os.set_inheritable(descriptor, False)
         self.file = os.fdopen(descriptor, "wb", buffering=0)
 
     def imported(self) -> None:
-        """Tell that the library is imported."""
+        """Tell the trainer that the library is imported."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: closed
             self.file.write(b"i")
 
     def close(self) -> None:
-        """Tell that there is nothing more to wait for."""
+        """Tell the trainer that it need not wait any longer."""
         self.file.close()
 
 
 def deliver(folder: Path, name: str, gone: Gone, pipe: Pipe) -> int:
-    """Deliver a run's journal to a tracker until `gone` and nothing is left; returns the process's exit code.
+    """Deliver a run's journal to a tracker until `gone` and everything is delivered; returns the exit code.
 
-    What goes wrong ends up as one sentence in the tracker's state; what was not delivered stays for the next time.
+    An error is stored as one sentence in the tracker's state. The rows that were not delivered stay pending.
     """
     (Path(folder) / FOLDER).mkdir(exist_ok=True)
     with _lock(path_of(folder, name, "lock"), gone, pipe) as locked:
@@ -109,19 +109,21 @@ class _Lane:
         if ended and before == "finished" and not self.cursor.pending(self.backlog.update()):
             return
         self.note(state="starting", message="", note="")
-        self.tracker = registry.load(self.name)()
+        self.tracker = registry.tracker_class(self.name)()
         self.pipe.imported()
         self.note(state="opening")
         self._await_start()
         unknown = self.backlog.taken_back and not self.cursor.reach and hasattr(self.tracker, "rewrite")
-        if unknown or self.cursor.is_stale(self.backlog):  # unknown: without a state, files may be there all the same
+        if unknown or self.cursor.is_stale(
+            self.backlog
+        ):  # unknown: the state may be lost, and files of the tracker still exist
             self._begin_again(ended=before == "finished")
         else:
             self.cursor.trust()
             self._open()
         self.pipe.close()
         while True:
-            # Asked before the journal is read, so that what the trainer wrote before it ended is delivered.
+            # Asked before the journal is read, so that the last records of the trainer are delivered.
             ended = self.gone(0 if ended else POLL)
             if self.cursor.is_stale(self.backlog.update()):
                 self._begin_again(ended=False)
@@ -131,7 +133,7 @@ class _Lane:
             elif ended:
                 break
         status = _status(self.folder)
-        if status == "running":  # somebody delivers what there is so far
+        if status == "running":  # `make sync` while the run trains
             return
         self._insist(lambda: self.tracker.finish(status))
         self.note(state="finished")
@@ -155,13 +157,13 @@ class _Lane:
         identity = self.cursor.identity(first)
         note = self._insist(lambda: self.tracker.open(identity, self.backlog.configs[-1][1], self.folder))
         self.is_open = True
-        again = f"the run {identity.name} has all rows in force; rows of {first.name} were taken back"
+        again = f"the run {identity.name} has all valid rows; rows of {first.name} were withdrawn"
         self.note(state="live", note="; ".join(filter(None, [again if identity != first else "", note])))
 
     def _begin_again(self, ended: bool) -> None:
-        """Make the tracker hold what is in force; `ended`: its run was told of an end."""
+        """Give the tracker exactly the valid rows, by a rewrite or a new run; `ended`: its run was finished there."""
         if hasattr(self.tracker, "rewrite"):
-            self._open()  # with the options of now
+            self._open()  # with the current options
             items = [item for _, item in self.backlog.items(0)]
             rows, alerts = ([item for item in items if isinstance(item, kind)] for kind in (Row, Alert))
             self._insist(lambda: self.tracker.rewrite(rows, alerts))
@@ -172,11 +174,11 @@ class _Lane:
             self._leave()
         self.cursor.begin_again()
         self._save()
-        self.tracker = registry.load(self.name)()
+        self.tracker = registry.tracker_class(self.name)()
         self._open()
 
     def _leave(self) -> None:
-        """Tell the tracker that the run which it has goes on no more; tried once, since no row depends on it."""
+        """End the tracker's old run as interrupted; tried once, because no row depends on it."""
         try:
             if not self.is_open:
                 config = next(config for place, config in reversed(self.backlog.configs) if place <= self.cursor.reach)
@@ -187,7 +189,7 @@ class _Lane:
 
     def _deliver(self, items: list[Item], edge: int) -> None:
         self.cursor.reach = max(edge, self.cursor.reach)
-        self._save()  # before they are handed over: a kill in between must not hide that the tracker has them
+        self._save()  # before delivery, so that after a kill the state shows that the tracker may have them
         for start in range(0, len(items), BATCH):
             for kind, deliver in ((Row, self.tracker.log), (Alert, self.tracker.alert)):
                 if some := [item for item in items[start : start + BATCH] if isinstance(item, kind)]:
@@ -199,7 +201,7 @@ class _Lane:
         self._insist(lambda: self.cursor.save(self.folder, self.name))
 
     def _insist(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns; it is tried again after each of WAITS, and on and on while the trainer lives."""
+        """What `action` returns; after an error it is called again, after each of WAITS and while the trainer runs."""
         waits = iter(WAITS)
         while True:
             try:
@@ -212,7 +214,7 @@ class _Lane:
                     if ended:
                         raise
                     wait = WAITS[-1]
-                    with contextlib.suppress(UserError):  # of a full disk: the message is not worth an end
+                    with contextlib.suppress(UserError):  # a full disk: delivery continues without the message
                         self.note(message=f"{_sentence(error)}; trying again")
                 time.sleep(wait) if ended else self.gone(wait)
         self.cursor.message = ""
@@ -229,9 +231,9 @@ def configuration(folder: Path) -> dict[str, Any] | None:
 
 
 def _status(folder: Path) -> str:
-    """How the run ended: what its last record of training says, or `crashed` when it did not get to say anything."""
-    told = (record for record in journal.read(folder) if record["event"] not in ("alert", "system"))
-    last = deque(told, maxlen=1)
+    """The status in the last record of training; without one, `running` or `crashed`."""
+    of_training = (record for record in journal.read(folder) if record["event"] not in ("alert", "system"))
+    last = deque(of_training, maxlen=1)
     if last and last[0]["event"] == "finish":
         return last[0].get("status", "finished")
     return "running" if files.is_held(folder) else "crashed"
@@ -244,7 +246,7 @@ def _sentence(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _lock(path: Path, gone: Gone, pipe: Pipe) -> Iterator[bool]:
-    """Whether this process is the one that delivers; waits for another one while the trainer lives, then 2 s more."""
+    """Whether this process has the lock; waits for another one while the trainer runs, and 2 s longer."""
     with path.open("ab", buffering=0) as file:
         patience = 8
         while not (locked := files.locks(file.fileno(), path)) and patience:

@@ -1,4 +1,4 @@
-"""MLflow: a local SQLite database or a server, either of which leaves alone a value that it holds already."""
+"""MLflow: a local SQLite database or a server; both ignore a value that they already hold."""
 
 import dataclasses
 import json
@@ -22,7 +22,8 @@ from lib.record.run import Identity
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 
 MODULE = "mlflow"
-RUN_ID = "espalier.run_id"  # the tag by which a run is found again: MLflow makes ids of its own
+PRIVATE = ("mlflow.telemetry.set_telemetry_client",)  # undocumented; tests/track/test_private.py guards it
+RUN_ID = "espalier.run_id"  # the tag that stores our run id, because MLflow assigns its own
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # else FAILED
 METRICS, PARAMS = 1000, 100  # MLflow's limits of one call
 SQLITE = "sqlite:///"  # with a path and perhaps a query after it
@@ -35,24 +36,25 @@ T = TypeVar("T")
 class MlflowOptions(Options):
     """Where MLflow keeps runs."""
 
-    mlflow_tracking_uri: str  # empty: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db; relative to the folder of runs
+    mlflow_tracking_uri: str  # empty: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the folder of runs
     output_dir: str
 
 
 class Tracker:
-    """Logs by MlflowClient, without the state that `mlflow.start_run` shares with others in the process.
+    """Logs with MlflowClient, because `mlflow.start_run` uses global state of the process.
 
-    A row may come again: in MLflow's tables a value is identified by run, name, step, milliseconds and value, and one
-    that is there is left alone. So nothing has to be read on open; a value that comes again costs 1.2 ms in SQLite, a
-    new one 0.2 ms. Rows of different events stay apart as long as their metrics differ in name, time or value.
+    Rows may be delivered twice. MLflow identifies a value by run, name, step, milliseconds and value, and ignores one
+    that it already has. So `open` reads no values. In SQLite a repeated value costs 1.2 ms, a new one 0.2 ms. Rows of
+    different events stay separate as long as their metrics differ in name, time or value.
 
-    Values are 64-bit floats: NaN is kept, infinities become ±1.797e308 (MLflow's way), whole numbers beyond 2^53 are
-    rounded. Times are kept to the millisecond, names without what MLflow refuses (`_key`), parameters up to 6000
-    characters. Parameters never change in MLflow: when a resume changes an option, the tag `resumed.<option>` says so.
+    Values are 64-bit floats: NaN is kept, MLflow turns infinities into ±1.797e308, and integers beyond 2^53 are
+    rounded. Times are in milliseconds, `_mlflow_name` replaces characters that MLflow does not allow in names, and
+    parameters are cut after 6000 characters. MLflow's parameters are immutable: if a resume changes an option, the tag
+    `resumed.<option>` has the new value.
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
-        """Create the experiment and the run, or find them."""
+        """Create the experiment and the run, or find existing ones."""
         _set_environment()
         from mlflow import MlflowClient
 
@@ -76,11 +78,11 @@ class Tracker:
         return f"see {public(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
 
     def log(self, rows: list[Row]) -> None:
-        """Insert values, at most 1000 per transaction; those that are there are left alone."""
+        """Insert values, at most 1000 per transaction; existing values are ignored."""
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(_key(name), float(value), int(row.time * 1000), row.step)
+            Metric(_mlflow_name(name), float(value), int(row.time * 1000), row.step)
             for row in rows
             for name, value in within_64_bits(row.metrics).items()
         ]
@@ -89,9 +91,9 @@ class Tracker:
         self.last = int(rows[-1].time * 1000)
 
     def alert(self, alerts: list[Alert]) -> None:
-        """Keep alerts as tags: MLflow notifies nobody."""
+        """Store alerts as tags, because MLflow has no notifications."""
         for alert in alerts:
-            name = _key(f"alert.{alert.kind}.{alert.step}")
+            name = _mlflow_name(f"alert.{alert.kind}.{alert.step}")
             self.client.set_tag(self.run_id, name, f"{alert.level}: {alert.message}")
 
     def finish(self, status: str) -> None:
@@ -112,18 +114,18 @@ class Tracker:
     def _store(self, config: dict[str, Any], stored: dict[str, str]) -> None:
         from mlflow.entities import Param, RunTag
 
-        texts = {_key(name): _text(value)[:6000] for name, value in config.items()}
+        texts = {_mlflow_name(name): _parameter_text(value)[:6000] for name, value in config.items()}
         for some in _parts([Param(*item) for item in texts.items() if item[0] not in stored], PARAMS):
             self.client.log_batch(self.run_id, params=some)
         changed = {name: text for name, text in texts.items() if stored.get(name, text) != text}
-        for some in _parts([RunTag(_key(f"resumed.{name}"), text) for name, text in changed.items()], PARAMS):
+        for some in _parts([RunTag(_mlflow_name(f"resumed.{name}"), text) for name, text in changed.items()], PARAMS):
             self.client.log_batch(self.run_id, tags=some)
 
 
 def address(options: MlflowOptions, runs: Path) -> str:
-    """The tracking URI: the option, else the environment's, else that of mlflow.db.
+    """The tracking URI: the option, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.
 
-    The path of a database is relative to `runs`, the folder of runs, not to where the trainer or a sync is started.
+    A relative path of a database starts from `runs`, the folder of runs, and not from the current folder.
     """
     uri = options.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if not uri.startswith(SQLITE):
@@ -133,13 +135,13 @@ def address(options: MlflowOptions, runs: Path) -> str:
 
 
 def public(uri: str) -> str:
-    """A URI without the password that it may hold, in which a database's may have any sign."""
+    """A URI without user name and password; in the URI of a database, a password may contain any character."""
     credentials = "[^/]*@" if uri.startswith("http") else "[^/].*@"
     return re.sub(f"^([^/]*//){credentials}", r"\1", uri)
 
 
 def examine(config: dict[str, Any]) -> list[Finding]:
-    """Where runs would go, whether that can be reached or written, and whether there are credentials."""
+    """The tracking URI, and whether the server answers or the database is writable; whether credentials are set."""
     options = bind(MlflowOptions, config)
     uri = address(options, Path(options.output_dir))
     findings = [Finding("tracking URI", public(uri), True)]
@@ -157,7 +159,7 @@ def examine(config: dict[str, Any]) -> list[Finding]:
 def _look(path: Path) -> Finding:
     there = next(one for one in (path, *path.parents) if one.exists())
     writable = os.access(there, os.W_OK) and (path.is_file() or there.is_dir())
-    size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "will be made"
+    size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "will be created"
     return Finding("database", f"{path}: {size if writable else f'{there} cannot be written'}", writable)
 
 
@@ -170,13 +172,13 @@ def _reach(uri: str) -> Finding:
 
 
 def _set_environment() -> None:
-    """One attempt per request, since the lane repeats it and a repeated `create` may create twice; no telemetry."""
+    """Turn off MLflow's retries and telemetry: the lane retries, and a repeated `create` may create a second run."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SECONDS))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.telemetry import set_telemetry_client
 
-    set_telemetry_client()  # again: the import did it, before these variables
+    set_telemetry_client()  # again, because the import called it before these variables were set
 
 
 def _file(uri: str) -> Path:
@@ -184,24 +186,24 @@ def _file(uri: str) -> Path:
 
 
 def _make_database(path: Path) -> None:
-    """Make MLflow's tables under another name: two processes that make them at once, or a kill, leave a broken file."""
+    """Create the database under another name, then rename it: a kill or a second process would leave a broken file."""
     from mlflow import MlflowClient
 
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(path.name + ".lock")  # a file: NFS locks no folder
+    lock = path.with_name(path.name + ".lock")  # a file, because NFS cannot lock folders
     with lock.open("w") as file:
         locks(file.fileno(), lock, wait=True)
         if not path.exists():
             partial(path).unlink(missing_ok=True)
             MlflowClient(f"{SQLITE}{partial(path)}").search_experiments(max_results=1)
             partial(path).replace(path)
-        lock.unlink(missing_ok=True)  # whoever takes another one now finds the database
+        lock.unlink(missing_ok=True)  # a process that creates a new lock file finds the database
 
 
 def _without_password(uri: str) -> str:
-    """A server's address without the credentials in it, which go where MLflow never quotes them: its variables."""
+    """Move credentials from the server's address to MLflow's variables, which MLflow never prints."""
     parts = urllib.parse.urlsplit(uri)
     if not uri.startswith("http") or parts.password is None:
         return uri
@@ -213,16 +215,16 @@ def _without_password(uri: str) -> str:
 def _tags(options: TrackOptions) -> dict[str, str]:
     words = [word.strip() for word in (options.tracker_tags or "").split(",")]
     group = {"group": options.tracker_group} if options.tracker_group else {}
-    return {_key(word): "true" for word in words if word} | group
+    return {_mlflow_name(word): "true" for word in words if word} | group
 
 
-def _key(name: str) -> str:
-    """A name as MLflow takes it: letters, digits, `_-.: ` and `/`, and no path that has a shorter form."""
+def _mlflow_name(name: str) -> str:
+    """A name that MLflow accepts: letters, digits, `_-.: ` and `/`; as a path it has no shorter form (`..`, `//`)."""
     fits = re.fullmatch(r"[\w\-.: /]+", name) and posixpath.normpath(name) == name and not name.startswith(("/", ".."))
     return plain_name(name, r"(?!)" if fits and name != "." else r"[^\w\-: ]+", 250)
 
 
-def _text(value: Any) -> str:
+def _parameter_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

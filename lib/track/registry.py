@@ -1,4 +1,4 @@
-"""Which trackers there are: files of this folder, trackers of Accelerate, and plug-ins that other packages bring."""
+"""Finds trackers: files of this folder, trackers of Accelerate, and plug-ins of other packages."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from lib.base.errors import UsageError
-from lib.config.kconf import ROOT, Schema
+from lib.config.kconf import ROOT
 from lib.config.option import nearest
 from lib.track.tracker import Tracker
 
@@ -20,10 +20,10 @@ GROUP = "espalier.trackers"  # the entry points that name a class like lib.track
 
 
 def names(wanted: Iterable[str]) -> list[str]:
-    """Trackers in place of `all`, which means every one that is installed; raises UsageError for what is not.
+    """The wanted trackers; `all` becomes every installed one. Raises UsageError for one that cannot be used.
 
-    A name is that of a file lib/track/<name>.py, `accelerate:<name of a tracker of Accelerate>`, or that of an entry
-    point of the group `espalier.trackers`.
+    A name belongs to a file lib/track/<name>.py, to a tracker of Accelerate (`accelerate:<name>`), or to an entry point
+    of the group `espalier.trackers`.
     """
     wanted = list(wanted)
     if wanted == ["all"]:
@@ -34,7 +34,7 @@ def names(wanted: Iterable[str]) -> list[str]:
 
 
 def along(names: Iterable[str], config: Mapping[str, Any], folder: Path) -> list[str]:
-    """Trackers, each followed by those that its module's `also`, if it has one, adds in a run of this configuration."""
+    """The trackers, each followed by those that the function `also` of its module adds for this configuration."""
     found = []
     for name in names:
         also = None if name in plugins() else getattr(module(name.partition(":")[0]), "also", None)
@@ -43,20 +43,21 @@ def along(names: Iterable[str], config: Mapping[str, Any], folder: Path) -> list
 
 
 def known() -> list[str]:
-    """Every tracker that can be named alone: the members of the option TRACKER, and plug-ins."""
-    members = [value for value in Schema().options["TRACKER"].members if value != "all"]
-    return [*members, *sorted(plugins().keys() - set(members))]
+    """Every tracker that needs no argument: the members of the option TRACKER, each a file here, and plug-ins."""
+    files = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "_" not in path.stem)
+    ours = [name for name in files if _has_tracker(module(name)) and not hasattr(module(name), "ARGUMENT")]
+    return [*ours, *sorted(plugins())]
 
 
 def plugins() -> dict[str, metadata.EntryPoint]:
-    """Name -> the entry point of each installed plug-in; one that is called like a tracker of this folder is none."""
+    """Name -> entry point of each installed plug-in; one with the name of a file of this folder is ignored."""
     here = Path(__file__).parent
     found = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
     return {name: entry for name, entry in found.items() if not (here / f"{name}.py").exists()}
 
 
-def load(name: str) -> Callable[[], Tracker]:
-    """The class of a tracker, with the libraries that it needs imported."""
+def tracker_class(name: str) -> Callable[[], Tracker]:
+    """What builds a tracker; imports the libraries that it needs."""
     if name in plugins():
         return plugins()[name].load()
     base, _, argument = name.partition(":")
@@ -75,21 +76,21 @@ def module(name: str) -> ModuleType:
 
 
 def problem(name: str) -> str:
-    """Why a tracker cannot be used here, in one sentence that says what to do, or an empty text."""
-    if name in plugins():  # its module may do anything: only the tracker's own process imports it
+    """Why a tracker cannot be used and how to correct this, in one sentence; empty if it can be used."""
+    if name in plugins():  # only the tracker's own process imports it, because its module may do anything
         return ""
     base, _, argument = name.partition(":")
     try:
         found = module(base)
     except ModuleNotFoundError:
         found = None
-    if not hasattr(found, "Tracker"):
-        return f"tracker {name}: there is none called so{nearest(name, known())}"
+    if not _has_tracker(found):
+        return f"tracker {name} does not exist{nearest(name, known())}"
     arguments = getattr(found, "ARGUMENT", {})
     if argument and not arguments:
-        return f"tracker {name}: {base} takes nothing after a colon"
+        return f"tracker {name}: {base} takes no argument after a colon"
     if arguments and argument not in arguments:
-        return f"tracker {name}: there is none called so; write {base}: and one of {', '.join(arguments)}"
+        return f"tracker {name} does not exist; write {base}: and one of {', '.join(arguments)}"
     needed = {getattr(found, "MODULE", None): base, arguments.get(argument): argument}
     missing = [library for library in needed if library and not installed(library)]
     if not missing:
@@ -99,14 +100,18 @@ def problem(name: str) -> str:
     return f"tracker {name}: {what} not installed; run: {sys.executable} -m pip install {packages}"
 
 
+def _has_tracker(found: ModuleType | None) -> bool:
+    return getattr(found, "Tracker", Tracker) is not Tracker  # the interface is not a tracker
+
+
 def installed(library: str) -> bool:
-    """Whether a library can be imported; a mere folder called like it, such as ./wandb, is none."""
+    """Whether a library can be imported; a folder of the same name, such as ./wandb, does not count."""
     spec = importlib.util.find_spec(library)
     return spec is not None and spec.origin is not None
 
 
 def requirements(name: str, library: str) -> list[str]:
-    """What to install for a tracker, pinned as in pyproject.toml: the extra of its name, or the library itself."""
+    """The packages that a tracker needs, pinned as in pyproject.toml: the extra of its name, or the library itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extra = project["optional-dependencies"].get(name)
     return extra or [text for text in project["dependencies"] if re.split(r"[=\[]", text)[0] == library] or [library]

@@ -159,7 +159,9 @@ class Tracker:
         lists = {name: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in self.config.items()}
         options = {name: value for name, value in lists.items() if value is not None}
         about = vars(self.identity) | {"status": status} | lists
-        text = _text_value("".join(f"    {name} = {value}\n" for name, value in about.items()))  # Markdown: a block of code
+        text = _text_value(
+            "".join(f"    {name} = {value}\n" for name, value in about.items())
+        )  # Markdown: a block of code
         text.tag = "run"
         summaries = [
             hparams_pb(within_64_bits(options), self.identity.run_id, began),

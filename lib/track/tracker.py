@@ -1,4 +1,4 @@
-"""What a tracker is: lib/track/<name>.py with a class `Tracker` and an entry in lib/track/Kconfig, or a plug-in."""
+"""The interface of a tracker: a file lib/track/<name>.py with an entry in lib/track/Kconfig, or a plug-in."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ T = typing.TypeVar("T", bound=Options)
 
 @dataclasses.dataclass(frozen=True)
 class TrackOptions(Options):
-    """What trackers are told beside the run's own name, by those that know such a thing."""
+    """Options for the trackers that support groups and tags."""
 
     tracker_group: str  # empty: none
     tracker_tags: str  # comma-separated
@@ -25,9 +25,9 @@ class TrackOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Metrics of one event of a run; NaN and infinities are floats, whole numbers of any size ints."""
+    """Metrics of one event of a run; NaN and infinities are floats, and integers can have any size."""
 
-    event: str  # train, eval, system or finish; a further series of steps is `train.2`, `eval.2`, ...
+    event: str  # train, eval, system or finish; further series of steps are `train.2`, `eval.2`, ...
     step: int
     time: float  # unix seconds
     metrics: dict[str, float]
@@ -35,7 +35,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-    """What a run's user should be told at once."""
+    """A message that the user should see immediately."""
 
     kind: str  # nan, divergence, sparsity, finished, ...: one alert of a kind per step
     step: int
@@ -46,7 +46,7 @@ class Alert:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What `make tracker-doctor` shows of a tracker."""
+    """One line of `make tracker-doctor` about a tracker."""
 
     what: str  # such as `database` or `API key`
     found: str  # never a secret
@@ -54,54 +54,56 @@ class Finding:
 
 
 class Tracker(Protocol):
-    """What the class in lib/track/<name>.py, or the one that an entry point of `espalier.trackers` names, implements.
+    """The interface of the class in lib/track/<name>.py, or of a plug-in (an entry point of `espalier.trackers`).
 
-    It lives in a process of its own, so it may be slow, hang or crash. A method that raises is called again with the
-    same arguments, as long as the run trains, and a few times over half a minute after that.
+    A tracker has its own process, so it may be slow, hang or crash. A method that raises is called again with the same
+    arguments: without limit while the run trains, and a few times within half a minute after that.
 
-    A retry or a resume may take back rows that a tracker has. One that can replace what it stored has a fifth method,
-    `rewrite(rows, alerts)`: from then on it holds these and no others, whatever `open` found; it may be called again
-    with more. One without it gets a second run: `finish("interrupted")`, and a new object is opened with another
-    identity, `<name>~2`, and gets the whole history.
+    A retry or a resume may withdraw rows that a tracker has. A tracker that can replace its data has a fifth method,
+    `rewrite(rows, alerts)`: it replaces everything that is stored, whatever `open` found, and may be called again. Any
+    other tracker gets a second run. `finish("interrupted")` is called, then a new object is opened with another
+    identity, `<name>~2`, and receives the complete history.
 
-    Beside the class a module may have MODULE, the name of the library that it needs, which is then imported before the
-    run's first step; ARGUMENT, what may follow the tracker's name after a colon and is handed to the class, with the
-    library that each needs;
-    `also(config, folder) -> list[str]`, further trackers that a run with this one has, in lanes of their own; and
-    `examine(config) -> list[Finding]`, which looks at what the tracker needs without a run.
+    The module of a tracker may also have:
+
+    MODULE      the library that it needs, which is imported before the run's first step
+    ARGUMENT    what may follow its name after a colon, each with the library that it needs; the class gets the argument
+    PRIVATE     what it uses beyond the documented interface of the library; tests/track/test_private.py guards it
+    also(config, folder) -> list[str]     further trackers of the run, in their own lanes
+    examine(config) -> list[Finding]      checks what the tracker needs, without a run
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
-        """Begin the run, or continue it; returns what its user should know, or "". Import the library in here.
+        """Begin or continue the run; returns a note for the user, or "". Import the library here.
 
         config    the resolved options by name in lower case
-        folder    the run's, for files of the tracker's own
+        folder    of the run, where the tracker may keep files
         """
 
     def log(self, rows: list[Row]) -> None:
-        """Store rows; return when they would survive the death of this process.
+        """Store rows; return when they would survive a kill of this process.
 
-        Rows that were stored before, by an earlier call or process, may come again and are not to be stored twice. The
-        row of the event `finish`, which a run may lack, holds the final metrics.
+        Rows of an earlier call or process may be delivered again and must not be stored twice. The row of the event
+        `finish`, if the run has one, has the final metrics.
         """
 
     def alert(self, alerts: list[Alert]) -> None:
-        """Tell the run's user, in the way that the tracker has for it; alerts too may come again."""
+        """Show alerts to the user in the tracker's own way; alerts too may be delivered again."""
 
     def finish(self, status: str) -> None:
-        """End the run: `finished`, `crashed` when the trainer vanished, or what else the journal's last record says."""
+        """End the run: `finished`, `crashed` if the trainer vanished, or the status in the journal's last record."""
 
 
 def bind(cls: type[T], config: Mapping[str, Any]) -> T:
-    """The options that dataclass `cls` declares, from a run's configuration; None for what the run did not have."""
+    """The options of dataclass `cls` from a run's configuration; an option that the run did not have is None."""
     return cls(**{name: config.get(name) for name in typing.get_type_hints(cls)})
 
 
 def plain_name(name: str, refused: str, longest: int, reserved: Callable[[str], bool] = lambda _: False) -> str:
-    """A name that a backend takes, with at most `longest` characters; other names get other names.
+    """A name that a backend accepts, with at most `longest` characters; different names stay different.
 
-    What matches the regular expression `refused` becomes a `-`. A name that loses something by that, that is too long
-    or that the backend has `reserved` carries eight digits of a hash.
+    What matches the regular expression `refused` becomes `-`. A name that is changed, too long or `reserved` by the
+    backend gets eight digits of a hash.
     """
     plain = re.sub(refused, "-", name)
     if plain == name and 0 < len(plain) <= longest and not reserved(plain):
@@ -110,7 +112,7 @@ def plain_name(name: str, refused: str, longest: int, reserved: Callable[[str], 
 
 
 def within_64_bits(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics or options for libraries that refuse whole numbers beyond 64 bits: those become the nearest float."""
+    """Metrics or options in which integers beyond 64 bits are the nearest float, for libraries that refuse them."""
     return {name: _nearest(value) for name, value in metrics.items()}
 
 

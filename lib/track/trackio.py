@@ -13,51 +13,64 @@ from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 
 MODULE = "trackio"
-# Trackio sorts charts by name, and these before them where the process that serves the dashboard has PLOT_ORDER.
+# Beyond the documented interface (tests/track/test_private.py guards it); the class below says why.
+PRIVATE = (
+    "trackio.fragments.FragmentWriter",
+    "trackio.fragments.alert_record",
+    "trackio.fragments.import_records",
+    "trackio.fragments.metric_record",
+    "trackio.fragments.system_metric_record",
+    "trackio.sqlite_storage.SQLiteStorage",
+    "trackio.utils.TRACKIO_DIR",
+    "trackio.utils.get_storage_mode",
+    "trackio.utils.serialize_values",
+)
+# Trackio sorts charts by name. Where this variable is set for the dashboard, the metrics in FIRST come first.
 PLOT_ORDER = "TRACKIO_PLOT_ORDER"
 FIRST = (
     "val_loss,train_loss,sparsity,learning_rate,grad_norm,tokens_per_second,val_perplexity,average_nonzeros,mfu,tokens"
 )
 
-Record = dict[str, Any]  # what Trackio calls a fragment: a row or an alert of any run, ready to be stored or sent
+Record = dict[str, Any]  # a fragment, in Trackio's words: a row or an alert in the form that is stored or sent
 
 
 @dataclasses.dataclass(frozen=True)
 class TrackioOptions(Options):
-    """Where the run goes beside the local database."""
+    """The Space that also receives the run."""
 
-    trackio_space_id: str  # name or owner/name; empty: as the environment says
+    trackio_space_id: str  # name or owner/name; empty: TRACKIO_SPACE_ID or TRACKIO_SERVER_URL
 
 
 class Tracker:
-    """Writes straight into Trackio's storage instead of calling `trackio.log`.
+    """Writes directly into Trackio's storage instead of calling `trackio.log`.
 
-    `trackio.log` stamps rows with the time they are flushed, loses half a second of them when killed, turns errors into
-    warnings, and knows a run by its name alone; Trackio's records take our times, run id and row ids, and raise.
+    `trackio.log` gives rows the time of the flush, loses up to half a second of rows when killed, turns errors into
+    warnings, and identifies a run only by its name. Records written directly keep our times, run id and row ids, and
+    errors raise exceptions.
 
-    Rows of the event `system` are Trackio's system metrics, which have a time and no step: their ids hold it. Whole
-    numbers beyond 64 bits become floats, because Trackio's JSON has no others; everything else arrives as it is.
+    Rows of the event `system` become Trackio's system metrics, which have a time but no step; the step is in the row's
+    id. Integers beyond 64 bits become floats, because Trackio's JSON does not support them.
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
-        """Create the project's database, or raise what keeps it from being created."""
+        """Create the project's database, if it does not exist."""
         from trackio import utils
         from trackio.fragments import FragmentWriter
         from trackio.sqlite_storage import SQLiteStorage
 
         note = self.begin(identity, config)
         self.inbox = None
-        if utils.get_storage_mode() == "jsonl":  # Trackio's way on network file systems, which are unsafe for SQLite
+        if utils.get_storage_mode() == "jsonl":  # on network file systems, where SQLite is not safe
             self.inbox = FragmentWriter()
         else:
             SQLiteStorage.init_db(self.common["project"])
         return note
 
     def begin(self, identity: Identity, config: dict[str, Any]) -> str:
-        """Note whose records these will be; returns how the project is called, if Trackio calls it otherwise."""
+        """Keep the identity that all records carry; returns a note if the project has a different name in Trackio."""
         from trackio.utils import serialize_values
 
-        name = project(identity.project)
+        name = trackio_project(identity.project)
         self.common = {"project": name, "run": identity.name, "run_id": identity.run_id}
         # `_Group` is where `trackio.init(group=)` puts it, and what the dashboard groups by
         group = bind(TrackOptions, config).tracker_group or None
@@ -65,13 +78,13 @@ class Tracker:
         return "" if name == identity.project else f"the project is called {name} there"
 
     def log(self, rows: list[Row]) -> None:
-        """Insert rows, a transaction for each table; a row whose id is in the database is left alone."""
+        """Insert rows, in one transaction for each table; a row whose id is in the database is ignored."""
         records = [self._record(row) for row in rows]
         metrics = [record for record in records if record["kind"] == "metric"]
         if metrics and self.config:
             metrics[0]["config"] = self.config
         self.store(records)
-        self.config = None if metrics else self.config  # stored with the first of them
+        self.config = None if metrics else self.config  # stored with the first metrics
 
     def alert(self, alerts: list[Alert]) -> None:
         """Insert alerts, which the dashboard shows as reports."""
@@ -82,7 +95,7 @@ class Tracker:
                 alert_record(
                     {
                         **self._stamp(alert.step, alert.time),
-                        "title": f"{self.common['run']}: {alert.kind}",  # the dashboard lists those of all runs
+                        "title": f"{self.common['run']}: {alert.kind}",  # the dashboard lists all runs together
                         "text": alert.message,
                         "level": alert.level,
                         "alert_id": f"{self.common['run_id']}-alert-{alert.kind}-{alert.step}",
@@ -93,10 +106,10 @@ class Tracker:
         )
 
     def finish(self, status: str) -> None:
-        """Trackio has no notion of a run's end."""
+        """Do nothing: Trackio has no status of a run."""
 
     def store(self, records: list[Record]) -> None:
-        """Put records into the database, or into the inbox that Trackio's dashboard imports; by id, so none twice."""
+        """Store records in the database, or in the inbox that the dashboard imports; known ids are ignored."""
         from trackio.fragments import import_records
 
         self.inbox.write_local(records) if self.inbox else import_records(records)
@@ -113,24 +126,24 @@ class Tracker:
 
 
 def also(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """The trackers that a run with this one has too: the one for its Space or server.
+    """Further trackers of the run: `trackio-space`, if a Space or server is configured.
 
-    A run that had it keeps it: when no variable names the Space or server any more, that lane says what is missing.
+    A run that had `trackio-space` keeps it. If the Space or server is no longer configured, that tracker reports it.
     """
     return ["trackio-space"] if remote(config) or path_of(folder, "trackio-space").exists() else []
 
 
 def remote(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> str:
-    """The Space, or the address of the server, that is to get the run too; empty if there is none.
+    """The Space, or the address of the server, that also receives the run; empty if none is configured.
 
-    The option comes before Trackio's own variables, and those in Trackio's order.
+    The option has precedence over Trackio's variables, whose order is Trackio's.
     """
     space = bind(TrackioOptions, config).trackio_space_id or env.get("TRACKIO_SPACE_ID")
     return space or env.get("TRACKIO_SERVER_URL") or ""
 
 
 def examine(config: Mapping[str, Any]) -> list[Finding]:
-    """Where runs are stored, whether that can be written, and what there is to say of the Space or server."""
+    """Where runs are stored, whether this is writable, and the state of the Space or server."""
     from trackio import utils
     from trackio.sqlite_storage import SQLiteStorage
 
@@ -140,7 +153,7 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     good = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     mode = "the inbox, because it is on a network file system" if utils.get_storage_mode() == "jsonl" else "SQLite"
-    database = SQLiteStorage.get_project_db_path(project(config.get("tracker_project") or project_name()))
+    database = SQLiteStorage.get_project_db_path(trackio_project(config.get("tracker_project") or project_name()))
     return [
         Finding("storage", f"{folder}: writable, rows go to {mode}" if good else f"{there}: cannot be written", good),
         Finding("database", f"{database}: {'there' if database.exists() else 'made by the first run'}", True),
@@ -148,13 +161,13 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def project(name: str) -> str:
-    """The name of a project in Trackio, which drops other characters than letters, digits, `-` and `_`."""
+def trackio_project(name: str) -> str:
+    """The name of a project in Trackio, which allows only letters, digits, `-` and `_`."""
     return plain_name(name, r"^([^A-Za-z0-9_]*registry-)+|[^A-Za-z0-9_-]+", 100, _reserved)
 
 
 def _reserved(name: str) -> bool:
-    """Whether Trackio keeps a name for itself, such as `..._system`."""
+    """Whether Trackio reserves a name, such as `..._system`."""
     from trackio.sqlite_storage import SQLiteStorage
 
     try:
@@ -172,7 +185,7 @@ def storage() -> Path:
 
 
 def has_data(name: str) -> bool:
-    """Whether Trackio's storage holds anything of a project (a name as `project` returns it), imported or not."""
+    """Whether Trackio has rows of a project, imported or not; `name` is what `trackio_project` returns."""
     from trackio.sqlite_storage import SQLiteStorage
 
     return SQLiteStorage.get_project_db_path(name).exists() or any((storage() / "inbox").glob("*/*.jsonl"))

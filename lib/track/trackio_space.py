@@ -1,4 +1,4 @@
-"""Trackio elsewhere: a Space of Hugging Face or a server of yours gets the rows too, in a lane beside the local one."""
+"""Sends the rows to a Hugging Face Space or your own Trackio server, in a lane beside that of the local database."""
 
 import os
 from collections.abc import Mapping
@@ -12,6 +12,17 @@ from lib.track.cursor import path_of
 from lib.track.tracker import Finding
 
 MODULE = "trackio"
+# Beyond the documented interface (tests/track/test_private.py guards it): `trackio.sync` sends only complete projects.
+PRIVATE = (
+    "trackio.deploy.SPACE_URL",
+    "trackio.deploy._build_remote_client_with_retry",
+    "trackio.deploy.create_space_if_not_exists",
+    "trackio.deploy.raise_if_space_is_frozen_for_logging",
+    "trackio.deploy.resolve_auto_bucket_id",
+    "trackio.remote_client.RemoteClient",
+    "trackio.utils.parse_trackio_server_url",
+    "trackio.utils.preprocess_space_and_dataset_ids",
+)
 _ENDPOINTS = {
     "metric": ("/bulk_log", "logs"),
     "system_metric": ("/bulk_log_system", "logs"),
@@ -20,27 +31,28 @@ _ENDPOINTS = {
 
 
 class Tracker(trackio.Tracker):
-    """Sends the records of the local database through Trackio's client, with the same ids, so that none comes twice.
+    """Sends records through Trackio's client, with the ids that they have in the local database: none is stored twice.
 
-    The server stamps training rows with the time they arrive, since its protocol has no other; system metrics and
-    alerts keep theirs. A server that cannot write its database acknowledges rows and holds them in memory for a while.
+    The server gives training rows the time of arrival, because its protocol has no field for their time. System metrics
+    and alerts keep their times. A server that cannot write its database acknowledges rows and keeps them in memory for
+    a while.
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
-        """Connect, after making the Space if it is missing; raises what keeps it from being reached."""
+        """Connect; creates the Space if it is missing."""
         note = self.begin(identity, config)
         target = trackio.remote(config)
         self.token = None
         if not target:
             raise UserError(
-                "no Space and no server is named, but the run had one: set TRACKIO_SPACE_ID or TRACKIO_SERVER_URL "
-                f"again, or delete {path_of(folder, 'trackio-space')}"
+                "the run used a Space or server, but none is configured now: set TRACKIO_SPACE_ID or "
+                f"TRACKIO_SERVER_URL again, or delete {path_of(folder, 'trackio-space')}"
             )
         where = self._connect_server(target) if _is_address(target) else self._connect_space(target)
         return "; ".join(filter(None, [f"see {where}", note]))
 
     def store(self, records: list[trackio.Record]) -> None:
-        """Send records, a request for each kind; they are stored when it is answered."""
+        """Send records, one request for each kind; the server answers when they are stored."""
         import httpx
 
         for kind, (endpoint, parameter) in _ENDPOINTS.items():
@@ -67,17 +79,17 @@ class Tracker(trackio.Tracker):
         self.token = huggingface_hub.get_token()
         if not self.token:
             raise UserError(f"{name}: there is no token of the Hugging Face hub; run: hf auth login, or set HF_TOKEN")
-        huggingface_hub.login = _refused  # which Trackio calls, to ask someone who is not there
+        huggingface_hub.login = _refused  # Trackio calls it to ask for a token, which nobody can type here
         space, _, bucket = utils.preprocess_space_and_dataset_ids(name, None, None)
         deploy.raise_if_space_is_frozen_for_logging(space)
-        os.environ.setdefault(trackio.PLOT_ORDER, trackio.FIRST)  # which a new Space takes over
+        os.environ.setdefault(trackio.PLOT_ORDER, trackio.FIRST)  # a new Space copies this setting
         deploy.create_space_if_not_exists(space, bucket_id=deploy.resolve_auto_bucket_id(space, bucket))
         self.client = deploy._build_remote_client_with_retry(space)  # a new Space takes minutes to build
         return deploy.SPACE_URL.format(space_id=space)
 
 
 def examine(config: Mapping[str, Any]) -> list[Finding]:
-    """Whether the Space's hub or the server answers within 3 seconds, and whether there is a token for it."""
+    """Whether the Hugging Face hub or the server answers within 3 seconds, and whether there is a token."""
     import httpx
     import huggingface_hub
 
@@ -101,7 +113,7 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
 
 
 def server(address: str, env: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """A server's address without the write token, and the token: from the address or the environment, or empty."""
+    """The address without the write token, and the token, from the address or the environment; empty if missing."""
     from trackio.utils import parse_trackio_server_url
 
     base, token = parse_trackio_server_url(address)
@@ -113,4 +125,6 @@ def _is_address(target: str) -> bool:
 
 
 def _refused(**_: Any) -> None:
-    raise UserError("the Hugging Face hub refuses to make the Space with this token; use one that may write")
+    raise UserError(
+        "the Hugging Face hub does not allow this token to create the Space; use a token with write permission"
+    )

@@ -101,7 +101,7 @@ class Tracker:
             private.uploaded_mark(self.file.path).touch()
 
     def _deliver(self, items: Collection[Row | Alert]) -> None:
-        """Send, to a new file if the last time failed: wandb's own process may be dead, and wandb does not restart it."""
+        """Send, to a new file if the last call failed: wandb's own process may be dead, and is never restarted."""
         import wandb
 
         if self.failed:

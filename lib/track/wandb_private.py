@@ -28,6 +28,7 @@ def settings(flush_seconds: float) -> dict[str, Any]:
 
 
 def server_address() -> str:
+    """The address of wandb's server, from the environment or wandb's settings files."""
     from wandb.sdk import wandb_setup
 
     return wandb_setup.singleton().settings.base_url

@@ -61,7 +61,7 @@ def test_a_plugin_has_the_options_of_the_configuration(program, folder, plugin):
     assert (done.returncode, done.stderr) == (0, "")
     assert rows(done.stdout)["odd", "package", "ok"] == "espalier-odd 1.5, a plug-in"
     assert rows(done.stdout)["odd", "group", "ok"] == "mine of ('odd',)"
-    assert done.stdout.splitlines()[-1] == "all is well: make train TRACKER=odd"
+    assert done.stdout.splitlines()[-1] == "no problems found: make train TRACKER=odd"
     assert "noise" not in done.stdout
 
 
@@ -98,11 +98,11 @@ def test_an_unknown_tracker_and_a_bad_configuration_are_one_sentence(program, fo
 def test_what_to_do_is_the_last_line():
     bad = [Finding("package", "not installed; run: pip install wandb", False)]
     assert tracker_doctor.absent(bad[0])
-    assert tracker_doctor.advice(["csv", "trackio"], {}) == "all is well: make train TRACKER=csv,trackio"
+    assert tracker_doctor.advice(["csv", "trackio"], {}) == "no problems found: make train TRACKER=csv,trackio"
     assert tracker_doctor.advice(["csv"], {"wandb": bad}) == (
         "to do: wandb: package: not installed; run: pip install wandb; meanwhile: make train TRACKER=csv"
     )
-    assert tracker_doctor.advice([], {}) == "no tracker is installed: make train TRACKER=none works without"
+    assert tracker_doctor.advice([], {}) == "no tracker is installed; train without: make train TRACKER=none"
     disk = [Finding("runs", "/runs: cannot be written: Read-only file system", False)]
     assert tracker_doctor.advice(["csv"], {"espalier": disk}) == (
         "to do: espalier: runs: /runs: cannot be written: Read-only file system"

@@ -147,10 +147,10 @@ def test_a_damaged_line_is_left_alone(tmp_path):
 
 def test_a_file_of_somebody_else_is_a_sentence_and_untouched(run):
     (run / "metrics.csv").write_text("step,loss\n1,2.5\n")
-    with pytest.raises(UserError, match=r"/metrics\.csv: this is not a file of the tracker csv; move it away$"):
+    with pytest.raises(UserError, match=r"/metrics\.csv: the tracker csv did not write this file; move it away$"):
         opened(run)
     output = train(run, "csv")
-    assert f"{run}/metrics.csv: this is not a file of the tracker csv; move it away" in output
+    assert f"{run}/metrics.csv: the tracker csv did not write this file; move it away" in output
     assert (run / "metrics.csv").read_text() == "step,loss\n1,2.5\n"
     (run / "metrics.csv").rename(run / "mine.csv")
     assert sync(run).returncode == 0 and state(run, "csv").state == "finished"

@@ -217,14 +217,14 @@ def test_metrics_have_names_that_mlflow_takes_and_that_stay_apart(text, path):
     from mlflow.utils import validation
 
     for name in (text, path, f"{path}/{text}"):
-        validation._validate_metric(adapter._key(name), 1.0, 0, 0)
-        validation._validate_tag(adapter._key(name), "")
-    assert (adapter._key(text) == adapter._key(path)) == (text == path)
+        validation._validate_metric(adapter._mlflow_name(name), 1.0, 0, 0)
+        validation._validate_tag(adapter._mlflow_name(name), "")
+    assert (adapter._mlflow_name(text) == adapter._mlflow_name(path)) == (text == path)
 
 
 def test_plain_names_are_left_as_they_are():
     names = ["train_loss", "system/gpu0.memory", "val loss: best", "größe", "a-b", "..."]
-    assert [adapter._key(name) for name in names] == [*names[:-1], "unnamed-2f43b42f"]
+    assert [adapter._mlflow_name(name) for name in names] == [*names[:-1], "unnamed-2f43b42f"]
 
 
 def test_a_dead_server_fails_in_a_sentence_and_is_made_up_for(run, monkeypatch):
@@ -273,7 +273,7 @@ def test_what_the_doctor_is_told(tmp_path, monkeypatch):
         ("database", True),
     ]
     assert found[0].found == f"sqlite:///{tmp_path}/new/mlflow.db"
-    assert found[2].found == f"{tmp_path}/new/mlflow.db: will be made"
+    assert found[2].found == f"{tmp_path}/new/mlflow.db: will be created"
     (tmp_path / "file").touch()
     broken = adapter.examine({**where, "mlflow_tracking_uri": f"sqlite:///{tmp_path}/file/mlflow.db"})[2]
     assert (broken.good, broken.found) == (

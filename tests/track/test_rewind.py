@@ -153,7 +153,7 @@ def test_a_tracker_holds_what_is_in_force_after_the_run_went_back(storage, name,
     if name in REWRITTEN:
         assert (cursor.edition, list(folder.rglob("*.tmp"))) == (1, [])
     else:
-        assert cursor.note.startswith("the run goes-back~2 has all rows in force; rows of goes-back were taken back")
+        assert cursor.note.startswith("the run goes-back~2 has all valid rows; rows of goes-back were withdrawn")
         assert_holds(name, folder, BEFORE)  # in the first run, which is left as it was
 
 
@@ -163,7 +163,7 @@ def test_wandb_gets_a_second_run_too(run):
     assert_holds("wandb", folder, BEFORE)
     go_back(folder)
     done = sync(folder, "--tracker", "wandb")
-    assert "the run goes-back~2 has all rows in force; rows of goes-back were taken back; offline" in done.stdout
+    assert "the run goes-back~2 has all valid rows; rows of goes-back were withdrawn; offline" in done.stdout
     assert_holds("wandb", folder, AFTER, SECOND)
     assert_holds("wandb", folder, BEFORE)
 

@@ -47,7 +47,7 @@ def test_a_slow_tracker_costs_training_no_time_and_goes_on_by_itself(run):
     (run / "sleep-at-log").write_text("3")
     output = train(run, "recorder", pause=0.02, deadline=0.2)
     assert "recorder  live      0 rows delivered, 25 pending" in output
-    assert "still delivering, which goes on by itself (process " in output
+    assert "still delivering in the background (process " in output
     assert f"deliver the rest with: make sync RUN={run}" in output
     wait_for(lambda: state(run, "recorder").state == "finished")
     assert len(got(run)) == 25 + 2
@@ -198,7 +198,7 @@ def test_only_one_process_delivers_to_a_tracker_of_a_run(run):
     wait_for(lambda: state(run, "recorder").rows > 0)
     pid = (run / "trackers" / "recorder.lock").read_text().strip()
     done = sync(run)
-    assert f"another process ({pid}) delivers this run to it already" in done.stdout
+    assert f"another process ({pid}) is already delivering this run to this tracker" in done.stdout
     process.kill()
     process.communicate()
     wait_for(lambda: state(run, "recorder").state == "finished")

@@ -265,7 +265,7 @@ def test_a_space_that_nothing_names_any_more_is_asked_for(run, monkeypatch):
     monkeypatch.delenv("TRACKIO_SERVER_URL")
     left = folder / "trackers" / "trackio-space.json"
     question = (
-        "no Space and no server is named, but the run had one: set TRACKIO_SPACE_ID or TRACKIO_SERVER_URL again, "
+        "the run used a Space or server, but none is configured now: set TRACKIO_SPACE_ID or TRACKIO_SERVER_URL again, "
     )
     assert f"{question}or delete {left}\n" in deliver(folder)
     left.unlink()
