@@ -51,7 +51,7 @@ class Found(NamedTuple):
     rows: Rows
     names: tuple[str, str] | None = None  # project and run; None: the tracker stores no names
     config: dict[str, Any] | None = None
-    option: Callable[[Any], Any] = lambda value: value  # converts the value of an option to the form that this tracker stores
+    option: Callable[[Any], Any] = lambda value: value  # converts an option to the form that is stored
     number: Callable[[float], float] = float  # the same for a metric
 
 

@@ -46,7 +46,7 @@ class Tracker:
 
     def __init__(self):
         # Imported here, before the run's first step, because it takes 0.2 s of processor time, mostly for numpy.
-        from tensorboard.plugins.hparams import summary_v2  # noqa: F401
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # noqa: F401
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
         """Read the event files of earlier processes, to know which rows they hold."""

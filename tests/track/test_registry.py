@@ -79,7 +79,7 @@ def test_what_is_no_tracker_is_one_sentence():
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
-    """A folder called like the package, such as the one that wandb makes, is not the package."""
+    """A folder with the name of the package, such as the one that wandb creates, is not the package."""
     (tmp_path / "wandb").mkdir()
     import kconfiglib
 

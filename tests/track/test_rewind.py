@@ -1,4 +1,4 @@
-"""A run that goes back: every tracker, read back by its own reader, then holds the rows in force and no others."""
+"""A run that returns to an earlier step: each tracker, read back by its own reader, has exactly the valid rows."""
 
 import contextlib
 import csv
