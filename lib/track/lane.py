@@ -114,9 +114,7 @@ class _Lane:
         self.note(state="opening")
         self._await_start()
         unknown = self.backlog.taken_back and not self.cursor.reach and hasattr(self.tracker, "rewrite")
-        if unknown or self.cursor.is_stale(
-            self.backlog
-        ):  # unknown: the state may be lost, and files of the tracker still exist
+        if unknown or self.cursor.is_stale(self.backlog):  # unknown: the state may be lost, and its files still exist
             self._begin_again(ended=before == "finished")
         else:
             self.cursor.trust()
