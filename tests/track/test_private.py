@@ -9,7 +9,7 @@ import pytest
 
 from lib.track import accelerate, registry, wandb_private
 from lib.track.registry import installed
-from tests.tracking import ROOT
+from tests.tracking import ROOT, wait_for
 
 FOLDER = ROOT / "lib" / "track"
 DOCUMENTED = {
@@ -133,12 +133,14 @@ def test_a_wandb_file_has_the_format_that_is_read(tmp_path):
     """A small file that wandb writes, read by our reader; tests/track/test_wandb.py compares with wandb's own."""
     import wandb
 
-    with wandb.init(mode="offline", dir=tmp_path, id="abc", settings=wandb.Settings(silent=True, console="off")) as run:
+    settings = wandb.Settings(silent=True, console="off", **wandb_private.settings(0.1))
+    contents = wandb_private.Contents("a run")
+    with wandb.init(mode="offline", dir=tmp_path, id="abc", settings=settings) as run:
         run.log({"step": 3, "loss": 0.5})
         run.alert("sparsity", "text")
-    [path] = wandb_private.files_of(tmp_path, "abc")
-    contents = wandb_private.Contents("a run")
-    contents.read(wandb_private.TransactionLog(path))
+        [path] = wandb_private.files_of(tmp_path, "abc")
+        log = wandb_private.TransactionLog(path)
+        wait_for(lambda: contents.read(log) or (contents.history and contents.alerts))
     assert contents.history == {(3, "loss")}
     assert contents.alerts == {("sparsity", "text")}
 
