@@ -93,7 +93,7 @@ def _measure(args: argparse.Namespace) -> tuple[report.Report, list[str], int]:
     dtype = str(device.choose(options).dtype).removeprefix("torch.")
     machine = device.choose(dataclasses.replace(options, dtype=dtype))  # whose name does not say why it was chosen
     bench = Bench(machine, args.size, args.rounds, args.ref)
-    print(f"{bench.machine.name}, PyTorch {torch.__version__}, size {args.size}", flush=True)
+    print(f"{bench.machine.use().words()}, PyTorch {torch.__version__}, size {args.size}", flush=True)
     problems, code = [], 0
     for name in args.only or [name for name in SECTIONS if args.ref or not name.startswith("nanogpt")]:
         try:
@@ -104,7 +104,7 @@ def _measure(args: argparse.Namespace) -> tuple[report.Report, list[str], int]:
         except KeyboardInterrupt:
             code = 130
             break
-    facts = {"machine": bench.machine.name, "torch": torch.__version__, "size": args.size}
+    facts = {"machine": bench.machine.use().words(), "torch": torch.__version__, "size": args.size}
     return facts | {"date": time.strftime("%Y-%m-%d"), "sections": bench.sections}, problems, code
 
 

@@ -29,6 +29,7 @@ from lib.base.launch import Launch
 from lib.base.signals import StopSignals
 from lib.config.kconf import Options, Schema
 from lib.machine import device
+from lib.machine.use import Use
 from lib.record import checkpoint, journal, monitor, provenance, retries, run
 from lib.terminal.console import Console
 
@@ -116,9 +117,9 @@ class Session:
             with StopSignals() as asked:
                 book = ranks.only_first(lambda: self._open(start.folder, stack, asked), None)
                 identity = ranks.first(lambda: run.Identity.load(start.folder))
-                compiled = self._restore(start.folder, identity)
+                use = self._restore(start.folder, identity)
                 recorder = ranks.only_first(
-                    lambda: self._record(start, book, identity, compiled, stack), Unrecorded(start.folder)
+                    lambda: self._record(start, book, identity, use, stack), Unrecorded(start.folder)
                 )
                 if self._loop(recorder, asked):
                     return asked.exit_code or 128 + signal.SIGTERM  # 0 here means that another rank got the signal
@@ -141,8 +142,8 @@ class Session:
         asked.last_words = lambda: book.last_word(self.training.step, "interrupted")
         return book
 
-    def _restore(self, folder: Path, identity: run.Identity) -> str:
-        """Continue from the newest checkpoint, if there is one. Returns whether the model is compiled, in words.
+    def _restore(self, folder: Path, identity: run.Identity) -> Use:
+        """Continue from the newest checkpoint, if there is one. Returns how the machine is used.
 
         Raises UserError if the run cannot go on from the checkpoint, or if ranks differ.
         """
@@ -156,24 +157,24 @@ class Session:
                 raise UserError(
                     f"{folder}: was trained on other data than what {self.data.folder} holds ({changed}); put that back"
                 )
-        compiled = self._compile(before)
+        use = self._compile(before)
         options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
         harmless = changes.harmless(self.schema)
         decisive = {name: value for name, value in options.items() if name not in harmless}
         ranks.check_same({**decisive, "the data": self.data.fingerprint, "the step": self.training.step})
         ranks.reseed(self.options.seed, self.training.step)
-        return compiled
+        return use
 
-    def _compile(self, before: bool | None) -> str:
-        """Compile the model or not, as configured; returns which, in words. `before` is what a resumed run did."""
+    def _compile(self, before: bool | None) -> Use:
+        """Compile the model or not, as configured; returns the use of the machine. `before`: what a resumed run did."""
         tokens = self.data.tokens_per_step * self.schedule.max_iters / self.machine.ranks.size
         flops = self.model.flops_per_token() * tokens
-        compiled, words = device.compiles(self.options.compile, self.machine, flops, before)
+        compiled, reason = device.compiles(self.options.compile, self.machine, flops, before)
         self.training.compile(compiled)
-        return words
+        return self.machine.use(compiled, reason)
 
     def _record(
-        self, start: Start, book: journal.Journal, identity: run.Identity, compiled: str, stack: ExitStack
+        self, start: Start, book: journal.Journal, identity: run.Identity, use: Use, stack: ExitStack
     ) -> Recorder:
         """Record and announce the start of this session; `stack` closes what records it."""
         schema, training, folder, max_iters = self.schema, self.training, start.folder, self.schedule.max_iters
@@ -182,8 +183,7 @@ class Session:
         file = f"provenance-{book.seq}.json" if book.seq else "provenance.json"
         if note := provenance.save(schema, folder, start.command, file):
             console.say(f"note: {note}")
-        words = f"{self.machine.name}, {compiled}"
-        facts = {"config": schema.values(), "machine": words, **dataclasses.asdict(identity)}
+        facts = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
         announce.begin(start, book, console, training, max_iters, facts)
         # Only after the journal has the start: a run that a kill or a full disk stops before has not changed.
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier end
@@ -193,7 +193,7 @@ class Session:
         announce.show_changes(start, book, console, training, schema["RETRIES"], rate)
         seconds = pace.seconds_left(training, self.data, self.machine, self.schedule, self.options.eval_interval)
         pruning = self.options.pruning_method
-        announce.show_facts(console, folder, training, self.data, words, pruning, self.schedule, seconds)
+        announce.show_facts(console, folder, training, self.data, use.words(), pruning, self.schedule, seconds)
         if advice := pace.advice(seconds, self.machine):
             console.say(f"note: {advice}")
 

@@ -168,7 +168,8 @@ def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
         elif any(later.get(key) != made[key] for key in ("commit", "uncommitted_changes")):
             yield f"it was resumed with other code than that of its start, which trains all of it now, see {path.name}"
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
-    if several := [found[1] for one in sessions if (found := re.match(r"(\d+) x ", one.get("machine", "")))]:
+    ranks = [machine.ranks for one in sessions if (machine := history.machine(one))]
+    if several := [count for count in ranks if count > 1]:
         yield f"{several[0]} processes trained it and one does now, which rounds the sums of gradients otherwise"
     if lines := journal.damaged(folder):
         yield f"lines {', '.join(map(str, lines))} of its journal are damaged, so their records are missing"
@@ -276,7 +277,8 @@ def unlike(before: History, after: History) -> Iterator[str]:
 
 def other_machine(folder: Path, copy: Path) -> Iterator[str]:
     """How the machines differ that the two runs say they computed on: device, number format, threads, compiling."""
-    one, other = (next(r for r in journal.read(f) if r["event"] == "start").get("machine", "") for f in (folder, copy))
+    starts = (next(record for record in journal.read(one) if record["event"] == "start") for one in (folder, copy))
+    one, other = (machine.words() if (machine := history.machine(start)) else "unknown" for start in starts)
     if one != other:
         yield f"machine: {one} -> {other}"
 

@@ -166,7 +166,8 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen.sessions[0]["time"]))
         resumed = len(seen.sessions) - 1
         yield "time", f"{duration(seen.seconds())} since {began}" + f", resumed {resumed} x" * bool(resumed)
-        yield "machine", seen.sessions[-1].get("machine", "unknown")
+        machine = history.machine(seen.sessions[-1])
+        yield "machine", machine.words() if machine else "unknown"
     if made := history.provenances(folder):
         torch = made[-1].get("packages", {}).get("torch")
         yield "host", f"{made[-1].get('host')}, Python {made[-1].get('python')}, torch {torch}"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,21 +69,16 @@ def versions(a: Side, b: Side) -> dict[str, Pair]:
     return _pairs(one, other)
 
 
-def _used(session: dict[str, Any]) -> str | None:
-    """How a session says that it used the machine, without the reasons."""
-    words = session.get("machine")
-    return words and re.sub(r" \(.*?\)", "", words)
-
-
 def machine(a: Side, b: Side) -> dict[str, Pair]:
     """What differs of the machine and of how it was used."""
-    one, other = (
-        {name: s.made.get(name) for name in _MACHINE} | {"used": _used(s.history.sessions[-1])}
-        if s.history.sessions
-        else {}
-        for s in (a, b)
-    )
-    return _pairs(one, other)
+    return _pairs(_machine(a), _machine(b))
+
+
+def _machine(side: Side) -> dict[str, Any]:
+    if not side.history.sessions:
+        return {}
+    use = history.machine(side.history.sessions[-1])
+    return {name: side.made.get(name) for name in _MACHINE} | {"used": use and use.words(reasons=False)}
 
 
 def _pairs(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Pair]:

@@ -19,6 +19,7 @@ from lib.base.launch import ALONE as UNLAUNCHED
 from lib.base.launch import Launch
 from lib.config.kconf import Options
 from lib.machine.dist import ALONE, Ranks, join
+from lib.machine.use import Use
 
 # What `auto` chooses: the operations of a whole run from which compiling, which takes half a minute on 2 CPU cores and
 # up to one beside a GPU, wins its time back. Devices that are not here are not compiled for.
@@ -52,9 +53,17 @@ class Machine:
 
     device: torch.device
     dtype: torch.dtype
-    name: str  # for people: "cpu, bfloat16, 2 threads"
+    name: str  # `cpu`, `mps` or the name of the GPU
     peak_flops: float | None  # per second, dense matrix products in `dtype`; None where it is not known
     ranks: Ranks = ALONE  # this process and others like it, each with a device of its own
+    dtype_reason: str = ""  # why `auto` chose `dtype`; empty if the user did
+    deterministic: bool = False
+
+    def use(self, compiled: bool | None = None, reason: str = "") -> Use:
+        """The fields that the journal keeps; `compiled` and its `reason` are from `compiles`."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 0
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Use(self.name, dtype, self.dtype_reason, threads, self.deterministic, compiled, reason, self.ranks.size)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -82,12 +91,8 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
     peak = next((tflops * 1e12 for words, tflops in rates if re.search(rf"\b{words}\b", name)), None)
     reason = ""
     if options.dtype == "auto":
-        reason = f" (auto: this device multiplies {'it' if dtype == torch.bfloat16 else 'no bfloat16'} in hardware)"
-    threads = f", {torch.get_num_threads()} threads" if kind == "cpu" else ""
-    several = f"{launch.size} x " if launch.size > 1 else ""
-    words = f"{several}{name}, {str(dtype).removeprefix('torch.')}{reason}{threads}"
-    words += ", deterministic" * options.deterministic
-    return Machine(device, dtype, words, peak, join(launch, device))
+        reason = f"auto: this device multiplies {'it' if dtype == torch.bfloat16 else 'no bfloat16'} in hardware"
+    return Machine(device, dtype, name, peak, join(launch, device), reason, options.deterministic)
 
 
 def _determine(asked: bool) -> None:
@@ -132,25 +137,25 @@ def _automatic_dtype(kind: str) -> torch.dtype:
 
 
 def compiles(option: str, machine: Machine, flops: float, before: bool | None = None) -> tuple[bool, str]:
-    """Whether to compile a model that a run of `flops` operations trains, and the answer in words for people.
+    """Whether to compile a model that a run of `flops` operations trains, and why `auto` chose that ("" if y or n did).
 
     `option` is COMPILE's value: y, n or auto; `before` is what a run that goes on did. Raises UsageError if it is y and
     there is no C++ compiler to call.
     """
     kind = machine.device.type
     if option == "n":
-        return False, "not compiled"
+        return False, ""
     if option == "y":
         check_compiler(option, machine)
-        return True, "compiled"
+        return True, ""
     if kind not in _COMPILING_PAYS:
-        return False, f"not compiled (auto: only for {' and '.join(_COMPILING_PAYS)})"
+        return False, f"auto: only for {' and '.join(_COMPILING_PAYS)}"
     missing = _missing(machine.device)
     pays = flops >= _COMPILING_PAYS[kind] if before is None else before
     if pays and missing:
-        return False, f"not compiled (auto: {missing})"
+        return False, f"auto: {missing}"
     reason = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win its time back"
-    return pays, f"{'compiled' if pays else 'not compiled'} (auto: {reason if before is None else 'as before'})"
+    return pays, f"auto: {reason if before is None else 'as before'}"
 
 
 def check_compiler(option: str, machine: Machine) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.config.config_file import read_lines
+from lib.machine import use
+from lib.machine.use import Use
 from lib.record import best, journal, run
 from lib.record.in_force import SERIES, InForce, Key, Record, series
 
@@ -198,6 +200,11 @@ def find(output_dir: Path) -> list[Path]:
     if found := run.folders(output_dir):
         return found
     raise UsageError(f"{output_dir}: there is no run in this folder yet; start one with make train")
+
+
+def machine(session: Record) -> Use | None:
+    """How a session used the machine; None if its record does not tell."""
+    return use.read(session["machine"]) if "machine" in session else None
 
 
 # ---- what a run was made with ----------------------------------------------------------------------------------------

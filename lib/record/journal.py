@@ -20,6 +20,7 @@ from typing import Any
 
 from lib.base import files
 from lib.base.errors import UserError
+from lib.machine import use
 from lib.record.in_force import InForce, Key, Record, key_of, lasting
 
 SCHEMA = 1  # of the lines; written into every `start` event
@@ -30,7 +31,7 @@ _PLAUSIBLE = 2**62  # no journal gets to a record of this number
 _YEAR_10000 = 253402300800  # unix seconds, up to which time can be told
 # Kinds of what a record may have beside what every record has, and of options in its configuration, that readers go by.
 _DETAILS = {
-    "config": dict, "changed": dict, "status": str, "message": str, "kind": str, "level": str, "machine": str,
+    "config": dict, "changed": dict, "status": str, "message": str, "kind": str, "level": str, "machine": (str, dict),
     "sparsity": (int, float),
 }  # fmt: skip
 _OPTIONS = {"max_iters": int, "tracker": list}
@@ -271,7 +272,15 @@ def _is_record(found: Any) -> bool:
         and all(isinstance(value, int | float) or value in _NO_NUMBERS for value in found["metrics"].values())
         and all(isinstance(found[name], _DETAILS[name]) for name in found.keys() & _DETAILS.keys())
         and _is_configuration(found.get("config", {}))
+        and _is_machine(found.get("machine", ""))
     )
+
+
+def _is_machine(recorded: str | dict[str, Any]) -> bool:
+    try:
+        return bool(use.read(recorded))
+    except ValueError:
+        return False
 
 
 def _is_configuration(config: dict[str, Any]) -> bool:

@@ -173,7 +173,7 @@ def provenance(data: bytes) -> bool:
         for sentence in (
             *reproduce.differences(made, now),
             *reproduce.remarks(folder, made),
-            str(reproduce.place(made)),
+            str(reproduce.start_of_paths(folder, made)),
         ):
             say(sentence)
 

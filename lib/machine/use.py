@@ -1,0 +1,80 @@
+"""How a run uses the machine: fields for its journal, and the words that people read. Does not import torch."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+# The words of `Use.words`, which is what versions before the fields wrote into the journal.
+_WORDS = re.compile(
+    r"(?:(?P<ranks>\d{1,9}) x )?(?P<device>.+?)(?:, (?P<dtype>b?float\d+)(?: \((?P<dtype_reason>[^)]*)\))?)?"
+    r"(?:, (?P<threads>\d{1,9}) threads)?(?P<deterministic>, deterministic)?"
+    r"(?:, (?P<compiled>(?:not )?compiled)(?: \((?P<compiled_reason>.*)\))?)?",
+    re.DOTALL,
+)
+_LONGEST = 1000  # characters: the pattern takes quadratic time for text that only looks like such words
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What a session computes on, and how."""
+
+    device: str  # `cpu`, `mps` or the name of the GPU
+    dtype: str = ""  # of matrix products; empty if it is not known
+    dtype_reason: str = ""  # why `auto` chose it; empty if the user did
+    threads: int = 0  # of PyTorch on a CPU; 0 on other devices
+    deterministic: bool = False
+    compiled: bool | None = None  # None if it is not known
+    compiled_reason: str = ""  # why `auto` chose that; empty if the user did
+    ranks: int = 1
+
+    def words(self, reasons: bool = True) -> str:
+        """`2 x cpu, float32 (auto: ...), 2 threads, deterministic, not compiled (auto: ...)`."""
+        parts = [f"{self.ranks} x {self.device}" if self.ranks > 1 else self.device]
+        if self.dtype:
+            parts.append(self.dtype + _bracketed(self.dtype_reason, reasons))
+        if self.threads:
+            parts.append(f"{self.threads} threads")
+        if self.deterministic:
+            parts.append("deterministic")
+        if self.compiled is not None:
+            parts.append("not " * (not self.compiled) + "compiled" + _bracketed(self.compiled_reason, reasons))
+        return ", ".join(parts)
+
+
+def read(recorded: str | Mapping[str, Any]) -> Use:
+    """The `machine` of a start or resume record: fields, or one sentence in a journal of an earlier version.
+
+    Raises ValueError for fields of other types.
+    """
+    if isinstance(recorded, str):
+        return _parsed(recorded)
+    kinds = typing.get_type_hints(Use)
+    if not isinstance(recorded.get("device"), str):
+        raise ValueError("the machine has no device")
+    known = {name: recorded[name] for name in kinds.keys() & recorded.keys()}  # a later version may write more
+    if wrong := [name for name, value in known.items() if not isinstance(value, kinds[name])]:
+        raise ValueError(f"{wrong[0]} of the machine has another type")
+    return Use(**known)
+
+
+def _parsed(words: str) -> Use:
+    found = _WORDS.fullmatch(words) if len(words) <= _LONGEST else None
+    if not found:
+        return Use(words)
+    compiled = found["compiled"]
+    return Use(
+        device=found["device"],
+        dtype=found["dtype"] or "",
+        dtype_reason=found["dtype_reason"] or "",
+        threads=int(found["threads"] or 0),
+        deterministic=bool(found["deterministic"]),
+        compiled=None if compiled is None else compiled == "compiled",
+        compiled_reason=found["compiled_reason"] or "",
+        ranks=int(found["ranks"] or 1),
+    )
+
+
+def _bracketed(reason: str, shown: bool) -> str:
+    return f" ({reason})" if reason and shown else ""
