@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gpt2 import changes, pace
+from gpt2 import pace
 from gpt2.data.windows import Data
 from gpt2.model import GPT2
 from gpt2.training import Training
-from lib.record import journal
+from lib.record import journal, option_changes
 from lib.schedule import ScheduleOptions
 from lib.terminal.console import Console, table
 
@@ -52,7 +52,7 @@ def show_changes(
         lines = ", ".join(map(str, book.damaged[:9]))
         console.say(f"note: {book.path}: damaged and passed over: line {lines}")
     for name, values in start.changed.items():
-        console.say(f"changed: {changes.words({name: values})}")
+        console.say(f"changed: {option_changes.words({name: values})}")
     for note in training.notes:
         console.say(f"note: {note}")
     if start.retry:

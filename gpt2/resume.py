@@ -3,20 +3,15 @@
 import dataclasses
 from pathlib import Path
 
-from gpt2 import alerts, changes, ending
+from gpt2 import alerts, ending
 from gpt2.announce import Start
 from lib.base import files
 from lib.base.errors import UsageError
 from lib.base.launch import Launch
 from lib.config.kconf import Schema
 from lib.machine.dist import Ranks
-from lib.record import checkpoint, history, retries
+from lib.record import checkpoint, history, option_changes, retries
 from lib.terminal.console import say
-
-
-def changed_options(schema: Schema, folder: Path) -> dict[str, list[str]]:
-    """See `changes.of_course`. A run that was killed before its configuration was written has no changes."""
-    return changes.of_course(schema, folder) if (folder / ".config").exists() else {}
 
 
 def still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
@@ -28,9 +23,13 @@ def still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
     step = int(found[-1].stem.removeprefix("step-")) if found else 0
     if step > schema["MAX_ITERS"]:
         raise UsageError(f"{folder}: is at step {step}, beyond MAX_ITERS={schema['MAX_ITERS']}; raise that")
-    changed, summary = changed_options(schema, folder), folder / "summary.json"
-    changes.check_in_time(schema, folder, changed)
-    if not summary.exists() or "MAX_ITERS" in changed or (changed and not changes.is_made(schema, folder, changed)):
+    changed, summary = option_changes.find(schema, folder), folder / "summary.json"
+    option_changes.check_in_time(schema, folder, changed)
+    if (
+        not summary.exists()
+        or "MAX_ITERS" in changed
+        or (changed and not option_changes.has_all_steps(schema, folder, changed))
+    ):
         return changed
     if output := schema["JSON_OUTPUT"]:
         ending.check_output(Path(output))
@@ -42,10 +41,10 @@ def still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
 def say_begun(schema: Schema, folder: Path, launch: Launch) -> None:
     """Say that this job began the run in `folder`; raises UsageError if it was to learn something else."""
     say(f"{folder} was begun by this {launch.launcher} job, {launch.job}; another TRACKER_RUN_NAME begins another")
-    if changed := changed_options(schema, folder):
+    if changed := option_changes.find(schema, folder):
         raise UsageError(
-            f"{folder}: this job began it with other options ({changes.words(changed)}); another TRACKER_RUN_NAME "
-            "begins another run, and --resume goes on with this one, changed"
+            f"{folder}: this job began it with other options ({option_changes.words(changed)}); another "
+            "TRACKER_RUN_NAME begins another run, and --resume goes on with this one, changed"
         )
 
 
@@ -56,7 +55,7 @@ def retry(schema: Schema, start: Start, ranks: Ranks, since: int, vocab_size: in
     """
     number = ranks.first(lambda: go_back(start.folder, since, vocab_size))
     retries.lower(schema, number)
-    changed = ranks.first(lambda: changed_options(schema, start.folder))
+    changed = ranks.first(lambda: option_changes.find(schema, start.folder))
     return dataclasses.replace(start, changed=changed, retry=number)
 
 

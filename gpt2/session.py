@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from gpt2 import announce, changes, ending, footprint, loop, pace, preflight, resume, sample
+from gpt2 import announce, ending, footprint, loop, pace, preflight, resume, sample
 from gpt2.alerts import AlertOptions, Watch
 from gpt2.announce import Start
 from gpt2.data import prepare, shards, windows
@@ -27,6 +27,7 @@ from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
 from lib.base.signals import StopSignals
+from lib.config import matters
 from lib.config.kconf import Options, Schema
 from lib.machine import device
 from lib.machine.use import Use
@@ -159,9 +160,9 @@ class Session:
                 )
         use = self._compile(before)
         options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
-        harmless = changes.harmless(self.schema)
-        decisive = {name: value for name, value in options.items() if name not in harmless}
-        ranks.check_same({**decisive, "the data": self.data.fingerprint, "the step": self.training.step})
+        decisive = matters.decisive(self.schema)
+        values = {name: value for name, value in options.items() if name in decisive}
+        ranks.check_same({**values, "the data": self.data.fingerprint, "the step": self.training.step})
         ranks.reseed(self.options.seed, self.training.step)
         return use
 

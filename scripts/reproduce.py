@@ -24,9 +24,9 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2.changes import harmless
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
+from lib.config import matters
 from lib.config.command_line import unconfigured
 from lib.config.kconf import ROOT, Schema
 from lib.record import history, journal, provenance, run
@@ -87,10 +87,10 @@ def configuration(folder: Path) -> dict[str, Any]:
     if not sessions or not all("max_iters" in one.get("config", {}) for one in sessions):
         raise UserError(f"{folder}: the journal does not say how the run was started")
     config, name = sessions[0]["config"], shlex.quote(str(folder))
-    free = harmless(Schema()) - {"LOG_INTERVAL", "EVAL_INTERVAL"}  # these two decide which records there are
+    free = matters.names(Schema(), lambda group: not group.same_in_reproduction)
     for one in sessions[1:]:
         both = sorted((config.keys() & one["config"].keys()) - {option.lower() for option in free})
-        now = one["config"]  # may lack options that were dropped, and have new ones, if the code is another
+        now = one["config"]  # other code may have dropped options and added others
         if changed := [f"{name.upper()} {config[name]} -> {now[name]}" for name in both if config[name] != now[name]]:
             raise UserError(
                 f"{folder}: was resumed after step {one['step']} with other options ({', '.join(changed)}), which one "

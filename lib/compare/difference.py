@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lib.compare.sweep import BESIDE, COMPARED, FREE, TUNED
+from lib.config import matters
 from lib.config.kconf import Schema
+from lib.config.matters import TUNED
 from lib.record import history, journal
 from lib.record.history import History
 
-# Options that make no budget unequal; `notes` says what they do to the result.
-_ELSEWHERE = BESIDE | {"SEED", "DEVICE", "COMPILE", "THREADS"}
 _MACHINE = ("host", "platform", "cpu", "processors", "cores", "memory_bytes", "gpus", "gpu_driver")
 
 Pair = tuple[Any, Any]
@@ -96,8 +95,7 @@ def unequal(a: Side, b: Side) -> Iterator[str]:
     """Why the results are not those of methods at equal budget, a few words each; the rules are those of sweeps."""
     known = Schema().options
     for name, (one, other) in options(a, b).items():
-        fair = name in known and known[name].menu[0] in COMPARED + FREE
-        if not (fair or name in TUNED or name in _ELSEWHERE):
+        if name not in known or matters.group(known[name]).equal_in_comparison:
             yield f"{name} is {one} and {other}"
     one, other = (side.history.last("tokens") for side in (a, b))
     if one != other:

@@ -11,17 +11,13 @@ from pathlib import Path
 from lib import schedule
 from lib.base import files
 from lib.base.errors import UsageError, UserError
+from lib.config import matters
 from lib.config.config_file import MISNAMED, ConfigError, presets
 from lib.config.kconf import Schema
+from lib.config.matters import METHOD_MENUS, TUNED
 from lib.config.option import closest, nearest
 from lib.record import retries, run
 
-COMPARED = ("Optimizer", "Pruning")  # menus whose options are what a sweep compares
-FREE = ("Experiment tracking", "Output", "Sampling")  # menus whose options do not change what is learned
-# Options of other menus that do not either.
-BESIDE = frozenset({"LOG_INTERVAL", "EVAL_INTERVAL", "DATA_DIR", "LOSS_SPIKE_SIGMA"})
-# Part of a method in that it needs a value of its own; a table shows them where they differ.
-TUNED = ("LEARNING_RATE", "MIN_LR", "GRAD_CLIP")
 _OURS = {
     "SEED": "the line of seeds says it",
     "TRACKER_RUN_NAME": "configuration and seed name a run",
@@ -93,7 +89,7 @@ class Run:
         retries.follow(here, self.folder)
         for name, is_now in here.options.items():
             was = there.options[name].text
-            if is_now.menu[0] not in FREE and name != "THREADS" and was != is_now.text:
+            if matters.group(is_now).same_when_sweep_continues and was != is_now.text:
                 raise UsageError(
                     f"{self.folder}: was begun with {name}={was or 'unset'}, and the sweep has "
                     f"{is_now.text or 'unset'} now; remove this folder or give the changed sweep another name"
@@ -149,13 +145,12 @@ def read(path: Path, words: Iterable[str] = ()) -> Sweep:
 def _unequal(first: Configuration, other: Configuration, schemas: Mapping[Configuration, Schema]) -> Iterator[str]:
     """A sentence for every option that makes two configurations incomparable."""
     for name, option in schemas[other].options.items():
-        fair = option.menu[0] in COMPARED + FREE or name in TUNED
         expected = schemas[first].options[name].text
-        if (not fair or name == "OUTPUT_DIR") and option.text != expected:
+        if matters.group(option).equal_in_sweep and option.text != expected:
             yield (
                 f"{other.place}: {other.name} has {name}={option.text or 'unset'}, and {first.name} has "
                 f"{expected or 'unset'}: a table needs equal budgets, so only options of the menus "
-                f"{' and '.join(COMPARED)}, and {', '.join(TUNED)}, may differ"
+                f"{' and '.join(METHOD_MENUS)}, and {', '.join(TUNED)}, may differ"
             )
 
 

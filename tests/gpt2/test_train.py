@@ -198,8 +198,8 @@ def test_a_finished_run_refuses_what_would_be_for_further_steps(tmp_path, whole,
     output = train(tmp_path, "--resume", "runs/run", *words, code=2)
     if values:
         assert output == (
-            f"error: runs/run: has made its 40 steps, so it is too late to change {values}; raise MAX_ITERS to train "
-            "on with that, or start a new run\n"
+            f"error: runs/run: has made all of its 40 steps, so it is too late to change {values}; raise MAX_ITERS to "
+            "train on with that change, or start a new run\n"
         )
     assert contents(tmp_path) == before
 
@@ -212,8 +212,8 @@ def test_a_stopped_run_cannot_be_declared_whole(tmp_path, whole):
     (run / "checkpoints" / checkpoint.name(40)).unlink()
     before = contents(run)
     assert train(tmp_path, "--resume", "runs/run", "MAX_ITERS=30", code=2) == (
-        "error: runs/run: is at step 30 on the way to MAX_ITERS=40, so with MAX_ITERS=30 nothing would be trained; "
-        "choose more, or use its checkpoint as it is\n"
+        "error: runs/run: is at step 30 of MAX_ITERS=40, so MAX_ITERS=30 leaves no step to train; "
+        "choose a larger number, or use the checkpoint as it is\n"
     )
     assert contents(run) == before
     assert "changed: MAX_ITERS 40 -> 35" in train(tmp_path, "--resume", "runs/run", "MAX_ITERS=35")
@@ -431,7 +431,7 @@ def test_a_run_stays_the_run_it_is(tmp_path, whole):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     output = train(tmp_path, "--resume", "runs/run", "--seed", "8", "--optimizer", "sgd", code=2)
     kept = "OPTIMIZER adamw -> sgd, SEED 7 -> 8"
-    assert f"error: runs/run: a run keeps what it was begun with ({kept}); start a new run for that" in output
+    assert f"error: runs/run: a resumed run keeps the options it began with ({kept}); start a new run instead" in output
     output = train(tmp_path, "--resume", "runs/run", "--pruning-method", "random", code=2)
     assert "PRUNING_METHOD none -> random, " in output
     assert "TARGET_SPARSITY unset -> 0.5" in output

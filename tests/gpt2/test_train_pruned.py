@@ -105,7 +105,7 @@ def test_a_run_that_is_made_longer_stays_as_sparse(finished, tmp_path):
 def test_a_run_keeps_its_pruning(finished, tmp_path, change):
     shutil.copytree(finished[0], tmp_path / "copy")
     output = train(tmp_path / "copy", "--resume", "runs/run", "MAX_ITERS=50", change, code=2)
-    assert re.search(rf"a run keeps what it was begun with \(.*\b{change.partition('=')[0]} ", output)
+    assert re.search(rf"a resumed run keeps the options it began with \(.*\b{change.partition('=')[0]} ", output)
 
 
 def test_what_is_evaluated_and_saved_has_masks_of_its_own_weights(tmp_path):
