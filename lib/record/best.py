@@ -1,4 +1,4 @@
-"""Which evaluation of a run is its best: trainer, checkpoints, summaries and everything that lists runs ask here."""
+"""Which evaluation of a run is its best: the trainer, checkpoints, summaries and lists of runs use this definition."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from lib.record.journal import Record, number
 
-SAME = 1e-4  # share of the weights: two sparsities this near are one; single weights become zero without pruning too
+SAME = 1e-4  # share of the weights: nearer sparsities count as equal, because a few weights become zero without pruning
 
 
 class Evaluation(NamedTuple):
-    """A validation loss and how sparse the model was that has it."""
+    """A validation loss, and the sparsity of the model that was evaluated."""
 
     step: int
     val_loss: float  # nats per token
@@ -20,29 +20,29 @@ class Evaluation(NamedTuple):
 def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """The lowest finite loss since the sparsity last changed; None if there is none.
 
-    A pruned run was better before it was pruned. That is no result of the model that it ends with.
+    A pruned run often has a lower loss before pruning, but that loss is not a result of the final model.
 
-    The sparsity has changed when it is another one than at the first evaluation after the change before. So another
-    evaluation becomes the best only when it is the newest, and the trainer can save its checkpoint at that moment.
+    The sparsity has changed when it differs from that of the first evaluation since the last change. So only the newest
+    evaluation can become the best, and the trainer can save its checkpoint at that moment.
     """
     first = 0
     for place, one in enumerate(evaluations):
-        if not abs(one.sparsity - evaluations[first].sparsity) <= SAME:  # also where one of them is NaN
+        if not abs(one.sparsity - evaluations[first].sparsity) <= SAME:  # `not <=` is also true for NaN
             first = place
     return _lowest(evaluations[first:])
 
 
 def dense_best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The best from before pruning began; None for a run that is dense in the end, or began pruned."""
+    """The best evaluation of the dense model; None if the final model is dense, or if no evaluation was dense."""
     if not evaluations or evaluations[-1].sparsity <= SAME:
         return None
     return _lowest(one for one in evaluations if one.sparsity <= SAME)
 
 
 def evaluations(records: Iterable[Record]) -> list[Evaluation]:
-    """The evaluations among the records in force, steps ascending.
+    """The evaluations among the valid records, steps ascending.
 
-    Earlier versions did not record the sparsity with an evaluation. The last training record up to that step has it.
+    Earlier versions did not record the sparsity with an evaluation. Then it is that of the last training record before.
     """
     return list(_evaluations(sorted(records, key=lambda record: (record["step"], "val_loss" in record["metrics"]))))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, in one file, there whole or not at all."""
+"""Checkpoints: one file, written atomically, has everything that a run needs to continue exactly."""
 
 import dataclasses
 import hashlib
@@ -21,18 +21,18 @@ from lib.config.kconf import Options
 from lib.machine.device import is_out_of_memory
 from lib.record.checkpoint_file import CheckpointError, Sealer, find, name, verify
 
-_KINDS = {"run_id": "run", "shapes": "model"}  # of what a header tells apart
-_MARGIN_BYTES, _MARGIN_PER_TENSOR = 100_000, 1000  # what a file has beside its tensors, at most
+_KINDS = {"run_id": "run", "shapes": "model"}  # entries of a header that must fit -> their names in errors
+_MARGIN_BYTES, _MARGIN_PER_TENSOR = 100_000, 1000  # upper bounds of what a file has besides its tensors
 
-Place = tuple[Any, ...]  # keys and indices that lead to a tensor of a state, or what tells its memory
+Place = tuple[Any, ...]  # the keys and indices of a tensor in a state, or what identifies its memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Keeping(Options):
-    """Which checkpoints of a run stay."""
+    """Which checkpoints of a run are kept."""
 
-    checkpoint_keep: int  # the newest so many
-    checkpoint_best: bool  # and the one of state["best"]["step"]
+    checkpoint_keep: int  # how many of the newest
+    checkpoint_best: bool  # whether also that of state["best"]["step"]
 
     def obsolete(self, found: list[Path], best: int) -> list[Path]:
         """Those among `found`, oldest first, that are no longer kept."""
@@ -48,10 +48,10 @@ def save(
     about: Mapping[str, Any],
     sync: Callable[[], object] = lambda: None,
 ) -> Path:
-    """Write `state` (tensors and plain values) as the checkpoint of `step` and drop those that are no longer kept.
+    """Write `state` (tensors and plain values) as the checkpoint of `step`; remove checkpoints that are no longer kept.
 
-    `about` is what its header says of the run. `sync` is called before the file gets its name. Raises CheckpointError
-    when it cannot be written; the checkpoints before it are then still there.
+    `about` holds what the header says about the run. `sync` is called before the file gets its name. Raises
+    CheckpointError if the checkpoint cannot be written; earlier checkpoints are still there then.
     """
     path, sealer = folder / name(step), None
     try:
@@ -64,7 +64,7 @@ def save(
         for old in keeping.obsolete(find(folder), state.get("best", {}).get("step", 0)):
             old.unlink(missing_ok=True)
     except (OSError, RuntimeError, MemoryError) as error:
-        cause = (sealer and sealer.error) or error  # torch hides what went wrong with the file
+        cause = (sealer and sealer.error) or error  # torch.save replaces the error of the file by its own
         advice = "; make room" if getattr(cause, "errno", None) in NO_ROOM else ""
         raise CheckpointError(
             f"{path}: the checkpoint of {size(state) / 1e6:,.1f} MB cannot be written ({_first_line(cause)}){advice}"
@@ -73,17 +73,19 @@ def save(
 
 
 def size(state: Any) -> int:
-    """Bytes that a checkpoint of `state` takes on a disk, at most."""
+    """An upper bound of the bytes that a checkpoint of `state` takes on the disk."""
     tensors = list(_tensors(state))
     storages = [(tensor.device, tensor.untyped_storage()) for tensor in tensors]
-    memory = {(device, storage.data_ptr()): storage.nbytes() for device, storage in storages}  # once in the file
+    memory = {
+        (device, storage.data_ptr()): storage.nbytes() for device, storage in storages
+    }  # shared memory is in the file once
     return _MARGIN_BYTES + _MARGIN_PER_TENSOR * len(tensors) + sum(memory.values())
 
 
 def require_room(path: Path, needed: int) -> float:
-    """How many bytes are free where `path` is; raises CheckpointError if a checkpoint of `needed` bytes has no room."""
+    """The free bytes on the disk of `path`; raises CheckpointError if they are fewer than `needed`."""
     disk = shutil.disk_usage(path.parent)
-    if not disk.total:  # a file system that does not tell
+    if not disk.total:  # some file systems do not report their size
         return math.inf
     if disk.free < needed:
         facts = f"the checkpoint takes {needed / 1e6:,.1f} MB, and {disk.free / 1e6:,.1f} MB are free there"
@@ -92,7 +94,7 @@ def require_room(path: Path, needed: int) -> float:
 
 
 def contents(state: dict[str, Any]) -> dict[str, Any]:
-    """What the header says of a state: its plain values, the size of its parts, and what tells its model's shape."""
+    """What the header says about a state: its plain values, the size of its parts, and a digest of its model's shapes."""
     sections = {}
     for key, value in state.items():
         if tensors := list(_tensors(value)):
@@ -104,7 +106,7 @@ def contents(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def shapes(model: Mapping[str, Tensor]) -> str:
-    """Tells a model's state from that of another: a digest of the names and shapes of its tensors."""
+    """A digest of the names and shapes of a model's tensors: other models have other digests."""
     text = json.dumps([(key, list(value.shape)) for key, value in sorted(model.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -119,14 +121,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 class Writer:
-    """Saves the checkpoints of a run while it goes on: training waits for a copy of the state, a thread writes that.
+    """Saves the checkpoints of a run beside training, which waits only for a copy of the state. A thread writes it.
 
-    The copy takes as much host memory as the state, and keeps it for the next one: copying the 1.5 GB of GPT-2 124M
-    takes 0.10 s into the tensors of the copy before, and 0.46 s into new ones, as the system clears their pages. Of
-    what is on a CUDA device the copy is in pinned memory; that is not measured yet. Where memory is too short for the
-    copy, `save` says so once and writes the state itself, for which training waits.
+    The copy takes as much host memory as the state, and the next copy uses the same memory. Copying the 1.5 GB of
+    GPT-2 124M takes 0.10 s into used tensors and 0.46 s into new ones, because the system clears their pages. Copies
+    from a CUDA device go to pinned memory, which has not been measured yet. If memory does not suffice for the copy,
+    `save` prints one note and writes the state directly, and training waits for it.
 
-    Used as a context; leaving it waits for what is being written.
+    The writer is a context; its end waits for the checkpoint that is being written.
     """
 
     def __init__(
@@ -137,18 +139,18 @@ class Writer:
         sync: Callable[[], object],
         say: Callable[[str], object],
     ):
-        """Save in `folder`; `say` is called with sentences for the user, the rest is as `checkpoint.save` has it."""
+        """Save in `folder`. `say` shows a sentence to the user; the other arguments are those of `checkpoint.save`."""
         self.folder, self.keeping, self.about, self.sync, self.say = folder, keeping, about, sync, say
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
-        self.copies: dict[Place, Tensor] = {}  # of the tensors of the last state, by their place in it
+        self.copies: dict[Place, Tensor] = {}  # host copies of the last state, by place
         self.warned = False
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to save `state` (see `checkpoint.save`), which may change as soon as this returns.
 
-        Waits for the checkpoint before it. If that could not be written, it says so and writes this one before it
-        returns; raises CheckpointError if that fails too.
+        Waits for the previous checkpoint. If that failed, it shows why and writes this one before it returns. Raises
+        CheckpointError if that fails too.
         """
         try:
             self.wait()
@@ -163,15 +165,15 @@ class Writer:
             self._write(step, state)
 
     def wait(self) -> None:
-        """Return when nothing is being written; raises CheckpointError if the last one could not be."""
+        """Wait until nothing is being written; raises CheckpointError if the last checkpoint could not be written."""
         if self.pending:
             self.pending.result()
 
     def _copy(self, state: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event | None] | None:
-        """A copy of `state` in host memory, or None, said once, where that is too short.
+        """A copy of `state` in host memory; None if there is too little memory, which the first time prints a note.
 
-        With it what tells when a CUDA device has made the copy: what it is asked to do later it does later, so that
-        training need not wait for it.
+        The second value is the event at which a CUDA device has made the copy. The device runs later work after it, so
+        training need not wait.
         """
         before, self.copies = self.copies, {}
         aliases: dict[Place, Tensor] = {}
@@ -190,9 +192,9 @@ class Writer:
         return copy, torch.cuda.current_stream().record_event() if on_cuda else None
 
     def _copied(self, value: Any, path: Place, before: dict[Place, Tensor], aliases: dict[Place, Tensor]) -> Any:
-        """`value`, at `path` of the state, with copies in place of all tensors: into those in `before` where they fit.
+        """`value`, which is at `path` of the state, with copies of its tensors, in those of `before` where they fit.
 
-        `aliases` has the copies by where their originals are in memory: tensors that are one have one copy.
+        `aliases` maps the memory of a tensor to its copy, so tensors that share memory share a copy.
         """
         if isinstance(value, dict):
             return {key: self._copied(entry, (*path, key), before, aliases) for key, entry in value.items()}
@@ -223,7 +225,7 @@ class Writer:
         except Exception as failed:
             if error is None:
                 raise
-            if error is not failed:  # it is what ends the program
+            if error is not failed:  # otherwise this very error ends the program
                 self.say(f"alert: {failed}")
         finally:
             self.thread.shutdown()
@@ -232,10 +234,10 @@ class Writer:
 def load(
     path: Path, device: torch.device | str = "cpu", expected: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The state in a checkpoint, once its checksum is found right; nothing in the file is executed.
+    """The state in a checkpoint, after a check of its checksum. No code in the file is executed.
 
-    `expected` is what its header must say: `run_id`, and the `shapes` of the model. Raises CheckpointError when the
-    file is damaged or another, or when its weights are of no use.
+    The header must have the `expected` values of `run_id` and of the model's `shapes`. Raises CheckpointError if the
+    file is damaged, is of another run or model, or has NaN or infinite weights.
     """
     try:
         file = path.open("rb")
@@ -251,20 +253,20 @@ def load(
         try:
             state = torch.load(file, map_location=device, weights_only=True)
             finite = not isinstance(state, dict) or is_finite(state.get("model", {}).values())
-        except Exception as error:  # torch raises many kinds for what is crafted
+        except Exception as error:  # torch raises many kinds of errors for a malformed file
             if is_out_of_memory(error):
                 raise
             raise CheckpointError(f"{path}: the checkpoint cannot be read ({_first_line(error)})") from None
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: this is no checkpoint of a run")
+        raise CheckpointError(f"{path}: this is not a checkpoint of a run")
     if not finite:
         raise CheckpointError(f"{path}: weights in the checkpoint are NaN or infinite")
     return state
 
 
 def is_finite(weights: Iterable[Tensor]) -> bool:
-    """Whether no number is NaN or infinite; waits for the device once where all is well."""
-    # A finite norm has finite numbers alone. Squares of large numbers overflow: an infinite norm needs a closer look.
+    """Whether all weights are finite. Waits for the device once if they are."""
+    # A finite norm means finite weights. Squares of large weights overflow, so an infinite norm needs a closer look.
     # Each log line calls this. For 60 small tensors it takes 0.13 ms on a CPU core, for 1.2e8 weights 0.1 s.
     some = [weight.detach() for weight in weights if weight.is_floating_point() and weight.numel()]
     if not some or bool(torch.stack(torch._foreach_norm(some)).isfinite().all()):
@@ -275,10 +277,10 @@ def is_finite(weights: Iterable[Tensor]) -> bool:
 def load_newest(
     folder: Path, device: torch.device | str = "cpu", expected: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any] | None:
-    """The state in the newest checkpoint of the run in `folder`, see `load`; None without one.
+    """The state in the newest checkpoint of the run in `folder` (see `load`); None if there is no checkpoint.
 
-    Raises CheckpointError when it cannot be loaded, which names the newest one that can: going back is the user's to
-    decide.
+    Raises CheckpointError if it cannot be loaded. The message names the newest one that can be: the user decides
+    whether to go back to it.
     """
     found = find(folder / "checkpoints")
     if not found:

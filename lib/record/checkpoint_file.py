@@ -1,7 +1,7 @@
-"""The file of a checkpoint: what is in it and whether it is whole, told without loading it, and without PyTorch.
+"""The file format of checkpoints: reads the header and verifies the checksum without PyTorch.
 
-It is what torch.save wrote, which any PyTorch reads, and after that two lines: a header in JSON, and the SHA-256 of all
-before that line. `tail -n 2` shows them.
+A file begins with the output of torch.save, which any PyTorch reads. Two lines follow: a header in JSON, and the SHA-256
+of everything before that last line. `tail -n 2` shows them.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ FORMAT = 3
 _NAME = re.compile(r"step-(\d{9})\.pt")
 _SEAL = re.compile(rb"sha256 ([0-9a-f]{64}) (\d{8}) espalier checkpoint\n")
 _SEAL_BYTES = len(f"sha256 {'0' * 64} {0:08d} espalier checkpoint\n")
-_MOST_HEADER_BYTES = 60_000  # torch.load looks for the end of what is its own in the last 64 KiB
+_MOST_HEADER_BYTES = 60_000  # torch.load looks for the end of its part in the last 64 KiB
 _CHUNK_BYTES = 1 << 20
 
 Header = dict[str, Any]
@@ -41,9 +41,9 @@ def find(folder: Path) -> list[Path]:
 
 
 def chosen(folder: Path, which: str) -> Path:
-    """The checkpoint of the run in `folder` that is called `newest`, `best`, or by its name or step.
+    """The checkpoint of the run in `folder` that `which` names: `newest`, `best`, a file name or a step.
 
-    Raises UsageError when it is not there.
+    Raises UsageError if there is no such checkpoint.
     """
     found = {int(path.stem[5:]): path for path in find(folder / "checkpoints")}
     if not found:
@@ -62,9 +62,9 @@ def chosen(folder: Path, which: str) -> Path:
 
 
 class Sealer:
-    """A file to write that learns the digest of what is written; `seal` ends it.
+    """A file that computes the SHA-256 of what is written; `seal` appends it.
 
-    `error` is what went wrong with the file, of which torch.save tells nothing.
+    `error` is the error of a failed write, because torch.save raises another error in its place.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -72,7 +72,7 @@ class Sealer:
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        """Append `data`."""
+        """Write `data` and update the digest."""
         self.digest.update(data)
         self.bytes += len(data)
         try:
@@ -82,7 +82,7 @@ class Sealer:
             raise
 
     def flush(self) -> None:
-        """Hand what was written to the system."""
+        """Flush the file, as torch.save asks."""
         self.file.flush()
 
     def seal(self, header: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class Sealer:
 
 
 def header(path: Path) -> Header:
-    """What the file at `path` says of itself, not verified; raises CheckpointError when it is none of ours."""
+    """The header of the file at `path`, without a check of the checksum; raises CheckpointError if it has none."""
     try:
         with path.open("rb") as file:
             return _read(file, path)[0]
@@ -105,7 +105,7 @@ def header(path: Path) -> Header:
 
 
 def verify(file: IO[bytes], path: Path) -> Header:
-    """The header of an open checkpoint, once every byte before the seal has been found to be what it was.
+    """The header of an open checkpoint, after a check of its checksum.
 
     `path` is for messages. Raises CheckpointError for a file that is cut off, damaged, or of another format.
     """
@@ -124,7 +124,7 @@ def verify(file: IO[bytes], path: Path) -> Header:
 
 
 def is_whole(path: Path, expected: Mapping[str, str] = MappingProxyType({})) -> bool:
-    """Whether the file at `path` is a checkpoint of this format without damage whose header says what is `expected`."""
+    """Whether the file at `path` is an intact checkpoint of this format whose header has the `expected` values."""
     try:
         with path.open("rb") as file:
             return expected.items() <= verify(file, path).items()
@@ -133,7 +133,7 @@ def is_whole(path: Path, expected: Mapping[str, str] = MappingProxyType({})) -> 
 
 
 def _is_header(found: object) -> bool:
-    """Whether a JSON value has what every header has."""
+    """Whether a JSON value has all fields of a header, with the right types."""
     if not isinstance(found, dict) or not isinstance(found.get("step"), int):
         return False
     if not all(isinstance(found.get(key), dict) for key in ("best", "values", "sections")):
@@ -145,7 +145,7 @@ def _is_header(found: object) -> bool:
 
 
 def _read(file: IO[bytes], path: Path) -> tuple[Header, str]:
-    """Header and digest at the end of a file; raises OSError, and CheckpointError when they are not there."""
+    """The header and the digest at the end of a file; raises OSError, and CheckpointError if they are missing."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _SEAL_BYTES))
     seal = _SEAL.fullmatch(file.read())
@@ -159,7 +159,7 @@ def _read(file: IO[bytes], path: Path) -> tuple[Header, str]:
     except (ValueError, RecursionError):
         found = None
     if not _is_header(found):
-        raise CheckpointError(f"{path}: the checkpoint is damaged: its header is none")
+        raise CheckpointError(f"{path}: the checkpoint is damaged: its header is not valid")
     if found.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: the checkpoint has format {str(found.get('format'))[:20]}, and this Espalier reads {FORMAT}; use "

@@ -14,14 +14,14 @@ from lib.record.history import History
 
 
 class Table(NamedTuple):
-    """A run's measurements in force, steps ascending."""
+    """A run's valid measurements, steps ascending."""
 
     columns: list[str]  # `step`, `time` (unix seconds, of the step's first record), then metrics of train, eval, system
     rows: list[dict[str, Any]]  # column -> a number, or "NaN", "Infinity", "-Infinity" as in the journal
 
 
 def table(history: History) -> Table:
-    """The table of a run; a step's records are one row, which lacks what was not measured then."""
+    """The table of a run. All records of a step are one row, without the metrics that were not measured then."""
     rows: dict[int, dict[str, Any]] = {}
     columns = {origin: column for column, origin in history.columns.items()}
     for (event, step), record in history.rows.items():
@@ -32,14 +32,14 @@ def table(history: History) -> Table:
 
 
 def write(table: Table, form: str, path: Path) -> None:
-    """Write a table whole or not at all; raises UserError."""
+    """Write a table atomically; raises UserError."""
     content = io.BytesIO()
     FORMATS[form](table, content)
     files.write(path, content.getvalue())
 
 
 def to_csv(table: Table, file: IO[bytes]) -> None:
-    """NaN, Infinity and -Infinity as such; nothing where a step has no value."""
+    """Writes NaN, Infinity and -Infinity by name, and an empty field where a step has no value."""
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
     writer = csv.DictWriter(text, table.columns, lineterminator="\n")
     writer.writeheader()
@@ -48,13 +48,13 @@ def to_csv(table: Table, file: IO[bytes]) -> None:
 
 
 def to_json(table: Table, file: IO[bytes]) -> None:
-    """A list of objects, one a line, without what a step lacks; strict, so "NaN" and infinities are strings."""
+    """Writes strict JSON, an object per line. "NaN" and infinities are strings; missing values are left out."""
     lines = (json.dumps(row, allow_nan=False, ensure_ascii=False) for row in table.rows)
     file.write(("[\n" + ",\n".join(lines) + "\n]\n").encode(errors="backslashreplace"))  # an escape that JSON knows
 
 
 def to_parquet(table: Table, file: IO[bytes]) -> None:
-    """Whole numbers in 64 bits, all else in double precision; null where a step has no value, which NaN is not."""
+    """Writes whole numbers in 64 bits and others in double precision. A missing value is null, not NaN."""
     import pyarrow
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""What a run's folder tells of it: how it stands, what it measured, what it was made with; journal and files alone."""
+"""What a run's folder says about the run: its state, its measurements, and what it was made with."""
 
 import dataclasses
 import hashlib
@@ -18,34 +18,31 @@ from lib.record import best, journal, run
 from lib.record.in_force import SERIES, InForce, Key, Record, series
 
 _FREQUENT = (b'"event":"train"', b'"event":"train.', b'"event":"system')
-# All other events. Found so and the frequent ones not parsed, 100 runs of 5,000 lines take 0.15 s; read whole, 4 s.
+# All other events. Without parsing the frequent ones, 100 runs of 5,000 lines take 0.15 s instead of 4 s.
 _RARE = re.compile(rb'"event":"(?!train|system)')
 
 
 @dataclasses.dataclass
 class History:
-    """What a journal says, taken in record by record."""
+    """The content of a journal, added record by record."""
 
     in_force: InForce = dataclasses.field(default_factory=InForce)
     sessions: list[Record] = dataclasses.field(default_factory=list)  # `start` and every `resume`
     alerts: list[Record] = dataclasses.field(default_factory=list)
-    end: Record | None = None  # the `finish` event, unless the run went on after it
-    step: int = 0  # the highest that is recorded and in force
     time: float | None = None  # of the last record, unix seconds
     spans: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # first and last record of each session
     count: int = 0  # of records
-    # Column -> (event, metric), by first use. A name that another event uses too is a column such as train.2/loss then,
-    # as in TensorBoard; `step` and `time` are columns of every table.
+    # Column -> (event, metric), in the order of first use. A name that another event has taken gets a column such as
+    # train.2/loss, as in TensorBoard. Every table has the columns `step` and `time`.
     columns: dict[str, tuple[str, str]] = dataclasses.field(
         default_factory=lambda: {"step": ("", ""), "time": ("", "")}
     )
 
     def add(self, record: Record) -> None:
         """Take in the next record."""
-        event, step, self.time = record["event"], record["step"], record["time"]
+        event, self.time = record["event"], record["time"]
         self.count += 1
-        if self.in_force.add(record, self.count) or (event == "resume" and record.get("changed")):
-            self.step = step
+        self.in_force.add(record, self.count)
         if event in ("start", "resume"):
             self.sessions.append(record)
             self.spans.append((self.time, self.time))
@@ -56,32 +53,39 @@ class History:
                     column = f"{event}/{column}"
         elif event == "alert":
             self.alerts.append(record)
-        if event != "alert" and event != "system":  # which another thread may record after the end
-            self.end = record if event == "finish" else None
-            self.step = max(self.step, step)
         if self.spans:
             self.spans[-1] = (self.spans[-1][0], self.time)
 
     @property
+    def end(self) -> Record | None:
+        """The `finish` record, unless the run continued after it."""
+        return self.in_force.ending
+
+    @property
+    def step(self) -> int:
+        """The highest recorded step that is valid."""
+        return self.in_force.step
+
+    @property
     def rows(self) -> dict[Key, Record]:
-        """(event, step) -> the measurement in force."""
+        """(event, step) -> the valid measurement."""
         return self.in_force.rows
 
     @property
     def config(self) -> dict[str, Any]:
-        """The options in force, by name in lower case."""
+        """The options of the newest session, by name in lower case."""
         return (self.sessions[-1].get("config") or {}) if self.sessions else {}
 
     @property
     def steps(self) -> int | None:
-        """How many steps the run is to have."""
+        """The number of steps that are planned."""
         return self.config.get("max_iters")
 
     def seconds(self) -> float | None:
         """How long the run took, over all its sessions; None before it began."""
         if self.end and "total_time_seconds" in self.end["metrics"]:
             return journal.numbers(self.end)["total_time_seconds"]
-        # Clocks are set back too: a session of less than nothing counts as none.
+        # A clock may be set back, so a session with a negative time counts as 0.
         return sum(max(0.0, last - first) for first, last in self.spans) if self.spans else None
 
     def names(self) -> list[str]:
@@ -102,22 +106,22 @@ class History:
         return next(reversed(self.values(name).values()), None)
 
     def evaluations(self) -> list[best.Evaluation]:
-        """The evaluations in force, steps ascending."""
+        """The valid evaluations, steps ascending."""
         return best.evaluations(self.rows.values())
 
     def best(self) -> float | None:
-        """The best validation loss in force (see `lib.record.best`), or None."""
+        """The best valid validation loss (see `lib.record.best`), or None."""
         found = best.best(self.evaluations())
         return found and found.val_loss
 
 
 def load(folder: Path) -> History:
-    """The whole history of the run in `folder`, empty before it began; raises UserError for what is no run."""
+    """The complete history of the run in `folder`, empty before it began; raises UserError if it is not a run."""
     return _of(journal.read(folder) if _begun(folder) else ())
 
 
 def skim(folder: Path) -> History:
-    """Like `load`, but of `train` and `system` events with the last ones alone."""
+    """Like `load`, but only with the last of the `train` and `system` events, which is much faster."""
     if not _begun(folder):
         return History()
     data = _content(folder)
@@ -142,7 +146,7 @@ def _begun(folder: Path) -> bool:
 
 
 def _content(folder: Path) -> bytes:
-    """The whole lines of a journal."""
+    """The complete lines of a journal."""
     path = folder / journal.FILE
     try:
         data = path.read_bytes()
@@ -152,7 +156,7 @@ def _content(folder: Path) -> bytes:
 
 
 def _landmarks(data: bytes) -> list[tuple[int, Record]]:
-    """The records of rare events and the last of each frequent one, in order, each with its place."""
+    """The records of rare events and the last record of each frequent event, in order, each with its place."""
     found = dict(_line(data, match.start()) for match in _RARE.finditer(data))
     for event in _FREQUENT:
         place, record = data.rfind(event), None
@@ -163,7 +167,7 @@ def _landmarks(data: bytes) -> list[tuple[int, Record]]:
 
 
 def _repeats(data: bytes, landmarks: list[tuple[int, Record]]) -> bool:
-    """Whether a resumed run recorded training steps again, which takes back evaluations too: landmarks do not tell."""
+    """Whether a resumed run repeated training steps. That may withdraw evaluations, which landmarks cannot show."""
     resumes = [at for at, record in landmarks if record["event"] == "resume" and not record.get("changed")]
     for place in resumes:
         around = data.rfind(_FREQUENT[0], 0, place), data.find(_FREQUENT[0], place)
@@ -174,7 +178,7 @@ def _repeats(data: bytes, landmarks: list[tuple[int, Record]]) -> bool:
 
 
 def _line(data: bytes, place: int) -> tuple[int, Record | None]:
-    """Where the line around a place begins, and its record if it is one."""
+    """The start of the line around a place, and its record (None if the line is damaged)."""
     start = data.rfind(b"\n", 0, place) + 1
     return start, journal.record(data[start : data.find(b"\n", place)])
 
@@ -182,8 +186,8 @@ def _line(data: bytes, place: int) -> tuple[int, Record | None]:
 def state(history: History, folder: Path) -> str:
     """`running`, `finished`, `interrupted`, `diverged`, `failed`, `crashed`, `starting` or `damaged`.
 
-    A run crashed if its trainer went without a word, is starting while it has no journal, and damaged if that has no
-    start.
+    A run is `crashed` if its trainer ended without a `finish` record, `starting` while it has no journal, and `damaged`
+    if its journal has no start.
     """
     path = folder / journal.FILE
     if not history.sessions and path.exists() and path.stat().st_size:
@@ -203,7 +207,7 @@ def find(output_dir: Path) -> list[Path]:
 
 
 def machine(session: Record) -> Use | None:
-    """How a session used the machine; None if its record does not tell."""
+    """How a session used the machine; None if its record does not have it."""
     return use.read(session["machine"]) if "machine" in session else None
 
 
@@ -211,7 +215,7 @@ def machine(session: Record) -> Use | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a run; raises UserError if it holds none."""
+    """The JSON object in a file of a run; raises UserError if the file does not hold one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -222,7 +226,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What the run left when it finished, or nothing; raises UserError for a file that is damaged."""
+    """The summary of a finished run, empty for others; raises UserError if the file is damaged."""
     path = folder / "summary.json"
     found = read(path) if path.exists() else {}
     if wrong := [name for name in found.keys() - {"run", "status"} if type(found[name]) not in (int, float)]:
@@ -231,7 +235,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def provenances(folder: Path) -> list[dict[str, Any]]:
-    """What each session was made with, the first one first; raises UserError for a file that is damaged."""
+    """The provenance of each session, oldest first; raises UserError if a file is damaged."""
     paths = folder.glob("provenance*.json")
     number = re.compile(r"\d+")
     return [provenance(path) for path in sorted(paths, key=lambda path: int((number.findall(path.stem) or ["-1"])[-1]))]
@@ -240,8 +244,8 @@ def provenances(folder: Path) -> list[dict[str, Any]]:
 def places(folder: Path, output_dir: str, trained: str) -> list[Path]:
     """The folders that the relative paths of the run in `folder`, such as DATA_DIR, can start from, likeliest first.
 
-    The first is the one where it was `trained`. The other is the one from which OUTPUT_DIR leads to the run: the first
-    may have been moved or copied with all that is in it. What is not there is left out.
+    The first is the folder in which it was `trained`. The second is the folder from which OUTPUT_DIR leads to the run:
+    the first may have been moved or copied with its content. Folders that do not exist are left out.
     """
     parent, output = Path(os.path.abspath(folder)).parent, Path(os.path.normpath(output_dir))  # noqa: PTH100
     count, found = len(parent.parts) - len(output.parts), [trained]
@@ -251,7 +255,7 @@ def places(folder: Path, output_dir: str, trained: str) -> list[Path]:
 
 
 def provenance(path: Path) -> dict[str, Any]:
-    """What a session was made with; raises UserError if what its readers go by is of other kinds than was written."""
+    """The provenance of a session; raises UserError if a value that readers use has another type."""
     found = read(path)
     options, packages = found.get("options", {}), found.get("packages", {})
     changes = found.get("uncommitted_changes")
@@ -259,7 +263,7 @@ def provenance(path: Path) -> dict[str, Any]:
         texts = [found.get("commit") or "", *(found.get(name, "") for name in ("commit_unknown", "folder"))]
         texts += packages.values()
         texts += [entry[name] for entry in options.values() for name in ("value", "source")]
-        if changes and not isinstance(changes, str):  # before they had a file of their own, they stood there themselves
+        if changes and not isinstance(changes, str):  # earlier versions kept the changes here
             texts += [changes["file"] or "", changes["sha256"], changes["note"]]
     except (AttributeError, KeyError, TypeError):
         texts = [None]
@@ -269,11 +273,11 @@ def provenance(path: Path) -> dict[str, Any]:
 
 
 def options(folder: Path) -> dict[str, tuple[str, str]]:
-    """Option -> its value in the newest session as text, and where that came from when it was set."""
+    """Option -> its value in the newest session as text, and the source that first set this value."""
     found: dict[str, tuple[str, str]] = {}
     for made in provenances(folder):
         now = {name: (entry["value"], entry["source"]) for name, entry in made.get("options", {}).items()}
-        # A resume reads the run's own .config; what it found there came from where it came from before.
+        # A resume reads the run's own .config, so a value that stays keeps its earlier source.
         found = {name: found[name] if found.get(name, (None,))[0] == new[0] else new for name, new in now.items()}
     return found
 
@@ -283,7 +287,7 @@ def differing(folder: Path) -> dict[str, tuple[str, str]]:
     known, path = options(folder), folder / "defconfig"
     if not path.exists():
         return {}
-    # A choice or a set has a line per value, CONFIG_<OPTION>_<VALUE>. Today's Kconfig may not know the run's options.
+    # A choice or a set has a line per value, CONFIG_<OPTION>_<VALUE>. The present Kconfig may lack the run's options.
     owners = (
         max((name for name in known if f"{line.name}_".startswith(f"{name}_")), key=len, default=line.name)
         for line in read_lines(path)
@@ -292,10 +296,10 @@ def differing(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def code(made: dict[str, Any]) -> str:
-    """`6382a36f01 with uncommitted changes b24a20`: what lists, comparisons and sweeps call the code of a session."""
+    """`6382a36f01 with uncommitted changes b24a20`: the name of a session's code in lists and tables."""
     name, changes = (made.get("commit") or "unknown")[:10], made.get("uncommitted_changes")
     if not changes:
         return name
-    if isinstance(changes, str):  # before they had a file of their own, the changes themselves stood there
+    if isinstance(changes, str):  # earlier versions kept the changes here
         return f"{name} with uncommitted changes {hashlib.sha256(changes.encode()).hexdigest()[:6]}"
     return f"{name} with uncommitted changes {changes['sha256'][:6] if changes['file'] else 'that were not kept'}"

@@ -1,38 +1,52 @@
-"""Which records of a journal are in force: each step once, without what a resume or a retry took back."""
+"""What the rows of a journal mean together: which records are valid, how far the run is, and whether it has ended."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-SERIES = ("train", "eval", "system")  # events that are measurements, also as `train.2`: one in force per step
-VOLATILE = frozenset({"tokens_per_second", "mfu"})  # depend on the clock: not repeated when a step is run again
+SERIES = ("train", "eval", "system")  # events that are measurements, also as `train.2`: one valid record per step
+VOLATILE = frozenset({"tokens_per_second", "mfu"})  # metrics that depend on the clock, so a repeated step has others
 
 Record = dict[str, Any]
-Key = tuple[str, int]  # what a step has one of: an event, or an alert of a kind
+Key = tuple[str, int]  # event and step; `alert <kind>` for an alert. Of each key at most one record is valid
 _ALERT = "alert "
+_BESIDE = ("alert", "system")  # other threads record these events, so they may follow the end of a run
 
 
 class Places:
-    """A journal, taken in record by record: where the records in force are. Every reader folds it by these rules.
+    """Folds a journal record by record. Every reader uses these rules.
 
-    - A resume or retry with other options (`changed`) takes back what was recorded beyond its step.
-    - A step that a resumed run repeats with another result takes back what earlier sessions recorded for it and after
-      it: those steps will be other ones too. With the same result, the earlier record stays.
-    - Within a session the first record of a step stays. So does the first `system` record: it is a sample of the
-      machine, and another one says nothing of the run.
-    - Other options take back alerts beyond their step. A step with another result does not: the user has been told.
-      When only alerts are taken back, a tracker keeps those that it has.
+    - A resume or retry with other options (`changed`) withdraws what was recorded beyond its step.
+    - A resumed run may repeat a step with another result. That withdraws what earlier sessions recorded for this step
+      and later, because the later steps will differ too. After the same result, the earlier record stays valid.
+    - Within a session the first record of a step stays valid. So does the first `system` record of a step: it is a
+      sample of the machine, and a second sample says nothing about the run.
+    - Other options also withdraw alerts beyond their step. A step with another result does not: the user has seen them.
+      When only alerts are withdrawn, a tracker keeps the alerts that it has.
     - A run that is made longer keeps the final metrics of its earlier ends, each at its step.
+    - Any record but an alert or a `system` record continues a run that had ended; see `ending_after`.
 
-    A run may have millions of records, so this holds only the step and the place of each.
+    A run may have millions of records, so this class holds only the step and the place of each.
     """
 
     def __init__(self):
         self.places: dict[str, dict[int, int]] = {}  # event, or alert of a kind -> step -> place in the journal
-        self.taken_back: list[tuple[int, int]] = []  # place of the first record that was, and of what took it back
+        # Places of the first record that was withdrawn, and of the record that withdrew it.
+        self.taken_back: list[tuple[int, int]] = []
         self.session = -1  # place of the newest `start` or `resume`
+        self.ending: Record | None = None  # the `finish` record, unless the run continued after it
+        self.step = 0  # the highest recorded step that is valid
 
-    def add(self, record: Record, place: int) -> bool:
-        """Take in the next record, whose `place` is beyond all before; whether it takes back others."""
+    def add(self, record: Record, place: int) -> None:
+        """Take in the next record. Its `place` is beyond the places of all earlier ones."""
+        changed = record["event"] == "resume" and record.get("changed")
+        if self._fold(record, place) or changed:
+            self.step = record["step"]
+        self.ending = ending_after(record, self.ending)
+        if record["step"] > self.step and record["event"] not in _BESIDE:
+            self.step = record["step"]
+
+    def _fold(self, record: Record, place: int) -> bool:
+        """Put the record among the valid ones, if it is one; returns whether it withdraws others."""
         event, step = record["event"], record["step"]
         if event in ("start", "resume"):
             self.session = place
@@ -50,23 +64,23 @@ class Places:
         return first is not None
 
     def __iter__(self) -> Iterator[tuple[Key, int]]:
-        """What is in force, and where it is."""
+        """The keys of the valid records, and their places."""
         return (((name, step), place) for name, steps in self.places.items() for step, place in steps.items())
 
     def place(self, key: Key) -> int | None:
-        """Where the record in force is; None if there is none."""
+        """The place of the valid record; None if there is none."""
         return self.places.get(key[0], {}).get(key[1])
 
     def put(self, key: Key, record: Record, place: int) -> None:
-        """Have this record in force."""
+        """Make this record the valid one of its key."""
         self.places.setdefault(key[0], {})[key[1]] = place
 
     def remove(self, key: Key) -> None:
-        """Have the record in force no longer."""
+        """Withdraw the valid record of a key."""
         del self.places[key[0]][key[1]]
 
     def metrics(self, key: Key) -> dict[str, Any]:
-        """The metrics of a record in force."""
+        """The metrics of the valid record of a key."""
         raise NotImplementedError
 
     def _repeats(self, key: Key, record: Record) -> bool:
@@ -81,25 +95,25 @@ class Places:
 
 
 class InForce(Places):
-    """Places and the records there, for readers that need all of a run's records."""
+    """Also holds the valid records themselves, for readers that need all of them."""
 
     def __init__(self):
         super().__init__()
-        self.rows: dict[Key, Record] = {}  # of SERIES, in the order of the journal
-        self.others: dict[Key, Record] = {}  # `finish` with metrics, and alerts, in that order too
+        self.rows: dict[Key, Record] = {}  # measurements (SERIES), in the order of the journal
+        self.others: dict[Key, Record] = {}  # alerts, and `finish` records with metrics, in the order of the journal
 
     def put(self, key: Key, record: Record, place: int) -> None:
-        """Have this record in force."""
+        """Make this record the valid one of its key."""
         super().put(key, record, place)
         self._kept(key)[key] = record
 
     def remove(self, key: Key) -> None:
-        """Have the record in force no longer."""
+        """Withdraw the valid record of a key."""
         super().remove(key)
         del self._kept(key)[key]
 
     def metrics(self, key: Key) -> dict[str, Any]:
-        """The metrics of a record in force."""
+        """The metrics of the valid record of a key."""
         return self._kept(key)[key]["metrics"]
 
     def _kept(self, key: Key) -> dict[Key, Record]:
@@ -107,12 +121,19 @@ class InForce(Places):
 
 
 def key_of(event: str, step: int, details: Mapping[str, Any]) -> Key:
-    """What a step has one of."""
+    """The key of an event at a step; `details` has the kind of an alert."""
     return f"{_ALERT}{details.get('kind')}" if event == "alert" else event, step
 
 
 def _is_alert(key: Key) -> bool:
     return key[0].startswith(_ALERT)
+
+
+def ending_after(record: Record, ending: Record | None) -> Record | None:
+    """The `finish` record with which a run has ended, once `record` follows; `ending` is that before it."""
+    if record["event"] in _BESIDE:
+        return ending
+    return record if record["event"] == "finish" else None
 
 
 def series(event: str) -> str | None:

@@ -17,7 +17,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class MonitorOptions(Options):
-    """How often the machine is looked at."""
+    """How often system metrics are measured."""
 
     system_metrics_interval: float  # seconds; 0: never
 
@@ -28,12 +28,12 @@ Metrics = dict[str, float]
 class Monitor:
     """Calls `record(step, metrics)` every so many seconds, in a thread, at most once per step.
 
-    Once per step, because trackers know a metric by its step; a resumed run that repeats steps waits for new ones. A
-    sample takes 0.2 ms of one core; what the machine cannot tell is left out.
+    Once per step, because trackers identify a metric by its step. A resumed run measures only beyond the steps that it
+    repeats. A sample takes 0.2 ms of one core. Values that the machine does not report are left out.
     """
 
     def __init__(self, seconds: float, step: Callable[[], int], record: Callable[[int, Metrics], object], after: int):
-        """`seconds` between samples (0: none); `step` tells the step that the run is at; they begin beyond `after`."""
+        """`seconds` between samples (0: none); `step` returns the current step; samples begin beyond step `after`."""
         self.seconds, self.step, self.record, self.before = seconds, step, record, after
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="system metrics", daemon=True)
@@ -51,13 +51,16 @@ class Monitor:
     def _watch(self) -> None:
         with _graphics() as gpus:
             process = psutil.Process()
-            process.cpu_percent(), psutil.cpu_percent()  # the first call of each says nothing: use since the last one
+            (
+                process.cpu_percent(),
+                psutil.cpu_percent(),
+            )  # they measure since the last call, so the first call has no meaning
             while not self.ended.wait(self.seconds):
                 if (step := self.step()) > self.before:
                     metrics = host(process) | gpu(gpus)
                     try:
                         self.record(step, metrics)
-                    except JournalError:  # the loop meets it too, and says so
+                    except JournalError:  # the loop gets the same error and reports it
                         return
                     self.before = step
 
@@ -76,7 +79,7 @@ def gpu(handles: list[object]) -> Metrics:
 
 
 def _read(readings: Mapping[str, Callable[[Any], float]], prefix: str, source: object) -> Metrics:
-    """Every reading that this machine, container or driver gives; it may have some and lack others."""
+    """The readings that this machine, container or driver supports."""
     found = {}
     for name, read in readings.items():
         with contextlib.suppress(psutil.Error, pynvml.NVMLError, OSError, ValueError, AttributeError):
@@ -90,7 +93,7 @@ def _used_memory(_: object) -> float:
 
 
 def _temperature(_: object) -> float:
-    sensors = psutil.sensors_temperatures()  # Linux and FreeBSD have it
+    sensors = psutil.sensors_temperatures()  # only on Linux and FreeBSD
     return max(one.current for name in ("coretemp", "k10temp", "cpu_thermal") for one in sensors.get(name, []))
 
 

@@ -1,4 +1,4 @@
-"""Retries of a run that diverged: each may lower the learning rate, and the journal says which there were."""
+"""Retries of a diverged run: each may lower the learning rate, and the journal records them."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _LOWERED = ("LEARNING_RATE", "MIN_LR")
 
 @dataclasses.dataclass(frozen=True)
 class RetryOptions(Options):
-    """How often, and how."""
+    """How often a run is retried, and by how much a retry lowers the learning rate."""
 
     retries: int
     retry_lr_factor: float
@@ -24,16 +24,17 @@ def made(folder: Path) -> int:
 
 
 def lower(schema: Schema, number: int) -> None:
-    """Give retry `number` its learning rate and minimum, to six digits; a factor of 1 leaves them as they are."""
+    """Multiply LEARNING_RATE and MIN_LR by RETRY_LR_FACTOR for retry `number`, rounded to six digits."""
     factor = schema.bind(RetryOptions).retry_lr_factor
     names = [name for name in _LOWERED if schema.options[name].active and factor < 1]
     schema.override([(name, f"{schema[name] * factor:.6g}", f"retry {number}") for name in names])
 
 
 def follow(schema: Schema, folder: Path) -> None:
-    """Give a configuration that says how the run in `folder` was begun the learning rate that retries left it with.
+    """Apply the learning rate of the last retry of the run in `folder` to `schema`, the configuration it began with.
 
-    One that they did not leave it with stays: the run's was changed otherwise, or is to be.
+    A value changes only if the run still has what the last retry set. Otherwise a later resume has changed it, or the
+    user asks for a change now.
     """
     if not (records := list(_records(folder))):
         return
@@ -49,7 +50,7 @@ def follow(schema: Schema, folder: Path) -> None:
 
 
 def _records(folder: Path) -> Iterator[dict[str, list[str]]]:
-    """What each retry changed: option -> [value before, value now]; nothing before the run began."""
+    """What each retry changed: option -> [value before, value now]. Empty for a run without a journal."""
     if (folder / journal.FILE).exists():
         for record in journal.read(folder):
             if record["event"] == "resume" and "retry" in record:
