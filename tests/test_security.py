@@ -270,7 +270,7 @@ def test_a_strangers_link_is_not_written_through(sent, program):
 def test_an_identity_is_what_it_says(sent, wrong):
     (sent / "run.json").write_text(json.dumps(IDENTITY | wrong))
     with pytest.raises(
-        UserError, match=r"run.json: the run's identity cannot be read: it holds other things than texts"
+        UserError, match=r"run.json: the run's identity cannot be read: a value is not text"
     ):
         run.Identity.load(sent)
 

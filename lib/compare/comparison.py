@@ -11,7 +11,7 @@ from lib.compare.sweep import Configuration, Run, Sweep
 from lib.record import history
 from lib.terminal.console import duration
 
-# Key of a run's result -> the summary's name for it.
+# Key of a run's result -> its key in summary.json.
 _SUMMARY = {
     "val_loss": "final_val_loss",
     "best_val_loss": "best_val_loss",
@@ -25,7 +25,7 @@ Results = dict[str, Any]
 
 
 def results(sweep: Sweep) -> Results:
-    """Everything that the table shows and what it is computed from, as it goes into results.json."""
+    """The content of results.json: what the table shows, and the results of the runs behind it."""
     runs = {run: _result(run) for run in sweep.runs()}
     rows = [_row(one, [runs[run] for run in runs if run.configuration == one]) for one in sweep.configurations]
     for row in rows[1:]:
@@ -40,21 +40,21 @@ def results(sweep: Sweep) -> Results:
 
 
 def _result(run: Run) -> Results:
-    """The figures of a run, or only its seed and folder while it is not finished."""
+    """The figures of a run; only its seed and folder if it is not finished."""
     found = {"seed": run.seed, "folder": str(run.folder), "finished": run.finished}
     if run.finished:
         summary = history.summary(run.folder)
         if missing := [key for key in _SUMMARY.values() if key not in summary]:
             raise UserError(f"{run.folder}/summary.json: is damaged: it lacks {', '.join(missing)}")
         found |= {name: summary[key] for name, key in _SUMMARY.items()}
-        if summary.get("parameters"):  # which a run of an earlier version has not told
+        if summary.get("parameters"):  # summaries of earlier versions do not have them
             found |= {name: summary[name] for name in ("weights_in_scope", "parameters")}
             found["scope"] = found["weights_in_scope"] / found["parameters"]
     return found
 
 
 def _row(configuration: Configuration, runs: list[Results]) -> Results:
-    """A configuration with its runs and, by figure, what `_spread` says of them."""
+    """A row of the table: a configuration, its runs, and the `_spread` of each figure."""
     figures = {name: _spread([run[name] for run in runs if run.get(name) is not None]) for name in _FIGURES}
     return {
         "configuration": configuration.name,
@@ -65,23 +65,23 @@ def _row(configuration: Configuration, runs: list[Results]) -> Results:
 
 
 def _spread(values: Sequence[float]) -> Results:
-    """n, mean and sample standard deviation (n - 1) of values; None where there are too few."""
+    """n, mean and sample standard deviation (n - 1) of values; None if there are too few values."""
     return {
         "n": len(values),
         "mean": mean(values) if values else None,
-        # Of what is no number statistics.stdev raises AttributeError.
+        # statistics.stdev raises AttributeError for NaN and infinite values.
         "sd": (stdev(values) if all(map(math.isfinite, values)) else math.nan) if len(values) > 1 else None,
     }
 
 
 def _differences(runs: list[Results], to: list[Results]) -> list[float]:
-    """Losses minus those of the runs with the same seed, which have the same data in the same order."""
+    """Losses minus the losses of the runs with the same seed, which have the same data in the same order."""
     pairs = zip(runs, to, strict=True)
     return [one["val_loss"] - other["val_loss"] for one, other in pairs if one["finished"] and other["finished"]]
 
 
 def _versions(folder: Path) -> Iterable[str]:
-    """What the sessions of a run were made with: commit, a hash of the uncommitted changes, torch."""
+    """The code and PyTorch of each session of a run: commit, a hash of uncommitted changes, version of torch."""
     for made in history.provenances(folder):
         yield f"commit {history.code(made)}, torch {made.get('packages', {}).get('torch', 'unknown')}"
 
@@ -99,7 +99,7 @@ def _plain(form: str) -> Callable[[Results], str]:
     return lambda spread: f"{spread['mean']:{form}}" if spread["n"] else "-"
 
 
-# Figure -> title of its column and how a spread is shown there.
+# Figure -> title of its column, and the function that formats a spread.
 _FIGURES = {
     "val_loss": ("validation loss", _loss),
     "sparsity": ("sparsity", _plain(".4f")),
@@ -111,7 +111,7 @@ _FIGURES = {
 
 
 def table(found: Results) -> str:
-    """The results as a Markdown table with the notes that it needs, readable as plain text too."""
+    """The results as a Markdown table with explanatory notes, also readable as plain text."""
     titles = ["configuration", "n", *(title for title, _ in _FIGURES.values())]
     cells = [titles, *(_cells(found, row, _FIGURES) for row in found["configurations"])]
     _put_tuned(found, cells)
@@ -120,9 +120,9 @@ def table(found: Results) -> str:
 
 
 def screen(found: Results, columns: int = 80) -> list[list[str]]:
-    """The same for a screen, titles first: without what all runs have in common, or the notes tell.
+    """The table for a terminal, titles first, without columns that the notes explain or that all runs share.
 
-    Where so many columns of text do not hold it, it is also without the times, and then without the scopes.
+    If it is wider than `columns` characters, it loses the times, and then the scopes.
     """
     figures = {name: _FIGURES[name] for name in ("val_loss", "sparsity", "scope", "seconds")}
     cells = [["configuration", "n", "val loss", "sparsity", "in scope", "time"]]
@@ -146,7 +146,7 @@ def _cells(found: Results, row: Results, figures: Mapping[str, tuple[str, Callab
 
 
 def _put_difference(found: Results, cells: list[list[str]], title: str) -> None:
-    """Insert the column of the differences to the first configuration after that of the losses."""
+    """Insert the differences from the first configuration, after the column of losses."""
     rows = found["configurations"]
     if len(rows) > 1:
         cells[0].insert(3, title.format(rows[0]["configuration"]))
@@ -155,7 +155,7 @@ def _put_difference(found: Results, cells: list[list[str]], title: str) -> None:
 
 
 def _put_tuned(found: Results, cells: list[list[str]]) -> None:
-    """Append a column for each option that differs."""
+    """Append a column for each tuned option that differs."""
     cells[0] += [name.lower().replace("_", " ") for name in found["tuned"]]
     for number, line in enumerate(cells[1:]):
         line += [values[number] for values in found["tuned"].values()]
@@ -169,7 +169,7 @@ def _markdown(cells: list[list[str]]) -> str:
 
 
 def notes(found: Results) -> Iterable[str]:
-    """What one has to know to read the table."""
+    """Notes that explain the table."""
     rows, first = found["configurations"], found["configurations"][0]["configuration"]
     yield (
         "Validation loss after the last step, in nats per token: mean ± sample standard deviation (n - 1) of n runs, "
@@ -191,8 +191,8 @@ def notes(found: Results) -> Iterable[str]:
 
 
 def _scopes(rows: Sequence[Results]) -> Iterable[str]:
-    """How many weights are in scope, and what share of the model that is; of configurations that agree, once."""
-    told: dict[str, dict[str, None]] = {}  # sentence -> the configurations that it is true of
+    """The number of weights in scope and their share of the model. Configurations that agree share a sentence."""
+    told: dict[str, dict[str, None]] = {}  # sentence -> its configurations
     for row in rows:
         for run in (run for run in row["runs"] if "scope" in run):
             share = f"{run['scope']:.1%} of the model's {run['parameters']:,}"

@@ -28,13 +28,13 @@ class Side:
 
     @classmethod
     def load(cls, folder: Path) -> "Side":
-        """Everything that the folder of a run tells; raises UserError for what is no run or is damaged."""
+        """Read the folder of a run; raises UserError if it is not a run or is damaged."""
         made = history.provenances(folder)
         options = {name: value for name, (value, _) in history.options(folder).items()}
         return cls(folder, history.load(folder), options, made[-1] if made else {})
 
     def results(self) -> dict[str, float | None]:
-        """The run's result by name, None for what it does not have."""
+        """The run's results by name; None for a result that it does not have."""
         final = journal.numbers(self.history.end) if self.history.end else {}
         mean = history.summary(self.folder).get("tokens_per_second")
         return {
@@ -49,14 +49,14 @@ class Side:
 
 
 def options(a: Side, b: Side) -> dict[str, Pair]:
-    """Option -> its two values, `-` where it has no meaning, of those that differ."""
+    """Option -> its two values, of the options that differ; `-` stands for a run without the option."""
     names = dict.fromkeys([*a.options, *b.options])
     pairs = {name: (a.options.get(name, "-"), b.options.get(name, "-")) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def code(a: Side, b: Side) -> dict[str, Pair]:
-    """The commits with their uncommitted changes, if they differ or nobody knows whether they do."""
+    """The commits with their uncommitted changes, if they differ or if it is not known whether they do."""
     one, other = history.code(a.made), history.code(b.made)
     known = bool(a.made.get("commit")) and not one.endswith("not kept")
     return {} if one == other and known else {"commit": (one, other)}
@@ -69,7 +69,7 @@ def versions(a: Side, b: Side) -> dict[str, Pair]:
 
 
 def machine(a: Side, b: Side) -> dict[str, Pair]:
-    """What differs of the machine and of how it was used."""
+    """What differs between the machines and between their uses."""
     return _pairs(_machine(a), _machine(b))
 
 
@@ -85,14 +85,14 @@ def _pairs(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Pair]:
 
 
 def common_loss(a: Side, b: Side) -> tuple[int, float, float] | None:
-    """The last step at which both measured the validation loss, and what it was; None if there is none."""
+    """The last step at which both runs have a validation loss, and the two losses; None if there is none."""
     one, other = (side.history.values("val_loss") for side in (a, b))
     step = max(one.keys() & other.keys(), default=None)
     return None if step is None else (step, one[step], other[step])
 
 
 def unequal(a: Side, b: Side) -> Iterator[str]:
-    """Why the results are not those of methods at equal budget, a few words each; the rules are those of sweeps."""
+    """Reasons why the two runs did not have equal budgets, a few words each; see lib/config/matters.py."""
     known = Schema().options
     for name, (one, other) in options(a, b).items():
         if name not in known or matters.group(known[name]).equal_in_comparison:
@@ -107,7 +107,7 @@ def _tokens(number: float | None) -> str:
 
 
 def notes(a: Side, b: Side) -> Iterator[str]:
-    """What else to know before one result is called better."""
+    """Notes for a fair reading of the comparison."""
     differ = options(a, b)
     if tuned := [name for name in TUNED if name in differ]:
         yield f"Not the same: {' and '.join(tuned)}. That compares methods only if each was tuned alike."
@@ -125,13 +125,13 @@ def notes(a: Side, b: Side) -> Iterator[str]:
 
 
 def verdict(a: Side, b: Side) -> str:
-    """Which run has the lower validation loss at equal budget, or that nothing can be said."""
+    """Which run has the lower validation loss at equal budget, or why neither is ranked."""
     found = common_loss(a, b)
     if found is None:
         return "They have no validation loss at the same step, so neither is ranked."
     step, one, other = found
     if not (math.isfinite(one) and math.isfinite(other)):
-        return f"At step {step} a validation loss is no number, so neither is ranked."
+        return f"At step {step} a validation loss is NaN or infinite, so neither is ranked."
     if one == other:
         return f"Equal budgets, and the same validation loss at step {step}."
     better, by = ("A", other - one) if one < other else ("B", one - other)

@@ -1,4 +1,4 @@
-"""A sweep: configurations x seeds at equal budget, declared in a text file and checked before anything is trained."""
+"""Sweeps: configurations x seeds at equal budget, read from a text file and checked before training."""
 
 import contextlib
 import dataclasses
@@ -31,13 +31,13 @@ Assignment = tuple[str, str, str]  # name, text, place
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One line of a sweep: what is trained once per seed."""
+    """One line of a sweep, which is trained once per seed."""
 
     name: str
     place: str  # file:line
     base: Path  # the preset or configuration file that it starts from
-    own: tuple[Assignment, ...]  # what its line says
-    assignments: tuple[Assignment, ...]  # all, the strongest last
+    own: tuple[Assignment, ...]  # from its line
+    assignments: tuple[Assignment, ...]  # all, the one that counts last
 
     def schema(self, *more: Assignment) -> Schema:
         """The resolved configuration; raises ConfigError with every problem."""
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What its folder, its log and trackers call it."""
+        """The name of its folder, of its log and of its run in trackers."""
         return f"{self.configuration.name}-seed{self.seed}"
 
     @property
@@ -71,7 +71,7 @@ class Run:
         return (self.folder / "summary.json").exists()
 
     def words(self) -> list[str]:
-        """The trainer's arguments for a new run; trackers show the runs of a sweep as a group, unless it names one."""
+        """The trainer's arguments for a new run. TRACKER_GROUP is the sweep's name unless the sweep sets it."""
         given = {name: text for name, text, _ in self.configuration.assignments}
         if not self.configuration.schema()["TRACKER_GROUP"]:
             given["TRACKER_GROUP"] = self.parent.name
@@ -79,7 +79,7 @@ class Run:
         return ["--config", str(self.configuration.base), *(f"{name}={text}" for name, text in given.items())]
 
     def check(self) -> None:
-        """Raise UsageError if its folder holds something else than this configuration with this seed."""
+        """Raise UsageError if its folder has a run of another configuration or seed."""
         if not self.folder.exists():
             return
         if not run.configuration(self.folder).exists():
@@ -98,7 +98,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep whose every configuration is valid and whose budgets are equal."""
+    """A checked sweep: all configurations are valid, and their budgets are equal."""
 
     name: str
     folder: Path  # <OUTPUT_DIR>/<name>
@@ -106,18 +106,18 @@ class Sweep:
     configurations: tuple[Configuration, ...]
 
     def runs(self) -> list[Run]:
-        """All runs, each seed with all configurations before the next seed: stopped early, it has whole comparisons."""
+        """All runs, seed by seed, so that a sweep that is stopped early has complete comparisons."""
         return [Run(configuration, seed, self.folder) for seed in self.seeds for configuration in self.configurations]
 
     def tuned(self) -> dict[str, list[str]]:
-        """Option -> its value in each configuration, of those of TUNED that differ."""
+        """Option -> its value in each configuration, of the TUNED options that differ."""
         schemas = [configuration.schema() for configuration in self.configurations]
         values = {name: [schema.options[name].text for schema in schemas] for name in TUNED}
         return {name: texts for name, texts in values.items() if len(set(texts)) > 1}
 
 
 def read(path: Path, words: Iterable[str] = ()) -> Sweep:
-    """The sweep in a file, with NAME=value words on top; raises ConfigError with every problem in it."""
+    """Read a sweep from a file and apply NAME=value words; raises ConfigError with every problem."""
     file = _File(path)
     over = file.assignments(words, "command line")
     configurations = [
@@ -143,7 +143,7 @@ def read(path: Path, words: Iterable[str] = ()) -> Sweep:
 
 
 def _unequal(first: Configuration, other: Configuration, schemas: Mapping[Configuration, Schema]) -> Iterator[str]:
-    """A sentence for every option that makes two configurations incomparable."""
+    """A sentence for each option that must be equal in two configurations and is not."""
     for name, option in schemas[other].options.items():
         expected = schemas[first].options[name].text
         if matters.group(option).equal_in_sweep and option.text != expected:
@@ -155,10 +155,10 @@ def _unequal(first: Configuration, other: Configuration, schemas: Mapping[Config
 
 
 class _File:
-    """What the lines of a sweep's file say, and what is wrong with them."""
+    """The content of a sweep's file, and its problems."""
 
     def __init__(self, path: Path):
-        """Read `path`; raises ConfigError when nothing can be made of it, else `problems` has what is wrong."""
+        """Read `path`. Problems go into `problems`; raises ConfigError if they leave nothing to check."""
         self.problems: list[str] = []
         self.base, self.seeds = Path(), []
         self.common: list[Assignment] = []
@@ -193,7 +193,7 @@ class _File:
     def _lines(self, path: Path) -> Iterator[tuple[str, list[str]]]:
         """(file:line, words) of the lines that are neither empty nor a comment."""
         try:
-            text = path.read_text(encoding="utf-8-sig")  # without a byte order mark
+            text = path.read_text(encoding="utf-8-sig")  # also removes a byte order mark
         except (OSError, ValueError) as error:  # a NUL in the path is a ValueError too
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             sentence = f"{path}: cannot be read as a sweep: {reason}"
@@ -236,7 +236,7 @@ class _File:
         self.configurations.append((name, place, self.assignments(words, place)))
 
     def assignments(self, words: Iterable[str], place: str) -> list[Assignment]:
-        """NAME=value words as assignments from `place`; what is none becomes a problem."""
+        """NAME=value words as assignments from `place`; other words become problems."""
         found = []
         for word in words:
             name, equals, text = word.partition("=")

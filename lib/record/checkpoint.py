@@ -94,7 +94,7 @@ def require_room(path: Path, needed: int) -> float:
 
 
 def contents(state: dict[str, Any]) -> dict[str, Any]:
-    """What the header says about a state: its plain values, the size of its parts, and a digest of its model's shapes."""
+    """What the header says about a state: plain values, the size of its parts, and a digest of the model's shapes."""
     sections = {}
     for key, value in state.items():
         if tensors := list(_tensors(value)):

@@ -1,7 +1,7 @@
 """The file format of checkpoints: reads the header and verifies the checksum without PyTorch.
 
-A file begins with the output of torch.save, which any PyTorch reads. Two lines follow: a header in JSON, and the SHA-256
-of everything before that last line. `tail -n 2` shows them.
+A file begins with the output of torch.save, which any PyTorch reads. Two lines follow: a header in JSON, and the
+SHA-256 of everything before that last line. `tail -n 2` shows them.
 """
 
 import hashlib

@@ -141,7 +141,7 @@ class Journal:
             raise Displaced(f"{self.path}: was removed, moved or replaced by another while the run was trained")
 
     def place(self) -> Path | None:
-        """The folder of the file now; None if the file was removed, or if the system does not tell (only Linux does)."""
+        """The folder that the file is in now; None if it was removed, or if the system is not Linux."""
         try:
             path = Path(f"/proc/self/fd/{self.fd}").readlink()  # Linux
             return path.parent if _identity(path.stat()) == self.identity else None

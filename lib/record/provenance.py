@@ -1,4 +1,4 @@
-"""Provenance: the code, the packages and the machine that a run is made with, kept in its folder to repeat it."""
+"""Provenance: the code, packages and machine of a run, kept in its folder so that the run can be repeated."""
 
 import contextlib
 import dataclasses
@@ -22,29 +22,29 @@ from lib.config.kconf import ROOT, Schema
 from lib.record import run
 
 LIMIT = 10_000_000  # bytes of uncommitted files that a run keeps
-_SECONDS = 60  # that a git command may take
-# Names of files that tend to hold keys.
+_SECONDS = 60  # limit for a git command
+# Names of files that often hold keys.
 _PRIVATE = re.compile(
     r"\.env(\..+)?|\.(netrc|npmrc|pypirc)|.+\.(pem|key)|id_\w+|.*(credentials|secret).*", re.IGNORECASE
 )
 _SHARD = re.compile(r"(train|val)-\d{5}\.bin(\.tmp)?")  # of prepared data
-# Variables of git's that say how it is set up; the others name a repository, its parts, or a form of what it prints.
+# Git's variables that set it up. Its other variables name a repository or its parts, or change the form of output.
 _SETUP = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH")
 
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """How a checkout differs from its commit, untracked files that are not ignored included."""
+    """How a checkout differs from its commit, with untracked files that are not ignored."""
 
-    patch: bytes  # for `git apply`; empty: it does not
-    left_out: tuple[str, ...]  # paths that the patch lacks: too much together, or likely to hold keys
-    failure: str = ""  # why git could not tell
+    patch: bytes  # for `git apply`; empty without differences
+    left_out: tuple[str, ...]  # paths that are not in the patch: too large, or likely to hold keys
+    failure: str = ""  # why git failed
 
 
 def save(schema: Schema, folder: Path, argv: list[str], name: str = "provenance.json") -> str:
     """Write the uncommitted changes and the file `name` into a run's folder.
 
-    Returns what its user should know, or "". No environment variables are kept, and no words that look like secrets.
+    Returns a note for the user, or "". Environment variables and words that look like secrets are not kept.
     """
     changes = uncommitted(ROOT, [folder, folder.parent, Path(schema["DATA_DIR"])])
     kept = None
@@ -73,7 +73,7 @@ def save(schema: Schema, folder: Path, argv: list[str], name: str = "provenance.
 
 
 def _keep(patch: bytes, folder: Path, name: str) -> str | None:
-    """Write a patch into a run's folder, unless the run began with the same; returns the file's name."""
+    """Write a patch into a run's folder, unless the first session wrote the same one; returns the file's name."""
     first = folder / "changes.patch"
     if not patch:
         return None
@@ -99,7 +99,7 @@ def _note(changes: Changes) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the packages that a program of ours runs with now."""
+    """The machine and the packages that this program runs with."""
     import psutil
 
     return {
@@ -117,17 +117,17 @@ def environment() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Name -> version of every installed distribution, sorted by name; of two with a name, the one that is imported."""
+    """Name -> version of every installed distribution, sorted by name; of several versions, the imported one."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
-        about = distribution.metadata  # parsed anew by each access
-        if about["Name"] and about["Version"]:  # a folder that a broken installation left has neither
+        about = distribution.metadata  # each access parses it again
+        if about["Name"] and about["Version"]:  # a broken installation may have neither
             found.setdefault(about["Name"], about["Version"])
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def _cpu() -> str:
-    """The processor's name as its maker has it, where the system tells."""
+    """The model name of the processor, or its architecture if the system does not tell."""
     with contextlib.suppress(OSError):
         if sys.platform == "darwin":
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
@@ -138,7 +138,7 @@ def _cpu() -> str:
 
 
 def _gpus() -> dict[str, Any]:
-    """Names of NVIDIA's GPUs, which other makers' are not among, and the version of their driver."""
+    """The names of NVIDIA GPUs (only those), and the version of their driver."""
     import pynvml
 
     try:
@@ -162,7 +162,7 @@ class GitError(UserError):
 
 
 def commit(root: Path) -> str | None:
-    """The commit that is checked out at `root`, or None where git does not tell; see `unknown`."""
+    """The commit that is checked out at `root`; None if git does not tell it, see `unknown`."""
     try:
         return git(root, "rev-parse", "--verify", "HEAD").decode().strip()
     except GitError:
@@ -170,7 +170,7 @@ def commit(root: Path) -> str | None:
 
 
 def unknown(root: Path) -> str:
-    """Why git does not tell the commit at `root`, and what makes it do so; empty if it does."""
+    """Why git does not tell the commit at `root`, and what to do about it; empty if git tells it."""
     try:
         git(root, "rev-parse", "--verify", "HEAD")
         return ""
@@ -189,11 +189,10 @@ def unknown(root: Path) -> str:
 
 
 def uncommitted(root: Path, apart: Iterable[Path] = ()) -> Changes | None:
-    """What the checkout at `root` has that its commit has not; None where git does not tell the commit.
+    """How the checkout at `root` differs from its commit; None if git does not tell the commit.
 
-    The untracked files in the folders `apart`, in those of runs and of prepared data do not count. Neither git's index
-    nor its objects are touched: a copy of the index learns of the untracked files by name alone, which suffices for
-    `git diff`.
+    Untracked files in the folders `apart`, in runs and in prepared data are ignored. Git's index and objects are not
+    changed: a copy of the index gets only the names of the untracked files, and `git diff` needs no more.
     """
     try:
         places = git(root, "rev-parse", "--show-toplevel", "--git-path", "index", "--verify", "HEAD")
@@ -208,15 +207,15 @@ def uncommitted(root: Path, apart: Iterable[Path] = ()) -> Changes | None:
             return _changes(root, Path(top), index, [folder.resolve() for folder in apart])
     except GitError as error:
         return Changes(b"", (), str(error))
-    except OSError as error:  # the disk is full, say
+    except OSError as error:  # for instance a full disk
         return Changes(b"", (), f"git's index cannot be copied to a scratch folder: {error.strerror or error}")
 
 
 def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
-    """See `uncommitted`; `top` is the clone's folder, `index` a copy of its index, which is changed."""
+    """See `uncommitted`. `top` is the folder of the clone; `index`, a copy of its index, is changed."""
     status = "status --porcelain=v2 -z --no-renames --untracked-files=all -- .".split()
     tracked, untracked = _parse(git(root, *status, index=index))
-    # ROOT itself may be a folder for runs; what is in it is code all the same.
+    # The repository itself may be in `apart`, if runs are made in it. Its files are code all the same.
     apart = [folder for folder in apart if not root.resolve().is_relative_to(folder)]
     untracked = {p for p in untracked if not any(Path(top, p).is_relative_to(folder) for folder in apart)}
     untracked -= _products(untracked)
@@ -232,7 +231,7 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
     patch = b""
     if kept:
         without = [f":(top,exclude,literal){path}" for path in sorted(tracked.keys() - kept)]
-        # Every part of the format is asked for, because git's configuration may say otherwise.
+        # All parts of the format are named, because git's configuration may change each of them.
         form = "--binary --full-index --no-renames --no-color --no-ext-diff --no-textconv --no-relative --unified=3"
         prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
         patch = git(root, "diff", *form.split(), *prefixes, "HEAD", "--", ".", *without, index=index)
@@ -242,7 +241,7 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
 
 
 def _products(paths: Iterable[str]) -> set[str]:
-    """Those of the paths in folders of runs and of prepared data, whatever OUTPUT_DIR and DATA_DIR are now."""
+    """The paths that are in runs or prepared data, also outside the present OUTPUT_DIR and DATA_DIR."""
     inside: dict[str, set[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
@@ -252,16 +251,16 @@ def _products(paths: Iterable[str]) -> set[str]:
 
 
 def _is_product(folder: str, names: set[str]) -> bool:
-    """Whether these files in a folder make it that of a run, or of prepared data, also while it is prepared."""
+    """Whether a folder with these files is a run or prepared data, complete or not."""
     prepared = "meta.json" in names or folder.endswith(".partial")
     return {"run.json", "journal.jsonl"} <= names or (prepared and any(map(_SHARD.fullmatch, names)))
 
 
 def _holds(path: Path, secret: Callable[[bytes], bool]) -> bool:
-    """Whether a file has a secret in its content; what is no file has none."""
+    """Whether a file has a secret in its content. False for other things than files."""
     try:
         return path.is_file() and secret(path.read_bytes())
-    except OSError:  # git will say so
+    except OSError:  # git will report it
         return False
 
 
@@ -281,7 +280,7 @@ def _parse(status: bytes) -> tuple[dict[str, str], set[str]]:
 
 
 def _sizes(root: Path, top: Path, tracked: dict[str, str]) -> dict[str, int]:
-    """Bytes of each tracked path, in the commit or now, whichever is more: a patch may hold both."""
+    """Bytes of each tracked path, in the commit or now, whichever is more, because a patch may hold both."""
     if not tracked:
         return {}
     objects = "\n".join(tracked.values()).encode()
@@ -298,7 +297,7 @@ def _size(path: Path) -> int:
 
 
 def _within(limit: int, sizes: dict[str, int]) -> Iterator[str]:
-    """The smallest of the paths, as many as fit into `limit` bytes together."""
+    """The smallest of the paths that together fit into `limit` bytes."""
     for path, size in sorted(sizes.items(), key=lambda item: (item[1], item[0])):
         limit -= size
         if limit < 0:
@@ -307,9 +306,9 @@ def _within(limit: int, sizes: dict[str, int]) -> Iterator[str]:
 
 
 def git(root: Path, *words: str, index: Path | None = None, text: bytes = b"") -> bytes:
-    """The output of a git command in the clone at `root`, whatever repository the environment names; raises GitError.
+    """The output of a git command in the clone at `root`, also if the environment names another repository.
 
-    It reads `text`, and uses `index` in place of its own.
+    The command reads `text` and uses `index` in place of the clone's index. Raises GitError.
     """
     plain = {
         name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(_SETUP)
@@ -317,7 +316,7 @@ def git(root: Path, *words: str, index: Path | None = None, text: bytes = b"") -
     environment = {**plain, "LC_ALL": "C"}
     if index:
         environment["GIT_INDEX_FILE"] = str(index)
-        if words[0] == "add":  # it stores the empty file
+        if words[0] == "add":  # it stores an object for the empty file
             environment["GIT_OBJECT_DIRECTORY"] = str(index.parent)
     try:
         command = ["git", "-C", str(root), *words]

@@ -1,4 +1,4 @@
-"""A run: its identity, its folder, and where its configuration came from; made once, reused by resumes and trackers."""
+"""The identity and the folder of a run: how they are made, and how programs find them again."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from lib.config import command_line
 from lib.config.kconf import ROOT, Options
 
 FOLDERS = ("checkpoints", "trackers")
-_UNBEGUN = {"lock", "checkpoints", ".config", ".config.tmp", "run.json.tmp"}  # what is there before run.json is
+_UNBEGUN = {"lock", "checkpoints", ".config", ".config.tmp", "run.json.tmp"}  # files of a folder without run.json
 _ID = re.compile(r"\w{1,64}", re.ASCII)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -38,20 +38,20 @@ class RunOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a run is called everywhere: in its folder and in every tracker."""
+    """The id and the names of a run, in its folder and in every tracker."""
 
-    run_id: str  # 12 hex digits, unique; a job that is started again has its own again
+    run_id: str  # 12 hex digits, unique; a job that is started again keeps its id
     project: str
     name: str  # unique among the runs of an output folder
 
     @classmethod
     def load(cls, folder: Path) -> "Identity":
-        """The identity stored in a run's folder; raises UsageError when the folder holds no run, or leads out of it."""
+        """The identity in a run's folder; raises UsageError without a run, or if a link leads out of it."""
         path = Path(folder) / "run.json"
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
             if not all(isinstance(text, str) for text in dataclasses.astuple(found)) or not _ID.fullmatch(found.run_id):
-                raise ValueError("it holds other things than texts, or a run_id that is none")
+                raise ValueError("a value is not text, or run_id is not valid")
             _check_links(Path(folder))
             return found
         except FileNotFoundError:
@@ -61,7 +61,7 @@ class Identity:
 
 
 def check_place(options: RunOptions) -> None:
-    """Raise UserError now if a run's folder could not be made in OUTPUT_DIR; nothing is made yet."""
+    """Raise UserError if a run's folder cannot be made in OUTPUT_DIR. Makes nothing."""
     parent = Path(options.output_dir)
     there = next(place for place in (parent, *parent.absolute().parents) if place.exists())
     if not there.is_dir():
@@ -74,10 +74,10 @@ def check_place(options: RunOptions) -> None:
 def create(
     options: RunOptions, run_id: str = "", begin: Callable[[Path], object] = lambda folder: None
 ) -> tuple[Path, Identity]:
-    """Make a new folder for a run in `output_dir` and store its identity there; an existing one is left alone.
+    """Make a new folder for a run in `output_dir` and store its identity there. Existing runs are not touched.
 
-    `run_id` is `job_id`'s; empty: one by chance. `begin` writes what else a run has from its start. Raises UserError,
-    and leaves no folder behind, when something cannot be written.
+    `run_id` is from `job_id`; if it is empty, the id is random. `begin` writes what else a run has from its start.
+    Raises UserError if something cannot be written, and leaves no folder behind then.
     """
     wanted = options.tracker_run_name or f"gpt2_{options.optimizer}_{time.strftime('%Y%m%d-%H%M%S')}"
     parent = Path(options.output_dir)
@@ -92,13 +92,13 @@ def create(
             raise UserError(f"{parent}: the run's folder cannot be made there: {why}") from None
         identity = Identity(run_id or uuid.uuid4().hex[:12], options.tracker_project or project_name(), name)
         begin(folder)
-        files.write_json(folder / "run.json", dataclasses.asdict(identity))  # by which it is a run
+        files.write_json(folder / "run.json", dataclasses.asdict(identity))  # from now on the folder is a run
         undo.pop_all()
     return folder, identity
 
 
 def job_id(options: RunOptions, launch: Launch) -> str:
-    """The run_id of what a launcher may start again: the same for the same job, folder and name; "" for other runs."""
+    """The run_id for a job that its launcher may start again, from job, OUTPUT_DIR and name; "" without such a job."""
     if not launch.job:
         return ""
     parts = launch.launcher, launch.job, str(Path(options.output_dir).resolve()), options.tracker_run_name
@@ -106,9 +106,9 @@ def job_id(options: RunOptions, launch: Launch) -> str:
 
 
 def find(output_dir: str, run_id: str) -> Path | None:
-    """The folder of the run with this id in `output_dir`, or None; raises UsageError when there are two.
+    """The folder of the run with this id in `output_dir`, or None; raises UsageError if there are two.
 
-    What is damaged there, somebody else's, or just being removed is passed over.
+    Passes over folders that are damaged, belong to another user, or are just being removed.
     """
     found = []
     for path in sorted(Path(output_dir).glob("*/run.json")):
@@ -129,7 +129,7 @@ def find(output_dir: str, run_id: str) -> Path | None:
 
 
 def new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
-    """Make the first folder of `wanted`, `wanted-2`, ... that is not there; two processes never get the same one."""
+    """Make the first folder of `wanted`, `wanted-2`, ... that does not exist. Two processes never get the same one."""
     for name, folder in _names(parent, wanted):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
@@ -137,13 +137,13 @@ def new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
 
 
 def _take(parent: Path, wanted: str, stack: contextlib.ExitStack) -> tuple[str, Path]:
-    """As `new_folder`, or a folder in which a start was killed before it made a run of it; `stack` holds it."""
+    """Like `new_folder`, but also takes a folder whose start was killed before it became a run. `stack` locks it."""
     for name, folder in _names(parent, wanted):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
         if _is_unbegun(folder) and not files.is_held(folder):
             stack.enter_context(files.held(folder, "starting a run there"))
-            if _is_unbegun(folder):  # nobody was faster
+            if _is_unbegun(folder):  # no other process was faster
                 return name, folder
 
 
@@ -155,17 +155,17 @@ def _names(parent: Path, wanted: str) -> Iterator[tuple[str, Path]]:
 
 
 def _is_unbegun(folder: Path) -> bool:
-    """Whether nothing is in a folder but what `create` leaves when it is killed."""
+    """Whether a folder has only what `create` leaves when it is killed."""
     try:
         names = {path.name for path in folder.iterdir()}
-        ours = not names or "lock" in names  # which is made first
+        ours = not names or "lock" in names  # it is made first
         return ours and names <= _UNBEGUN and not any(folder.glob("checkpoints/*"))
-    except (NotADirectoryError, PermissionError):  # somebody else's
+    except (NotADirectoryError, PermissionError):  # of another user
         return False
 
 
 def latest(output_dir: str) -> Path:
-    """The run in `output_dir` or a sweep there whose journal was written last; raises UsageError when there is none."""
+    """The run in `output_dir` or its sweeps whose journal was written last; raises UsageError if there is none."""
     whole = ("run.json", ".config")
     runs = [run for run in folders(Path(output_dir)) if all((run / name).exists() for name in whole)]
     if not runs:
@@ -179,17 +179,18 @@ def latest(output_dir: str) -> Path:
 
 
 class Named(NamedTuple):
-    """What a user named."""
+    """A run, and perhaps a checkpoint, that a user named."""
 
     folder: Path  # of the run, if there is one
     checkpoint: str  # name of its file; empty: none was named
 
 
 def named(given: str | None, argv: Sequence[str] = ()) -> Named:
-    """The run that a user names: by its folder, a file of it, or its name in OUTPUT_DIR, in a sweep there too.
+    """The run that a user names: by its folder, by a file in it, or by its name in OUTPUT_DIR or in a sweep there.
 
-    `latest` and nothing name the latest one. What is no run comes back as it is: `Identity.load` says so. Raises
-    UsageError when sweeps have several of this name. A name is looked up in OUTPUT_DIR's default if .config is broken.
+    `latest`, or nothing, names the latest run. A path that is not a run is returned as it is, and `Identity.load`
+    reports it. Raises UsageError if sweeps have several runs of this name. If .config is broken, names are looked up in
+    the default of OUTPUT_DIR.
     """
     path = files.named(given or "latest")
     if not given or (given == "latest" and not path.exists()):
@@ -197,7 +198,7 @@ def named(given: str | None, argv: Sequence[str] = ()) -> Named:
     if (path / "run.json").exists():
         return Named(path, "")
     holder = path.absolute().parent
-    if holder.name == FOLDERS[0] and (holder.parent / "run.json").exists():  # a checkpoint, there or not
+    if holder.name == FOLDERS[0] and (holder.parent / "run.json").exists():  # a checkpoint, which may not exist
         return Named(path.parent.parent if len(path.parts) > 2 else holder.parent, path.name)
     if path.exists() and (holder / "run.json").exists():
         return Named(path.parent if len(path.parts) > 1 else holder, "")
@@ -221,26 +222,26 @@ def folders(output_dir: Path) -> list[Path]:
 
 
 def _output_dir(argv: Sequence[str], *more: str) -> str:
-    """The OUTPUT_DIR that .config, the environment, a command line and `more` words of it name."""
+    """OUTPUT_DIR from .config, the environment, the command line and `more` words."""
     words = [word for n, word in enumerate(argv) if "--output-dir" in (word, *argv[max(0, n - 1) : n])]
     words += [word for word in argv if word.startswith(("OUTPUT_DIR=", "--output-dir="))]
     return command_line.resolve("", [*words, *more])[0]["OUTPUT_DIR"]
 
 
 def _check_links(folder: Path) -> None:
-    """Raise UsageError for a link where programs write: in a folder that somebody sent it may lead to any file.
+    """Raise UsageError for a link to a file where programs write: a received folder may have a link to any file.
 
-    The folders of a run may be links, to another disk, say: in them nothing but files with names of ours is touched.
+    The folders of a run may be links, for instance to another disk: programs write only files with known names there.
     """
     for place in (folder, folder / FOLDERS[0], folder / FOLDERS[1]):
-        with contextlib.suppress(OSError):  # there is none yet
+        with contextlib.suppress(OSError):  # it does not exist yet
             for entry in os.scandir(place):
                 if entry.is_symlink() and not entry.is_dir():
                     raise UsageError(f"{entry.path}: is a link, which may lead to any file; put the file itself there")
 
 
 def configuration(folder: Path) -> Path:
-    """The configuration file of the run in `folder`; raises UsageError when there is no run."""
+    """The configuration file of the run in `folder`; raises UsageError if there is no run."""
     Identity.load(folder)
     return folder / ".config"
 
@@ -248,8 +249,8 @@ def configuration(folder: Path) -> Path:
 def folder_name(name: str) -> str:
     """A name for a file system: letters of any script, digits, `.`, `_`, `-`; at most 100 bytes; not empty or hidden.
 
-    Names that differ only in what is replaced would collide, so those carry six digits of a hash; so do those that
-    Windows, whose disks WSL sees, keeps for itself.
+    If a character is replaced, six digits of a hash follow, so that two names never get the same folder. The same is
+    done for names that Windows reserves, because WSL writes to its disks.
     """
     plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")
     if _DEVICE.fullmatch(plain):

@@ -90,5 +90,5 @@ def test_code_that_nobody_knows_is_not_the_same(side):
 
 def test_what_cannot_be_ranked(side):
     good, bad = side("a"), side("b", (2.0, math.nan))
-    assert difference.verdict(good, bad) == "At step 4 a validation loss is no number, so neither is ranked."
+    assert difference.verdict(good, bad) == "At step 4 a validation loss is NaN or infinite, so neither is ranked."
     assert difference.verdict(good, good) == "Equal budgets, and the same validation loss at step 4."

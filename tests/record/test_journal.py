@@ -115,7 +115,7 @@ def test_a_record_is_found_by_its_end(tmp_path):
     ends = [end for _, end in journal.tail(tmp_path)]
     assert [journal.at(tmp_path, end) for end in ends] == written
     os.truncate(book.path, ends[1])
-    with pytest.raises(JournalError, match=r"journal\.jsonl: the journal was cut while the run was read; restore its "):
+    with pytest.raises(JournalError, match=r"journal\.jsonl: the journal became shorter while it was read; "):
         journal.at(tmp_path, ends[2])
     book.path.unlink()
     with pytest.raises(JournalError, match=r"journal\.jsonl: the journal cannot be read: No such file or directory"):

@@ -83,7 +83,7 @@ def test_a_header_that_is_none_is_damage(run, header):
     path = run / "checkpoints" / "step-000000040.pt"
     with path.open("wb") as file:
         checkpoint_file.Sealer(file).seal(header)
-    with pytest.raises(checkpoint.CheckpointError, match="the checkpoint is damaged: its header is none"):
+    with pytest.raises(checkpoint.CheckpointError, match="the checkpoint is damaged: its header is not valid"):
         checkpoint_file.header(path)
 
 
