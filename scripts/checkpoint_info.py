@@ -1,4 +1,4 @@
-"""Say what is in the checkpoints of a run, and whether they are whole, without loading them."""
+"""Show what is in the checkpoints of a run, and whether they are intact, without loading them."""
 
 import argparse
 import json
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def problem(path: Path) -> str:
-    """What is wrong with the checkpoint at `path`, found by reading all of it; empty if it is whole."""
+    """What is wrong with the checkpoint at `path`, after reading all of it; empty if it is intact."""
     try:
         with path.open("rb") as file:
             checkpoint_file.verify(file, path)
@@ -68,7 +68,7 @@ def problem(path: Path) -> str:
 
 
 def details(header: dict[str, Any]) -> str:
-    """Everything that a header says: facts in lines, then the parts of the state."""
+    """The content of a header: facts in lines, then the parts of the state."""
     facts = {name: value for name, value in header.items() if name not in ("values", "sections", "best")}
     best = {f"best {name}": value for name, value in header["best"].items()}
     lines = {name: plain(value) for name, value in (facts | header["values"] | best).items()}
@@ -83,7 +83,7 @@ def details(header: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value as people read it, without what a terminal would act on."""
+    """A value for the terminal, without control characters."""
     return json.dumps(value).strip('"') if not isinstance(value, int) or isinstance(value, bool) else f"{value:,}"
 
 

@@ -33,7 +33,7 @@ path a leading `~` is your home; `.config` keeps it as you wrote it."""
 
 
 def main() -> int:
-    """Run the command that the arguments name."""
+    """Run the command in the arguments."""
     args = _parser().parse_args()
     args.run(args)
     return 0
@@ -155,7 +155,7 @@ def list_defconfigs(args: argparse.Namespace) -> None:
 
 
 def _untitled(path: Path) -> str:
-    """What stands in for the title of a preset that was saved without one."""
+    """A title for a preset that was saved without one."""
     schema = Schema()
     try:
         schema.load(path)
@@ -289,14 +289,14 @@ def _preset(name: str) -> Path:
 
 
 def _replace(schema: Schema, what: str) -> None:
-    """Make `schema` the present configuration and say so."""
+    """Save `schema` as the present configuration and print a note."""
     path = config_path(os.environ)
     schema.write(path, keep_old=True)
     print(f"{path}: {what}; {_count(schema)}")
 
 
 def _override(schema: Schema, given: list[tuple[str, str, str]]) -> None:
-    """Assign what is given, and say what to know of that."""
+    """Assign the given values, and print the notes about them."""
     schema.override(given)
     warn_of_unread(schema, [name for name, _, _ in given])
     _say_warnings(schema)
@@ -317,7 +317,7 @@ def _shown(option: Option) -> str:
 
 
 def _find(schema: Schema, wanted: str) -> Option:
-    """The option that a user means by its name, however written, or one of its values."""
+    """The option that a user names in any spelling, or by one of its values."""
     if not wanted:  # make's X was not given
         raise UsageError("name an option, such as: make explain X=LEARNING_RATE")
     name = wanted.lstrip("-").replace("-", "_").upper().removeprefix("CONFIG_")

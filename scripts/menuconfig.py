@@ -120,7 +120,7 @@ class Menu:
             return list(error.args)
 
     def _load_dialog(self, ask_for_file: Callable[[], None]) -> None:
-        """Offer the presets, and files by their names; what is loaded is shown from the top menu on."""
+        """Let the user load a preset or a file; the menu then starts at its top."""
         keys = dict(zip(_KEYS, presets(), strict=False))  # the others can be loaded as files
         width = max(map(len, keys.values()), default=0)
         lines = ["o  a file, by its name"]
@@ -141,12 +141,12 @@ class Menu:
 
 
 def _settable_first(sorted_nodes: Callable[[], list]) -> list:
-    """What a search looks through: the symbols and choices with a title, first those that can be set now."""
+    """The symbols and choices that a search can find; those that can be set now come first."""
     return sorted((node for node in sorted_nodes() if node.prompt), key=lambda node: not menuconfig._visible(node))
 
 
 def _jump_to(jump: Callable, node) -> None:
-    """Go to what a search found; of what cannot be set now, say what it needs instead."""
+    """Go to an option that a search found; if it cannot be set now, show what it needs."""
     if menuconfig._visible(node) and (not node.is_menuconfig or menuconfig._shown_nodes(node)):
         jump(node)
     else:
@@ -177,7 +177,7 @@ def _error(text: str) -> None:
 
 
 def _prepare_terminal() -> None:
-    """Make sure that curses can draw here; raises UserError with what to do otherwise."""
+    """Make sure that curses can draw here; raises UserError, which says what to do, if it cannot."""
     if menuconfig is None:
         raise UserError(
             "the menu needs Python's curses module; on Windows use WSL, or edit .config and make checkconfig"

@@ -1,9 +1,9 @@
-"""Train a run again from what its folder keeps, and say whether losses and weights come out the same bit for bit.
+"""Train a run again from what its folder keeps, and compare losses and weights bit for bit.
 
 The run's commit is checked out into a scratch worktree, its uncommitted changes are applied, and that code trains with
-the run's own configuration and data, on this machine and with this Python, tracked nowhere. Every training and
-evaluation record is compared, but for what depends on the clock, and the final weights. The exit code is 0 when all of
-it is identical, else 1. Ctrl-C removes the worktree too; what was trained until then stays.
+the run's own configuration and data, on this machine and with this Python, without trackers. Every training and
+evaluation record is compared, except values that depend on the clock, and the final weights. The exit code is 0 when
+all of it is identical, else 1. Ctrl-C removes the worktree too; what was trained until then stays.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from lib.terminal.console import say, table
 
 History = Mapping[tuple[str, int], journal.Record]
 
-# Options that a reproduction has values of its own for; what a run's code does not know yet is left out.
+# Options that a reproduction sets itself, if the run's code has them.
 _OWN = {"tracker": "none", "json_output": "", "sample_tokens": "0"}
 _MACHINE = ("python", "platform", "cpu", "processors", "gpus", "gpu_driver")  # of what `provenance.environment` says
 
@@ -49,7 +49,7 @@ def main() -> int:
     args = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda n, _: sys.exit(128 + n))  # leaves by way of what removes the worktree
+            signal.signal(number, lambda n, _: sys.exit(128 + n))  # so that the worktree is removed
     folder = run.named(args.run).folder.resolve()
     identity, made, config = run.Identity.load(folder), kept(folder), configuration(folder)
     patch = changes(folder, made)
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def kept(folder: Path) -> dict[str, Any]:
-    """What the folder of a run says of how it was made; raises UserError if that is not enough."""
+    """The provenance of a run; raises UserError if it does not suffice for a reproduction."""
     made = history.provenance(folder / "provenance.json")
     if not made.keys() >= {"commit", "uncommitted_changes", "packages"}:
         raise UserError(f"{folder}/provenance.json: does not say with what code and packages the run was made")
@@ -77,12 +77,12 @@ def kept(folder: Path) -> dict[str, Any]:
         why = made.get("commit_unknown") or "it was made outside of a git clone, or where git did not read the clone"
         raise UserError(f"{folder}: its commit was not known when it was trained, so it cannot be reproduced ({why})")
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(made["commit"])):  # git would take it for something else
-        raise UserError(f"{folder}/provenance.json: names a commit that is none")
+        raise UserError(f"{folder}/provenance.json: names a commit that is not a hash")
     return made
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """The options of a finished run by name in lower case; raises UserError for what one training cannot repeat."""
+    """The options of a finished run by name in lower case; raises UserError if one training cannot repeat it."""
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
     if not sessions or not all("max_iters" in one.get("config", {}) for one in sessions):
         raise UserError(f"{folder}: the journal does not say how the run was started")
@@ -102,7 +102,7 @@ def configuration(folder: Path) -> dict[str, Any]:
 
 
 def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
-    """The patch to apply to the run's commit, if it had uncommitted changes; raises UserError when it is no good."""
+    """The patch to apply to the run's commit, if it had uncommitted changes; raises UserError if it is not intact."""
     changed = made["uncommitted_changes"]
     if not changed:
         return None
@@ -125,13 +125,13 @@ def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
 
 
 def start_of_paths(folder: Path, made: Mapping[str, Any]) -> Path:
-    """The folder that a run's relative paths start from; this one where nothing tells it."""
+    """The folder from which a run's relative paths start; the current one if the run does not tell."""
     output = made.get("options", {}).get("OUTPUT_DIR", {}).get("value", "/")  # not known: nothing leads to the run
     return next(iter(history.places(folder, output, made.get("folder", ""))), Path.cwd())
 
 
 def destination(folder: Path, name: str, wanted: Path | None) -> Path:
-    """The folder of the reproduction, which is not there yet: the one that is wanted, or a free one beside the run."""
+    """The folder of the reproduction, which must not exist: the `wanted` one, or a free one beside the run."""
     if wanted is None:
         names = itertools.chain([f"{name}-reproduced"], (f"{name}-reproduced-{n}" for n in itertools.count(2)))
         return next(path for one in names if not (path := folder.parent / run.folder_name(one)).exists())
@@ -142,7 +142,7 @@ def destination(folder: Path, name: str, wanted: Path | None) -> Path:
 
 
 def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What a run was made with and is otherwise now, such as `torch 2.13.0 -> 2.14.0`: reasons for other losses."""
+    """How machine and packages differ from those of the run, such as `torch 2.13.0 -> 2.14.0`."""
     for name in _MACHINE:
         if name in made and made[name] != now[name]:
             yield f"{name} {made[name]} -> {now[name]}"
@@ -155,7 +155,7 @@ def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
 
 
 def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
-    """What else about a run could keep a reproduction from being identical, a sentence each."""
+    """Other reasons why a reproduction may not be identical, a sentence each."""
     if made.get("folder") and (start := start_of_paths(folder, made)) != Path(made["folder"]):
         yield f"{made['folder']}, where it was trained, is gone: relative paths start from {start}"
     if made["uncommitted_changes"] and made["uncommitted_changes"]["note"]:
@@ -170,7 +170,7 @@ def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
     ranks = [machine.ranks for one in sessions if (machine := history.machine(one))]
     if several := [count for count in ranks if count > 1]:
-        yield f"{several[0]} processes trained it and one does now, which rounds the sums of gradients otherwise"
+        yield f"{several[0]} processes trained it and one does now, which rounds the sums of gradients differently"
     if lines := journal.damaged(folder):
         yield f"lines {', '.join(map(str, lines))} of its journal are damaged, so their records are missing"
 
@@ -180,7 +180,7 @@ def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
-    """A scratch checkout of a commit with a patch applied; yields the folder that there corresponds to ROOT."""
+    """A scratch checkout of a commit with a patch applied; yields the folder in it that corresponds to ROOT."""
     if why := provenance.unknown(ROOT):
         raise UserError(f"the run's code cannot be checked out: {why}")
     prefix = os.fsdecode(git(ROOT, "rev-parse", "--show-prefix")).strip()  # ROOT may be a folder of a larger clone
@@ -239,7 +239,7 @@ def train(tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where
 
 
 def verdict(folder: Path, copy: Path, step: int) -> int:
-    """Say whether two runs have the same records and the same weights after `step`; returns 0 if so, else 1."""
+    """Show whether two runs have the same records and the same weights after `step`; returns 0 if so, else 1."""
     before, after = journal.history(folder), journal.history(copy)
     found = list(unlike(before, after))
     same, words = weights(folder, copy, step)
@@ -252,7 +252,7 @@ def verdict(folder: Path, copy: Path, step: int) -> int:
 
 
 def unlike(before: History, after: History) -> Iterator[str]:
-    """How the records of two runs differ, but for what depends on the clock; nothing if they do not."""
+    """How the records of two runs differ, except in values that depend on the clock."""
     keys = sorted(before.keys() | after.keys(), key=lambda key: (key[1], key[0] == "eval"))  # as they are written
     was, now = ({key: journal.lasting(row["metrics"]) for key, row in rows.items()} for rows in (before, after))
     wrong = [key for key in keys if was.get(key) != now.get(key)]
@@ -276,7 +276,7 @@ def unlike(before: History, after: History) -> Iterator[str]:
 
 
 def other_machine(folder: Path, copy: Path) -> Iterator[str]:
-    """How the machines differ that the two runs say they computed on: device, number format, threads, compiling."""
+    """How the two runs used their machines differently: device, dtype, threads, compiling."""
     starts = (next(record for record in journal.read(one) if record["event"] == "start") for one in (folder, copy))
     one, other = (machine.words() if (machine := history.machine(start)) else "unknown" for start in starts)
     if one != other:
@@ -284,7 +284,7 @@ def other_machine(folder: Path, copy: Path) -> Iterator[str]:
 
 
 def weights(folder: Path, copy: Path, step: int) -> tuple[bool | None, str]:
-    """Whether the weights of two runs after `step` have the same bits; if not, or None for unknown, with the reason."""
+    """Whether two runs have the same weights after `step` (None: not known), and the reason if not."""
     from lib.record import checkpoint  # imports torch, which takes seconds: mistakes are answered before
 
     paths = [one / "checkpoints" / checkpoint.name(step) for one in (folder, copy)]

@@ -29,7 +29,7 @@ _SHOWN = ("train_loss", "val_loss", "learning_rate", "sparsity", "tokens_per_sec
 
 
 def main() -> int:
-    """Run the command that the arguments name; returns the exit code."""
+    """Run the command in the arguments; returns the exit code."""
     args = _parser().parse_args()
     try:
         return args.run(args)
@@ -104,7 +104,7 @@ def list_runs(args: argparse.Namespace) -> int:
 
 
 def _row(folder: Path, parent: Path) -> tuple[float, list[Any], str]:
-    """When the run last recorded something, its row in the table, and what is wrong with it."""
+    """The time of the run's last record, its row in the table, and its damage in words."""
     name = str(folder.relative_to(parent) if view.terminal() else folder)
     moment, trouble = folder.stat().st_mtime, f"{folder / journal.FILE}: has no whole record of a start"
     try:
@@ -201,7 +201,7 @@ def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
 
 
 def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:
-    """How far the trackers are that the run was configured with or delivered to later."""
+    """How far each tracker of the run is, also those that `make sync` added."""
     names = {path_of(folder, name).stem: name for name in seen.config.get("tracker", []) if name != "all"}
     names |= {path.stem: path.stem for path in sorted((folder / FOLDER).glob("*.json")) if path.stem not in names}
     backlog = Backlog(folder)

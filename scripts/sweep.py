@@ -50,7 +50,7 @@ _POLL = 0.2  # seconds between looks at the trainers
 
 
 def main() -> int:
-    """Train what is not trained yet and show the table; returns the exit code."""
+    """Train the runs that are not finished and show the table; returns the exit code."""
     args = _arguments()
     plan = sweep.read(files.named(args.file), args.words)
     for run in plan.runs():
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def check(plan: Sweep) -> None:
-    """Raise ConfigError with all that keeps configurations from being trained."""
+    """Raise ConfigError with all reasons why configurations cannot be trained."""
     problems = []
     for configuration in plan.configurations:
         try:
@@ -131,10 +131,10 @@ def train(plan: Sweep, jobs: int) -> tuple[int, dict[Run, str]]:
 
 
 class Trainer:
-    """A trainer's process for one run, new or resumed; it gets Ctrl-C from us alone."""
+    """A trainer's process for one run, new or resumed; only this program sends it Ctrl-C."""
 
     def __init__(self, run: Run, threads: int):
-        """Start it; `threads` is what it may compute with, 0 for what its configuration says."""
+        """Start it with so many `threads`; 0: as its configuration says."""
         self.run, self.offset, self.step = run, 0, 0
         words = ["--resume", str(run.folder)] if run.folder.exists() else run.words()
         if threads and not run.folder.exists():  # a resumed run keeps its own
@@ -157,14 +157,14 @@ class Trainer:
             raise UserError(f"{_log(run)}: the trainer cannot be started: {why}") from None
 
     def progress(self) -> int:
-        """The step that the run is at, as its journal has it."""
+        """The current step of the run, from its journal."""
         if (self.run.folder / journal.FILE).exists():
             for record, offset in journal.tail(self.run.folder, self.offset):
                 self.step, self.offset = record["step"], offset
         return self.step
 
     def reason(self) -> str:
-        """Why it ended before the run did: its error, or else the last line of its log."""
+        """Why the trainer ended before the run was finished: its error, or the last line of its log."""
         session = _log(self.run).read_text(errors="replace").rpartition("\n$ ")[2]
         lines = [line for line in session.splitlines()[1:] if line.strip()]  # the first is its command
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -196,7 +196,7 @@ class Trainers:
         )
 
     def work(self, stop: bool) -> bool:
-        """Start what there is room for, or with `stop` let all save and end; returns whether any is left."""
+        """Start trainers up to the limit, or with `stop` let all save and end; returns whether any is left."""
         if stop and not self.stopping:
             self.stopping = True
             self.waiting.clear()
@@ -213,7 +213,7 @@ class Trainers:
         return [one for one in self.active if one.process.poll() is not None]
 
     def count(self, one: Trainer, failure: str | None) -> None:
-        """Note and say that a trainer has ended: with its run finished, failed or stopped."""
+        """Record and show how a trainer has ended: its run is finished, failed or stopped."""
         if one.run.finished:
             summary = history.summary(one.run.folder)
             line = f"val loss {summary['final_val_loss']:.4f}  {duration(summary['total_time_seconds'])}"
@@ -236,11 +236,11 @@ class Trainers:
         return f"{self.done} of {len(self.runs)} runs" + (f", {duration(left)} left" if left else "")
 
     def _position(self) -> float:
-        """Runs that are behind us, with the finished parts of the present ones."""
+        """The number of finished runs, plus the finished shares of the current ones."""
         return self.done + sum(one.progress() / self.steps for one in self.active)
 
     def close(self) -> None:
-        """Remove the bar; trainers that are still there save and end."""
+        """Remove the bar; trainers that still run save and end."""
         self.work(stop=True)
         for one in self.active:
             one.process.wait()

@@ -269,9 +269,7 @@ def test_a_strangers_link_is_not_written_through(sent, program):
 @pytest.mark.parametrize("wrong", [{"run_id": "../x"}, {"run_id": "*"}, {"run_id": ""}, {"name": 5}, {"project": None}])
 def test_an_identity_is_what_it_says(sent, wrong):
     (sent / "run.json").write_text(json.dumps(IDENTITY | wrong))
-    with pytest.raises(
-        UserError, match=r"run.json: the run's identity cannot be read: a value is not text"
-    ):
+    with pytest.raises(UserError, match=r"run.json: the run's identity cannot be read: a value is not text"):
         run.Identity.load(sent)
 
 

@@ -1,4 +1,4 @@
-"""The command line, derived from Kconfig: a flag for every option, NAME=value and the environment, by precedence."""
+"""The command line, derived from Kconfig: flags come before NAME=value words, and these before the environment."""
 
 import argparse
 import os
@@ -50,7 +50,7 @@ def resolve(
 
 
 def warn_of_unread(schema: Schema, given: Iterable[str], env: Mapping[str, str] = os.environ) -> None:
-    """Warn of variables that are called like options, as in `SEED=3 make train`, and would change them were they read.
+    """Warn about variables with the name of an option, as in `SEED=3 make train`: they are not read.
 
     The options that are `given` in another way are meant so; make puts those of its own command line in here as well.
     """
@@ -69,7 +69,7 @@ def config_path(env: Mapping[str, str]) -> Path:
 
 
 def unconfigured(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what would configure a program of ours that is started with it, or make it a rank."""
+    """The environment without CONFIG_* and a launcher's variables, for a program that this one starts."""
     return {n: value for n, value in launch.without(env).items() if not n.startswith(("CONFIG_", "KCONFIG_CONFIG"))}
 
 
@@ -83,7 +83,9 @@ def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:
 
 class _Parser(argparse.ArgumentParser):
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
-        if action.nargs is None and arg_strings == ["--"]:  # of --flag=--, of which argparse before 3.13 makes a list
+        if action.nargs is None and arg_strings == [
+            "--"
+        ]:  # argparse before Python 3.13 makes a list of the -- in --flag=--
             return self._get_value(action, "--")
         return super()._get_values(action, arg_strings)
 
@@ -119,7 +121,7 @@ def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
 
 
 def assignments(words: Iterable[str], flags: Iterable[str] = ()) -> tuple[list[str], list[tuple[str, str, str]]]:
-    """Split words into problems and NAME=value assignments, as (name, text, source); `flags` are known for hints."""
+    """Split words into problems and NAME=value assignments, as (name, text, source); `flags` are for hints."""
     problems, given, skip = [], [], False
     for word in words:
         name, equals, text = word.partition("=")
@@ -144,7 +146,7 @@ def _flags(schema: Schema, args: argparse.Namespace) -> Iterable[tuple[str, str,
 
 
 def _environment(schema: Schema, env: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
-    """CONFIG_<option> variables; one that looks like a misspelt option is warned of (CONFIG_SITE is not ours)."""
+    """CONFIG_<option> variables. Warns about misspelt options; others, such as CONFIG_SITE, are not Espalier's."""
     for key in sorted(k for k in env if k.startswith("CONFIG_") and k != "CONFIG_"):
         name = key.removeprefix("CONFIG_")
         if name in schema.options or name in schema.parts or name in schema.renames:

@@ -1,4 +1,4 @@
-"""The form of a configuration file: lines CONFIG_NAME=value, as Kconfig writes them, and what can be wrong with one."""
+"""Reads configuration files, whose lines are CONFIG_NAME=value as Kconfig writes them, and reports their errors."""
 
 import errno
 import itertools
@@ -11,17 +11,17 @@ from lib.base.errors import UsageError, UserError
 from lib.config.option import Option
 
 _PRESETS = Path(__file__).resolve().parents[2] / "defconfigs"
-HEADER = "# Espalier configuration, "  # begins a file that was saved without a title
+HEADER = "# Espalier configuration, "  # first line of a file without a title
 _LINE = re.compile(r"CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set")
-MISNAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # of a file that a user named
+MISNAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # errors that mean a wrong file name
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
 class ConfigError(UsageError):
-    """Everything that is wrong with a configuration.
+    """All errors in a configuration.
 
     problems   one sentence each, beginning with its place
-    lines      numbers of the lines that are to blame, when a file is
+    lines      numbers of the lines with errors, if they are in a file
     """
 
     def __init__(self, problems: Iterable[str], lines: Iterable[int] = ()):
@@ -30,18 +30,21 @@ class ConfigError(UsageError):
 
 
 class Problem(NamedTuple):
-    """What is wrong with an option: of "SEED", without a value, that it "must be a whole number; got 'x'"."""
+    """An error about one option, such as "SEED", "" and "must be a whole number; got 'x'"."""
 
-    source: str  # .config:12, or what names the option itself: --seed, SEED=x, environment CONFIG_SEED
+    source: str  # .config:12; or it names the option: --seed, SEED=x, environment CONFIG_SEED
     name: str
-    value: str  # "=x" where the sentence needs it
+    value: str  # "=x"; empty if the sentence does not show it
     predicate: str
 
     def __str__(self) -> str:
-        """A sentence that begins with the source and has the option's name once."""
+        """The error as a sentence. It begins with the source and has the option's name once."""
         if not names(self.source, self.name):
             return f"{self.source}: {self.name}{self.value} {self.predicate}"
-        said = "=" in self.source or self.value in ("=y", "=n")  # --no-decay-lr
+        said = "=" in self.source or self.value in (
+            "=y",
+            "=n",
+        )  # the source shows the value, as in SEED=x or --no-compile
         return f"{self.source}{'' if said else self.value} {self.predicate}"
 
 

@@ -2,12 +2,12 @@
 
 Values come from, weakest first: Kconfig default < configuration files in order < environment CONFIG_X < NAME=value <
 --flag. An unknown name, a bad value, a value out of range and an assignment without effect are errors that name their
-place; all of them are reported at once. Nothing is dropped or replaced in silence.
+place; all of them are reported at once. No value is ignored or replaced without a message.
 
 Three conventions on top of plain Kconfig. A string with a range is a float, and one whose name ends in _DIR, _FILE,
-_OUTPUT or _SOURCE may be a path. A promptless bool that its members select is a set (one option, written `a,b`; a
-string <SET>_OTHER keeps what it may hold beside its members). A named choice CHOICE with members CHOICE_<VALUE> is one
-option with a value.
+_OUTPUT or _SOURCE may be a path. A bool without a prompt that other bools select is a set: one option, written `a,b`.
+Its members are those bools, and a string <SET>_OTHER holds further values. A named choice is one option; its members
+CHOICE_<VALUE> are the values.
 """
 
 import os
@@ -23,15 +23,15 @@ from lib.config.config_file import HEADER, ConfigError, Problem, names, read_lin
 from lib.config.option import Option, Value, closest, member_value, split_set
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHER = ""  # in place of a member's value: the string that keeps the others of a set
+OTHER = ""  # marks the string <SET>_OTHER in `parts`
 DEFAULT = "default"  # the source of a value that nobody assigned
-_FLOAT_NOTE = "has ranges, but is not int or hex"  # how kconfiglib greets a float
+_FLOAT_NOTE = "has ranges, but is not int or hex"  # kconfiglib warns about strings with a range, which are floats here
 
 T = typing.TypeVar("T", bound="Options")
 
 
 class Options:
-    """Base of the frozen dataclasses in which modules declare the options they read, a field per option, same name."""
+    """Base of the frozen dataclasses in which modules declare the options they read; a field has its option's name."""
 
 
 class Schema:
@@ -40,14 +40,14 @@ class Schema:
     def __init__(self, kconfig: Path = ROOT / "Kconfig"):
         """Parse `kconfig`; raises ConfigError with file and line when it has a mistake."""
         self.root = Path(kconfig).parent
-        # Kconfiglib takes the whole path of a sourced file for a pattern: [ or ] in the path of the repository would
-        # keep it from finding any.
+        # Kconfiglib reads the path of a sourced file as a pattern, so it would find none if the path of the repository
+        # has [ or ] in it.
         kconfiglib.iglob = lambda path: [path] if Path(path).exists() else []
         try:
             self.kconf = kconfiglib.Kconfig(str(kconfig), warn_to_stderr=False)
         except (kconfiglib.KconfigError, OSError) as error:
             raise ConfigError([" ".join(str(error).split())]) from None
-        self.kconf.config_prefix = "CONFIG_"  # kconfiglib takes another one from the environment
+        self.kconf.config_prefix = "CONFIG_"  # the environment could set another one
         if mistakes := [w for w in self.kconf.warnings if _FLOAT_NOTE not in w]:
             raise ConfigError(mistakes)
         self.kconf.warn = False
@@ -58,7 +58,7 @@ class Schema:
         self.parts |= {o.other.name: (o, OTHER) for o in self.options.values() if o.other}
         self.wanted: dict[str, str] = {}  # option -> text last assigned
         self.sources: dict[str, str] = {}  # option -> place of that assignment
-        self.broken: set[str] = set()  # options with a mistake, which others need not be blamed for
+        self.broken: set[str] = set()  # options with an error; errors that follow from them are not reported
         self.warnings: list[str] = []
         self.renames = _read_renames(self.root / "Kconfig.renames")
 
@@ -89,10 +89,10 @@ class Schema:
         self.broken.clear()
 
     def load(self, path: Path, skip: Container[int] = (), ranges: bool = True) -> None:
-        """Assign what a file or fragment says on top of what is there; raises ConfigError with every problem in it.
+        """Assign the values of a file or fragment over the present ones; raises ConfigError with every problem in it.
 
-        The lines whose numbers are in `skip` are left out. Without `ranges` a value may be out of its range, for what
-        is assigned later may replace it: `override` then looks at all.
+        The lines whose numbers are in `skip` are left out. Without `ranges` a value may be out of its range, because
+        a later assignment may replace it; `override` checks all ranges.
         """
         lines = [line for line in read_lines(path) if line.number not in skip]
         problems, echoes, first = [], [], {}
@@ -127,7 +127,7 @@ class Schema:
         self._unpin()
 
     def _read(self, name: str, raw: str, texts: Mapping[str, str]) -> tuple[Option | None, str]:
-        """The option that a line assigns and its text so far; None when the line only says what follows from others."""
+        """The option that a line assigns and its text so far; None if other options decide what the line says."""
         if not name:
             raise ConfigError([f"cannot be understood; expected CONFIG_NAME=value; got {raw[:60]!r}"])
         option, member = self.parts.get(name, (self.options.get(name), None))
@@ -151,15 +151,15 @@ class Schema:
         return option, ",".join(chosen + [member] * (raw == "y")) or "none"
 
     def override(self, assignments: Iterable[tuple[str, str, str]], beside: str = "") -> None:
-        """Assign (name, text, source) triples on top of what is there; raises ConfigError with every problem.
+        """Assign (name, text, source) triples over the present values; raises ConfigError with every problem.
 
-        `beside` says what the assignments are given beside, where a file that nobody should have to edit was loaded.
+        `beside` names a loaded file that the user should not have to edit: errors then advise to assign the option too.
         """
         problems, texts = [], {}
         for name, text, source in assignments:
             name = self._renamed(name, source)
             if name in self.options:
-                texts[name], self.sources[name] = text, source  # the strongest comes last
+                texts[name], self.sources[name] = text, source  # the last one counts
                 continue
             self.broken.add(self._meant(name))
             if name in self.parts:
@@ -175,7 +175,7 @@ class Schema:
             raise ConfigError(map(str, problems))
 
     def _assign(self, texts: Mapping[str, str], ranges: bool = True, beside: str = "") -> list[Problem]:
-        """Assign name -> text; returns everything that is then wrong, but no consequence of something else that is."""
+        """Assign name -> text; returns all problems except those that follow from other problems."""
         problems, idle = {}, {}
         for name, text in texts.items():
             text = self.options[name].written(text)
@@ -191,7 +191,7 @@ class Schema:
             if ranges and option.settable and (predicate := option.out_of_range(text)):
                 advice = f"; what is given beside {beside} replaces it, as in {name}=..."
                 problems[name] = ("", predicate + advice * bool(beside and name not in texts))
-            # What other assignments left without meaning is a problem only of those who assign it now.
+            # An option that other options make inactive is a problem only if it is assigned now.
             elif not option.in_force(text) and (option.settable or name in texts):
                 needs = option.missing(text) if option.settable else option.needs
                 why = f"it needs {needs}" if needs else "other options decide it"
@@ -202,7 +202,7 @@ class Schema:
         return [Problem(self.sources.get(name, DEFAULT), name, *told) for name, told in problems.items()]
 
     def _grounds(self, name: str) -> set[str]:
-        """The other options that decide whether one has a meaning."""
+        """The other options that decide whether this one is active."""
         found, ahead = set(), [name]
         while ahead:
             option = self.options[ahead.pop()]
@@ -216,7 +216,7 @@ class Schema:
         return found - {name}
 
     def _meant(self, name: str) -> str:
-        """The option that a name means: its own, that of the value that it is, or of the nearest one that there is."""
+        """The option of a name: itself, the owner of this member, or the option with the most similar name."""
         name = name if name in self.options or name in self.parts else self._closest(name)
         return self.parts[name][0].name if name in self.parts else name
 
@@ -261,7 +261,7 @@ class Schema:
         return {name.lower(): option.value for name, option in self.options.items() if option.active}
 
     def provenance(self) -> dict[str, dict[str, str]]:
-        """Name -> its value as text and where that came from, of every active option."""
+        """Name -> its value as text and the source of the value, of every active option."""
         return {
             name: {"value": o.text, "source": self.sources.get(name, DEFAULT)}
             for name, o in self.options.items()
@@ -270,7 +270,7 @@ class Schema:
 
     def place(self, option: Option) -> str:
         """file:line of the option's definition, relative to the repository."""
-        file = Path(self.kconf.srctree, option.node.filename)  # the environment may set srctree
+        file = Path(self.kconf.srctree, option.node.filename)  # the environment may set kconfiglib's srctree
         return f"{os.path.relpath(file, self.root)}:{option.node.linenr}"
 
     def write(self, path: Path, minimal: bool = False, keep_old: bool = False, title: str = "") -> None:

@@ -1,4 +1,4 @@
-"""One option: its name, what it may be, what it is now, and what is wrong with a value that somebody wants for it."""
+"""One option: its name, the values it may have, its present value, and what is wrong with a new one."""
 
 import difflib
 import math
@@ -9,7 +9,7 @@ from importlib import metadata
 
 try:
     import kconfiglib
-except ModuleNotFoundError:  # the first package that any program imports: whoever forgot the environment learns it here
+except ModuleNotFoundError:  # every program imports this package first, so a missing environment is reported here
     raise SystemExit(
         f"error: {sys.executable} lacks Espalier's packages; run `make train` once and use .venv/bin/python, or "
         "install what pyproject.toml names"
@@ -20,7 +20,7 @@ from lib.base.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
 _PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE")  # ends of the names of texts that are paths, or may be paths
-_BEYOND = re.compile(r"[+-]?[0.]*[1-9]")  # neither zero nor inf as it is written
+_BEYOND = re.compile(r"[+-]?[0.]*[1-9]")  # a text that is neither zero nor inf
 
 Value = bool | int | float | str | tuple[str, ...] | None
 
@@ -29,9 +29,9 @@ class Option:
     """One thing that a user can choose: a bool, an int, a float, a str, one value of a choice, or a set of members.
 
     kind      "bool", "int", "float", "str", "choice" or "set"
-    is_path   whether it is a text that may be a path: a leading ~ in it is a home
+    is_path   whether it is a text that may be a path, in which a leading ~ is the home folder
     members   value -> kconfiglib symbol, for a choice and a set
-    other     symbol with the values of a set that are no members, `a,b`; None for a set that takes members alone
+    other     symbol with the values `a,b` of a set that are not members; None if only members are allowed
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class Option:
         self.name, self.item, self.members, self.kind, self.other = item.name, item, members, kind, other
         self.is_path = kind == "str" and self.name.endswith(_PATHS)
         self.node = item.nodes[0]
-        self.prompt = (self.node if self.node.prompt else self.node.parent).prompt[0]  # a set is named by its menu
+        self.prompt = (self.node if self.node.prompt else self.node.parent).prompt[
+            0
+        ]  # a set has no prompt, so its menu names it
         self.help = self.node.help or next((s.nodes[0].help for s in members.values() if s.nodes[0].help), "")
         self.flag = "--" + self.name.lower().replace("_", "-")
 
@@ -53,7 +55,7 @@ class Option:
         """Titles of the menus around the option, outermost first."""
         titles, node = [], self.node.parent
         while node.parent:
-            if node.item == kconfiglib.MENU:  # not the option that this one depends on and is shown under
+            if node.item == kconfiglib.MENU:  # the parent may also be an option
                 titles.append(node.prompt[0])
             node = node.parent
         return tuple(titles[:-1] if self.kind == "set" and len(titles) > 1 else titles)[::-1]
@@ -65,7 +67,7 @@ class Option:
 
     @property
     def active(self) -> bool:
-        """Whether the option has a value: the rest of the configuration leaves it a meaning."""
+        """Whether the option has a value: the rest of the configuration uses it."""
         return self.kind == "set" or (
             self.item.selection is not None
             if self.kind == "choice"
@@ -74,7 +76,7 @@ class Option:
 
     @property
     def settable(self) -> bool:
-        """Whether a user may assign it now; an active option that is not settable follows from others."""
+        """Whether a user may assign it now. Other options decide an active option that is not settable."""
         return self.kind == "set" or self.item.visibility > 0
 
     @property
@@ -100,7 +102,7 @@ class Option:
 
     @property
     def range(self) -> tuple[str, str] | None:
-        """The bounds in force, as written in Kconfig; while inactive, the first that are declared."""
+        """The current bounds, as written in Kconfig; of an inactive option, the first that are declared."""
         if self.kind not in ("int", "float"):
             return None
         bounds = [r for r in self.item.ranges if not self.active or kconfiglib.expr_value(r[2])]
@@ -108,7 +110,7 @@ class Option:
 
     @property
     def needs(self) -> str:
-        """What must hold for the option to be settable, in words; empty if nothing must."""
+        """The condition under which the option is settable, in words; empty if it always is."""
         return in_words(self.node.prompt[1] if self.node.prompt else self.item.direct_dep)
 
     @property
@@ -128,7 +130,7 @@ class Option:
         return {"bool": lambda t: t == "y", "int": int, "float": float, "str": str}[self.kind](text)
 
     def written(self, text: str) -> str:
-        """`text` with the case of values mended where that makes it one: AdamW is adamw, SR_STE is sr-ste."""
+        """`text` in the spelling of a value, if only case and `_` differ: AdamW is adamw, SR_STE is sr-ste."""
         if self.kind == "set":
             return ",".join(map(self._member, split_set(text))) or text
         return self._member(text) if self.kind == "choice" or self.kind == "bool" else text
@@ -142,7 +144,7 @@ class Option:
         return self.malformed(text) or self.out_of_range(text)
 
     def malformed(self, text: str) -> str | None:
-        """What makes `text` no value of this option in any configuration, or None."""
+        """Why `text` is never a value of this option, whatever the other options are; None if it can be."""
         if self.kind == "choice" and text not in self.members:
             return f"must be one of {', '.join(self.members)}; got {text!r}{nearest(text, self.members)}"
         if self.kind == "set":
@@ -167,7 +169,7 @@ class Option:
         return None
 
     def out_of_range(self, text: str) -> str | None:
-        """Which bounds in force the number `text` violates, or None."""
+        """Which current bounds the number `text` violates, or None."""
         if self.range and not float(self.range[0]) <= float(text) <= float(self.range[1]):
             return f"must lie between {self.range[0]} and {self.range[1]}; got {text}"
         return None
@@ -179,11 +181,11 @@ class Option:
             some = ", ".join(value for value in self.members if value != "all")
             return f"takes none, all or some of {some}; got {unknown[0]!r}{hint}"
         if len(names) > 1 and {"none", "all"} & set(names):
-            return f"takes none or all alone; got {text!r}"
+            return f"takes none or all only by themselves; got {text!r}"
         return None
 
     def _takes(self, name: str) -> bool:
-        """Whether `name`, which is no member, is `member:more`, or what an installed package adds to an open set."""
+        """Whether a set takes `name`, not a member: it is `member:more`, or an entry point of an installed package."""
         if not self.other:
             return False
         if re.fullmatch(r"[a-z][\w-]*:[\w.-]+", name):
@@ -191,11 +193,11 @@ class Option:
         return name in metadata.entry_points(group=f"espalier.{self.name.lower()}s").names
 
     def in_force(self, text: str) -> bool:
-        """Whether `text`, once assigned, is what the option now is; dependencies and ranges can prevent it."""
+        """Whether the option has the assigned value `text`; dependencies and ranges can prevent it."""
         return set(self.value) == self._chosen(text) if self.kind == "set" else self.active and self.text == text
 
     def missing(self, text: str) -> str:
-        """What must hold for the members that `text` names and that are not in force, in words."""
+        """The conditions, in words, of the members in `text` that could not be set."""
         members = [symbol for value, symbol in self.members.items() if value in self._chosen(text)]
         needed = [kconfiglib.split_expr(s.direct_dep, kconfiglib.AND) for s in members if s.str_value != "y"]
         return _once(" and ".join(in_words(term) for terms in needed for term in terms if term is not self.item))
@@ -208,7 +210,7 @@ class Option:
         return set(split_set(text)) - {"none"}
 
     def assign(self, text: str) -> None:
-        """Assign a value that has no complaint."""
+        """Assign a value for which `complaint` is None."""
         if self.kind == "choice":
             self.members[text].set_value("y")
         elif self.kind == "set":
@@ -221,7 +223,7 @@ class Option:
             self.item.set_value(text)
 
     def unpin(self) -> bool:
-        """Forget an assignment that equals the default, so that the default follows later ones; True if forgotten."""
+        """Remove an assignment that equals the default, so that it may follow other options; True if removed."""
         if not self.active:
             return False
         before = self.text
@@ -233,7 +235,7 @@ class Option:
         return False
 
     def restrict(self) -> str:
-        """The values that the option takes, for people: `{sgd,adam}`, `0 .. 10`."""
+        """The allowed values in words: `{sgd,adam}`, `0 .. 10`."""
         if self.kind == "choice":
             return "{" + ",".join(self.members) + "}"
         if self.kind == "set":
@@ -263,7 +265,7 @@ def in_words(condition: object) -> str:
 
 
 def _once(text: str) -> str:
-    """A condition that names no option twice in a row: X=a or X=b becomes X=a or b."""
+    """A condition with each option named once in a row: X=a or X=b becomes X=a or b."""
     for sign, link in (("=", "or"), (" other than ", "and")):
         more = 1
         while more:

@@ -314,7 +314,7 @@ def test_sets(folder):
     (folder / ".config").write_text('CONFIG_TRACKER_WANDB=y\nCONFIG_TRACKER_OTHER="accelerate:aim"\n')
     assert resolve()["TRACKER"] == ("wandb", "accelerate:aim")
     assert resolve("TRACKER=csv")["TRACKER"] == ("csv",)
-    assert problems("TRACKER=all,csv") == ["TRACKER=all,csv takes none or all alone; got 'all,csv'"]
+    assert problems("TRACKER=all,csv") == ["TRACKER=all,csv takes none or all only by themselves; got 'all,csv'"]
     assert problems("TRACKER_OTHER=a:b") == ["TRACKER_OTHER=a:b is a value of TRACKER; write TRACKER=name"]
 
 

@@ -58,7 +58,7 @@ def options():
             "trackio,wandbb",
             "takes none, all or some of trackio, wandb, tensorboard, mlflow, csv; got 'wandbb'; did you mean wandb?",
         ),
-        ("TRACKER", "none,trackio", "takes none or all alone; got 'none,trackio'"),
+        ("TRACKER", "none,trackio", "takes none or all only by themselves; got 'none,trackio'"),
         ("PROMPT", "Once upon a time, “so”", None),
         ("PROMPT", "two\nlines", "must be one line of UTF-8 text without control characters"),
         ("PROMPT", "\udcff", "must be one line of UTF-8 text without control characters"),

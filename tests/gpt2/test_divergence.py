@@ -238,9 +238,7 @@ def test_two_ranks_leave_out_the_same_steps(folder):
     [(_, first), *more] = alerts(folder / "runs/run", "skipped", "nan")
     assert more == [("skipped", first + 1), ("skipped", first + 2), ("skipped", first + 3), ("nan", first + 3)]
     assert all(weight.isfinite().all() for weight in newest(folder / "runs/run")["model"].values())
-    assert all(
-        "the run has diverged; since step 7 its losses are worse than guessing" in output for output in outputs
-    )
+    assert all("the run has diverged; since step 7 its losses are worse than guessing" in output for output in outputs)
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])

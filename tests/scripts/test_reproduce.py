@@ -242,7 +242,7 @@ def test_what_else_could_explain_a_difference_is_told(run, tmp_path):
         "not kept: data.bin",
         "it was resumed with other code than that of its start, which trains all of it now, see provenance-20.json",
         "it was resumed with code whose commit is not known (no git), see provenance-40.json",
-        "2 processes trained it and one does now, which rounds the sums of gradients otherwise",
+        "2 processes trained it and one does now, which rounds the sums of gradients differently",
         f"lines {STEPS + 7} of its journal are damaged, so their records are missing",
     ]
 
