@@ -1,6 +1,5 @@
 """The model against transformers' GPT2LMHeadModel with the same weights, and its own promises."""
 
-import dataclasses
 import math
 
 import pytest
@@ -8,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2 import model as models
-from gpt2.model import GPT2, ModelOptions, written_out
+from gpt2.model import GPT2, ModelOptions
 from lib.base.errors import UsageError
 
 TINY = ModelOptions("custom", n_layer=3, n_head=4, n_embd=32, block_size=24, dropout=0.0)
@@ -158,25 +156,3 @@ def test_what_is_compiled_computes_the_same(dtype, tolerance):
         gradients.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
     for found, expected in zip(*gradients, strict=True):
         assert (found - expected).norm() <= tolerance * expected.norm()
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_attention_in_its_parts_is_torchs(dropout):
-    """In float32, so that only rounding differs; with dropout what is kept is doubled."""
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 24, 8)
-    causal = torch.full((24, 24), -math.inf).triu(1)
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    many = torch.stack([written_out(q, k, v, causal, dropout) for _ in range(4000 if dropout else 1)])
-    torch.testing.assert_close(many.mean(0), expected, atol=0.1 if dropout else 1e-6, rtol=1e-5)
-
-
-def test_attention_in_its_parts_is_taken_for_short_contexts_in_16_bits(monkeypatch):
-    taken = []
-    monkeypatch.setattr(models, "written_out", lambda *given: taken.append(given) or written_out(*given))
-    long = dataclasses.replace(TINY, block_size=257)
-    for options, dtype in [(TINY, torch.bfloat16), (TINY, torch.float32), (long, torch.bfloat16)]:
-        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            GPT2(options, 256)(torch.zeros(1, 5, dtype=torch.long))
-    assert len(taken) == 3  # one per layer of the first
-    assert taken[0][3].shape == (5, 5)
