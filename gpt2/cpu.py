@@ -32,8 +32,8 @@ def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Linear(nn.Linear):
     """nn.Linear. When it is compiled for a CPU, oneDNN computes its float32 products in place of MKL.
 
-    On 2 cores of an AMD EPYC, oneDNN multiplies 4096 x 384 by 384 x 1536 at 201 GFLOP/s, MKL at 144. For the gradient of
-    the weights MKL is faster (166 to 153), so MKL computes that. Training speeds up by 1.16 x (6 layers of width 384)
+    On 2 cores of an AMD EPYC, oneDNN multiplies 4096 x 384 by 384 x 1536 at 201 GFLOP/s, MKL at 144. For the weights'
+    gradient MKL is faster (166 to 153), so MKL computes that. Training speeds up by 1.16 x (6 layers of width 384)
     and 1.05 x (4 of width 128). Without torch.compile, small layers lose the gain to the cost of the call.
     """
 
