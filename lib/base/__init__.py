@@ -1,1 +1,1 @@
-"""What every other room stands on: errors, files, secrets in texts, signals, and how a program was started."""
+"""What all other rooms use: errors, files, redaction of secrets, signals, threads, and the launcher of a process."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever interrupts the writing: a kill, a full disk, a power cut."""
+"""Files that are complete or absent, even after a kill, a full disk or a power cut; and locks of folders."""
 
 import contextlib
 import errno
@@ -13,37 +13,37 @@ from typing import IO
 
 from lib.base.errors import NO_ROOM, UserError
 
-# What `flock` answers on a file system without locks, such as a Lustre that is mounted without them. It is not EBADF,
-# which NFS answers for a folder and for a file that is not open for writing: it has locks for other files.
+# Errors of `flock` on a file system without locks, such as Lustre that is mounted without them. EBADF is not one: NFS
+# answers it for folders and for files that are not open for writing, but it locks other files.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-_said: set[str] = set()  # notes, each once
+_printed: set[str] = set()  # notes, each of which is printed once
 
 
 def named(text: str) -> Path:
-    """The path that a user named. `~` is a home, which shells leave alone in RUN=~/runs/name and --run=~/runs/name."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for a home that nobody has
+    """The path that a user named. Shells do not expand `~` in RUN=~/runs/name or --run=~/runs/name."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
 def partial(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
+    """Where a file is written before it is renamed to `path`."""
     return path.with_name(path.name + ".tmp")
 
 
 def commit(file: IO[bytes], path: Path) -> None:
-    """Give the open `partial(path)` its name, once its content is on the disk; raises OSError."""
+    """Sync the open file `partial(path)` to the disk and rename it to `path`; raises OSError."""
     file.flush()
     os.fsync(file.fileno())
     partial(path).replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name is on the disk too
+        os.fsync(folder)  # the new name reaches the disk too
     finally:
         os.close(folder)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; it gets its name at the end, and when anything is raised before that, nothing is left of it."""
+    """A file to write. It is renamed to `path` at the end, or deleted if anything is raised before."""
     try:
         with partial(path).open("wb") as file:
             yield file
@@ -54,7 +54,7 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file; raises UserError, which says how much room that takes where there is too little."""
+    """Write a file. Raises UserError; if the disk is full, it names the bytes that are needed."""
     try:
         with whole(path) as file:
             file.write(content)
@@ -63,15 +63,15 @@ def write(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write `content` as JSON; raises UserError when that is impossible."""
-    # A name that is no text (a lone surrogate) becomes an escape that JSON knows too.
+    """Write `content` as JSON; raises UserError as `write` does."""
+    # A lone surrogate, from a file name that is not UTF-8, becomes an escape of JSON.
     write(path, json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
 
 def append(path: Path, content: bytes, after: int) -> None:
-    """Put `content` after the first `after` bytes of a file, in place of what a kill left there; 0 makes the file.
+    """Write `content` after the first `after` bytes of a file; 0 makes the file. What a kill left there is cut off.
 
-    Raises UserError when it does not fit, and then nothing is left of it.
+    Raises UserError if it cannot be written, such as on a full disk. The file then has its first `after` bytes.
     """
     left = memoryview(content)
     try:
@@ -79,7 +79,7 @@ def append(path: Path, content: bytes, after: int) -> None:
             try:
                 file.truncate(after)
                 file.seek(after)
-                while left:  # a disk that fills up takes a part, and refuses the rest
+                while left:  # a disk that is nearly full takes only a part
                     left = left[file.write(left) :]
             except OSError:
                 file.truncate(after)
@@ -89,12 +89,12 @@ def append(path: Path, content: bytes, after: int) -> None:
 
 
 def reason(error: OSError, folder: Path, size: int = 0) -> str:
-    """Why a file cannot be written in `folder`: the system's words, and for lack of room what its `size` bytes need."""
+    """Why a file of `size` bytes cannot be written in `folder`: the system's words, and on a full disk what is free."""
     words = error.strerror or str(error)
     if error.errno not in NO_ROOM:
         return words
     facts = [f"it takes {size:,} bytes"] if size else []
-    if error.errno == errno.ENOSPC:  # the others are limits of a user or a process, which may be lower
+    if error.errno == errno.ENOSPC:  # a quota or a limit of the process does not show in the free space
         with contextlib.suppress(OSError):  # the folder is gone
             disk = os.statvfs(folder)
             free = f"{disk.f_bavail * disk.f_frsize:,} bytes are free there"
@@ -106,7 +106,7 @@ def reason(error: OSError, folder: Path, size: int = 0) -> str:
 def held(folder: Path, work: str) -> Iterator[None]:
     """Hold a folder (made if missing), so that one process at a time writes there; raises UserError if another does.
 
-    `work` says what that one is doing, for the message.
+    `work` says in this message what the other process is doing, such as "training this run".
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def held(folder: Path, work: str) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written: {reason(error, folder)}") from None
     try:
         if not locks(fd, folder):
-            time.sleep(0.1)  # `is_held` holds a lock for the instant in which it looks
+            time.sleep(0.1)  # `is_held` takes the lock for a moment
             if not locks(fd, folder):
                 raise UserError(f"{folder}: another process is {work}; wait for it or stop it")
         yield
@@ -124,9 +124,9 @@ def held(folder: Path, work: str) -> Iterator[None]:
 
 
 def is_held(folder: Path, name: str = "lock") -> bool:
-    """Whether a process holds `folder`, or another lock in it; asks without writing, so of anybody's folder.
+    """Whether a process holds `folder`, or the lock `name` in it. Writes nothing, so it works in other users' folders.
 
-    A file system without locks cannot tell, and then this is False.
+    On a file system without locks this is always False.
     """
     try:
         fd = os.open(folder / name, os.O_RDONLY)
@@ -139,11 +139,11 @@ def is_held(folder: Path, name: str = "lock") -> bool:
 
 
 def locks(fd: int, where: Path, kind: int = fcntl.LOCK_EX, wait: bool = False) -> bool:
-    """Lock an open file; whether nobody else had it. With `wait` that is always so in the end.
+    """Lock an open file. Returns False if another process has the lock; with `wait`, waits for it and returns True.
 
-    NFS locks only what is open for writing, unless `kind` is LOCK_SH.
+    On NFS the file must be open for writing, unless `kind` is LOCK_SH.
 
-    On a file system without locks nobody ever has it. A note, which names `where`, says once that nothing is locked.
+    On a file system without locks this is always True, and a note that names `where` is printed once.
     """
     try:
         fcntl.flock(fd, kind | (0 if wait else fcntl.LOCK_NB))
@@ -153,16 +153,16 @@ def locks(fd: int, where: Path, kind: int = fcntl.LOCK_EX, wait: bool = False) -
         if error.errno not in _NO_LOCKS:
             raise
         if kind == fcntl.LOCK_EX:
-            _say_once(
-                f"this file system has no locks ({error.strerror}); start no second program that prepares the same "
-                "data or trains the same run, and do not mind that a run is called crashed while it trains",
+            _note_once(
+                f"this file system has no locks ({error.strerror}); do not start a second program that prepares the "
+                "same data or trains the same run, and ignore the status crashed of a run that is training",
                 where,
             )
     return True
 
 
-def _say_once(note: str, where: Path) -> None:
-    if note not in _said:
-        _said.add(note)
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+def _note_once(note: str, where: Path) -> None:
+    if note not in _printed:
+        _printed.add(note)
+        with contextlib.suppress(OSError, ValueError):  # standard error may be closed
             print(f"note: {where}: {note}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Which process of how many this one is: as Ray Train, torchrun or SLURM says, and without them the only one."""
+"""The rank of this process and the size of its job, from Ray Train, torchrun or SLURM; without these, one process."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from lib.base.errors import UsageError
 
-# What says so in the environment of a process, and with it in that of every process it starts.
+# Variables that launchers set. Every process that is started inherits them.
 _VARIABLES = frozenset(
     "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME "
     "NODE_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID SLURM_STEP_NUM_TASKS".split()
@@ -17,37 +17,37 @@ _VARIABLES = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """The place of a process in its job."""
+    """A process's launcher, and its place in its job."""
 
-    launcher: str  # "ray", "torchrun", "slurm"; empty: none
+    launcher: str  # "ray", "torchrun" or "slurm"; empty without one
     rank: int
     size: int  # processes of the job
-    local_rank: int  # among those on its machine
-    job: str  # the same each time the launcher starts this job again; empty: every start is another job
-    address: str  # where the processes meet, as torch.distributed takes it
+    local_rank: int  # the rank among the processes on its machine
+    job: str  # stays the same when the launcher starts this job again; empty if every start is a new job
+    address: str  # where the processes meet: an init_method of torch.distributed
 
 
 ALONE = Launch("", 0, 1, 0, "", "")
 
 
 def found(env: Mapping[str, str]) -> Launch:
-    """What launched this process; raises UsageError for an environment that contradicts itself."""
+    """Find out what launched this process; raises UsageError for an environment that contradicts itself."""
     return _ray() or _torchrun(env) or _slurm(env) or ALONE
 
 
 def without(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a process that is no part of the job of this one."""
+    """The environment without launchers' variables, for a process that is not a rank of this one's job."""
     return {n: value for n, value in env.items() if n not in _VARIABLES and not n.startswith("TORCHELASTIC_")}
 
 
 def _ray() -> Launch | None:
-    """Ray's answer inside a worker of Ray Train, which has imported `ray.train`; nothing here imports it."""
+    """The answer of Ray inside a worker of Ray Train. The worker has imported `ray.train`; this module never does."""
     train = sys.modules.get("ray.train")
     if train is None:
         return None
     try:
         context = train.get_context()
-    except (RuntimeError, DeprecationWarning):  # a driver, or a trial of Ray Tune
+    except (RuntimeError, DeprecationWarning):  # this is a driver or a trial of Ray Tune
         return None
     rank, size, local = context.get_world_rank(), context.get_world_size(), context.get_local_rank()
     return Launch("ray", rank, size, local, context.get_experiment_name() or "", "env://")
@@ -67,21 +67,21 @@ def _torchrun(env: Mapping[str, str]) -> Launch | None:
 
 
 def _slurm(env: Mapping[str, str]) -> Launch | None:
-    """A task that srun started; the batch script itself, and what it starts without srun, is none."""
+    """A task that srun started. None in the batch script, and in what the script starts without srun."""
     if "SLURM_STEP_ID" not in env:
         return None
     _require(env, "SLURM_STEP_ID", ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"])
-    size = _number(env, "SLURM_STEP_NUM_TASKS", 1)  # SLURM_NTASKS may be that of the whole job
+    size = _number(env, "SLURM_STEP_NUM_TASKS", 1)  # SLURM_NTASKS may count the tasks of the whole job
     rank, local = _number(env, "SLURM_PROCID", 0, size), _number(env, "SLURM_LOCALID", 0, size)
     job = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
     address = "" if size == 1 else f"tcp://{_first_host(env)}:{env.get('MASTER_PORT') or _port(job)}"
-    if "SLURM_PTY_PORT" in env:  # `srun --pty bash`: a person types there, and each start is another run
+    if "SLURM_PTY_PORT" in env:  # `srun --pty bash`: a person starts programs there, each a new run
         job = ""
     return Launch("slurm", rank, size, local, job, address)
 
 
 def _first_host(env: Mapping[str, str]) -> str:
-    """MASTER_ADDR, else the first of SLURM_STEP_NODELIST: node07 of `node[07-09,12],login1`."""
+    """MASTER_ADDR, or the first host of SLURM_STEP_NODELIST, such as node07 of `node[07-09,12],login1`."""
     if env.get("MASTER_ADDR"):
         return env["MASTER_ADDR"]
     _require(env, "SLURM_STEP_ID", ["SLURM_STEP_NODELIST"], "or set MASTER_ADDR to the machine of the first process")
@@ -89,7 +89,7 @@ def _first_host(env: Mapping[str, str]) -> str:
 
 
 def _port(job: str) -> int:
-    """A port that all processes of a job agree on, below those that systems give away (32768 and up)."""
+    """A port that follows from the job, so all its processes agree. Systems give out ports from 32768 on to others."""
     return 12000 + int(hashlib.sha256(job.encode()).hexdigest(), 16) % 20000
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a request to stop: the loop finishes its batch, saves and leaves."""
+"""Ctrl-C, SIGTERM and a closed terminal as requests to stop: the loop finishes its batch, saves and exits."""
 
 import contextlib
 import os
@@ -9,31 +9,32 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-# One wish may come twice: make hands SIGTERM on to a program that got it with the whole group already. What comes this
-# soon after the first is no second wish.
+# One request may arrive as two signals: make forwards SIGTERM to a program that already got it with its process group.
+# So a signal this soon after the first one is not a second request.
 _ECHO_SECONDS = 0.5
-_LAST_SECONDS = 2.0  # for the last words of a program that is ended: a disk may hang
+_LAST_SECONDS = 2.0  # a program that is ended writes its last words for so long at most: the disk may hang
 
 
 class StopSignals:
-    """A context in which SIGINT, SIGTERM and SIGHUP are noted instead of acted on; a second of a kind ends the program.
+    """A context in which SIGINT, SIGTERM and SIGHUP are only noted. A second signal of a kind ends the program at once.
 
-    A terminal that closes is no wish to hurry, however often it is told: shells send SIGHUP once more themselves.
+    A second SIGHUP does not: shells send it again when a terminal closes.
 
-    Python calls handlers in the main thread alone, and only when that is not inside a library: on a busy CPU a product
-    of large matrices takes many seconds. So a thread hears the signals too. It answers, and it ends the program.
+    Python runs handlers only in the main thread, and only while that is outside of C code. A product of large matrices
+    on a busy CPU takes many seconds. So a second thread receives the signals too, prints the answer and can end the
+    program.
     """
 
     def __init__(self) -> None:
-        self.heard: list[int] = []  # the first one is what counts
-        self.heard_at = 0.0  # when that came, on the monotonic clock
+        self.heard: list[int] = []  # the first one decides the exit code
+        self.heard_at = 0.0  # when the first one came, on the monotonic clock
         self.last_words: Callable[[], object] = lambda: None  # called before a second signal ends the program
-        self.breaking = False  # whether a signal raises KeyboardInterrupt, so that nobody waits for the work at hand
+        self.breaking = False  # whether a signal raises KeyboardInterrupt, which breaks off the present work
 
     def __enter__(self) -> "StopSignals":
         wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
-        heard = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]  # nohup wants SIGHUP ignored
-        self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # once one is closed, nobody can tell that it was one
+        heard = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]  # such as SIGHUP under nohup
+        self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # now: isatty fails once a terminal is closed
         self.before = {s: signal.getsignal(s) for s in heard}
         if heard:
             reader, self.writer = os.pipe()
@@ -46,7 +47,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self.heard:  # an echo that comes after the handlers are restored would end the program
+        if self.heard:  # wait for an echo, which would end the program once the handlers are restored
             time.sleep(max(0.0, self.heard_at + _ECHO_SECONDS - time.monotonic()))
         for number, handler in self.before.items():
             if number != signal.SIGHUP or number not in self.heard:  # its echo may still come
@@ -62,25 +63,25 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """What a program ended by the signal exits with, by the shell's convention: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The exit code after a signal, by the shell's convention: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.heard[0] if self.heard else 0
 
     def break_off(self) -> None:
-        """Let a signal raise KeyboardInterrupt until `hold_out`; raise it now if one was heard before.
+        """Until `hold_out`, let a signal raise KeyboardInterrupt; raise it now if a signal was heard before.
 
-        The work until then must be such that it can be broken off anywhere.
+        Only for work that can be broken off anywhere.
         """
-        self.breaking = True  # first: a signal that comes between these lines raises it too
+        self.breaking = True  # first, so that a signal between these lines raises too
         if self.heard:
             self.breaking = False
             raise KeyboardInterrupt
 
     def hold_out(self) -> None:
-        """Only note a signal, as before."""
+        """Only note signals again."""
         self.breaking = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread: what it must know before it goes on."""
+        """The handler, which runs in the main thread: note the signal."""
         if number == signal.SIGHUP:
             _send_nowhere(self.terminals)
         if not self.heard:
@@ -91,7 +92,7 @@ class StopSignals:
             raise KeyboardInterrupt
 
     def _listen(self, reader: int) -> None:
-        """In a thread: read the numbers of signals, as they come, until the other end is closed."""
+        """In the second thread: read the numbers of signals from the pipe until its other end is closed."""
         first: dict[int, float] = {}  # signal -> when it came first
         with os.fdopen(reader, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
@@ -117,10 +118,10 @@ class StopSignals:
 
 
 def end_at_once() -> None:
-    """From now until `interrupt`, while modules are imported, let Ctrl-C end the program with exit code 130.
+    """Until `interrupt`, while modules are imported, let Ctrl-C end the program with exit code 130.
 
-    KeyboardInterrupt may come inside an extension module's import: numpy and torch swallow it, and are half modules
-    from then on.
+    numpy and torch swallow a KeyboardInterrupt inside the import of an extension module. They are incomplete from then
+    on.
     """
     if _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
@@ -148,18 +149,18 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _in_main_thread() -> bool:
-    """Python lets the main thread alone hear signals; a worker of Ray is another one."""
+    """Python allows handlers of signals only in the main thread; a worker of Ray runs in another one."""
     return threading.current_thread() is threading.main_thread()
 
 
 def _tell(text: str) -> None:
-    """Print to standard error: print itself is not safe where it may be what the signal interrupted."""
-    with contextlib.suppress(OSError):  # nobody may be reading
+    """Write to standard error. `print` is not safe here: a signal may have interrupted a print."""
+    with contextlib.suppress(OSError):  # standard error may be closed
         os.write(2, text.encode())
 
 
 def _send_nowhere(descriptors: list[int]) -> None:
-    """Send what is printed to the terminal that was closed nowhere: writing to that is an error."""
+    """Redirect the output for a closed terminal to /dev/null: to write to the terminal is an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for fd in descriptors:
         os.dup2(nowhere, fd)

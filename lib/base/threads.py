@@ -1,8 +1,8 @@
-"""Threads: how many there may be, and how they wait; to be said before torch is imported, so this imports nothing."""
+"""How many threads there may be, and how they wait. Set before torch is imported, so this module imports only `os`."""
 
 import os
 
-SPIN = ("GOMP_SPINCOUNT", "2000")  # a variable of the environment and what it is set to
+SPIN = ("GOMP_SPINCOUNT", "2000")  # an environment variable and the value that it gets
 
 
 def cores() -> int:
@@ -11,10 +11,10 @@ def cores() -> int:
 
 
 def spin_little() -> None:
-    """Let OpenMP's threads sleep soon; an environment that says otherwise is left alone.
+    """Let OpenMP's waiting threads sleep soon, unless the environment sets GOMP_SPINCOUNT.
 
-    They spin 300,000 times for each other before they sleep. Where another program uses a core, they spin for one that
-    is not running: the default preset on 2 cores then fell from 15,000 to 900 tokens/s, and to 7,000 with this, which
-    costs 7 % on an idle machine. Read by libgomp when torch loads it.
+    By default they spin 300,000 times before they sleep. If another program uses a core, they spin for a thread that
+    does not run. The default preset on 2 cores then fell from 15,000 to 900 tokens/s; with this setting, to 7,000. The
+    setting costs 7 % on an idle machine. libgomp reads it when torch loads it.
     """
     os.environ.setdefault(*SPIN)

@@ -1,1 +1,1 @@
-"""The machine: its devices, its ranks, and the state of its random generators."""
+"""The machine: its devices, the ranks of a job, and the state of random generators."""

@@ -1,4 +1,4 @@
-"""The machine that a run computes on: device, arithmetic, threads, and what it could do at best."""
+"""The machine that a run computes on: device, dtype, threads and peak rate; and torch's errors as sentences."""
 
 import contextlib
 import dataclasses
@@ -21,16 +21,16 @@ from lib.config.kconf import Options
 from lib.machine.dist import ALONE, Ranks, join
 from lib.machine.use import Use
 
-# What `auto` chooses: the operations of a whole run from which compiling, which takes half a minute on 2 CPU cores and
-# up to one beside a GPU, wins its time back. Devices that are not here are not compiled for.
+# COMPILE=auto compiles a run of at least so many floating-point operations, because it then saves more time than
+# compiling takes: half a minute on 2 CPU cores, up to a minute with a GPU. It never compiles for other devices.
 _COMPILING_PAYS = {"cpu": 2e13, "cuda": 2e16}
-# Dense matrix rate in TFLOP/s that the maker states, by words of the device's name; no entry, no `mfu`.
+# The maker's TFLOP/s of dense matrix products, by words of the device's name. Without an entry there is no `mfu`.
 _PEAK_TFLOPS = {
     torch.bfloat16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165},
     torch.float16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "T4": 65, "V100": 125},
 }
-# What allocators of tensors, C++, oneDNN, CUDA's libraries and compilers say. torch.compile hands on what they raise in
-# text alone.
+# Messages of the allocators of tensors, C++, oneDNN, CUDA's libraries and compilers. torch.compile passes on only the
+# text of an exception, not its type.
 _OUT_OF_MEMORY = re.compile(
     "allocate memory|[Oo]ut of memory|not enough memory|memory exhausted|could not create a memory|MemoryError|"
     "bad_alloc|ALLOC_FAILED"
@@ -54,8 +54,8 @@ class Machine:
     device: torch.device
     dtype: torch.dtype
     name: str  # `cpu`, `mps` or the name of the GPU
-    peak_flops: float | None  # per second, dense matrix products in `dtype`; None where it is not known
-    ranks: Ranks = ALONE  # this process and others like it, each with a device of its own
+    peak_flops: float | None  # per second, in dense matrix products in `dtype`; None if unknown
+    ranks: Ranks = ALONE  # the processes of the run, each with its own device
     dtype_reason: str = ""  # why `auto` chose `dtype`; empty if the user did
     deterministic: bool = False
 
@@ -75,7 +75,7 @@ class Machine:
 def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
     """Set up the machine that the options ask for, with the other ranks if this process was launched as one of several.
 
-    Raises UsageError for what this machine does not have.
+    Raises UsageError if this machine does not have them.
     """
     _determine(options.deterministic)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -96,9 +96,9 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
 
 
 def _determine(asked: bool) -> None:
-    """Compute with deterministic kernels alone, or with any; torch.compile's autotuning goes with it.
+    """Turn deterministic kernels on or off, and with them the autotuning of torch.compile off or on.
 
-    cuBLAS takes memory of its own per stream then, whose size it reads from the environment with its first product.
+    For them cuBLAS needs its own memory for each stream. It reads the size from the environment at its first product.
     """
     if asked:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -112,15 +112,15 @@ def _device(kind: str, launch: Launch) -> torch.device:
     if launch.size == 1:
         return torch.device(kind)
     if kind == "mps":
-        raise UsageError("--device mps: torch.distributed has nothing for it; use --device cpu, or one process")
+        raise UsageError("--device mps: torch.distributed does not support it; use --device cpu, or one process")
     if kind == "cpu":
         return torch.device(kind)
     count = torch.cuda.device_count()
-    # One GPU is what srun and Ray show to a process that has it to itself; torchrun shows every process the same.
+    # srun and Ray may show each process only its own GPU. torchrun shows all processes the same GPUs.
     if launch.local_rank >= count and (count > 1 or launch.launcher == "torchrun"):
         raise UsageError(
-            f"local rank {launch.local_rank} needs a GPU of its own, and this machine shows {count}; start no more "
-            "processes on it than that"
+            f"local rank {launch.local_rank} needs its own GPU, and this machine shows {count}; start at most as many "
+            "processes on it"
         )
     device = torch.device(kind, launch.local_rank % count)
     torch.cuda.set_device(device)
@@ -128,7 +128,7 @@ def _device(kind: str, launch: Launch) -> torch.device:
 
 
 def _automatic_dtype(kind: str) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively: elsewhere it is emulated and slower than float32."""
+    """bfloat16 if the hardware multiplies it; emulated, it would be slower than float32."""
     if kind == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -139,8 +139,8 @@ def _automatic_dtype(kind: str) -> torch.dtype:
 def compiles(option: str, machine: Machine, flops: float, before: bool | None = None) -> tuple[bool, str]:
     """Whether to compile a model that a run of `flops` operations trains, and why `auto` chose that ("" if y or n did).
 
-    `option` is COMPILE's value: y, n or auto; `before` is what a run that goes on did. Raises UsageError if it is y and
-    there is no C++ compiler to call.
+    `option` is COMPILE's value: y, n or auto; `before` is whether a resumed run was compiled. Raises UsageError
+    if `option` is y and there is no compiler to call.
     """
     kind = machine.device.type
     if option == "n":
@@ -180,14 +180,14 @@ def while_compiling(begin: Callable[[], object], end: Callable[[], object]) -> I
 
 
 def _missing(device: torch.device) -> str:
-    """What torch.compile needs on this device and does not find, as a clause; empty if it finds everything.
+    """A clause that names what torch.compile needs on this device and cannot find; empty if it finds all.
 
-    It writes C++ for a CPU. For a GPU it writes Triton, whose launcher is C.
+    torch.compile writes C++ for a CPU and Triton for a GPU. Triton compiles a launcher in C.
     """
     if device.type == "cuda":
         programs = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
         if torch.cuda.get_device_capability(device) < (7, 0):
-            return "this GPU is older than what Triton compiles for"
+            return "Triton does not compile for a GPU as old as this one"
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed"
     else:
@@ -199,7 +199,7 @@ def _missing(device: torch.device) -> str:
 
 
 def trouble(error: Exception) -> str:
-    """What a failure of torch's means for its user, in a sentence; empty for what is none, or is a sentence already."""
+    """What the user can do about a failure of torch; empty if it is no known one, or a UserError already."""
     if isinstance(error, UserError):
         return ""
     words = " ".join(str(error).split())
@@ -221,7 +221,7 @@ def trouble(error: Exception) -> str:
 
 @contextlib.contextmanager
 def errors_for_users() -> Iterator[None]:
-    """Turn failures of PyTorch that a user can do something about into UserError."""
+    """Turn the failures of torch that `trouble` knows into UserError."""
     try:
         yield
     except Exception as error:
@@ -231,7 +231,7 @@ def errors_for_users() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is one of torch's, Python's and the system's ways of saying that memory is short."""
+    """Whether an exception of torch, Python or the system means that there is too little memory."""
     short = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     return short or bool(_OUT_OF_MEMORY.search(str(error)))
 

@@ -1,7 +1,7 @@
-"""What the processes of a run tell each other: sums, wishes to stop, and what the first of them alone has done.
+"""How the processes (ranks) of a run communicate: sums, requests to stop, and results of work that only rank 0 does.
 
-Training is data parallel: each rank computes the gradients of its share of a step's micro-batches, the sums of all are
-summed, and then every rank takes the same step from the same weights.
+Training is data parallel. Each rank sums the gradients of its share of a step's micro-batches. These are summed over
+the ranks. Then every rank takes the same step from the same weights.
 """
 
 import contextlib
@@ -18,15 +18,16 @@ from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
 
 T = TypeVar("T")
-Wish = tuple[Tensor, torch.cuda.Event | None]  # how many ranks were asked to stop, and when that has left the device
+# How many ranks were asked to stop, and the event after which the CPU may read that number.
+Request = tuple[Tensor, torch.cuda.Event | None]
 
-_BUCKET_BYTES = 64 * 2**20  # summed at once: what a bucket copies is all the memory that summing takes
+_BUCKET_BYTES = 64 * 2**20  # summed at once; the copy of a bucket is all the memory that this takes
 
 
 class Ranks:
-    """The processes of a run. This class is the run of one process: nobody to talk to, and nothing to wait for.
+    """The processes of a run. In this class the run has one process, so there is nothing to communicate.
 
-    Used as a context, which ends with the talk.
+    A context: the process group ends with it.
     """
 
     rank, size = 0, 1
@@ -38,19 +39,19 @@ class Ranks:
         pass
 
     def share(self, count: int) -> range:
-        """Which of `count` equal pieces of work are this rank's."""
+        """Which of `count` equal pieces of work this rank does."""
         return range(count)
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks, in place; of the same shape and type on all."""
+        """Replace each tensor by its sum over the ranks, in place. Shapes and dtypes must be the same on all ranks."""
 
     def sum_step(self, loss: Tensor, parameters: Iterable[Tensor]) -> None:
-        """The same for the loss of a step and the gradients of its parameters."""
+        """As `sum`, for the loss of a step and the gradients of `parameters`."""
 
     def agreed(self, asked: Callable[[], bool]) -> Callable[[], bool]:
-        """Whether some rank was asked to stop, where `asked` says it of this one.
+        """A function that tells whether any rank was asked to stop; `asked` tells this for the present rank.
 
-        The answer changes with a sum and at the same one on all ranks, so that they stop at the same step.
+        Its answer changes only with a sum, the same one on all ranks. So they stop at the same step.
         """
         return asked
 
@@ -59,25 +60,25 @@ class Ranks:
         return asked
 
     def first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, which alone calls it, on all ranks; what it raises ends all of them."""
+        """Call `work` only on rank 0, and return its result on all ranks. If it raises, all ranks end."""
         return work()
 
     def only_first(self, work: Callable[[], T], otherwise: T) -> T:
-        """What `work` returns on rank 0, and `otherwise` on the others; for what cannot be told to them."""
+        """As `first`, but other ranks get `otherwise`; for a result that cannot be sent to them."""
         return work()
 
     def check_same(self, facts: Mapping[str, object]) -> None:
-        """Raise UsageError if the ranks disagree about one of these."""
+        """Raise UsageError if one of `facts` is not the same on all ranks."""
 
     def reseed(self, seed: int, step: int) -> None:
-        """Let the dropout of each rank differ from here on; rank 0 goes on with the random state that it has."""
+        """From now on, let each rank draw its own dropout; rank 0 keeps its random state."""
 
 
 ALONE = Ranks()
 
 
 def join(launch: Launch, device: torch.device) -> Ranks:
-    """Meet the other processes of the job; raises UserError when that fails. A process group that exists is used."""
+    """Meet the other processes of the job, in the process group if there is one already; raises UserError on failure."""
     if launch.size == 1:
         return ALONE
     own = not distributed.is_initialized()
@@ -90,7 +91,7 @@ def join(launch: Launch, device: torch.device) -> Ranks:
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"rank {launch.rank} of {launch.size} cannot meet the others at {launch.address} ({_line(error)}); "
-                "MASTER_ADDR and MASTER_PORT say where, the same on all machines"
+                "MASTER_ADDR and MASTER_PORT must be the same on all machines"
             ) from None
     return _Group(launch, device, own)
 
@@ -102,10 +103,10 @@ class _Group(Ranks):
         self.rank, self.size, self.device, self.own = launch.rank, launch.size, device, own
         self.asked: Callable[[], bool] = lambda: False
         nobody = torch.zeros(()), None
-        self.wishes = nobody, nobody  # the one to act on, and the last one
+        self.requests = nobody, nobody  # the one to act on, and the latest
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # After a failure NCCL would wait for ranks that may never answer; gloo aborts processes that end without this.
+        # After a failure NCCL would wait here for ranks that may never answer. gloo aborts a process that ends without this.
         if self.own and (kind is None or self.device.type == "cpu"):
             distributed.destroy_process_group()
 
@@ -113,30 +114,30 @@ class _Group(Ranks):
         return range(self.rank, count, self.size)
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
-        wish = self._sum(tensors)
-        self.wishes = wish, wish  # who wants such a sum waits for it
+        request = self._sum(tensors)
+        self.requests = request, request  # the caller waits for the sum anyway
 
     def sum_step(self, loss: Tensor, parameters: Iterable[Tensor]) -> None:
-        wish = self._sum([loss, *(p.grad for p in parameters if p.grad is not None)])
-        self.wishes = self.wishes[1], wish  # a step later, so that a GPU need not be waited for while it computes one
+        request = self._sum([loss, *(p.grad for p in parameters if p.grad is not None)])
+        self.requests = self.requests[1], request  # acted on a step later: the CPU need not wait for this one
 
     @torch.no_grad()
-    def _sum(self, tensors: Iterable[Tensor]) -> Wish:
-        wish = torch.full((), float(self.asked()), device=self.device)
-        for bucket in _take_tensors([*tensors, wish], _BUCKET_BYTES):
+    def _sum(self, tensors: Iterable[Tensor]) -> Request:
+        asked = torch.full((), float(self.asked()), device=self.device)
+        for bucket in _take_tensors([*tensors, asked], _BUCKET_BYTES):
             flat = _flatten_dense_tensors(bucket)
             with self._talk():
                 distributed.all_reduce(flat)
             torch._foreach_copy_(bucket, _unflatten_dense_tensors(flat, bucket))
-        here = wish.to("cpu", non_blocking=True)
-        return here, torch.cuda.current_stream().record_event() if wish.is_cuda else None
+        here = asked.to("cpu", non_blocking=True)
+        return here, torch.cuda.current_stream().record_event() if asked.is_cuda else None
 
     def agreed(self, asked: Callable[[], bool]) -> Callable[[], bool]:
         self.asked = asked
         return self._stopped
 
     def _stopped(self) -> bool:
-        count, ready = self.wishes[0]
+        count, ready = self.requests[0]
         if ready:
             ready.synchronize()
         return bool(count)
@@ -159,7 +160,7 @@ class _Group(Ranks):
             distributed.broadcast_object_list(answer, src=0, device=self.device)
         if failure:
             raise failure
-        if answer[1] is not None:  # rank 0 says why
+        if answer[1] is not None:  # rank 0 prints why
             raise SystemExit(answer[1])
         return answer[0]
 
@@ -192,11 +193,11 @@ class _Group(Ranks):
             yield
         except RuntimeError as error:
             raise UserError(
-                f"rank {self.rank} has lost the others of its run ({_line(error)}); what ended them is in their "
-                "output; the run can go on from its last checkpoint"
+                f"rank {self.rank} has lost the other ranks of its run ({_line(error)}); their output says why; "
+                "the run can be resumed from its last checkpoint"
             ) from None
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what torch says, without the place in its own source."""
+    """The first line of torch's message, without the place in its source."""
     return re.sub(r"^\[\S+:\d+\] ", "", (str(error) or type(error).__name__).splitlines()[0])[:200]

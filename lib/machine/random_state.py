@@ -1,4 +1,4 @@
-"""The random state that dropout draws from: a checkpoint keeps it, and a resume says where it cannot be restored."""
+"""The random state that dropout draws from. Checkpoints keep it; a resume prints a note if it cannot restore it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def of(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators for the CPU and for `device`; a run uses no other."""
+    """The state of the two generators that a run uses: torch's for the CPU and for `device`."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -18,7 +18,7 @@ def of(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore(state: Mapping[str, Any], device: torch.device) -> str:
-    """Continue the generators where `of` saw them; returns what the user should know of that, or ""."""
+    """Restore the generators from what `of` returned; returns a note for the user, or ""."""
     torch.set_rng_state(state["cpu"].cpu())
     own, note = choose(state, device.type, device.index or 0)
     if own is not None and device.type == "cuda":
@@ -29,9 +29,9 @@ def restore(state: Mapping[str, Any], device: torch.device) -> str:
 
 
 def choose(state: Mapping[str, Any], kind: str, index: int) -> tuple[Tensor | None, str]:
-    """The state in a checkpoint for device number `index` of a kind, and why it has none.
+    """(the state for device `index` of a kind, ""), or (None, a note that says why the checkpoint has none).
 
-    Earlier versions kept the states of all GPUs in a list, which was empty without one, and none of MPS.
+    Earlier versions kept a list with the states of all GPUs, empty without a GPU. They kept no state of MPS.
     """
     known = state.get(kind)
     if isinstance(known, list):
@@ -41,6 +41,6 @@ def choose(state: Mapping[str, Any], kind: str, index: int) -> tuple[Tensor | No
         return known, ""
     lack = f"was made on {others[0]}" if others else f"has none of this {kind} device"
     return None, (
-        f"the random state of {kind} cannot be restored, since the checkpoint {lack}; from here on dropout draws other "
-        "numbers than in a run that was never interrupted"
+        f"the random state of {kind} cannot be restored, since the checkpoint {lack}; from here on dropout differs "
+        "from that of a run that was never interrupted"
     )

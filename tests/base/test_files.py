@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files are complete or absent, and one process at a time holds a folder."""
 
 import errno
 import fcntl
@@ -155,8 +155,8 @@ for run in "one", "two":
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
         "False\nFalse\n",
-        f"note: {tmp_path}/one: this file system has no locks ({reason}); start no second program that prepares the "
-        "same data or trains the same run, and do not mind that a run is called crashed while it trains\n",
+        f"note: {tmp_path}/one: this file system has no locks ({reason}); do not start a second program that prepares "
+        "the same data or trains the same run, and ignore the status crashed of a run that is training\n",
     )
 
 

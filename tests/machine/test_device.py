@@ -56,7 +56,9 @@ def test_ranks_that_would_share_a_gpu_are_refused(monkeypatch):
 
     assert [place(4, "torchrun", 3), place(1, "torchrun", 0), place(1, "slurm", 3), place(1, "ray", 3)] == [3, 0, 0, 0]
     for count, launcher, local_rank in ((1, "torchrun", 1), (2, "torchrun", 2), (2, "slurm", 3)):
-        with pytest.raises(UsageError, match=rf"^local rank {local_rank} needs a GPU .* shows {count}; start no more "):
+        with pytest.raises(
+            UsageError, match=rf"^local rank {local_rank} needs its own GPU, .* shows {count}; start at most "
+        ):
             place(count, launcher, local_rank)
 
 

@@ -189,7 +189,7 @@ def test_a_rank_that_dies_is_one_sentence_to_the_others(tmp_path):
     tasks[1].kill()
     tasks[1].communicate()
     output = finish(tasks[0], 1)
-    assert "error: rank 0 has lost the others of its run (" in output
+    assert "error: rank 0 has lost the other ranks of its run (" in output
     assert "Traceback" not in output
 
 

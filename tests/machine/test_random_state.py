@@ -1,4 +1,4 @@
-"""Which random state a resume continues with, decided for devices that no test has."""
+"""Which random state a resume continues with, also for devices that are not here."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from lib.machine import random_state
 
 CPU, ONE, TWO, MPS = (torch.full((4,), value, dtype=torch.uint8) for value in range(4))
-LOST = "from here on dropout draws other numbers than in a run that was never interrupted"
+LOST = "from here on dropout differs from that of a run that was never interrupted"
 
 
 @pytest.mark.parametrize(
