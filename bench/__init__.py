@@ -1,4 +1,9 @@
-"""What `bench/run.py` measures, a module per section, and what the sections have in common."""
+"""The benchmark, `make bench`: run.py is the program; this file is what the sections share.
+
+Sections, a module each: ceilings, optimizers, prepare, pruning, reference (nanoGPT), saving, scale, start, step,
+tracking, utilisation. They use timing (variants in rounds), process (a program as a user runs it) and whole (a
+training run). report shows the results and compares them with docs/performance.md.
+"""
 
 import dataclasses
 import sysconfig
@@ -32,8 +37,8 @@ class Bench:
         self.sections: dict[str, dict[str, Any]] = {}
 
     def measure(self, title: str, cases: list[Case], **facts: int) -> None:
-        """Add a section with the timings of `cases`, complete or as far as they came."""
-        if self.size != "gpt2":  # goals are for its shapes
+        """Add a section with the timings of `cases`, also of the rounds before an interruption."""
+        if self.size != "gpt2":  # the goals are for GPT-2's shapes
             cases = [dataclasses.replace(case, goal="") for case in cases]
         try:
             self.timer.measure(title, cases)
@@ -43,7 +48,7 @@ class Bench:
     def note(self, title: str, rows: dict[str, dict[str, float | str]]) -> None:
         """Add a section of figures that are counted or measured once: row -> column -> figure.
 
-        The columns `ratio`, `to` and `goal` mean what they mean for a Case.
+        The column `ratio` is a ratio to what `to` names, and `goal` its bound, as of a Case.
         """
         if self.size != "gpt2":
             rows = {row: {name: figure for name, figure in rows[row].items() if name != "goal"} for row in rows}
@@ -63,13 +68,13 @@ class Bench:
 
 
 def documents() -> list[str]:
-    """Texts that are there wherever this runs, 5 MB of them: sources of this Python's standard library."""
+    """About 5 MB of text that every machine has: the sources of this Python's standard library."""
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
 
 def unit(bench: Bench, weights: list[nn.Parameter]) -> Case:
-    """One fused AdamW step over `weights`, which get gradients: what all else is compared with."""
+    """One fused AdamW step over `weights`, which get random gradients: the case that others are compared with."""
     for weight in weights:
         weight.grad = torch.randn_like(weight)
     optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=True)

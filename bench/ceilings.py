@@ -1,4 +1,4 @@
-"""What the machine can do at best, for figures to be compared across machines."""
+"""The machine's peak rates of matrix products and of memory, so that figures can be compared across machines."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def shapes(bench: Bench) -> list[tuple[int, int, int]]:
 
 
 def ceilings(bench: Bench) -> None:
-    """Matrix products by both of torch's calls, which take different kernels, and a copy too large for caches."""
+    """Matrix products by torch.mm and F.linear, which take different kernels, and a copy too large for caches."""
     where, cases = bench.machine.device, []
     for dtype in dict.fromkeys((torch.float32, bench.machine.dtype)):
         for n, k, m in shapes(bench):
@@ -32,7 +32,7 @@ def ceilings(bench: Bench) -> None:
 
 
 def matrix_rate(bench: Bench) -> float:
-    """The best rate of matrix products in the machine's arithmetic, in GFLOP/s; measured if it is not yet."""
+    """The best rate of matrix products in the machine's dtype, in GFLOP/s; measures it if it is not known yet."""
     if "ceilings" not in bench.sections:
         ceilings(bench)
     return max(

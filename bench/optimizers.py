@@ -8,7 +8,7 @@ from lib import optim
 
 
 def optimizers(bench: Bench) -> None:
-    """A step of each optimizer over the matrices of the blocks; it leaves alone what has no gradient."""
+    """A step of each optimizer over the matrices of the blocks; parameters without a gradient are skipped."""
     model = bench.model()
     cases = [unit(bench, model.prunable())]
     for name in bench.schema().options["OPTIMIZER"].members:

@@ -1,4 +1,4 @@
-"""Preparation beside tokenising alone: the whole program, from documents to shards, and tiktoken on texts in memory."""
+"""Data preparation, from documents to shards, compared with tiktoken on texts in memory."""
 
 import json
 import shutil
@@ -10,14 +10,14 @@ from bench import Bench, documents, process
 from bench.timing import Case
 from gpt2.data import encoding, prepared, tokenizer
 
-_REPEATS = 20  # of 5 MB
-_CHUNK = 500  # documents that tiktoken gets at once: its lists of numbers take 20 bytes for one of text
+_REPEATS = 20  # of the 5 MB of documents
+_CHUNK = 500  # documents in a call of tiktoken, whose lists of numbers take 20 bytes for each byte of text
 
 
 def prepare(bench: Bench) -> None:
-    """GPT-2's encoding of the standard library, over and over: tiktoken's time over ours; and what memory ours takes.
+    """Encode the standard library repeatedly: tiktoken's time over ours, and the peak of our memory.
 
-    Of tiktoken on one core the time is that of as many such cores as ours has.
+    The time of tiktoken on one core is divided by the number of our cores.
     """
     texts, cores = documents()[: 10 if bench.size == "tiny" else None], encoding.default_threads()
     repeats = 1 if bench.size == "tiny" else _REPEATS

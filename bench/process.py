@@ -1,4 +1,4 @@
-"""Runs a program as a user would, in a process of its own, and tells its time and its memory."""
+"""Runs a program as a user would, in its own process, and measures its time and peak memory."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ from lib.base.errors import UserError
 from lib.config import command_line
 from lib.config.kconf import ROOT
 
-# The kernel counts the parent's memory for a child that it starts, so a small parent stands between this process and
-# the program; its last line is the program's peak.
+# The kernel counts the parent's memory in the peak of its child. So a small process starts the program. It prints the
+# program's peak as the last line.
 _STARTER = """\
 import os, sys
 pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
@@ -28,22 +28,22 @@ _, status, used = os.wait4(pid, 0)
 print(f"\\n{used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}", flush=True)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
-_LOOKS_PER_SECOND = 50  # at the memory of a GPU
+_SAMPLES_PER_SECOND = 50  # of the memory of a GPU
 
 
 class Finished(NamedTuple):
-    """What a program left behind."""
+    """The output, times and peak memory of a program that ended."""
 
-    lines: list[tuple[float, str]]  # what it printed, and when: seconds after its start
+    lines: list[tuple[float, str]]  # (seconds after the start, printed line)
     began: float  # unix seconds
     seconds: float
-    peak_bytes: int  # resident, of its largest process; on a GPU what the card gave to it
+    peak_bytes: int  # resident memory of its largest process; on a GPU, memory of the GPU
 
 
 def run(words: Sequence[str], folder: Path, device: torch.device, **variables: str) -> Finished:
-    """Run this Python with `words` in `folder` and more environment variables; a failure is a UserError.
+    """Run this Python with `words` in `folder` and more environment variables; raises UserError if it fails.
 
-    What lib.base.threads set for this process is no part of a user's environment, nor is a configuration.
+    The program gets neither the setting of lib.base.threads nor a configuration from this process's environment.
     """
     environment = command_line.unconfigured(os.environ) | {"PYTHONUNBUFFERED": "1"}
     environment = {name: value for name, value in environment.items() if (name, value) != threads.SPIN} | variables
@@ -82,9 +82,9 @@ def ours(
 
 @contextlib.contextmanager
 def _gpu_peak(device: torch.device) -> Iterator[list[int]]:
-    """Note what the GPU's memory gives to others meanwhile, in bytes; stays empty for other devices.
+    """Sample how many bytes of the GPU's memory other processes take meanwhile; stays empty for other devices.
 
-    The card tells its sum alone, so nothing else may start or end on it.
+    The GPU tells only its total, so no other program may start or end on it.
     """
     found: list[int] = []
     if device.type != "cuda":
@@ -95,7 +95,7 @@ def _gpu_peak(device: torch.device) -> Iterator[list[int]]:
     done = threading.Event()
 
     def look() -> None:
-        while not done.wait(1 / _LOOKS_PER_SECOND):
+        while not done.wait(1 / _SAMPLES_PER_SECOND):
             found.append(free - torch.cuda.mem_get_info(device)[0])
 
     thread = threading.Thread(target=look, daemon=True)

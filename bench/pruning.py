@@ -1,4 +1,4 @@
-"""What pruning costs: the threshold, keeping masks and choosing them, and the memory of each method."""
+"""What pruning costs: the threshold, applying and updating masks, and the memory of each method."""
 
 import itertools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from lib import prune
 from lib.prune import select
 from lib.prune.pruner import Pruner
 
-CHOICE_STEP = 2  # at which half of the weights go at once: the first at which there are moments to read
+CHOICE_STEP = 2  # half of the weights are pruned at this step, the first at which the optimizer has moments
 _PRUNED = {"PRUNING_SCHEDULE": "one-shot", "PRUNING_WARMUP": "2", "TARGET_SPARSITY": "0.5"}
 _STEPS_PER_UPDATE = 50  # PRUNING_INTERVAL's default
 _HOLD_BYTES = 9  # per weight: read and write its gradient, read its mask
@@ -22,7 +22,7 @@ _GRADUAL = {"PRUNING_SCHEDULE": "linear", "PRUNING_END": "202", "PRUNING_INTERVA
 
 
 def threshold(bench: Bench) -> None:
-    """The exact threshold of the smallest half of all weights, ours and torch's."""
+    """The exact threshold below which half of all weights lie: ours and torch.kthvalue."""
     model = bench.model()
     weights = {name: p for name, p in model.named_parameters() if any(p is one for one in model.prunable())}
     total = sum(weight.numel() for weight in weights.values())
@@ -40,16 +40,16 @@ def threshold(bench: Bench) -> None:
 
 
 def masks(bench: Bench) -> None:
-    """Keeping half of the weights at zero, and choosing which, as training does it; each method on its own model."""
+    """Apply a mask of half of the weights, and update it, as training does; each method on its own model."""
     cases = []
     for name, every in {"magnitude": _STEPS_PER_UPDATE, "state": _STEPS_PER_UPDATE, "movement": 1}.items():
         model = bench.model()
         step = unit(bench, model.prunable())
-        step.run()  # so that there are moments to read
+        step.run()  # so that the optimizer has moments
         one = pruner(bench, model, step.run.__self__, name, **_GRADUAL)
         update = updates(one)
         if not cases:
-            update()  # so that there is something to keep
+            update()  # so that there is a mask to apply
             gigabytes = one.total * _HOLD_BYTES / 1e9
             cases = [step, Case("keeping a mask", one.hold, step.name, "<= 0.35", work=gigabytes, unit="GB")]
         cases.append(Case(f"mask update, {name}", update, step.name, every=every))
@@ -57,7 +57,7 @@ def masks(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Bytes that each method keeps for a weight, counted from its tensors, and those of its masks in a checkpoint."""
+    """Bytes for each weight: those of a method's tensors, and those of its mask in a checkpoint."""
     methods = {name: {"PRUNING_METHOD": name} for name in bench.schema().options["PRUNING_METHOD"].members}
     methods["soft movement"] = methods["movement"] | {"PRUNING_MOVEMENT": "soft"}
     del methods["none"]
@@ -78,11 +78,11 @@ def memory(bench: Bench) -> None:
 
 
 def pruner(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, method: str, **options: str) -> Pruner:
-    """A pruner that takes half of the weights at CHOICE_STEP."""
+    """A pruner that prunes half of the weights at CHOICE_STEP."""
     return prune.build(model, optimizer, bench.schema(PRUNING_METHOD=method, **_PRUNED | options).bind)
 
 
 def updates(one: Pruner) -> Callable[[], None]:
-    """Makes step after step in the middle of `one`'s schedule, each of which prunes more."""
+    """A function that makes the next step in the middle of the schedule of `one`; each step prunes more."""
     steps, yes = itertools.count(100), torch.ones((), dtype=torch.bool, device=one.weights[0].mask.device)
     return lambda: one.step(next(steps), lambda: yes)

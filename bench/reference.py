@@ -1,8 +1,8 @@
-"""nanoGPT beside ours: whole processes with the same data, model, batch and steps, one after the other in every round.
+"""nanoGPT and our trainer, compared: processes with the same data, model, batch and steps take turns in every round.
 
-The checkout of https://github.com/karpathy/nanoGPT is the user's, named by --ref; its three files are copied to a
-scratch folder and run there. On a CPU it computes in float32 whatever --dtype says, so its bfloat16 is ours to add:
-torch.autocast around the whole program, without the cache of casts, which would never be emptied.
+--ref names a checkout of https://github.com/karpathy/nanoGPT. Its three files are copied to a scratch folder and run
+there. On a CPU, nanoGPT computes in float32 for every --dtype. For bfloat16 we put torch.autocast around the program.
+Its cache of casts is off, because nothing would ever clear it.
 """
 
 import functools
@@ -25,9 +25,9 @@ _AUTOCAST = (
     "import runpy, torch; torch.autocast('cpu', torch.bfloat16, cache_enabled=False).__enter__(); "
     "runpy.run_path('train.py', run_name='__main__')"
 )
-_META = b"(dVvocab_size\nI256\ns."  # {"vocab_size": 256} as a pickle; without one it takes GPT-2's 50,304
+_META = b"(dVvocab_size\nI256\ns."  # {"vocab_size": 256} as a pickle; without it nanoGPT takes a vocabulary of 50,304
 _NEVER = 1_000_000_000
-_SETTINGS = {  # as ours has them; it evaluates at the start whatever it is told
+_SETTINGS = {  # the same as in our runs, but nanoGPT always evaluates at the start
     "dataset": "bench", "bias": True, "dropout": 0.0, "gradient_accumulation_steps": 1,
     "learning_rate": whole.LEARNING_RATE, "warmup_iters": 0, "decay_lr": False,
     "eval_iters": 1, "eval_interval": _NEVER, "log_interval": 1, "always_save_checkpoint": False,
@@ -36,10 +36,10 @@ _STEP = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms")
 
 
 class Comparison(NamedTuple):
-    """A model, and how much faster than nanoGPT ours must be on a CPU in bfloat16."""
+    """A model, and its goals: nanoGPT's time over ours on a CPU in bfloat16."""
 
     shape: Shape
-    on_cuda: dict[str, int]  # what is larger there
+    on_cuda: dict[str, int]  # larger sizes for a GPU
     shipped: str
     compiled: str
 
@@ -80,7 +80,9 @@ class Variant(NamedTuple):
             done = process.run([*start, *(f"--{name}={value}" for name, value in settings.items())], here, device)
         found = [(when, step) for when, line in done.lines if (step := _STEP.match(line))]
         if len(found) != shape.warmup + shape.steps:
-            raise UserError(f"{ref}: printed {len(found)} steps of {shape.warmup + shape.steps}; is it nanoGPT?")
+            raise UserError(
+                f"{ref}: printed only {len(found)} of {shape.warmup + shape.steps} steps; is it a checkout of nanoGPT?"
+            )
         counted = [step for _, step in found[shape.warmup :]]
         seconds = statistics.median(float(step[3]) for step in counted) / 1e3
         loss = statistics.mean(float(step[2]) for step in counted)
@@ -88,13 +90,13 @@ class Variant(NamedTuple):
 
 
 def check(ref: Path) -> None:
-    """Raise UsageError if `ref` is no checkout of nanoGPT."""
+    """Raise UsageError if `ref` is not a checkout of nanoGPT."""
     if missing := [name for name in _FILES if not (ref / name).is_file()]:
         raise UsageError(f"--ref {ref}: has no {' and no '.join(missing)}; name a checkout of karpathy/nanoGPT")
 
 
 def variants(compared: Comparison, device: torch.device, dtype: str) -> dict[Variant, tuple[str, str]]:
-    """The nanoGPTs that ours in `dtype` is compared with: each one's name, and the goal of its time over ours."""
+    """Ways to run nanoGPT to compare with ours in `dtype`: (its name, the goal for its time over ours)."""
     if device.type == "cuda":
         return {Variant(dtype, compiled=True): ("nanoGPT as shipped", _CUDA)}
     eager, compiled = Variant("float32", compiled=False), Variant(dtype, compiled=True)
@@ -105,7 +107,7 @@ def variants(compared: Comparison, device: torch.device, dtype: str) -> dict[Var
 
 
 def speed(bench: Bench, name: str) -> None:
-    """Steps of one of COMPARISONS: nanoGPT's time over ours, in the arithmetic of this machine and in float32."""
+    """Steps of one of COMPARISONS: nanoGPT's time over ours, in the dtype of this machine and in float32."""
     compared, device = COMPARISONS[name], bench.machine.device
     shape = compared.shape._replace(**compared.on_cuda) if device.type == "cuda" else compared.shape
     shape = whole.TINY if bench.size == "tiny" else shape
@@ -122,7 +124,7 @@ def speed(bench: Bench, name: str) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """The peak of 2 steps of GPT-2 124M at 8 x 1024 tokens, ours over nanoGPT's as shipped; one process each."""
+    """Peak memory of 2 steps of GPT-2 124M at 8 x 1024 tokens: ours over nanoGPT's as shipped, one process each."""
     device, dtype = bench.machine.device, bench.dtype
     shape = whole.TINY if bench.size == "tiny" else _MEMORY
     shipped = Variant(dtype, compiled=True) if device.type == "cuda" else Variant("float32", compiled=False)

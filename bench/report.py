@@ -1,4 +1,4 @@
-"""What a benchmark found: as tables for people, and as the ratios of docs/performance.md, stored or compared."""
+"""The results of a benchmark: shown as tables, and as ratios written to docs/performance.md or compared with it."""
 
 import re
 from pathlib import Path
@@ -30,12 +30,12 @@ class Ratio(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What it is the ratio of."""
+        """Which ratio it is."""
         return self.section, self.case, self.to
 
 
 def ratios(report: Report) -> list[Ratio]:
-    """All ratios that a report has."""
+    """All ratios in a report."""
     found = []
     for title, section in report["sections"].items():
         figures = section["cases"] if "cases" in section else [{"name": k, **v} for k, v in section["rows"].items()]
@@ -51,19 +51,21 @@ def ratios(report: Report) -> list[Ratio]:
 
 
 def read_table(page: Path) -> list[Ratio]:
-    """The ratios between the marks of a page; raises UserError when it has none or a line cannot be understood."""
+    """The ratios between the marks of a page; raises UserError for a page without them or an invalid line."""
     found = []
     for line in _parts(page)[1].strip().splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         try:
             found.append(Ratio(*cells[:3], float(cells[3]), *cells[4:]))
         except (IndexError, ValueError, TypeError):
-            raise UserError(f"{page}: the line {line!r} is no ratio; write the table anew with --write-table") from None
+            raise UserError(
+                f"{page}: the line {line!r} is not a ratio; write the table again with --write-table"
+            ) from None
     return found
 
 
 def write_table(page: Path, report: Report) -> None:
-    """Put the ratios of `report` into the table of `page`, in place of what this machine had in the same sections."""
+    """Write the ratios of `report` into the table of `page`, in place of this machine's in the same sections."""
     before, _, after = _parts(page)
     others = [r for r in read_table(page) if r.machine != report["machine"] or r.section not in report["sections"]]
     table = [*ratios(report), *others]
@@ -84,7 +86,7 @@ def _parts(page: Path) -> list[str]:
 
 
 def compare(report: Report, table: list[Ratio]) -> tuple[str, list[str]]:
-    """(with what the ratios were compared, a sentence for each that is worse than in the table by more than 10 %)."""
+    """(what was compared, a sentence for each ratio that is worse than in the table by more than 10 %)."""
     machine = report["machine"]
     kind = machine.split(",")[0]
     known = {r.place: r for r in table if r.machine.split(",")[0] == kind} | {
@@ -92,7 +94,9 @@ def compare(report: Report, table: list[Ratio]) -> tuple[str, list[str]]:
     }
     pairs = [(now, known[now.place]) for now in ratios(report) if now.place in known]
     if not pairs:
-        return "no ratios compared", [f"the table has none of what was measured on {machine}; add it by --write-table"]
+        return "no ratios compared", [
+            f"the table has no ratios of these sections on {machine}; add them with --write-table"
+        ]
     others = sorted({then.machine for _, then in pairs} - {machine})
     note = f"{len(pairs)} ratios compared"
     if left := len(known) - len(pairs):

@@ -1,7 +1,10 @@
-"""Measure what training, pruning and optimizers cost: variants side by side, one after the other in every round.
+"""Measure what training, pruning, optimizers, checkpoints, trackers and data preparation cost on this machine.
 
-A ratio is the median of the ratios round by round, so that what disturbs a whole round disturbs no ratio. The machine's
-own ceilings are measured in the same run, for figures to be compared across machines.
+Variants take turns in every round. A ratio is the median of the ratios of all rounds, so a disturbance of a whole round
+does not change it. The machine's peak rates are measured too, so that figures can be compared across machines.
+
+A quick look, in about a minute: make bench ARGS="--size tiny --rounds 1"
+One section, at GPT-2's size:    make bench ARGS="--only prune"
 """
 
 import argparse
@@ -43,7 +46,7 @@ from lib.base.errors import UsageError, UserError, run_program
 from lib.config.kconf import ROOT, Schema
 from lib.machine import device
 
-SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # --only's words -> what they measure, in this order
+SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # what --only names -> what it measures, in this order
     "ceilings": [ceilings.ceilings],
     "prune": [pruning.memory, pruning.threshold, pruning.masks],
     "optim": [optimizers.optimizers],
@@ -62,7 +65,7 @@ SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # --only's words -> what
 
 
 def main() -> int:
-    """Measure the chosen sections, or read what was, and print, store or compare it. Returns the exit code."""
+    """Measure the chosen sections or read a report; then print, store or compare it. Returns the exit code."""
     args = _parser().parse_args()
     _check(args)
     table = report.read_table(args.table) if args.check else []
@@ -86,7 +89,7 @@ def main() -> int:
 
 
 def _measure(args: argparse.Namespace) -> tuple[report.Report, list[str], int]:
-    """(what was measured, what failed, the exit code); Ctrl-C ends it with what there is."""
+    """(what was measured, what failed, the exit code); Ctrl-C ends it and keeps what was measured."""
     schema = Schema()
     schema.override([("DEVICE", args.device, "--device"), ("DTYPE", args.dtype, "--dtype")])
     options = schema.bind(device.SystemOptions)
@@ -99,7 +102,7 @@ def _measure(args: argparse.Namespace) -> tuple[report.Report, list[str], int]:
         try:
             for measure in SECTIONS[name]:
                 measure(bench)
-        except UserError as error:  # the other sections are worth having
+        except UserError as error:  # continue with the other sections
             problems.append(f"{name}: {error}")
         except KeyboardInterrupt:
             code = 130
@@ -116,13 +119,15 @@ def _read(path: Path) -> tuple[report.Report, list[str], int]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise UsageError for arguments that cannot be."""
+    """Raise UsageError for invalid arguments."""
     if args.rounds < 1:
         raise UsageError(f"--rounds must be 1 or more; got {args.rounds}")
     if args.json and not (args.json.parent.is_dir() and os.access(args.json.parent, os.W_OK)):
-        raise UsageError(f"--json {args.json}: cannot be written; name a file in a folder that is there and writable")
+        raise UsageError(f"--json {args.json}: cannot be written; name a file in a writable folder")
     if args.size != "gpt2" and (args.check or args.write_table):
-        raise UsageError(f"--size {args.size}: the table is of size gpt2; leave --check and --write-table, or --size")
+        raise UsageError(
+            f"--size {args.size}: the table is of size gpt2; leave out --check and --write-table, or --size"
+        )
     if args.ref:
         args.ref = args.ref.resolve()
         reference.check(args.ref)
@@ -132,18 +137,28 @@ def _check(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"{', '.join(SECTIONS)} [all]")
-    parser.add_argument("--ref", type=files.named, metavar="FOLDER", help="nanoGPT, to compare with [none]")
-    parser.add_argument("--size", choices=SIZES, default="gpt2", help="tiny is for a quick look [gpt2]")
-    parser.add_argument("--rounds", type=int, default=5, help="after one to warm up [5]")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"what to measure: {', '.join(SECTIONS)} [all]"
+    )
+    parser.add_argument(
+        "--ref", type=files.named, metavar="FOLDER", help="a checkout of nanoGPT to compare with [none]"
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="gpt2", help="of the models: gpt2, or tiny for a quick look [gpt2]"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up [5]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     parser.add_argument("--dtype", default="auto", help="of matrix products: auto, float32, bfloat16 or float16 [auto]")
     parser.add_argument("--json", type=files.named, metavar="FILE", help="also write everything measured to this file")
-    parser.add_argument("--report", type=files.named, metavar="FILE", help="show what --json wrote; measure nothing")
+    parser.add_argument(
+        "--report", type=files.named, metavar="FILE", help="show a report that --json wrote; measure nothing"
+    )
     parser.add_argument("--check", action="store_true", help="fail where a ratio is 10 %% worse than in the table")
-    parser.add_argument("--write-table", action="store_true", help="put the ratios into the table")
+    parser.add_argument("--write-table", action="store_true", help="write the ratios into the table")
     table = ROOT / "docs" / "performance.md"
-    parser.add_argument("--table", type=files.named, default=table, metavar="PAGE", help="its page [performance.md]")
+    parser.add_argument(
+        "--table", type=files.named, default=table, metavar="PAGE", help="the page with the table [docs/performance.md]"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: the wait of the training that goes on, and the writing."""
+"""What a checkpoint costs: the time that training waits for it, and the time to write it."""
 
 import tempfile
 import time
@@ -15,7 +15,7 @@ from lib.record import checkpoint
 
 
 def saving(bench: Bench) -> None:
-    """A save as the loop sees it, and the same state written while it waits, beside a plain copy of its tensors.
+    """A save as the loop sees it, a save until it is written and a blocking save, against a copy of the tensors.
 
     Checkpoints go to the system's folder for temporary files; TMPDIR names another. The first save, which makes room
     for the copy, is not in the figures.

@@ -1,4 +1,4 @@
-"""How costs grow: the threshold with weights, training with model, context and batch, the journal with steps."""
+"""How costs grow: the threshold with the weights; training with model, context and batch; the journal with steps."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from bench.whole import Shape
 from lib.prune import select
 from lib.record import journal
 
-_PIECE = 100_000_000  # weights that are held: more of them are the same ones again
+_PIECE = 100_000_000  # weights in memory at most; larger numbers reuse them
 _MODEL = Shape(6, 6, 384, 256, 4, "bytes", 2, 5)
 _TRAINED = {
     "4 x 128": _MODEL._replace(n_layer=4, n_head=4, n_embd=128),
@@ -23,7 +23,7 @@ _TRAINED = {
     **{f"6 x 384, context {tokens}": _MODEL._replace(block_size=tokens) for tokens in (64, 256, 1024)},
     **{f"6 x 384, batch {batch}": _MODEL._replace(batch_size=batch) for batch in (1, 16)},
 }
-_RECORDS = 1000  # written to tell what one costs
+_RECORDS = 1000  # written to measure the time of one
 _RECORD = {
     "train_loss": 3.25, "learning_rate": 6e-4, "sparsity": 0.5, "average_nonzeros": 1.2e8, "grad_norm": 0.71,
     "tokens": 4096000, "tokens_per_second": 123456.7,
@@ -44,7 +44,7 @@ def thresholds(bench: Bench) -> None:
 
 
 def training(bench: Bench) -> None:
-    """Speed and peak memory of whole runs against model, context and batch; 4 x 256 tokens if not said otherwise."""
+    """Speed and peak memory of whole runs against model, context and batch; by default 4 x 256 tokens."""
     rows = {}
     for name, shape in ({"tiny": whole.TINY} if bench.size == "tiny" else _TRAINED).items():
         with whole.scratch({shape.tokenizer}) as folder:
@@ -58,7 +58,7 @@ def training(bench: Bench) -> None:
 
 
 def journals(bench: Bench) -> None:
-    """Handing a record to the journal, and reading the history of a run, against its steps."""
+    """The time to give a record to the journal, and to read the history of a run by its number of steps."""
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as made:
         folder = Path(made)
         cases = []
@@ -77,7 +77,7 @@ def journals(bench: Bench) -> None:
 
 
 def _record_seconds(book: journal.Journal, steps: itertools.count) -> float:
-    """What the loop waits for a record (median)."""
+    """The median time that the loop waits for a record."""
     found = []
     for _ in range(_RECORDS):
         began = time.perf_counter()

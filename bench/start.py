@@ -1,4 +1,4 @@
-"""How long the default preset takes to its first step, and how much of that is torch's own import."""
+"""The time from the start of a process to its first step, and the time in it to import torch."""
 
 import statistics
 import tempfile
@@ -18,7 +18,7 @@ _OPTIONS = {
 
 
 def start(bench: Bench) -> None:
-    """Seconds from the start of the process until the first event and step of `gpt2_tiny`, whose data is prepared."""
+    """Seconds from the start of the process to the first event and step of `gpt2_tiny`, with prepared data."""
     torch, first_event = [], []
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as made:
         _program(bench, "prepare_data.py", Path(made), _DATA)

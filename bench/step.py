@@ -16,21 +16,20 @@ from lib.config.kconf import Schema
 
 
 class RandomTokens:
-    """Stands for the data: the same random tokens at every step."""
+    """Takes the place of the data: the same random tokens at every step."""
 
     def __init__(self, schema: Schema):
         shape = schema["BATCH_SIZE"], schema["BLOCK_SIZE"] + 1
         self.tokens = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
 
     def batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """See gpt2.data.windows.Data."""
         return self.tokens[:, :-1], self.tokens[:, 1:]
 
 
 def step(bench: Bench) -> None:
     """A whole training step, dense and with half of the weights kept at zero: one model, one optimizer.
 
-    What the mask adds is less than what steps differ by on a busy machine, so it is timed alone as well.
+    The mask costs less than the noise between steps on a busy machine, so it is also timed without the step.
     """
     schema, model, machine = bench.schema(), bench.model(), bench.machine
     optimizer, data, options = optim.build(model, schema.bind), RandomTokens(schema), schema.bind(loop.LoopOptions)

@@ -1,6 +1,6 @@
-"""Times variants side by side in one process, one after the other in every round, and compares them round by round.
+"""Times variants in one process: they take turns in every round, and are compared within each round.
 
-What disturbs a whole round (another program, a clock that slows down) then disturbs no ratio.
+So another program or a lower clock rate, which disturbs all variants of a round, disturbs no ratio.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class Case:
-    """Something to be timed."""
+    """A variant to time."""
 
     name: str
     run: Callable[[], object]
     base: str = ""  # name of the case that this one is compared with
-    goal: str = ""  # of the ratio to that, or of the seconds of a case without a base: "<= 0.35"
-    work: float = 0.0  # in one run, in `unit`
+    goal: str = ""  # bound on the ratio to the base, or without a base on the seconds: "<= 0.35"
+    work: float = 0.0  # of one run, in `unit`
     unit: str = ""  # GFLOP or GB
-    every: int = 1  # steps: how often training does this
-    reports: bool = False  # whether `run` is a process that warms up by itself and returns the seconds that count
+    every: int = 1  # training does this once in so many steps
+    reports: bool = False  # whether `run` warms up by itself and returns the seconds
     seconds: list[float] = dataclasses.field(default_factory=list)  # of each round
     ratios: list[float] = dataclasses.field(default_factory=list)
 
@@ -49,7 +49,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def meets(ratio: float, goal: str) -> bool:
-    """Whether `ratio` is as `goal`, such as "<= 0.35" or ">= 5", wants it."""
+    """Whether `ratio` meets `goal`, such as "<= 0.35" or ">= 5"."""
     sign, bound = goal.split()
     return ratio <= float(bound) if sign == "<=" else ratio >= float(bound)
 
@@ -61,9 +61,9 @@ class Timer:
         self.device, self.rounds = device, rounds
 
     def measure(self, title: str, cases: list[Case]) -> None:
-        """Run every case once to warm up and once in each round; an exception leaves the figures of what was run.
+        """Run every case once to warm up and once in each round; after an exception the figures so far are kept.
 
-        Every other round goes backwards, so that nobody always runs after the same one.
+        Every other round goes backwards, so that a case does not always follow the same one.
         """
         total = sum(self.rounds + (not case.reports) for case in cases)
         layout = "{desc} |{bar}| {n_fmt}/{total_fmt}"
@@ -91,13 +91,13 @@ class Timer:
         return time.perf_counter() - began
 
     def _wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device is idle."""
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
 
 
 def _compare(cases: list[Case]) -> None:
-    """Note the ratios of the round that just ended."""
+    """Append the ratios of the last round."""
     latest = {case.name: case.seconds[-1] for case in cases}
     for case in cases:
         if case.base:

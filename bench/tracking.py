@@ -1,4 +1,4 @@
-"""What live trackers cost the training beside which they deliver."""
+"""How much live trackers slow down training."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much of the machine's best a whole training run uses, and how long it takes to its first step."""
+"""The share of the machine's best matrix rate that training uses, and the time to its first step."""
 
 import functools
 
@@ -12,7 +12,7 @@ from gpt2 import model as models
 from gpt2.data import tokenizer
 from lib.config.kconf import Schema
 
-# Model -> its run, and the goal of the share of the best matrix rate.
+# Model -> (its run, the goal for its share of the best matrix rate).
 _CPU = {"gpt2": (Shape(12, 12, 768, 1024, 4, "gpt2", 2, 3), ">= 0.8")}
 _CUDA = {
     "gpt2": (Shape(12, 12, 768, 1024, 16, "gpt2", 10, 50), ">= 0.55"),
@@ -24,7 +24,7 @@ _START = _CUDA["gpt2"][0]._replace(warmup=1, steps=1)
 
 
 def utilisation(bench: Bench) -> None:
-    """Floating-point operations that runs need, as a share of the machine's best rate of matrix products."""
+    """The floating-point operations per second of training, as a share of the best rate of matrix products."""
     cuda = bench.machine.device.type == "cuda"
     runs = _CUDA if cuda else _CPU
     options = {"LOG_INTERVAL": "10"} if cuda else {}  # a record waits for the GPU
@@ -38,7 +38,7 @@ def utilisation(bench: Bench) -> None:
             "tokens/s": tokens_per_second, "GFLOP/s": rate, "ratio": rate / matrix_rate(bench),
             "to": "best matrix product", "goal": goal, "peak MiB": done.peak_bytes / 2**20,
         }  # fmt: skip
-        bench.note("utilisation", rows)  # what there is, should the next run fail
+        bench.note("utilisation", rows)  # now, because the next run may fail
 
 
 def start(bench: Bench) -> None:
@@ -52,7 +52,7 @@ def start(bench: Bench) -> None:
 
 
 def flops_per_token(shape: Shape) -> int:
-    """Of a forward and backward pass, as the model counts them."""
+    """The model's own count for a forward and backward pass."""
     schema = Schema()
     sizes = {"model_name": "custom", **shape.sizes}
     schema.override([(name.upper(), str(value), "bench") for name, value in sizes.items()])

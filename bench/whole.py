@@ -1,4 +1,4 @@
-"""The trainer as a user starts it, a process per run, on bins that are made here: its speed, start, memory and loss."""
+"""Training runs as a user starts them, each in its own process, on bins made here: speed, start, memory and loss."""
 
 import contextlib
 import itertools
@@ -15,8 +15,8 @@ from gpt2.data import tokenizer
 from gpt2.data.shards import TOKEN
 from lib.record import journal
 
-_VAL_SHARE = 20  # the last 1 / 20 of the text
-LEARNING_RATE = 1e-4  # without warm-up more makes the first losses leap, which are compared
+_VAL_SHARE = 20  # the last 1 / 20 of the text is for validation
+LEARNING_RATE = 1e-4  # the first losses are compared: without warm-up, a larger rate makes them unstable
 _OPTIONS = {
     "MODEL_NAME": "custom", "DATASET": "bins", "DATA_DIR": "bins", "WARMUP_STEPS": 0, "DECAY_LR": "n",
     "LEARNING_RATE": LEARNING_RATE,
@@ -27,7 +27,7 @@ _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 class Shape(NamedTuple):
-    """A model, its batch, and how many steps tell its speed."""
+    """A model, its batch, and how many steps are timed."""
 
     n_layer: int
     n_head: int
@@ -35,17 +35,17 @@ class Shape(NamedTuple):
     block_size: int  # tokens
     batch_size: int
     tokenizer: str
-    warmup: int  # steps that do not count
-    steps: int  # that do
+    warmup: int  # steps before the timed ones
+    steps: int  # timed steps
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """The tokens of a step."""
         return self.batch_size * self.block_size
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What other programs than ours call the same."""
+        """The sizes that nanoGPT calls by the same names."""
         return {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size")}
 
 
@@ -53,17 +53,17 @@ TINY = Shape(n_layer=1, n_head=2, n_embd=32, block_size=16, batch_size=2, tokeni
 
 
 class Outcome(NamedTuple):
-    """What a run showed."""
+    """The measurements of a run."""
 
-    step_seconds: float  # median of the steps that count
-    first_step_seconds: float  # from the start of the process to its first record: of step 1, if each is logged
+    step_seconds: float  # median of the timed steps
+    first_step_seconds: float  # from the start of the process to its first `train` record
     seconds: float  # of the whole process
     peak_bytes: int
-    loss: float  # mean of the steps that count, in nats per token
+    loss: float  # mean of the timed steps, in nats per token
 
 
 class Program:
-    """A run to repeat: as `run` of a Case that reports, it yields the seconds of a step, and keeps every outcome."""
+    """A run to repeat, as `run` of a Case that reports; it keeps all outcomes."""
 
     def __init__(self, run: Callable[[], Outcome]):
         self.run = run
@@ -75,7 +75,7 @@ class Program:
         return self.outcomes[-1].step_seconds
 
     def figures(self) -> dict[str, float]:
-        """What else the runs showed, as medians."""
+        """Medians of the other measurements."""
         _, first, seconds, peak, loss = map(statistics.median, zip(*self.outcomes, strict=True))
         return {"first step after s": first, "whole s": seconds, "peak MiB": peak / 2**20, "loss": loss}
 
@@ -97,8 +97,8 @@ def scratch(names: set[str]) -> Iterator[Path]:
 def train(shape: Shape, folder: Path, device: torch.device, cold: bool = False, **options: str) -> Outcome:
     """Train `shape` in `folder`, which `scratch` made, with options as a user gives them; raises UserError.
 
-    It is compiled, as `auto` does it for runs of some minutes, unless it is TINY. A `cold` run finds nothing that was
-    compiled before.
+    It is compiled, as `auto` compiles runs of some minutes, unless it is TINY or on mps. A `cold` run begins with empty
+    caches of the compiler.
     """
     with tempfile.TemporaryDirectory(dir=folder) as made:
         here = Path(made)
@@ -110,7 +110,9 @@ def train(shape: Shape, folder: Path, device: torch.device, cold: bool = False, 
         caches = {name: str(here / name) for name in _CACHES} if cold else {}
         done = process.ours("train.py", given | options, here, device, **caches)
         records = [r for r in journal.history(here / "runs" / "run").values() if r["event"] == "train"]
-    counted = [record for record in records if record["step"] >= shape.warmup]  # the first of them starts the clock
+    counted = [
+        record for record in records if record["step"] >= shape.warmup
+    ]  # the first of them only starts the clock
     seconds = statistics.median(
         (b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in itertools.pairwise(counted)
     )

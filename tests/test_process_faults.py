@@ -366,5 +366,5 @@ def test_a_file_system_without_locks_stops_no_preparation_no_training_and_no_res
         trainer = Trainer(tmp_path, words, environment(), without_locks)
         output = trainer.communicate(timeout=60)[0]
         assert trainer.returncode == 0, output
-        assert output.count("this file system has no locks (Function not implemented); do not start a second program") == 1
+        assert output.count("this file system has no locks (Function not implemented); do not start a second") == 1
     assert list(losses(tmp_path / "runs/run")) == list(whole)

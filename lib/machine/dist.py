@@ -78,7 +78,7 @@ ALONE = Ranks()
 
 
 def join(launch: Launch, device: torch.device) -> Ranks:
-    """Meet the other processes of the job, in the process group if there is one already; raises UserError on failure."""
+    """Meet the other processes of the job, in the process group if there is one; raises UserError on failure."""
     if launch.size == 1:
         return ALONE
     own = not distributed.is_initialized()
@@ -106,7 +106,7 @@ class _Group(Ranks):
         self.requests = nobody, nobody  # the one to act on, and the latest
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # After a failure NCCL would wait here for ranks that may never answer. gloo aborts a process that ends without this.
+        # After a failure NCCL would wait here for ranks that may never answer. gloo aborts processes that end without it.
         if self.own and (kind is None or self.device.type == "cpu"):
             distributed.destroy_process_group()
 

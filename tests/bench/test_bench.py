@@ -1,4 +1,4 @@
-"""The benchmark runs and what it writes has its form; how fast anything is, no test says."""
+"""The benchmark runs, and what it writes has the right form; no test measures a speed."""
 
 import json
 import math
@@ -99,12 +99,10 @@ def test_bad_arguments_are_one_sentence(program):
     done = program("bench/run.py", "--rounds", "0")
     assert (done.returncode, done.stderr) == (2, "error: --rounds must be 1 or more; got 0\n")
     done = program("bench/run.py", "--json", "nowhere/bench.json")
-    sentence = (
-        "error: --json nowhere/bench.json: cannot be written; name a file in a folder that is there and writable\n"
-    )
+    sentence = "error: --json nowhere/bench.json: cannot be written; name a file in a writable folder\n"
     assert (done.returncode, done.stderr) == (2, sentence)
     done = program("bench/run.py", "--size", "tiny", "--check")
-    sentence = "error: --size tiny: the table is of size gpt2; leave --check and --write-table, or --size\n"
+    sentence = "error: --size tiny: the table is of size gpt2; leave out --check and --write-table, or --size\n"
     assert (done.returncode, done.stderr) == (2, sentence)
     done = program("bench/run.py", "--dtype", "float8")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

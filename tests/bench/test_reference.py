@@ -1,4 +1,4 @@
-"""A benchmark beside nanoGPT, with a double that prints what nanoGPT prints: its code is not ours to have here."""
+"""The comparison with nanoGPT, by a double that prints what nanoGPT prints: its code is not in this repository."""
 
 import fcntl
 import json

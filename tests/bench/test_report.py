@@ -87,13 +87,13 @@ def test_another_machine_of_the_kind_is_named_and_another_kind_is_refused(page):
     assert note == (
         "3 ratios compared; this machine is 'cpu, float32, 16 threads', the table's 'cpu, bfloat16, 2 threads'"
     )
-    sentence = "the table has none of what was measured on NVIDIA T4, float16; add it by --write-table"
+    sentence = "the table has no ratios of these sections on NVIDIA T4, float16; add them with --write-table"
     assert compare(report(machine="NVIDIA T4, float16"), read_table(page)) == ("no ratios compared", [sentence])
 
 
 def test_a_page_without_a_table_or_with_a_broken_one_is_named(page):
     page.write_text(PAGE.replace("| 7 |", "| seven |"))
-    with pytest.raises(UserError, match=r"torch.kthvalue.*is no ratio"):
+    with pytest.raises(UserError, match=r"torch.kthvalue.*is not a ratio"):
         read_table(page)
     page.write_text("# Performance\n")
     with pytest.raises(UserError, match="has no table; put the lines"):
