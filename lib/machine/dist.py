@@ -106,7 +106,7 @@ class _Group(Ranks):
         self.requests = nobody, nobody  # the one to act on, and the latest
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # After a failure NCCL would wait here for ranks that may never answer. gloo aborts processes that end without it.
+        # After a failure NCCL would wait here for ranks that never answer. gloo aborts processes that end without this.
         if self.own and (kind is None or self.device.type == "cpu"):
             distributed.destroy_process_group()
 
