@@ -51,7 +51,7 @@ def run_program(main: Callable[[], int | None], only_prints: bool = False) -> No
     """
     _open_missing_streams()
     sys.stdout.reconfigure(errors="replace")  # print a text that the terminal cannot show with ?
-    os.umask(os.umask(0o077) | 0o002)  # nobody else may write a run's files: they could change its results unnoticed
+    os.umask(os.umask(0o077) | 0o002)  # other users could change a run's results unnoticed
     signals.interrupt()
     try:
         code = main()

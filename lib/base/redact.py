@@ -17,7 +17,7 @@ _IN_ADDRESS = re.compile(
     r"https?://[^/\s]*@|://[^/\s]*:[^/\s]*@|://\S*[?&]\w*(token|key|secret|password)\w*=", re.IGNORECASE
 )
 # Short values and ordinary words stay: to hide them would damage texts that have nothing to do with them.
-_SHORTEST = 6  # characters of a value that is hidden
+_SHORTEST = 6  # characters that a hidden value has at least
 _WORD = re.compile(r"[a-z]{1,10}")
 
 
@@ -62,7 +62,8 @@ def _values() -> Iterator[str]:
     found = [value for name, value in os.environ.items() if _NAME.search(name)]
     # ~/.netrc may be missing or damaged, or there may be no home.
     with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeError, RuntimeError):
-        path = os.environ.get("NETRC") or Path("~/.netrc").expanduser()  # without a path, a file for all is refused
+        # The path is named, because without one netrc refuses a file that others can read.
+        path = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
         found += [password or "" for _, _, password in netrc.netrc(path).hosts.values()]
     yield from (value for value in found if len(value) >= _SHORTEST and not _WORD.fullmatch(value))
 
