@@ -3,7 +3,7 @@
 Variants take turns in every round. A ratio is the median of the ratios of all rounds, so a disturbance of a whole round
 does not change it. The machine's peak rates are measured too, so that figures can be compared across machines.
 
-A quick look:               make bench ARGS="--size tiny --rounds 1"
+A quick look:                 make bench ARGS="--size tiny --rounds 1"
 One section, at GPT-2's size: make bench ARGS="--only prune"
 """
 
