@@ -1,14 +1,13 @@
 """Trackio: a local dashboard with one SQLite database per project; rows have ids, so none is stored twice."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib.config.kconf import Options
 from lib.record.run import Identity, project_name
+from lib.track import trackio_remote
 from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
 
@@ -32,13 +31,6 @@ FIRST = (
 )
 
 Record = dict[str, Any]  # a fragment, in Trackio's words: a row or an alert in the form that is stored or sent
-
-
-@dataclasses.dataclass(frozen=True)
-class TrackioOptions(Options):
-    """The Space that also receives the run."""
-
-    trackio_space_id: str  # name or owner/name; empty: TRACKIO_SPACE_ID or TRACKIO_SERVER_URL
 
 
 class Tracker:
@@ -130,24 +122,13 @@ def also(config: Mapping[str, Any], folder: Path) -> list[str]:
 
     A run that had `trackio-space` keeps it. If the Space or server is no longer configured, that tracker reports it.
     """
-    return ["trackio-space"] if remote(config) or path_of(folder, "trackio-space").exists() else []
-
-
-def remote(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> str:
-    """The Space, or the address of the server, that also receives the run; empty if none is configured.
-
-    The option has precedence over Trackio's variables, whose order is Trackio's.
-    """
-    space = bind(TrackioOptions, config).trackio_space_id or env.get("TRACKIO_SPACE_ID")
-    return space or env.get("TRACKIO_SERVER_URL") or ""
+    return ["trackio-space"] if trackio_remote.remote(config) or path_of(folder, "trackio-space").exists() else []
 
 
 def examine(config: Mapping[str, Any]) -> list[Finding]:
     """Where runs are stored, whether this is writable, and the state of the Space or server."""
     from trackio import utils
     from trackio.sqlite_storage import SQLiteStorage
-
-    from lib.track import trackio_space
 
     folder = storage().absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -157,7 +138,7 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     return [
         Finding("storage", f"{folder}: writable, rows go to {mode}" if good else f"{there}: cannot be written", good),
         Finding("database", f"{database}: {'there' if database.exists() else 'made by the first run'}", True),
-        *(trackio_space.examine(config) if remote(config) else []),
+        *(trackio_remote.examine(config) if trackio_remote.remote(config) else []),
     ]
 
 

@@ -1,7 +1,6 @@
 """Sends the rows to a Hugging Face Space or your own Trackio server, in a lane beside that of the local database."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from lib.base.errors import UserError
 from lib.record.run import Identity
 from lib.track import trackio
 from lib.track.cursor import path_of
-from lib.track.tracker import Finding
+from lib.track.trackio_remote import is_address, remote, server
 
 MODULE = "trackio"
 # Beyond the documented interface (tests/track/test_private.py guards it): `trackio.sync` sends only complete projects.
@@ -20,7 +19,6 @@ PRIVATE = (
     "trackio.deploy.raise_if_space_is_frozen_for_logging",
     "trackio.deploy.resolve_auto_bucket_id",
     "trackio.remote_client.RemoteClient",
-    "trackio.utils.parse_trackio_server_url",
     "trackio.utils.preprocess_space_and_dataset_ids",
 )
 _ENDPOINTS = {
@@ -41,14 +39,14 @@ class Tracker(trackio.Tracker):
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
         """Connect; creates the Space if it is missing."""
         note = self.begin(identity, config)
-        target = trackio.remote(config)
+        target = remote(config)
         self.token = None
         if not target:
             raise UserError(
                 "the run used a Space or server, but none is configured now: set TRACKIO_SPACE_ID or "
                 f"TRACKIO_SERVER_URL again, or delete {path_of(folder, 'trackio-space')}"
             )
-        where = self._connect_server(target) if _is_address(target) else self._connect_space(target)
+        where = self._connect_server(target) if is_address(target) else self._connect_space(target)
         return "; ".join(filter(None, [f"see {where}", note]))
 
     def store(self, records: list[trackio.Record]) -> None:
@@ -86,42 +84,6 @@ class Tracker(trackio.Tracker):
         deploy.create_space_if_not_exists(space, bucket_id=deploy.resolve_auto_bucket_id(space, bucket))
         self.client = deploy._build_remote_client_with_retry(space)  # a new Space takes minutes to build
         return deploy.SPACE_URL.format(space_id=space)
-
-
-def examine(config: Mapping[str, Any]) -> list[Finding]:
-    """Whether the Hugging Face hub or the server answers within 3 seconds, and whether there is a token."""
-    import httpx
-    import huggingface_hub
-
-    target = trackio.remote(config)
-    if _is_address(target):
-        what, (base, token), missing = "server", server(target), "set TRACKIO_WRITE_TOKEN"
-        address = f"{base.rstrip('/')}/version"
-    else:
-        what, base, token, missing = "Space", target, huggingface_hub.get_token(), "run hf auth login, or set HF_TOKEN"
-        address = huggingface_hub.constants.ENDPOINT
-    try:
-        httpx.get(address, timeout=3)
-        answer = f"{base}: {address} answers"
-        good = True
-    except httpx.HTTPError as error:
-        answer, good = f"{base}: {address} does not answer: {error}", False
-    return [
-        Finding(what, answer, good),
-        Finding(f"{what}'s token", "there" if token else f"missing; {missing}", bool(token)),
-    ]
-
-
-def server(address: str, env: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """The address without the write token, and the token, from the address or the environment; empty if missing."""
-    from trackio.utils import parse_trackio_server_url
-
-    base, token = parse_trackio_server_url(address)
-    return base, token or env.get("TRACKIO_WRITE_TOKEN", "")
-
-
-def _is_address(target: str) -> bool:
-    return target.startswith(("http://", "https://"))
 
 
 def _refused(**_: Any) -> None:

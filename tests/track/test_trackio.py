@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from lib.record import journal
 from lib.track import trackio as trackio_adapter
+from lib.track import trackio_remote
 from lib.track import wandb as wandb_adapter
 from lib.track.tracker import Finding
 from tests.tracking import (
@@ -250,10 +251,10 @@ def test_a_space_without_token_or_network_leaves_the_local_rows_alone(run, tmp_p
 
 def test_the_option_names_the_space_before_the_environment_does():
     env = {"TRACKIO_SPACE_ID": "b/c", "TRACKIO_SERVER_URL": "http://d"}
-    assert trackio_adapter.remote({"trackio_space_id": "a"}, env) == "a"
-    assert trackio_adapter.remote({"trackio_space_id": ""}, env) == "b/c"
-    assert trackio_adapter.remote({}, {"TRACKIO_SERVER_URL": "http://d"}) == "http://d"
-    assert trackio_adapter.remote({}, {}) == ""
+    assert trackio_remote.remote({"trackio_space_id": "a"}, env) == "a"
+    assert trackio_remote.remote({"trackio_space_id": ""}, env) == "b/c"
+    assert trackio_remote.remote({}, {"TRACKIO_SERVER_URL": "http://d"}) == "http://d"
+    assert trackio_remote.remote({}, {}) == ""
 
 
 def test_a_space_that_nothing_names_any_more_is_asked_for(run, monkeypatch):
