@@ -1,4 +1,4 @@
-"""The README names only what exists: targets, options, flags, presets, files."""
+"""The README and its pages on usage and datasets name only what exists: targets, options, flags, presets, files."""
 
 import re
 import subprocess
@@ -10,7 +10,9 @@ from lib.config.kconf import Schema
 from tests.training import ROOT
 
 README = (ROOT / "README.md").read_text()
-MAKE = sorted(set(re.findall(r"\bmake ([a-z][a-z0-9_-]*)((?: [A-Z_]+=[^\s`]+)*)", README)))
+PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "docs/usage.md", "docs/datasets.md")}
+TEXT = "\n".join(PAGES.values())
+MAKE = sorted(set(re.findall(r"\bmake ([a-z][a-z0-9_-]*)((?: [A-Z_]+=[^\s`]+)*)", TEXT)))
 
 
 @pytest.mark.parametrize(("target", "words"), MAKE)
@@ -24,7 +26,7 @@ def test_make_commands_exist(target, words):
 
 
 def test_flags_exist():
-    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", README)) - {"port", "config", "resume", "help", "flag"}
+    flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9-]+)", TEXT)) - {"port", "config", "resume", "help", "flag"}
     flags.remove("nproc-per-node")  # torchrun's
     options = {name.lower().replace("_", "-") for name in Schema().options}
     assert {flag if flag in options else flag.removeprefix("no-") for flag in flags} <= options
@@ -32,12 +34,22 @@ def test_flags_exist():
 
 
 def test_presets_and_links_exist():
-    for preset in re.findall(r"\b(\w+_defconfig)\b", README):
+    for preset in re.findall(r"\b(\w+_defconfig)\b", TEXT.replace("mine_defconfig", "")):
         assert (ROOT / "defconfigs" / preset).exists(), preset
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert {"docs/config.md", "docs/extending.md", "docs/images/dashboard.png"} <= set(links)
-    for link in links:
-        assert (ROOT / link).exists(), link
+    links = {path: re.findall(r"\]\(([^)#:]+)\)", text) for path, text in PAGES.items()}
+    assert {"docs/config.md", "docs/extending.md", "docs/images/dashboard.png"} <= set(links["README.md"])
+    for path, targets in links.items():
+        for target in targets:
+            assert (ROOT / path).parent.joinpath(target).exists(), (path, target)
+
+
+def test_the_sweep_of_ones_own_question_is_valid():
+    words = [line.split() for line in re.search(r"<<END\n(.*?)\nEND\n", README, flags=re.DOTALL)[1].splitlines()]
+    assert [line[0] for line in words] == ["defconfig", "seeds", "dense", "magnitude-80", "random-80"]
+    assert (words[0][1], words[1][1:]) == ("mine", ["1", "2", "3"])  # the preset that the lines above have saved
+    for line in words[2:]:
+        Schema().override(assignments(line[1:])[1])
+        assert re.search(rf"^{line[0]} +3 +2\.\d{{4}}±", README, flags=re.MULTILINE)  # the table that it prints
 
 
 def test_the_errors_are_those_of_the_program(program, folder):
