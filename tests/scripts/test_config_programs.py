@@ -253,13 +253,12 @@ def test_checkconfig_finds_what_needs_no_torch_to_be_found(refused):
     ]
 
 
-def test_checkconfig_is_quick(program):
-    """By processor time, which a busy machine hardly changes."""
-    program(CONFIG, "checkconfig")
+def test_checkconfig_is_quick(folder):
+    """Started as a user starts it, by processor time, which a busy machine hardly changes."""
     times = []
-    for _ in range(3):
+    for _ in range(4):
         before = os.times()
-        program(CONFIG, "checkconfig")
+        subprocess.run([sys.executable, ROOT / CONFIG, "checkconfig"], capture_output=True, check=False)
         after = os.times()
         times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert 0 < min(times) < 0.3
