@@ -18,7 +18,7 @@ from lib.record import journal
 _VAL_SHARE = 20  # the last 1 / 20 of the text is for validation
 LEARNING_RATE = 1e-4  # the first losses are compared: without warm-up, a larger rate makes them unstable
 _OPTIONS = {
-    "MODEL_NAME": "custom", "DATASET": "bins", "DATA_DIR": "bins", "WARMUP_STEPS": 0, "DECAY_LR": "n",
+    "MODEL_NAME": "custom", "DATASET": "bins", "DATA_DIR": "bins", "WARMUP_STEPS": 0, "LR_SCHEDULE": "constant",
     "LEARNING_RATE": LEARNING_RATE,
     "LOG_INTERVAL": 1, "EVAL_INTERVAL": 0, "CHECKPOINT_INTERVAL": 0, "SAMPLE_TOKENS": 0, "TRACKER": "none",
     "TRACKER_RUN_NAME": "run",

@@ -9,7 +9,7 @@ from gpt2.data.windows import Data
 from gpt2.model import GPT2
 from gpt2.training import Training
 from lib.record import journal, option_changes
-from lib.schedule import ScheduleOptions
+from lib.schedule import Schedule
 from lib.terminal.console import Console, table
 
 
@@ -68,7 +68,7 @@ def show_facts(
     data: Data,
     machine: str,
     pruning: str,
-    plan: ScheduleOptions,
+    plan: Schedule,
     seconds: float | None,
 ) -> None:
     """Show what is trained, on what, where, and for about how many `seconds` (None: not known)."""

@@ -18,7 +18,7 @@ from lib.config.kconf import Options
 from lib.machine import random_state
 from lib.machine.device import Machine
 from lib.optim import set_learning_rate, skip_if
-from lib.schedule import ScheduleOptions, learning_rate
+from lib.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def train(
     data: Data,
     machine: Machine,
     options: LoopOptions,
-    schedule: ScheduleOptions,
+    schedule: Schedule,
     recorder: Listener,
     asked: Callable[[], bool],
 ) -> None:
@@ -77,7 +77,7 @@ def train(
     watch = Stopwatch(training)
     for step in range(training.step + 1, schedule.max_iters + 1):
         last = step == schedule.max_iters
-        set_learning_rate(training.optimizer, learning_rate(step, schedule))
+        set_learning_rate(training.optimizer, schedule.learning_rate(step))
         try:
             loss, grad_norm = update(training, data, machine, options, step, at_once)
         except KeyboardInterrupt:
@@ -201,7 +201,7 @@ def train_metrics(
     training: Training,
     data: Data,
     machine: Machine,
-    schedule: ScheduleOptions,
+    schedule: Schedule,
     loss: Tensor,
     grad_norm: Tensor,
     steps_per_second: float,
@@ -210,7 +210,7 @@ def train_metrics(
     tokens_per_second = steps_per_second * data.tokens_per_step
     metrics = {
         "train_loss": loss.item(),
-        "learning_rate": learning_rate(training.step, schedule),
+        "learning_rate": schedule.learning_rate(training.step),
         **training.pruner.metrics(training.step),
         **optim.metrics(training.optimizer),
         **training.guard.metrics(),

@@ -8,7 +8,7 @@ import torch
 from gpt2.data.windows import Data
 from gpt2.training import Training
 from lib.machine.device import Machine
-from lib.schedule import ScheduleOptions
+from lib.schedule import Schedule
 from lib.terminal.console import roughly
 
 _ENOUGH = 0.3  # seconds: a part of a batch that takes this long is large enough to measure
@@ -18,7 +18,7 @@ _FORWARD = 1 / 3  # an evaluated token costs a third of a trained one: the backw
 
 
 def seconds_left(
-    training: Training, data: Data, machine: Machine, schedule: ScheduleOptions, eval_interval: int
+    training: Training, data: Data, machine: Machine, schedule: Schedule, eval_interval: int
 ) -> float | None:
     """About how long the rest of a run takes; None if no step is left, or if memory is too short to measure.
 
@@ -39,7 +39,7 @@ def seconds_left(
     return each * (steps * data.tokens_per_step + evaluations * validation * _FORWARD) / machine.ranks.size
 
 
-def words(seconds: float | None, training: Training, schedule: ScheduleOptions) -> str:
+def words(seconds: float | None, training: Training, schedule: Schedule) -> str:
     """`, about 1:40 here`, to follow the number of steps."""
     if seconds is None:
         return ""

@@ -106,7 +106,7 @@ class Session:
         pruner = prune.build(self.model, optimizer, schema.bind)
         divergence = schema.bind(DivergenceOptions)
         self.training = Training(self.model, optimizer, pruner, machine, divergence, self.data.sums)
-        self.schedule = schema.bind(schedule.ScheduleOptions)
+        self.schedule = schedule.build(schema.bind)
 
     def train(self, start: Start) -> int:
         """Train to the end of the schedule, a signal or a failure; returns the exit code.

@@ -167,7 +167,7 @@ def _untitled(path: Path) -> str:
 def listnewconfig(args: argparse.Namespace) -> None:
     """List the options that the configuration does not mention, with the values that they have by default."""
     schema, path = _present(), config_path(os.environ)
-    names = {schema.renames.get(line.name, line.name) for line in read_lines(path)}
+    names = {schema.now_called(line.name) for line in read_lines(path)}
     mentioned = {schema.parts[name][0].name if name in schema.parts else name for name in names}
     new = [option for option in schema.options.values() if option.settable and option.name not in mentioned]
     print("\n".join(f"{option.name}={option.text}" for option in new) or f"{path} mentions every option")
@@ -321,7 +321,7 @@ def _find(schema: Schema, wanted: str) -> Option:
     if not wanted:  # make's X was not given
         raise UsageError("name an option, such as: make explain X=LEARNING_RATE")
     name = wanted.lstrip("-").replace("-", "_").upper().removeprefix("CONFIG_")
-    name = schema.renames.get(name, name)
+    name = schema.now_called(name)
     if name in schema.parts:
         return schema.parts[name][0]
     if name not in schema.options:

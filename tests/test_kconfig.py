@@ -22,6 +22,7 @@ SOURCES = sorted(path for package in ("lib", "gpt2", "scripts", "bench") for pat
 PLUGINS = (
     "lib.optim.",
     "lib.prune.score.",
+    "lib.schedule.",
     "lib.track.",
 )  # bound only when chosen: their options are never None
 PROGRAMS = {"lib.track.__main__"}  # a module that is run, not imported
@@ -88,6 +89,8 @@ def test_every_field_is_used(classes):
 def test_every_value_of_a_choice_has_its_code():
     for value in SCHEMA.options["OPTIMIZER"].members:
         importlib.import_module(f"lib.optim.{value.replace('-', '_')}")
+    for value in SCHEMA.options["LR_SCHEDULE"].members:
+        importlib.import_module(f"lib.schedule.{value.replace('-', '_')}")
     for value in SCHEMA.options["PRUNING_METHOD"].members:
         assert value == "none" or importlib.import_module(f"lib.prune.score.{value.replace('-', '_')}")
     for value in SCHEMA.options["TRACKER"].members.keys() - {"all"}:

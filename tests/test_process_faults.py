@@ -361,8 +361,8 @@ def test_too_little_memory_for_a_step_is_one_sentence_and_recorded(tmp_path):
 
 def test_a_file_system_without_locks_stops_no_preparation_no_training_and_no_resume(tmp_path, whole):
     (tmp_path / "corpus.txt").write_text(TEXT)
-    first, rest = arguments(max_iters=STEPS // 2, decay_lr=False), ["--resume", "runs/run", "--max-iters", str(STEPS)]
-    for words in first, rest:
+    first = arguments(max_iters=STEPS // 2, lr_schedule="constant")
+    for words in first, ["--resume", "runs/run", "--max-iters", str(STEPS)]:
         trainer = Trainer(tmp_path, words, environment(), without_locks)
         output = trainer.communicate(timeout=60)[0]
         assert trainer.returncode == 0, output

@@ -128,7 +128,7 @@ def read(path: Path, words: Iterable[str] = ()) -> Sweep:
     for one in configurations:
         try:
             schemas[one] = one.schema()
-            schedule.check(schemas[one].bind(schedule.ScheduleOptions))
+            schedule.check(schemas[one].bind)
         except UsageError as error:
             places = "" if isinstance(error, ConfigError) else f"{one.place}: "
             file.problems += [places + problem for problem in error.args]

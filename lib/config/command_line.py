@@ -117,6 +117,10 @@ def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
             else {"metavar": option.restrict().replace(" ", "")}
         )
         groups[option.menu].add_argument(option.flag, dest=name, default=None, help=text.replace("%", "%%"), **how)
+    for name, rename in schema.renames.items():
+        how = {"action": argparse.BooleanOptionalAction} if {"y", "n"} <= rename.values.keys() else {}
+        flag = "--" + name.lower().replace("_", "-")
+        parser.add_argument(flag, dest=name, default=None, help=argparse.SUPPRESS, **how)
     return parser
 
 
@@ -137,12 +141,12 @@ def assignments(words: Iterable[str], flags: Iterable[str] = ()) -> tuple[list[s
 
 def _flags(schema: Schema, args: argparse.Namespace) -> Iterable[tuple[str, str, str]]:
     """(name, text, source) of the flags that were given."""
-    for name, option in schema.options.items():
-        value = getattr(args, name)
+    for name in [*schema.options, *schema.renames]:
+        value, flag = getattr(args, name), name.lower().replace("_", "-")
         if isinstance(value, bool):
-            yield (name, "y", option.flag) if value else (name, "n", f"--no-{option.flag[2:]}")
+            yield (name, "y", f"--{flag}") if value else (name, "n", f"--no-{flag}")
         elif value is not None:
-            yield name, value, option.flag
+            yield name, value, f"--{flag}"
 
 
 def _environment(schema: Schema, env: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:

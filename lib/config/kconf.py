@@ -30,6 +30,13 @@ _FLOAT_NOTE = "has ranges, but is not int or hex"  # kconfiglib warns about stri
 T = typing.TypeVar("T", bound="Options")
 
 
+class Rename(typing.NamedTuple):
+    """What an option that was renamed is called now."""
+
+    name: str
+    values: dict[str, str]  # old value -> present value; empty if values are written as before
+
+
 class Options:
     """Base of the frozen dataclasses in which modules declare the options they read; a field has its option's name."""
 
@@ -98,15 +105,16 @@ class Schema:
         problems, echoes, first = [], [], {}
         texts: dict[str, str] = {}
         for line in lines:
-            name = self._renamed(line.name, line.place)
+            name = line.name
             try:
-                option, text = self._read(name, line.raw, texts)
+                name, raw = self._renamed(name, line.raw, line.place, in_file=True)
+                option, text = self._read(name, raw, texts)
             except ConfigError as error:
                 problems.append((line.place, f"{line.place}: {error}"))
                 self.broken.add(self._meant(name))
                 continue
             if option is None:
-                echoes.append((line, self.kconf.syms[name]))
+                echoes.append((line._replace(raw=raw), self.kconf.syms[name]))
                 continue
             key = option.name if option.kind == "choice" else name
             if first.setdefault(key, line) is not line:
@@ -157,7 +165,12 @@ class Schema:
         """
         problems, texts = [], {}
         for name, text, source in assignments:
-            name = self._renamed(name, source)
+            try:
+                name, text = self._renamed(name, text, source)
+            except ConfigError as error:
+                self.broken.add(self._meant(name))
+                problems += [f"{source}: {problem}" for problem in error.problems]
+                continue
             if name in self.options:
                 texts[name], self.sources[name] = text, source  # the last one counts
                 continue
@@ -229,11 +242,27 @@ class Schema:
                 self.sources.pop(name, None)
                 self.wanted.pop(name, None)
 
-    def _renamed(self, name: str, source: str) -> str:
+    def now_called(self, name: str) -> str:
+        """The present name of an option that may have been renamed."""
+        return self.renames[name].name if name in self.renames else name
+
+    def _renamed(self, name: str, text: str, source: str, in_file: bool = False) -> tuple[str, str]:
+        """The present name and value of an assignment; raises ConfigError for a value that the old option did not have.
+
+        A file assigns a value of a choice as CHOICE_<VALUE>=y.
+        """
         if name not in self.renames:
-            return name
-        self.warnings.append(f"{source}: {name} is now called {self.renames[name]}")
-        return self.renames[name]
+            return name, text
+        new, values = self.renames[name]
+        if not values:
+            self.warnings.append(f"{source}: {name} is now called {new}")
+            return new, text
+        value = values.get(text if in_file else text.lower())
+        if value is None:
+            raise ConfigError([f"{name} must be {' or '.join(values)}; got {text!r}"])
+        self.warnings.append(f"{source}: {name} is now called {new}; its value is read as {value}")
+        option = self.options[new]
+        return (option.members[value].name, "y") if in_file and option.kind == "choice" else (new, value)
 
     def _near(self, name: str) -> str:
         return f"; did you mean {near}?" if (near := self._closest(name)) else ""
@@ -300,11 +329,9 @@ def _kind(symbol: kconfiglib.Symbol) -> str:
     return kinds[symbol.orig_type]
 
 
-def _read_renames(path: Path) -> dict[str, str]:
+def _read_renames(path: Path) -> dict[str, Rename]:
     if not path.exists():
         return {}
-    return dict(
-        line.split()
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.strip() and not line.startswith("#")
-    )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = (line.split() for line in lines if line.strip() and not line.startswith("#"))
+    return {old: Rename(new, dict(pair.split("=") for pair in values)) for old, new, *values in found}

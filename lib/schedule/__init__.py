@@ -1,25 +1,32 @@
-"""Schedules as pure functions of the step: what a run does at step s does not depend on how it got there."""
+"""Learning-rate schedules, one file each: the value of LR_SCHEDULE names the module, which has `build(bind)`.
+
+A schedule is a pure function of the step: what a run does at step s does not depend on how it got there. Warm-up is the
+same for all of them and is here. Nothing in this package imports PyTorch, so a configuration is checked without it.
+"""
 
 import dataclasses
-import math
+import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from lib.base.errors import UsageError
 from lib.config.kconf import Options
 
 _FEW_UPDATES = 10  # of masks in a run
 
+Bind = Callable[[type], Any]  # the values of the options that a dataclass declares
+Rate = Callable[[int], float]  # step (1 is the first) -> learning rate
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleOptions(Options):
-    """The learning rate over a run."""
+    """What is common to all schedules."""
 
+    lr_schedule: str
     max_iters: int
     learning_rate: float
     warmup_steps: int
-    decay_lr: bool
-    min_lr: float | None  # None: the peak is kept
+    min_lr: float | None  # None: the schedule has no minimum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +40,76 @@ class UpdateOptions(Options):
     pruning_interval: int | None
 
 
-def warnings(bind: Callable[[type], Any]) -> list[str]:
+class Module(Protocol):
+    """What a file of this folder defines. The schedule that `build` returns is asked from step `warmup_steps` on.
+
+    A file may also have `warnings(bind) -> list[str]`: what to warn of before training.
+    """
+
+    build: Callable[[Bind], Rate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How many steps a run makes, and the learning rate of each."""
+
+    max_iters: int
+    learning_rate: Rate
+
+
+def build(bind: Bind) -> Schedule:
+    """The chosen schedule after a linear warm-up, which reaches the peak at step WARMUP_STEPS."""
+    options = bind(ScheduleOptions)
+    after_warmup = _module(options).build(bind)
+
+    def learning_rate(step: int) -> float:
+        if step < options.warmup_steps:
+            return options.learning_rate * step / options.warmup_steps
+        return after_warmup(step)
+
+    return Schedule(options.max_iters, learning_rate)
+
+
+def _module(options: ScheduleOptions) -> Module:
+    return importlib.import_module(f"lib.schedule.{options.lr_schedule.replace('-', '_')}")
+
+
+def progress(step: int, first: int, last: int) -> float:
+    """How far `step` is on the way from step `first` (0.0) to step `last` (1.0)."""
+    return min(1.0, (step - first) / max(1, last - first))
+
+
+# ---- checks before training ------------------------------------------------------------------------------------------
+
+
+def warnings(bind: Bind) -> list[str]:
     """What to warn of in the schedules of a run; raises UsageError for one that contradicts itself."""
-    return check(bind(ScheduleOptions)) + few_updates(bind(UpdateOptions))
+    return check(bind) + few_updates(bind(UpdateOptions))
+
+
+def check(bind: Bind) -> list[str]:
+    """What to warn of in the learning-rate schedule; raises UsageError for one that contradicts itself."""
+    options = bind(ScheduleOptions)
+    if options.min_lr is not None and options.min_lr > options.learning_rate:
+        raise UsageError(
+            f"MIN_LR={options.min_lr:g} exceeds LEARNING_RATE={options.learning_rate:g}; lower it or use "
+            "LR_SCHEDULE=constant"
+        )
+    if options.warmup_steps > options.max_iters:
+        reached = f"{build(bind).learning_rate(options.max_iters):.3g}"
+        return [f"WARMUP_STEPS={options.warmup_steps} exceeds MAX_ITERS={options.max_iters}: it ends at rate {reached}"]
+    module = _module(options)
+    return module.warnings(bind) if hasattr(module, "warnings") else []
 
 
 def few_updates(options: UpdateOptions) -> list[str]:
-    """A warning if masks are chosen so seldom that the schedule's path becomes a few leaps."""
+    """A warning if masks are chosen so seldom that the path to the target sparsity becomes a few leaps.
+
+    It is not in lib.prune, because importing that imports PyTorch.
+    """
     if options.pruning_interval is None:
         return []
-    first, last = 1, options.max_iters  # ste and sr-ste go on to the end
+    first, last = 1, options.max_iters  # ste and sr-ste choose masks to the end of the run
     if options.pruning_warmup is not None:
         first = _step(options.pruning_warmup, options.max_iters)
     if options.pruning_end is not None and options.pruning_dynamics != "ste":
@@ -58,29 +125,3 @@ def few_updates(options: UpdateOptions) -> list[str]:
 
 def _step(value: float, max_iters: int) -> int:
     return max(1, round(value * max_iters) if value <= 1 else round(value))
-
-
-def check(options: ScheduleOptions) -> list[str]:
-    """What to warn of in a schedule; raises UsageError for one that contradicts itself."""
-    if options.min_lr is not None and options.min_lr > options.learning_rate:
-        raise UsageError(
-            f"MIN_LR={options.min_lr:g} exceeds LEARNING_RATE={options.learning_rate:g}; lower it or use --no-decay-lr"
-        )
-    if options.warmup_steps > options.max_iters:
-        reached = f"{learning_rate(options.max_iters, options):.3g}"
-        return [f"WARMUP_STEPS={options.warmup_steps} exceeds MAX_ITERS={options.max_iters}: it ends at rate {reached}"]
-    return []
-
-
-def learning_rate(step: int, options: ScheduleOptions) -> float:
-    """The learning rate of update `step` (1 is the first): linear warm-up to the peak, then a cosine to the minimum.
-
-    The peak is reached at step `warmup_steps`, the minimum at step `max_iters`.
-    """
-    peak, warmup = options.learning_rate, options.warmup_steps
-    if step < warmup:
-        return peak * step / warmup
-    if not options.decay_lr:
-        return peak
-    progress = (step - warmup) / max(1, options.max_iters - warmup)  # 0 -> 1
-    return options.min_lr + (peak - options.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -209,7 +209,7 @@ def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path):
         "9: PRUNING_STATE=fisher has no effect: it needs PRUNING_METHOD=state",
     ]
     path.write_text(path.read_text().replace("=ten", "=5"))
-    assert "12: MIN_LR=0.0001 exceeds LEARNING_RATE=1e-05; lower it or use --no-decay-lr" in problems(path)
+    assert "12: MIN_LR=0.0001 exceeds LEARNING_RATE=1e-05; lower it or use LR_SCHEDULE=constant" in problems(path)
 
 
 def test_a_file_that_lacks_something_says_what(tmp_path):
@@ -230,8 +230,8 @@ def test_a_file_that_lacks_something_says_what(tmp_path):
     "word",
     [
         "MAX_ITERS=1201", "BATCH_SIZE=9", "GRADIENT_ACCUMULATION=2", "BLOCK_SIZE=65", "DATASET=shakespeare",
-        "TOKENIZER=gpt2", "VAL_FRACTION=0.1", "DATA_DIR=elsewhere", "WARMUP_STEPS=99", "DECAY_LR=n", "EVAL_SAMPLES=9",
-        "EVAL_INTERVAL=9", "N_LAYER=5", "DROPOUT=0.1", "DTYPE=bfloat16", "OUTPUT_DIR=elsewhere",
+        "TOKENIZER=gpt2", "VAL_FRACTION=0.1", "DATA_DIR=elsewhere", "WARMUP_STEPS=99", "LR_SCHEDULE=linear",
+        "EVAL_SAMPLES=9", "EVAL_INTERVAL=9", "N_LAYER=5", "DROPOUT=0.1", "DTYPE=bfloat16", "OUTPUT_DIR=elsewhere",
     ],
 )  # fmt: skip
 def test_unequal_budgets_are_refused(tmp_path, word):

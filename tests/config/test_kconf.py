@@ -199,8 +199,10 @@ def test_the_cause_may_be_in_a_file_and_what_follows_in_the_environment(tmp_path
     with pytest.raises(ConfigError, match="unknown option PRUNING_METHOD_MAGNITUD"):
         schema.load(tmp_path / "c")
     schema.override([("TARGET_SPARSITY", "0.5", "environment CONFIG_TARGET_SPARSITY")])
-    with pytest.raises(ConfigError, match=r"^environment CONFIG_MIN_LR=0.1 has no effect: it needs DECAY_LR$"):
-        schema.override([("DECAY_LR", "n", "x"), ("MIN_LR", "0.1", "environment CONFIG_MIN_LR")])
+    with pytest.raises(
+        ConfigError, match=r"^environment CONFIG_MIN_LR=0.1 has no effect: it needs LR_SCHEDULE=cosine, linear or wsd$"
+    ):
+        schema.override([("LR_SCHEDULE", "constant", "x"), ("MIN_LR", "0.1", "environment CONFIG_MIN_LR")])
 
 
 MOVING = """\
@@ -283,9 +285,24 @@ def test_an_old_name_is_read_as_the_new_one_and_said(moving, tmp_path):
     assert schema["LAYERS"] == 6
 
 
+def test_the_bool_that_became_a_choice_is_read_as_its_value_and_said(tmp_path):
+    for line, value in (("CONFIG_DECAY_LR=y", "cosine"), ("# CONFIG_DECAY_LR is not set", "constant")):
+        (tmp_path / "c").write_text(f"{line}\n")
+        schema = load(tmp_path / "c")
+        assert schema["LR_SCHEDULE"] == value
+        note = f"{tmp_path / 'c'}:1: DECAY_LR is now called LR_SCHEDULE; its value is read as {value}"
+        assert schema.warnings == [note]
+        schema.write(tmp_path / "c")
+        assert load(tmp_path / "c")["LR_SCHEDULE"] == value
+    schema.override([("DECAY_LR", "Y", "DECAY_LR=Y")])
+    assert schema["LR_SCHEDULE"] == "cosine"
+    with pytest.raises(ConfigError, match=r"^DECAY_LR=1: DECAY_LR must be y or n; got '1'$"):
+        schema.override([("DECAY_LR", "1", "DECAY_LR=1")])
+
+
 def test_no_old_name_is_still_an_option():
     assert not [old for old in SCHEMA.renames if old in SCHEMA.options or old in SCHEMA.parts]
-    assert not [new for new in SCHEMA.renames.values() if new not in SCHEMA.options and new not in SCHEMA.parts]
+    assert not [new for new, _ in SCHEMA.renames.values() if new not in SCHEMA.options and new not in SCHEMA.parts]
 
 
 # ---- reading and writing ---------------------------------------------------------------------------------------------

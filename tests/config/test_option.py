@@ -36,8 +36,8 @@ def options():
         ("SEED", "1e3", "must be a whole number; got '1e3'"),
         ("SEED", "-1", "must lie between 0 and 2147483647; got -1"),
         ("SEED", "9" * 30, f"must be a whole number; got '{'9' * 30}'"),
-        ("DECAY_LR", "y", None),
-        ("DECAY_LR", "yes", "must be y or n; got 'yes'"),
+        ("CHECKPOINT_BEST", "y", None),
+        ("CHECKPOINT_BEST", "yes", "must be y or n; got 'yes'"),
         ("OPTIMIZER", "adamw", None),
         (
             "OPTIMIZER",
@@ -84,11 +84,13 @@ def test_a_number_is_accepted_only_if_it_means_the_same_everywhere(text):
 
 
 def test_values_have_python_types(options):
-    values = {name: options[name].value for name in ("SEED", "DROPOUT", "DECAY_LR", "DATA_DIR", "OPTIMIZER", "TRACKER")}
+    values = {
+        name: options[name].value for name in ("SEED", "DROPOUT", "CHECKPOINT_BEST", "DATA_DIR", "OPTIMIZER", "TRACKER")
+    }
     assert values == {
         "SEED": 1337,
         "DROPOUT": 0.0,
-        "DECAY_LR": True,
+        "CHECKPOINT_BEST": True,
         "DATA_DIR": "data",
         "OPTIMIZER": "adamw",
         "TRACKER": (),

@@ -250,7 +250,7 @@ def test_a_shard_that_is_written_over_ends_in_no_checkpoint(prepared):
 
 def test_a_run_whose_data_change_stops_and_goes_on_when_they_are_back(tmp_path):
     """Written over in place: the next checkpoint is not written, and a resume names the file until it is put back."""
-    words = arguments(max_iters=2000, checkpoint_interval=20, eval_interval=0, sample_tokens=0, decay_lr=False)
+    words = arguments(max_iters=2000, checkpoint_interval=20, eval_interval=0, sample_tokens=0, lr_schedule="constant")
     process = training.start(tmp_path, *words)
     run, shard = tmp_path / "runs" / "run", tmp_path / "data" / "files-corpus.txt-574ad6-bytes" / "train-00000.bin"
     while not checkpoint.find(run / "checkpoints"):

@@ -22,7 +22,6 @@ from lib.compare.sweep import Configuration, Run
 from lib.config.kconf import Schema
 from lib.machine import device
 from lib.record import checkpoint, history, journal, retries
-from lib.schedule import learning_rate
 from tests import training
 from tests.forked import Trainer
 from tests.gpt2.test_train import assert_same
@@ -115,7 +114,7 @@ def by_hand(made, steps, bad):
         if step in bad:
             continue
         for group in training.optimizer.param_groups:
-            group["lr"] = learning_rate(step, session.schedule)
+            group["lr"] = session.schedule.learning_rate(step)
         for micro in range(2):
             x, y = session.data.batch(step - 1, micro)
             (model(x, y) / 2).backward()
@@ -432,7 +431,9 @@ def test_a_retry_at_the_same_rate_repeats_what_was_from_the_last_checkpoint_befo
 
 def test_rates_of_retries_have_six_digits_and_a_factor_of_one_leaves_them():
     made = Schema()
-    made.override([("LEARNING_RATE", "0.00012345678", ""), ("RETRY_LR_FACTOR", "1", ""), ("DECAY_LR", "n", "")])
+    made.override(
+        [("LEARNING_RATE", "0.00012345678", ""), ("RETRY_LR_FACTOR", "1", ""), ("LR_SCHEDULE", "constant", "")]
+    )
     retries.lower(made, 1)
     assert made.options["LEARNING_RATE"].text == "0.00012345678"
     made.override([("RETRY_LR_FACTOR", "0.7", "")])

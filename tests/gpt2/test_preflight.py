@@ -18,8 +18,10 @@ PRUNED = {"pruning_method": "magnitude"}
     ("changes", "ranks", "problems"),
     [
         ({}, 2, []),
-        ({"n_head": 3, "min_lr": 0.1}, 1, ["N_EMBD=32 cannot be divided among N_HEAD=3 heads; choose a multiple",
-                                           "MIN_LR=0.1 exceeds LEARNING_RATE=0.003; lower it or use --no-decay-lr"]),
+        ({"n_head": 3, "min_lr": 0.1}, 1, [
+            "N_EMBD=32 cannot be divided among N_HEAD=3 heads; choose a multiple",
+            "MIN_LR=0.1 exceeds LEARNING_RATE=0.003; lower it or use LR_SCHEDULE=constant",
+        ]),
         ({"gradient_accumulation": 3} | PRUNED | {"pruning_scope": "foo"}, 2, [
             "GRADIENT_ACCUMULATION=3: cannot be shared by 2 ranks evenly; set GRADIENT_ACCUMULATION=4 BATCH_SIZE=3, "
             "which learns the same",

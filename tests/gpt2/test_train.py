@@ -185,7 +185,7 @@ def contents(run):
     ("words", "values"),
     [
         (["LEARNING_RATE=1e-4", "GRAD_CLIP=0"], "GRAD_CLIP 1.0 -> 0, LEARNING_RATE 0.003 -> 1e-4"),
-        (["--no-decay-lr"], "DECAY_LR y -> n, MIN_LR 6e-5 -> unset"),
+        (["--no-decay-lr"], "LR_SCHEDULE cosine -> constant, MIN_LR 6e-5 -> unset"),
         (["THREADS=2", "NAN_POLICY=skip"], "NAN_POLICY stop -> skip, NAN_SKIP_LIMIT unset -> 10"),
         (["MODEL_NAME=gpt2"], None),
         (["BATCH_SIZE=8", "GRADIENT_ACCUMULATION=1"], "BATCH_SIZE 4 -> 8, GRADIENT_ACCUMULATION 2 -> 1"),
@@ -373,7 +373,13 @@ def test_the_split_of_the_batch_does_not_change_what_is_learned(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_loss_that_is_no_number_stops_the_run_with_its_last_good_weights(tmp_path, dtype):
     wild = arguments(
-        optimizer="sgd", learning_rate=10, grad_clip=0, decay_lr=False, warmup_steps=0, dtype=dtype, log_interval=7
+        optimizer="sgd",
+        learning_rate=10,
+        grad_clip=0,
+        lr_schedule="constant",
+        warmup_steps=0,
+        dtype=dtype,
+        log_interval=7,
     )
     output = train(tmp_path, *wild, code=1)
     assert "the loss or its gradient is NaN or infinite; lower LEARNING_RATE" in output
@@ -398,7 +404,7 @@ def test_half_precision_learns_about_the_same(tmp_path, whole, dtype):
     ("words", "message"),
     [
         (["--n-head", "3"], "error: N_EMBD=32 cannot be divided among N_HEAD=3 heads; choose a multiple"),
-        (["--min-lr", "0.1"], "error: MIN_LR=0.1 exceeds LEARNING_RATE=0.003; lower it or use --no-decay-lr"),
+        (["--min-lr", "0.1"], "error: MIN_LR=0.1 exceeds LEARNING_RATE=0.003; lower it or use LR_SCHEDULE=constant"),
         (["--json-output", "none/a.json"], "JSON_OUTPUT=none/a.json: cannot be written; name a file in a folder that"),
         (["--optimizr", "sgd"], "error: unknown flag --optimizr; did you mean --optimizer?"),
         (["PRUNING_METHOD=magnitude", "PRUNING_DISTRIBUTION=n-m", "PRUNING_M=3"],

@@ -22,7 +22,10 @@ def names(run):
 def overfitted(tmp_path_factory):
     """A run whose validation loss rises in the end: the rate is wild after step 24."""
     folder = tmp_path_factory.mktemp("overfitted")
-    train(folder, *arguments(max_iters=24, eval_interval=8, checkpoint_keep=1, checkpoint_best=True, decay_lr=False))
+    train(
+        folder,
+        *arguments(max_iters=24, eval_interval=8, checkpoint_keep=1, checkpoint_best=True, lr_schedule="constant"),
+    )
     words = ["MAX_ITERS=30", "LEARNING_RATE=3", "GRAD_CLIP=0", "CHECKPOINT_INTERVAL=3"]
     train(folder, "--resume", "runs/run", *words)
     return folder

@@ -1,51 +1,131 @@
 """The learning rate against values worked by hand."""
 
+import dataclasses
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.base.errors import UsageError
-from lib.schedule import ScheduleOptions, UpdateOptions, check, few_updates, learning_rate
+from lib.config.kconf import Schema
+from lib.schedule import UpdateOptions, build, check, few_updates
 
-COSINE = ScheduleOptions(max_iters=100, learning_rate=1e-3, warmup_steps=20, decay_lr=True, min_lr=1e-4)
+BASE = {"lr_schedule": "cosine", "max_iters": 100, "learning_rate": 1e-3, "warmup_steps": 20, "min_lr": 1e-4}
+WSD = {"lr_schedule": "wsd", "lr_decay_share": 0.4, "lr_decay_shape": "linear"}
+
+
+def binder(**choices):
+    """What `Schema.bind` is, with these values in place of a configuration's."""
+    values = BASE | choices
+    return lambda cls: cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+
+
+def rate(step, **choices):
+    return build(binder(**choices)).learning_rate(step)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+@pytest.mark.parametrize(("step", "expected"), [(1, 5e-5), (10, 5e-4), (20, 1e-3)])  # 1/20, half, all of the peak
+def test_every_schedule_warms_up_to_the_peak(schedule, step, expected):
+    assert rate(step, **WSD | {"lr_schedule": schedule}) == expected
 
 
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        (1, 5e-5),  # 1/20 of the peak
-        (10, 5e-4),
-        (20, 1e-3),  # the peak, at the end of warm-up
         (40, 1e-4 + 9e-4 * 0.8535533905932737),  # a quarter of the cosine: (1 + cos(pi / 4)) / 2
         (60, 5.5e-4),  # half of it: the middle between peak and minimum
         (100, 1e-4),  # the minimum, at the last step
     ],
 )
-def test_warms_up_and_follows_the_cosine(step, expected):
-    assert learning_rate(step, COSINE) == pytest.approx(expected, rel=1e-12)
+def test_cosine(step, expected):
+    assert rate(step) == pytest.approx(expected, rel=1e-12)
 
 
-def test_keeps_the_peak_without_decay():
-    flat = ScheduleOptions(max_iters=100, learning_rate=1e-3, warmup_steps=0, decay_lr=False, min_lr=None)
-    assert [learning_rate(step, flat) for step in (1, 50, 100)] == [1e-3, 1e-3, 1e-3]
+def test_cosine_is_bit_for_bit_what_it_was():
+    for step in range(20, 101):
+        progress = (step - 20) / max(1, 100 - 20)
+        assert rate(step) == 1e-4 + (1e-3 - 1e-4) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-@given(st.integers(1, 500), st.integers(0, 500), st.integers(1, 500))
-def test_never_leaves_the_band_between_zero_and_the_peak(iters, warmup, step):
-    options = ScheduleOptions(iters, 1e-3, min(warmup, iters), True, 1e-4)
-    assert 0 < learning_rate(min(step, iters), options) <= 1e-3
+@pytest.mark.parametrize(("step", "expected"), [(40, 7.75e-4), (60, 5.5e-4), (92, 1.9e-4), (100, 1e-4)])
+def test_linear(step, expected):
+    assert rate(step, lr_schedule="linear") == pytest.approx(expected, rel=1e-12)
+
+
+def test_constant():
+    flat = {"lr_schedule": "constant", "warmup_steps": 0, "min_lr": None}
+    assert [rate(step, **flat) for step in (1, 50, 100)] == [1e-3, 1e-3, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "step", "expected"),
+    [
+        ("linear", 60, 1e-3),  # the last step of the stable phase: 100 - 0.4 x 100
+        ("linear", 61, 1e-3 - 9e-4 / 40),
+        ("linear", 70, 7.75e-4),  # a quarter of the way
+        ("linear", 100, 1e-4),
+        ("1-sqrt", 60, 1e-3),
+        ("1-sqrt", 70, 5.5e-4),  # 1 - sqrt(1/4) is a half
+        ("1-sqrt", 100, 1e-4),
+    ],
+)
+def test_wsd(shape, step, expected):
+    assert rate(step, **WSD | {"lr_decay_shape": shape}) == pytest.approx(expected, rel=1e-12)
+
+
+def test_wsd_without_a_stable_phase_decays_from_the_end_of_the_warm_up_and_is_warned_of():
+    late = WSD | {"warmup_steps": 80}
+    assert [rate(step, **late) for step in (40, 80, 90, 100)] == pytest.approx([5e-4, 1e-3, 5.5e-4, 1e-4], rel=1e-12)
+    assert check(binder(**late)) == [
+        "WARMUP_STEPS=80 ends after step 60, where the decay of LR_DECAY_SHARE=0.4 would begin: there is no stable "
+        "phase, and the decay is shorter"
+    ]
+    assert check(binder(**WSD)) == []
+    assert rate(100, **WSD | {"lr_decay_share": 0.0}) == 1e-3
+
+
+@given(
+    st.sampled_from(["cosine", "linear", "wsd", "constant"]),
+    st.sampled_from(["linear", "1-sqrt"]),
+    st.integers(1, 500),
+    st.integers(0, 500),
+    st.floats(0, 1),
+)
+def test_never_rises_after_the_warm_up_and_ends_at_or_above_the_minimum(schedule, shape, iters, warmup, share):
+    warmup = min(warmup, iters)
+    of = build(
+        binder(lr_schedule=schedule, max_iters=iters, warmup_steps=warmup, lr_decay_share=share, lr_decay_shape=shape)
+    ).learning_rate
+    rates = [of(step) for step in range(max(1, warmup), iters + 1)]
+    assert all(0 < of(step) <= 1e-3 for step in range(1, iters + 1))
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] >= 1e-4 * (1 - 1e-12)
+
+
+def test_a_configuration_builds_its_schedule():
+    schema = Schema()
+    words = {"LR_SCHEDULE": "wsd", "LR_DECAY_SHAPE": "1-sqrt", "MAX_ITERS": "1000", "WARMUP_STEPS": "10"}
+    schema.override([(name, text, name) for name, text in words.items()])
+    made = build(schema.bind)
+    assert made.max_iters == 1000
+    # 800 is the last step at the peak 6e-4; the minimum is 6e-5
+    assert [made.learning_rate(step) for step in (10, 800, 850, 1000)] == pytest.approx(
+        [6e-4, 6e-4, 3.3e-4, 6e-5], rel=1e-12
+    )
 
 
 def test_a_run_that_ends_in_its_warm_up_is_warned_of():
-    options = ScheduleOptions(100, 1e-3, 200, True, 1e-4)
-    assert check(options) == ["WARMUP_STEPS=200 exceeds MAX_ITERS=100: it ends at rate 0.0005"]
-    assert learning_rate(100, options) == 5e-4
+    assert check(binder(warmup_steps=200)) == ["WARMUP_STEPS=200 exceeds MAX_ITERS=100: it ends at rate 0.0005"]
+    assert rate(100, warmup_steps=200) == 5e-4
 
 
 def test_contradictions_are_refused():
-    assert check(ScheduleOptions(100, 1e-3, 100, True, 1e-4)) == []
-    with pytest.raises(UsageError, match=r"^MIN_LR=0.01 exceeds LEARNING_RATE=0.001; lower it or use --no-decay-lr$"):
-        check(ScheduleOptions(100, 1e-3, 20, True, 1e-2))
+    assert check(binder(warmup_steps=100)) == []
+    message = r"^MIN_LR=0.01 exceeds LEARNING_RATE=0.001; lower it or use LR_SCHEDULE=constant$"
+    with pytest.raises(UsageError, match=message):
+        check(binder(min_lr=1e-2))
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_checkconfig(config, refused, folder):
 def test_checkconfig_finds_what_needs_no_torch_to_be_found(refused):
     assert refused("checkconfig", "N_HEAD=5", "MODEL_NAME=custom", "N_EMBD=32", "MIN_LR=1") == [
         "error: N_EMBD=32 cannot be divided among N_HEAD=5 heads; choose a multiple",
-        "error: MIN_LR=1 exceeds LEARNING_RATE=0.0006; lower it or use --no-decay-lr",
+        "error: MIN_LR=1 exceeds LEARNING_RATE=0.0006; lower it or use LR_SCHEDULE=constant",
     ]
 
 

@@ -52,14 +52,14 @@ def home(tmp_path_factory):
     git(home / "clone", "init")
     git(home / "clone", "add", "-A")
     git(home / "clone", "commit", "-m", "first")
-    schedule = home / "clone/lib/schedule/__init__.py"
-    schedule.write_text(schedule.read_text() + "\n\nfrom lib.slower import learning_rate  # noqa\n")
+    schedule = home / "clone/lib/schedule/cosine.py"
+    schedule.write_text(schedule.read_text() + "\n\nfrom lib.slower import build  # noqa\n")
     (home / "clone/lib/slower.py").write_text(
-        '"""Half."""\n\nfrom lib import schedule\n\n_full = schedule.learning_rate\n\n\n'
-        "def learning_rate(*given):\n    return _full(*given) / 2\n"
+        '"""Half."""\n\nfrom lib.schedule import cosine\n\n_full = cosine.build\n\n\n'
+        "def build(bind):\n    rate = _full(bind)\n    return lambda step: rate(step) / 2\n"
     )
     done(program(home, "gpt2/train.py", *arguments(max_iters=STEPS, json_output="out.json")), 0)
-    git(home / "clone", "checkout", "lib/schedule/__init__.py")  # work has gone on since
+    git(home / "clone", "checkout", "lib/schedule/cosine.py")  # work has gone on since
     (home / "clone/lib/slower.py").unlink()
     (home / "work/out.json").unlink()
     return home
