@@ -14,6 +14,7 @@ from gpt2.data.windows import Data
 from gpt2.divergence import Diverged
 from gpt2.training import Stopwatch, Training
 from lib import optim
+from lib.base.metric import Metric
 from lib.config.kconf import Options
 from lib.machine import random_state
 from lib.machine.device import Machine
@@ -197,6 +198,16 @@ def check_finite(training: Training, recorder: Listener) -> None:
     training.good_scale = training.scaler.state_dict()
 
 
+TRAIN_LOSS = Metric("train_loss", label="loss", row=1, chart=2)
+LEARNING_RATE = Metric("learning_rate", label="lr", form=".2e", row=3, chart=4)
+GRAD_NORM = Metric("grad_norm", row=6, chart=5)
+TOKENS = Metric("tokens", chart=10)
+TOKENS_PER_SECOND = Metric("tokens_per_second", label="", form=",.0f", unit=" tokens/s", row=5, chart=6)
+MFU = Metric("mfu", chart=9)  # model FLOPs utilization: share of the device's peak (arXiv 2204.02311, appendix B)
+VAL_LOSS = Metric("val_loss", label="val loss", row=2, chart=1)
+VAL_PERPLEXITY = Metric("val_perplexity", label="perplexity", form=",.2f", chart=7)
+
+
 def train_metrics(
     training: Training,
     data: Data,
@@ -209,19 +220,17 @@ def train_metrics(
     """The metrics of a `train` event: loss in nats per token, learning rate of this step, speed since the last."""
     tokens_per_second = steps_per_second * data.tokens_per_step
     metrics = {
-        "train_loss": loss.item(),
-        "learning_rate": schedule.learning_rate(training.step),
+        TRAIN_LOSS: loss.item(),
+        LEARNING_RATE: schedule.learning_rate(training.step),
         **training.pruner.metrics(training.step),
         **optim.metrics(training.optimizer),
         **training.guard.metrics(),
-        "grad_norm": grad_norm.item(),
-        "tokens": training.step * data.tokens_per_step,
-        "tokens_per_second": tokens_per_second,
+        GRAD_NORM: grad_norm.item(),
+        TOKENS: training.step * data.tokens_per_step,
+        TOKENS_PER_SECOND: tokens_per_second,
     }
     if machine.peak_flops:
-        metrics["mfu"] = (
-            tokens_per_second * training.model.flops_per_token() / (machine.peak_flops * machine.ranks.size)
-        )
+        metrics[MFU] = tokens_per_second * training.model.flops_per_token() / (machine.peak_flops * machine.ranks.size)
     return metrics
 
 
@@ -240,7 +249,7 @@ def evaluate(training: Training, data: Data, machine: Machine, recorder: Listene
     if loss is not None:
         sparsity = training.note(loss)
         perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()
-        losses = {"val_loss": loss, "val_perplexity": perplexity}
+        losses = {VAL_LOSS: loss, VAL_PERPLEXITY: perplexity}
         recorder.write("eval", training.step, losses | training.pruner.layers(), sparsity=sparsity)
         if not (math.isfinite(loss) or training.guard.skips):
             text = f"step {training.step}: the validation loss is NaN or infinite"

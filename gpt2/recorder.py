@@ -10,6 +10,7 @@ from gpt2.alerts import Watch
 from gpt2.rescue import Spare
 from gpt2.training import Training
 from lib import track
+from lib.base.metric import Metric
 from lib.record import checkpoint, journal
 from lib.terminal.console import Console, say
 
@@ -39,6 +40,7 @@ class Recorder:
         self.watch, self.spare = watch, Spare(folder)
         self.writer = checkpoint.Writer(folder / "checkpoints", keeping, about, book.sync, console.say)
         self.began, self.before = time.perf_counter(), training.total_seconds
+        self.described: set[str] = set()  # metrics of which the journal says how they are shown
         self.patience = _DELIVERY_SECONDS
 
     def __enter__(self) -> "Recorder":
@@ -52,10 +54,17 @@ class Recorder:
             self._close_trackers()
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
-        """Put an event into the journal, from which trackers get it, and show it. Alerts about it come first."""
+        """Put an event into the journal, from which trackers get it, and show it. Alerts about it come first.
+
+        The first record of a metric says how the metric is shown, for whoever reads the journal.
+        """
         for alert in self.watch.look(event, step, metrics, details.get("status", "")):
             self.alert(*alert, step)
-        self.console.show(self.journal.write(event, step, metrics, **details))
+        shown = {name: name.shown for name in metrics if isinstance(name, Metric) and name not in self.described}
+        self.console.metrics |= {name: name for name in shown}
+        record = self.journal.write(event, step, metrics, **details, **({"shown": shown} if shown else {}))
+        self.described |= record.get("shown", {}).keys()
+        self.console.show(record)
         for note in self.lanes.notes():
             self.console.say(note)
 

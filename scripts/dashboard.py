@@ -26,38 +26,38 @@ def main() -> int:
     )
     parser.add_argument("--port", type=int, help="port to serve on [the first free one from 7860]")
     args = parser.parse_args()
-    args.host = args.host or LOCAL  # a socket would take '' for every address of this machine
+    args.host = args.host or LOCAL  # a socket takes '' as every address of this machine
     if args.port is not None and not 0 < args.port < 65536:
         raise UsageError(f"--port must lie between 1 and 65535; got {args.port}")
-    name = wanted_project(args.run)
+    name, folder = wanted_project(args.run)
     track.names(["trackio"])
     project = adapter.trackio_project(name)
     if not adapter.has_data(project):
         raise UserError(
             f"{name}: Trackio has nothing of this project in {adapter.storage()}; train with --tracker trackio, "
-            "or deliver a run that is there with: make sync RUN=<folder> TRACKER=trackio"
+            "or deliver a run that exists with: make sync RUN=<folder> TRACKER=trackio"
         )
     import trackio
 
-    os.environ.setdefault(adapter.PLOT_ORDER, adapter.FIRST)
+    os.environ.setdefault(adapter.PLOT_ORDER, adapter.first_charts(folder))
     screen = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     try:
-        # Host and share are said, since Trackio would take GRADIO_SERVER_NAME, GRADIO_SHARE and SYSTEM from the
-        # environment, which are there for other programs.
+        # Without host and share, Trackio reads GRADIO_SERVER_NAME, GRADIO_SHARE and SYSTEM from the environment, where
+        # they may be set for other programs.
         trackio.show(project, host=args.host, share=False, server_port=args.port, open_browser=screen)
-    except OSError:  # what trackio raises when no port is free, and for an address that is not this machine's
+    except OSError:  # from trackio, if no port is free or the address is not this machine's
         where = f"{args.host} port {args.port or 'range from 7860'}"
         hint = "" if args.host == LOCAL else ", or another --host if that is not an address of this machine"
         raise UserError(f"{where}: in use already; choose another with --port{hint}") from None
     return 0
 
 
-def wanted_project(given: str | None) -> str:
-    """The project of the run that is named, or of the latest run; what names no run names a project."""
+def wanted_project(given: str | None) -> tuple[str, Path | None]:
+    """The project of the named run or of the latest run, and the run's folder; None if `given` names a project."""
     folder = run.named(given).folder
     if given and not folder.is_dir() and os.sep not in given:
-        return given
-    return run.Identity.load(folder).project
+        return given, None
+    return run.Identity.load(folder).project, folder
 
 
 if __name__ == "__main__":

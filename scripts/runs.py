@@ -16,6 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from lib import track
 from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program, shown
+from lib.base.metric import EARLIER, rows
 from lib.compare import difference
 from lib.config.command_line import resolve
 from lib.record import best, export, history, journal
@@ -24,8 +25,6 @@ from lib.record.run import Identity, named
 from lib.terminal import follow, view
 from lib.terminal.console import duration
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
-
-_SHOWN = ("train_loss", "val_loss", "learning_rate", "sparsity", "tokens_per_second", "grad_norm")
 
 
 def main() -> int:
@@ -186,18 +185,22 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
 def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
     """Name, sparkline, first, last, lowest and highest value of the metrics to show."""
     known = seen.names()
-    names = [name for name in _SHOWN if name in known] + [name for name in known if name.startswith("system/")]
+    metrics = EARLIER | seen.shown
+    names = [name for name in rows(metrics.values()) if name in known] + [
+        name for name in known if name.startswith("system/")
+    ]
     names += [name for name in known if every and name not in names]
     series = {name: seen.values(name) for name in names}
-    series = {name: values for name, values in series.items() if name != "sparsity" or any(values.values())}
+    optional = {name for name, metric in metrics.items() if metric.optional}
+    series = {name: values for name, values in series.items() if name not in optional or any(values.values())}
     cells = max(8, min(60, view.width() - max(map(len, series), default=0) - 4 * 13)) if view.terminal() else 40
-    rows = []
+    found = []
     for name, points in series.items():
         values = list(points.values())
         finite = [value for value in values if abs(value) < float("inf")]  # not NaN either
         ends = (values[0], values[-1], min(finite, default=None), max(finite, default=None))
-        rows.append((name, view.sparkline(points, seen.step, cells), *map(view.number, ends)))
-    return rows
+        found.append((name, view.sparkline(points, seen.step, cells), *map(view.number, ends)))
+    return found
 
 
 def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:

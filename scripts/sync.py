@@ -1,4 +1,4 @@
-"""Deliver to a run's trackers what they have not got yet; running it twice delivers nothing twice."""
+"""Deliver to a run's trackers what they lack. A second call delivers nothing twice."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from lib.track import lane
 
 
 def main() -> int:
-    """Deliver, showing progress on a terminal; returns 1 when anything stays pending."""
+    """Deliver, with progress on a terminal. Returns 1 if a tracker still lacks something."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", nargs="?", help="folder of the run [the latest in the output folder]")
     parser.add_argument("--tracker", help="trackers to deliver to, such as trackio,wandb [those of the run]")
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def trackers(folder: Path, wanted: str | None) -> list[str]:
-    """Those named, else those that the run was configured with; raises UsageError when there are none."""
+    """The named trackers, else those of the run's configuration. Raises UsageError if there are none."""
     if wanted:
         schema = Schema()
         schema.override([("TRACKER", wanted, "--tracker")])
@@ -41,7 +41,7 @@ def trackers(folder: Path, wanted: str | None) -> list[str]:
 
 
 def deliver(lanes: track.Lanes) -> list[track.Delivery]:
-    """Wait for the lanes to deliver everything, however long it takes; Ctrl-C ends them."""
+    """Wait until the lanes have delivered everything, without a limit. Ctrl-C ends them."""
     lanes.close()
     try:
         while not lanes.wait(0.5):
@@ -60,7 +60,7 @@ def deliver(lanes: track.Lanes) -> list[track.Delivery]:
 
 
 def show(text: str) -> None:
-    """Replace the line of progress; on anything but a terminal only whole lines are printed."""
+    """Replace the line of progress. If the output is not a terminal, print only complete lines."""
     if sys.stdout.isatty():
         print(f"\r\033[K{shown(text)}", end="", flush=True)
     elif text.endswith("\n"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib.record import journal
+from lib.track.trackio import first_charts
 from tests.training import ROOT, TEXT, arguments, program, train
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -62,13 +63,45 @@ def test_an_optimizer(copy):
     assert history["eval", 40]["metrics"]["val_loss"] < history["eval", 0]["metrics"]["val_loss"] - 0.3
 
 
+def test_a_learning_rate_schedule(copy):
+    [code], [choice, option] = section("A learning-rate schedule")
+    (copy / "lib/schedule/inverse_sqrt.py").write_text(code)
+    insert(copy / "gpt2/Kconfig", choice, "endchoice", after="choice LR_SCHEDULE")
+    insert(copy / "gpt2/Kconfig", option, "endmenu", after="choice LR_SCHEDULE")
+    check_kconfig(copy)
+    words = arguments(lr_schedule="inverse-sqrt", lr_hold_steps=5, learning_rate=1e-3)  # after 5 steps of warm-up
+    run(copy, "gpt2/train.py", *words)
+    history = journal.history(copy / "runs/run")
+    rates = {step: history["train", step]["metrics"]["learning_rate"] for step in (1, 10, 40)}
+    assert rates == {1: 2e-4, 10: 1e-3, 40: 5e-4}
+
+
+def test_a_metric(copy):
+    [declaration, entry], _ = section("A metric")
+    loop = copy / "gpt2/loop.py"
+    insert(loop, f"{declaration}\n", "def train_metrics(")
+    text = loop.read_text()
+    place = text.index("    metrics = {\n", text.index("def train_metrics(")) + len("    metrics = {\n")
+    loop.write_text(text[:place] + entry + text[place:])
+    output = run(copy, "gpt2/train.py", *arguments(max_iters=10, eval_samples=4, tracker="csv"))
+    norm = journal.history(copy / "runs/run")["train", 10]["metrics"]["weight_norm"]
+    assert re.search(rf"^step 10/10  \|w\| {norm:.2f}  loss ", output, re.MULTILINE)
+    assert ",weight_norm," in (copy / "runs/run/metrics.csv").read_text()
+    loop.write_text(text)  # a version that does not know the metric shows the run
+    shown = run(copy, "scripts/runs.py", "show", "runs/run")
+    names = re.findall(r"^(\w+) +[▁▂▃▄▅▆▇█ ]+ ", shown.partition("\nmetrics\n")[2], re.MULTILINE)
+    assert "weight_norm" in names
+    assert f"|w| {norm:.2f}" in run(copy, "scripts/runs.py", "tail", "runs/run")
+    assert first_charts(copy / "runs/run").endswith(",tokens,weight_norm")
+
+
 def test_a_pruning_criterion(copy):
     [code], [choice] = section("A pruning criterion")
-    (copy / "lib/prune/score/lamp.py").write_text(code)
+    (copy / "lib/prune/score/snip_average.py").write_text(code)
     insert(copy / "lib/prune/Kconfig", choice, "endchoice")
     check_kconfig(copy)
     pruning = {
-        "pruning_method": "lamp",
+        "pruning_method": "snip-average",
         "pruning_distribution": "global",
         "target_sparsity": 0.8,
         "pruning_interval": 5,

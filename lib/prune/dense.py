@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.prune.pruner import AVERAGE_NONZEROS, SPARSITY
+
 
 class NoPruning:
     """Keeps all weights, and counts how many are zero."""
@@ -32,7 +34,7 @@ class NoPruning:
         return float(zeros) / self.total
 
     def metrics(self, step: int) -> dict[str, float]:
-        return {"sparsity": self.sparsity(), "average_nonzeros": self.total}
+        return {SPARSITY: self.sparsity(), AVERAGE_NONZEROS: self.total}
 
     def layers(self) -> dict[str, float]:
         return {}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.base.metric import Metric
 from lib.prune import mask
 from lib.prune.mask import MaskOptions, count, ones
 from lib.prune.schedule import Plan
@@ -17,6 +18,9 @@ from lib.prune.weight import Weight
 from lib.record.checkpoint import CheckpointError
 
 _COUNTERS = ("changed_at", "kept_steps", "flips", "common", "joint")  # attributes that are saved in checkpoints
+
+SPARSITY = Metric("sparsity", label="sparsity", form=".1%", optional=True, row=4, chart=3)
+AVERAGE_NONZEROS = Metric("average_nonzeros", chart=8)  # weights in scope that were kept, mean over the steps so far
 
 
 class Pruner:
@@ -146,7 +150,7 @@ class Pruner:
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics of a log line; `mask_flips` counts mask entries that changed since the last call."""
         kept_steps = self.kept_steps + self.kept * (step - self.changed_at)
-        metrics = {"sparsity": self.sparsity(), "average_nonzeros": kept_steps / step, "mask_flips": self.flips}
+        metrics = {SPARSITY: self.sparsity(), AVERAGE_NONZEROS: kept_steps / step, "mask_flips": self.flips}
         if self.regrows:  # only the latest masks are compared, so once per log line is enough
             self._compare([weight.mask for weight in self.weights])
         if self.joint:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lib.base import files
 from lib.base.errors import UsageError, UserError
+from lib.base.metric import Metric, described
 from lib.config.config_file import read_lines
 from lib.machine import use
 from lib.machine.use import Use
@@ -29,6 +30,7 @@ class History:
     in_force: InForce = dataclasses.field(default_factory=InForce)
     sessions: list[Record] = dataclasses.field(default_factory=list)  # `start` and every `resume`
     alerts: list[Record] = dataclasses.field(default_factory=list)
+    shown: dict[str, Metric] = dataclasses.field(default_factory=dict)  # metrics that the journal describes
     time: float | None = None  # of the last record, unix seconds
     spans: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # first and last record of each session
     count: int = 0  # of records
@@ -42,6 +44,7 @@ class History:
         """Take in the next record."""
         event, self.time = record["event"], record["time"]
         self.count += 1
+        self.shown |= described(record)
         self.in_force.add(record, self.count)
         if event in ("start", "resume"):
             self.sessions.append(record)

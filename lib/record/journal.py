@@ -20,6 +20,7 @@ from typing import Any
 
 from lib.base import files
 from lib.base.errors import UserError
+from lib.base.metric import described
 from lib.machine import use
 from lib.record.in_force import InForce, Key, Record, ending_after, key_of, lasting
 
@@ -32,7 +33,7 @@ _YEAR_10000 = 253402300800  # unix seconds; Python cannot format later times
 # The types of optional fields of a record, and of options in its configuration, that readers rely on.
 _DETAILS = {
     "config": dict, "changed": dict, "status": str, "message": str, "kind": str, "level": str, "machine": (str, dict),
-    "sparsity": (int, float),
+    "sparsity": (int, float), "shown": dict,
 }  # fmt: skip
 _OPTIONS = {"max_iters": int, "tracker": list}
 
@@ -269,6 +270,7 @@ def _is_record(found: Any) -> bool:
         and all(isinstance(found[name], _DETAILS[name]) for name in found.keys() & _DETAILS.keys())
         and _is_configuration(found.get("config", {}))
         and _is_machine(found.get("machine", ""))
+        and described(found) is not None  # raises for what cannot be shown
     )
 
 

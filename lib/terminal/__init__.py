@@ -1,1 +1,1 @@
-"""What a person reads in the terminal: progress, tables, sparklines, and a run that is followed."""
+"""What a user reads in the terminal: progress, tables, sparklines, and a run that is followed."""

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: a progress bar, or plain lines where the output is not a terminal."""
+"""What a run shows while it trains: a progress bar, or plain lines where the output is not a terminal."""
 
 import errno
 import math
@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from tqdm import tqdm
 
 from lib.base.errors import NO_ROOM, shown
+from lib.base.metric import EARLIER, Metric, line
 from lib.record import journal
 from lib.record.best import Evaluation, best
 
@@ -18,9 +19,10 @@ class Console:
     """Shows the records of a run as they are written to the journal."""
 
     def __init__(self, steps: int, done: int, evaluations: Callable[[], Sequence[Evaluation]]):
-        """A bar of `steps` steps of which `done` are behind us; `evaluations` tells those in force at any time."""
+        """Show a bar of `steps` steps, of which `done` are made. `evaluations` returns the valid ones at any time."""
         self.live = sys.stderr.isatty()
         self.steps, self.evaluations = steps, evaluations
+        self.metrics: dict[str, Metric] = dict(EARLIER)
         self.bar = tqdm(
             total=steps,
             initial=done,
@@ -31,46 +33,41 @@ class Console:
         )
 
     def tick(self) -> None:
-        """One more step was launched."""
+        """Move the bar by a step that the device has been given."""
         self.bar.update()
 
     def move(self, step: int, steps: int) -> None:
-        """`step` of `steps` steps are behind us: for one who looks at another process's run."""
+        """Move the bar to `step` of `steps`, for a run that another process trains."""
         self.steps = self.bar.total = steps
         self.bar.update(step - self.bar.n)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         with self.bar.external_write_mode(file=sys.stdout):
             say(text)
 
     def show(self, record: journal.Record) -> None:
-        """A record of the journal, in the form that fits its event."""
+        """Show a record of the journal. Its metrics are shown as `metrics` of this object says."""
         metrics, step = journal.numbers(record), record["step"]
         if record["event"] == "train":
-            line = (
-                f"loss {metrics['train_loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
-                f"{metrics['tokens_per_second']:,.0f} tokens/s"
-            )
-            if metrics.get("sparsity"):
-                line += f"  sparsity {metrics['sparsity']:.1%}"
-            self.bar.set_postfix_str(line)
+            text = line(metrics, self.metrics)
+            self.bar.set_postfix_str(text)
             if not self.live:
-                self.say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {line}")
+                self.say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {text}")
         elif record["event"] == "eval":
             found = best(self.evaluations())
             better = found is not None and found.step == step
             self.say(
-                f"step {step:>{len(str(self.steps))}}/{self.steps}  val loss {metrics['val_loss']:.4f}  "
-                f"perplexity {metrics['val_perplexity']:,.2f}{'  best' if better else ''}"
+                f"step {step:>{len(str(self.steps))}}/{self.steps}  {line(metrics, self.metrics)}"
+                f"{'  best' if better else ''}"
             )
-        elif record["event"] == "alert" and record.get("kind") != "finished":  # which the summary says at length
+        elif record["event"] == "alert" and record.get("kind") != "finished":  # the summary tells of the end
             kind = "note" if record.get("level") == "info" else "alert"
             self.say(f"{kind}: {record.get('message', record.get('kind'))}")
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """Say in front of the bar what is being done while no step is made."""
+        """Show in front of the bar what the run does instead of steps."""
         self.bar.set_description_str(what)
         try:
             yield
@@ -83,20 +80,25 @@ class Console:
 
 
 def say(text: str) -> None:
-    """Print a line; when nobody reads any more (a pipe to `head`, a terminal that was closed), go on in silence.
+    """Print a line. A run must not end because its output cannot be written, so output is dropped from then on.
 
-    So, after a word of it, where the output is a file on a disk that is full: no run should end for that.
+    That happens when nobody reads it (a pipe to `head`, a closed terminal), and when it goes to a file on a full disk.
+    A full disk is noted on standard error.
     """
     try:
         print(shown(text), flush=True)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO, *NO_ROOM):  # EIO: a closed terminal, before SIGHUP tells of it
+        if error.errno not in (
+            errno.EPIPE,
+            errno.EIO,
+            *NO_ROOM,
+        ):  # EIO: the terminal was closed, and SIGHUP has not arrived
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
         if error.errno in NO_ROOM:
-            with suppress(OSError):  # it may go to the same file
+            with suppress(OSError):  # standard error may go to the same file
                 print(f"note: from here on, what is printed is lost: {error.strerror}", file=sys.stderr)
 
 
@@ -110,7 +112,7 @@ def duration(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """What is known roughly: `40 s`, `2:03`, `1:02:03`, `14 hours`, `12 days`, `5 years`."""
+    """A duration that is an estimate: `40 s`, `2:03`, `1:02:03`, `14 hours`, `12 days`, `5 years`."""
     for unit, length in (("years", 365 * 86400), ("days", 86400), ("hours", 3600)):
         if seconds >= 3 * length:
             return f"{seconds / length:,.0f} {unit}"

@@ -13,16 +13,17 @@ from lib.record.history import History
 from lib.terminal.console import Console, duration
 from lib.terminal.view import number
 
-_OURS = {"train": {"train_loss", "learning_rate", "tokens_per_second"}, "eval": {"val_loss", "val_perplexity"}}
+# What a record of an earlier version has, which does not say how its metrics are shown.
+_EARLIER = {"train": {"train_loss", "learning_rate", "tokens_per_second"}, "eval": {"val_loss", "val_perplexity"}}
 _FIRST = 10  # lines to begin with
 _POLL = 0.25  # seconds between looks at the journal
 _PATIENCE = 5.0  # seconds for the trainer to begin a journal in a new folder
 
 
 def follow(folder: Path, wait: bool) -> int:
-    """Show a run until it ends or Ctrl-C; returns 0 when it is finished or was left, else 1.
+    """Show a run until it ends or the user presses Ctrl-C. Returns 0 if it is finished and after Ctrl-C, else 1.
 
-    With `wait`, a run that ended unfinished is waited for to be resumed.
+    With `wait`, a run that ended before its last step is followed until it is resumed and finished.
     """
     seen, screen = History(), None
     try:
@@ -41,21 +42,22 @@ def follow(folder: Path, wait: bool) -> int:
 
 
 class _Screen(Console):
-    """The trainer's display, for one who can leave."""
+    """Shows another process's run."""
 
     def say(self, text: str) -> None:
-        """A line above the bar; raises BrokenPipeError when nobody reads any more, unlike the trainer's."""
+        """Print a line above the bar. Raises BrokenPipeError when nobody reads it: there is no run to protect here."""
         with self.bar.external_write_mode(file=sys.stdout):
             print(shown(text), flush=True)
 
     def follow(self, record: journal.Record, seen: History) -> None:
-        """Show the next record of the run that has been `seen` up to it."""
+        """Show the newest record of `seen`."""
         self.move(seen.step, seen.steps or seen.step)
         if record["event"] == "resume":
             self.say(f"resumed after step {record['step']}")
-        metrics = record["metrics"]
-        if not _OURS.get(history.series(record["event"]), metrics.keys()) <= metrics.keys():
-            # Of a run of another program, which has other metrics.
+        self.metrics |= seen.shown
+        names = record["metrics"].keys()
+        ours = _EARLIER.get(history.series(record["event"]), names) <= names or names & seen.shown.keys()
+        if not ours:  # the run of another program
             values = "  ".join(f"{name} {number(value)}" for name, value in journal.numbers(record).items())
             self.say(f"step {record['step']}  {values}")
         else:
@@ -63,7 +65,7 @@ class _Screen(Console):
 
 
 def _skip(batch: list[journal.Record], seen: History) -> list[journal.Record]:
-    """Take in what was recorded before the first of the last ten records that are lines, and return the rest."""
+    """Return the records from the tenth-last shown line on. `seen` takes in the records before it."""
     events = {"eval", "alert", "resume"} | (set() if sys.stderr.isatty() else {"train"})
     lines = [n for n, record in enumerate(batch) if record["event"].partition(".")[0] in events]
     first = lines[-_FIRST:][0] if lines else len(batch) - 1
@@ -73,14 +75,16 @@ def _skip(batch: list[journal.Record], seen: History) -> list[journal.Record]:
 
 
 def _batches(folder: Path, seen: History, wait: bool) -> Iterator[list[journal.Record]]:
-    """What is recorded, and then what is new until the run has ended; the caller takes each batch into `seen`."""
+    """Yield what is recorded, then what is new, until the run ends. The caller adds each batch to `seen`."""
     offset, old, deadline = 0, None, time.monotonic() + _PATIENCE
     while True:
-        held = files.is_held(folder)  # asked before the journal is read, so that what was written before is seen
+        held = files.is_held(
+            folder
+        )  # before the journal is read: all that a trainer wrote before it ended is then read
         records = list(journal.tail(folder, offset)) if (folder / journal.FILE).exists() else []
         if records:
             yield [record for record, _ in records]
-            # An end that was there already, with the folder held: the trainer may be about to resume.
+            # If the folder is held, an end that was there at first may be that of the session before.
             old, offset = (old if offset else seen.end), records[-1][1]
         ended = seen.end is not None and (seen.end is not old or not held)
         gone = not held and not records and (seen.sessions or time.monotonic() > deadline)
@@ -90,7 +94,7 @@ def _batches(folder: Path, seen: History, wait: bool) -> Iterator[list[journal.R
 
 
 def _ending(folder: Path, seen: History) -> str:
-    """How the run ended, and how to go on."""
+    """How the run ended, and how to continue it."""
     state = history.state(seen, folder)
     if state == "finished":
         final = journal.numbers(seen.end)
@@ -99,6 +103,6 @@ def _ending(folder: Path, seen: History) -> str:
             return text
         return f"{text}: val loss {final['final_val_loss']:.4f} final, {final['best_val_loss']:.4f} best"
     if not seen.sessions:
-        return f"{folder}: the trainer went before it recorded anything"
+        return f"{folder}: the trainer ended before it recorded anything"
     reason = f": {seen.end['message']}" if seen.end and seen.end.get("message") else ""
     return f"{state} after step {seen.step}{reason}; continue with: make resume RUN={shlex.quote(str(folder))}"

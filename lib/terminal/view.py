@@ -1,4 +1,4 @@
-"""How runs look in a terminal: tables, facts, sparklines; plain text without colours or cuts where there is none."""
+"""How runs look: tables, facts, sparklines. Where the output is not a terminal, text is plain and never cut."""
 
 import io
 import math
@@ -19,23 +19,23 @@ class Column(NamedTuple):
     """A column of a table."""
 
     title: str
-    show: Callable[[Any], str] = str  # a value as people read it
+    show: Callable[[Any], str] = str  # a value -> its text in a terminal
     left: bool = False
     style: Callable[[Any], str] = lambda value: ""
 
 
 def terminal() -> bool:
-    """Whether standard output is one."""
+    """Whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def width(columns: int = _ANY) -> int:
-    """Columns of the terminal; elsewhere those of a plain text."""
+    """Columns of the terminal; `columns` if the output is not a terminal."""
     return _console(columns).width
 
 
 def _console(columns: int) -> Any:
-    """The terminal's; without one, that of a text of so many columns."""
+    """A rich console on the terminal. If there is none, it writes to a text of so many columns."""
     from rich.console import Console
 
     if terminal():
@@ -44,7 +44,7 @@ def _console(columns: int) -> Any:
 
 
 def out(*parts: Any, columns: int = _ANY) -> None:
-    """Print texts and grids; where there is no terminal, `columns` wide."""
+    """Print texts and grids, `columns` wide if the output is not a terminal."""
     console = _console(columns)
     for part in parts:
         console.print(shown(part) if isinstance(part, str) else part)
@@ -58,7 +58,7 @@ def heading(text: str) -> Any:
 
 
 def grid(rows: Iterable[Sequence[Any]], titles: Sequence[str] = (), right: int = 0) -> Any:
-    """Rows of texts in columns, the last `right` of them flush right; the first column is what the others are about."""
+    """Rows of texts in columns, the last `right` of them flush right. The first column names the row."""
     from rich.table import Table
 
     rows = list(rows)
@@ -79,7 +79,7 @@ def grid(rows: Iterable[Sequence[Any]], titles: Sequence[str] = (), right: int =
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table: in a terminal for people, elsewhere tab-separated with numbers in full; None is nothing there."""
+    """Print a table. If the output is not a terminal, it is tab-separated, with complete numbers; None is empty."""
     if not terminal():
         print("\t".join(column.title for column in columns))
         for row in rows:
@@ -104,7 +104,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def sheet(cells: Sequence[Sequence[str]], notes: Iterable[str]) -> None:
-    """Print a table of texts, titles first, with notes below it: as wide as the terminal, elsewhere 80 columns."""
+    """Print a table of texts, titles first, with notes below. It is 80 columns wide if there is no terminal."""
     titles, *rows = cells
     grids = [grid(rows, titles, right=len(titles) - 1), "", *(grid([("-", note)]) for note in notes)]
     out("", *grids, columns=80)
@@ -115,7 +115,7 @@ def _cell(column: Column, value: Any) -> Any:
 
 
 def colour(state: str) -> str:
-    """The style of a run's state."""
+    """The style in which a run's state is shown."""
     return _COLOURS.get(state, _BAD)
 
 
@@ -130,7 +130,7 @@ def styled(text: str, style: str) -> Any:
 
 
 def sparkline(series: Mapping[int, float], last_step: int, cells: int) -> str:
-    """The course of a metric over the steps 0 to `last_step`: means per cell, `!` where a value is no number."""
+    """A metric over the steps 0 to `last_step`: a mean per cell, `!` where a value is NaN or infinite."""
     means = _means(series, last_step, cells)
     finite = [value for value in means if value is not None and math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
@@ -151,7 +151,10 @@ def sparkline(series: Mapping[int, float], last_step: int, cells: int) -> str:
 
 
 def _means(series: Mapping[int, float], last_step: int, cells: int) -> list[float | None]:
-    """Mean per cell; a cell between two measurements shows the one before, and None is before the first or beyond."""
+    """The mean of each cell. A cell without a measurement repeats the cell before it.
+
+    Cells before the first measurement and after the last are None.
+    """
     groups: dict[int, list[float]] = {}
     for step, value in series.items():
         groups.setdefault(min(step * cells // max(last_step, 1), cells - 1), []).append(value)
@@ -178,7 +181,7 @@ def loss(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """`50.0%`; nothing to see of none."""
+    """`50.0%`, and `-` for zero."""
     return f"{value:.1%}" if value else "-"
 
 

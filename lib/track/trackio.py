@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lib.base.metric import EARLIER, chart_order, described
+from lib.record import journal
 from lib.record.run import Identity, project_name
 from lib.track import trackio_remote
 from lib.track.cursor import path_of
@@ -24,11 +26,8 @@ PRIVATE = (
     "trackio.utils.get_storage_mode",
     "trackio.utils.serialize_values",
 )
-# Trackio sorts charts by name. Where this variable is set for the dashboard, the metrics in FIRST come first.
+# Trackio sorts charts by name. The names in this variable of the process that serves the dashboard come first.
 PLOT_ORDER = "TRACKIO_PLOT_ORDER"
-FIRST = (
-    "val_loss,train_loss,sparsity,learning_rate,grad_norm,tokens_per_second,val_perplexity,average_nonzeros,mfu,tokens"
-)
 
 Record = dict[str, Any]  # a fragment, in Trackio's words: a row or an alert in the form that is stored or sent
 
@@ -115,6 +114,15 @@ class Tracker:
 
     def _stamp(self, step: int, moment: float) -> Record:
         return {**self.common, "step": step, "timestamp": datetime.fromtimestamp(moment, UTC).isoformat()}
+
+
+def first_charts(folder: Path | None) -> str:
+    """The value of PLOT_ORDER for the run in `folder`; None: for a project whose runs are not known."""
+    known = dict(EARLIER)
+    if folder and (folder / journal.FILE).exists():
+        for record in journal.read(folder):
+            known |= described(record)
+    return ",".join(chart_order(known.values()))
 
 
 def also(config: Mapping[str, Any], folder: Path) -> list[str]:

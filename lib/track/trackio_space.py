@@ -46,7 +46,7 @@ class Tracker(trackio.Tracker):
                 "the run used a Space or server, but none is configured now: set TRACKIO_SPACE_ID or "
                 f"TRACKIO_SERVER_URL again, or delete {path_of(folder, 'trackio-space')}"
             )
-        where = self._connect_server(target) if is_address(target) else self._connect_space(target)
+        where = self._connect_server(target) if is_address(target) else self._connect_space(target, folder)
         return "; ".join(filter(None, [f"see {where}", note]))
 
     def store(self, records: list[trackio.Record]) -> None:
@@ -70,7 +70,7 @@ class Tracker(trackio.Tracker):
         self.client = RemoteClient(base, write_token=token)
         return base
 
-    def _connect_space(self, name: str) -> str:
+    def _connect_space(self, name: str, folder: Path) -> str:
         import huggingface_hub
         from trackio import deploy, utils
 
@@ -80,7 +80,7 @@ class Tracker(trackio.Tracker):
         huggingface_hub.login = _refused  # Trackio calls it to ask for a token, which nobody can type here
         space, _, bucket = utils.preprocess_space_and_dataset_ids(name, None, None)
         deploy.raise_if_space_is_frozen_for_logging(space)
-        os.environ.setdefault(trackio.PLOT_ORDER, trackio.FIRST)  # a new Space copies this setting
+        os.environ.setdefault(trackio.PLOT_ORDER, trackio.first_charts(folder))  # a new Space copies this setting
         deploy.create_space_if_not_exists(space, bucket_id=deploy.resolve_auto_bucket_id(space, bucket))
         self.client = deploy._build_remote_client_with_retry(space)  # a new Space takes minutes to build
         return deploy.SPACE_URL.format(space_id=space)

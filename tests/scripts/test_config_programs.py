@@ -189,7 +189,7 @@ def test_explain(config, folder):
         "  menu     Training / Schedule",
         f"  defined  {Schema().place(Schema().options['LEARNING_RATE'])}",
     ]
-    assert "  Reached at the end of warm-up." in text
+    assert "  The learning rate at the end of warm-up." in text
     assert text.splitlines()[-4:] == [
         '    CONFIG_LEARNING_RATE="0.002" in .config',
         "    CONFIG_LEARNING_RATE=0.002 in the environment",
