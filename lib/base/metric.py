@@ -1,4 +1,4 @@
-"""How a metric is shown: declared beside its computation, recorded in the run's journal, and read by what shows runs."""
+"""How a metric is shown: declared where it is computed, recorded in the journal, read by whatever shows runs."""
 
 import re
 from collections.abc import Iterable, Mapping

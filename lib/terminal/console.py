@@ -92,7 +92,7 @@ def say(text: str) -> None:
             errno.EPIPE,
             errno.EIO,
             *NO_ROOM,
-        ):  # EIO: the terminal was closed, and SIGHUP has not arrived
+        ):  # EIO: a closed terminal, before SIGHUP
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

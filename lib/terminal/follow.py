@@ -78,9 +78,7 @@ def _batches(folder: Path, seen: History, wait: bool) -> Iterator[list[journal.R
     """Yield what is recorded, then what is new, until the run ends. The caller adds each batch to `seen`."""
     offset, old, deadline = 0, None, time.monotonic() + _PATIENCE
     while True:
-        held = files.is_held(
-            folder
-        )  # before the journal is read: all that a trainer wrote before it ended is then read
+        held = files.is_held(folder)  # before the journal is read, to miss nothing that was written
         records = list(journal.tail(folder, offset)) if (folder / journal.FILE).exists() else []
         if records:
             yield [record for record, _ in records]
