@@ -153,8 +153,8 @@ def test_a_broken_configuration_does_not_keep_names_from_being_looked_up(tmp_pat
     assert run.named("r") == (Path("runs/r"), "")
     assert run.named("o", ["OUTPUT_DIR=other"]) == (Path("other/o"), "")
     assert run.named("nosuch") == (Path("nosuch"), "")
-    assert dashboard.wanted_project("r") == run.Identity.load(Path("runs/r")).project
-    assert dashboard.wanted_project("demo") == "demo"
+    assert dashboard.wanted_project("r") == (run.Identity.load(Path("runs/r")).project, Path("runs/r"))
+    assert dashboard.wanted_project("demo") == ("demo", None)
     with pytest.raises(UsageError, match=r"^\.config:1: cannot be understood"):  # what is the latest depends on it
         run.named(None)
 
