@@ -23,14 +23,14 @@ class Side:
 
     folder: Path
     history: History
-    options: dict[str, str]  # name -> value as text, of the newest session
+    options: dict[str, str]  # present name -> value as text, of the newest session
     made: dict[str, Any]  # the newest session's provenance
 
     @classmethod
     def load(cls, folder: Path) -> "Side":
         """Read the folder of a run; raises UserError if it is not a run or is damaged."""
-        made = history.provenances(folder)
-        options = {name: value for name, (value, _) in history.options(folder).items()}
+        made, known = history.provenances(folder), Schema()
+        options = dict(known.present(name, value) for name, (value, _) in history.options(folder).items())
         return cls(folder, history.load(folder), options, made[-1] if made else {})
 
     def results(self) -> dict[str, float | None]:

@@ -246,6 +246,11 @@ class Schema:
         """The present name of an option that may have been renamed."""
         return self.renames[name].name if name in self.renames else name
 
+    def present(self, name: str, text: str) -> tuple[str, str]:
+        """The present name and value of an option as a run of an earlier version recorded it."""
+        new, values = self.renames.get(name, Rename(name, {}))
+        return new, values.get(text, text)
+
     def _renamed(self, name: str, text: str, source: str, in_file: bool = False) -> tuple[str, str]:
         """The present name and value of an assignment; raises ConfigError for a value that the old option did not have.
 

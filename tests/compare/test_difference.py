@@ -6,6 +6,7 @@ import math
 import pytest
 
 from lib.compare import difference
+from lib.config.kconf import ROOT
 from tests.runs import ended, evaluated, trained, write
 
 
@@ -50,6 +51,12 @@ def test_unequal_budgets_are_named(side):
 
 def test_an_option_that_is_no_longer_known_counts(side):
     assert list(difference.unequal(side("a", GONE="1"), side("b", GONE="2"))) == ["GONE is 1 and 2"]
+
+
+def test_a_renamed_option_of_an_earlier_version_has_its_present_name():
+    earlier = difference.Side.load(ROOT / "tests/fixtures/killed-run")
+    assert earlier.options["LR_SCHEDULE"] == "cosine"  # it recorded DECAY_LR=y
+    assert "DECAY_LR" not in earlier.options
 
 
 def test_how_often_was_evaluated_is_no_budget(side):
