@@ -293,7 +293,7 @@ def test_a_lane_whose_disk_is_full_delivers_the_rest_later(tmp_path, disk, monke
     (tmp_path / "disk/filler").write_bytes(bytes(PAGE))
     (folder / "trackers").mkdir()
     with pytest.raises(OSError, match="No space left on device"):  # a lane that could tell nobody is not started
-        track._Lane(folder, "csv")
+        track._LaneProcess(folder, "csv")
 
 
 # ---- configurations, and what is printed -----------------------------------------------------------------------------

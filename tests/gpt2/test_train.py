@@ -442,7 +442,7 @@ def test_a_run_stays_the_run_it_is(tmp_path, whole):
     assert "PRUNING_METHOD none -> random, " in output
     assert "TARGET_SPARSITY unset -> 0.5" in output
     output = train(tmp_path, "--resume", "runs/run", "--batch-size", "3", code=2)
-    assert "a run keeps its BATCH_SIZE x GRADIENT_ACCUMULATION" in output
+    assert "a resumed run keeps BATCH_SIZE x GRADIENT_ACCUMULATION" in output
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_gradual_magnitude(report):
     for line in (
         "criterion magnitude: |w|",
         "masks gradual: sparsity grows along the schedule",
-        "compared global-rms: all, scores divided by each tensor's RMS",
+        "compared global-rms: all, scores over each tensor's RMS",
         "h.*.attn.c_attn.weight 2 6,144 17.71 % at most 99.00 %",
         "h.*.mlp.c_proj.weight 2 8,192 23.62 % at most 99.00 %",
         "total 8 24,576 70.85 % 50.00 %",
