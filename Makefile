@@ -19,6 +19,7 @@ override without = $(if $2,$(call without,$(subst $(firstword $2),,$1),$(wordlis
 override PLAIN := A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
 	a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 _
 $(foreach v,$(GIVEN),$(if $(call without,$v,$(PLAIN)),$(error $v: a name may have only letters, digits and _)))
+override UNUSED := $(filter environment%,$(origin PYTHON))
 $(foreach v,$(filter-out $(GIVEN),$(OURS)),$(eval override undefine $v))
 $(foreach v,$(GIVEN),$(eval override $v := $$(value $v))$(eval export $v))
 override OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
@@ -167,7 +168,7 @@ fuzz: env-test ## Feed damaged and random input to every parser: make fuzz MINUT
 	@exec "$$PYTHON" tests/fuzz.py $(if $(MINUTES),--minutes "$$MINUTES") $$ARGS
 
 audit: env-audit ## Look for known vulnerabilities of every pinned package, with pip-audit
-	@"$$PYTHON" scripts/environment.py pins | \
+	@pins=$$("$$PYTHON" scripts/environment.py pins) && [ -n "$$pins" ] && printf '%s\n' "$$pins" | \
 		"$$PYTHON" -m pip_audit --strict --no-deps --disable-pip --requirement /dev/stdin $$ARGS
 
 lint: env-test ## Check style and format
@@ -203,6 +204,7 @@ endif
 .venv/.config .venv-extras/.extras .venv-audit/.audit: pyproject.toml
 .venv/.train .venv/.test: .venv/.config
 .venv/.config .venv/.train .venv/.test .venv-extras/.extras .venv-audit/.audit:
+	$(if $(UNUSED),@echo "note: PYTHON of the environment is not used; make TARGET PYTHON=... uses your own environment")
 	@"$(SYSTEM_PYTHON)" scripts/environment.py install $(subst .,,$(@F)) $(@D)
 
 env-configured: env-config

@@ -35,13 +35,13 @@ class Recorder:
     ):
         """Start the trackers. `about` goes into the headers of checkpoints."""
         self.folder, self.journal, self.console, self.training = folder, book, console, training
-        self.trackers = list(trackers)
-        self.lanes = track.Lanes(folder, self.trackers)
         self.watch, self.spare = watch, Spare(folder)
         self.writer = checkpoint.Writer(folder / "checkpoints", keeping, about, book.sync, console.say)
         self.began, self.before = time.perf_counter(), training.total_seconds
         self.described: set[str] = set()  # metrics of which the journal says how they are shown
         self.patience = _DELIVERY_SECONDS
+        self.trackers = list(trackers)
+        self.lanes = track.Lanes(folder, self.trackers)  # last: these processes are closed by __exit__ only
 
     def __enter__(self) -> "Recorder":
         self.writer.__enter__()

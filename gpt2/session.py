@@ -114,10 +114,10 @@ class Session:
         The journal and the trackers are closed in every case. Raises Diverged if the run has a retry left.
         """
         ranks = self.machine.ranks
+        identity = ranks.first(lambda: run.Identity.load(start.folder))
         with ExitStack() as stack:
             with StopSignals() as asked:
                 book = ranks.only_first(lambda: self._open(start.folder, stack, asked), None)
-                identity = ranks.first(lambda: run.Identity.load(start.folder))
                 use = self._restore(start.folder, identity)
                 recorder = ranks.only_first(
                     lambda: self._record(start, book, identity, use, stack), Unrecorded(start.folder)

@@ -28,7 +28,7 @@ from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
 from lib.config import matters
 from lib.config.command_line import unconfigured
-from lib.config.kconf import ROOT, Schema
+from lib.config.kconf import ROOT, Schema, present
 from lib.record import history, journal, provenance, run
 from lib.record.provenance import GitError, git
 from lib.terminal.console import say, table
@@ -87,11 +87,12 @@ def configuration(folder: Path) -> dict[str, Any]:
     if not sessions or not all("max_iters" in one.get("config", {}) for one in sessions):
         raise UserError(f"{folder}: the journal does not say how the run was started")
     config, name = sessions[0]["config"], shlex.quote(str(folder))
+    first = _present(config)
     free = matters.names(Schema(), lambda group: not group.same_in_reproduction)
     for one in sessions[1:]:
-        both = sorted((config.keys() & one["config"].keys()) - {option.lower() for option in free})
-        now = one["config"]  # other code may have dropped options and added others
-        if changed := [f"{name.upper()} {config[name]} -> {now[name]}" for name in both if config[name] != now[name]]:
+        now = _present(one["config"])  # other code may have dropped options and added others
+        both = sorted((first.keys() & now.keys()) - {option.lower() for option in free})
+        if changed := [f"{name.upper()} {first[name]} -> {now[name]}" for name in both if first[name] != now[name]]:
             raise UserError(
                 f"{folder}: was resumed after step {one['step']} with other options ({', '.join(changed)}), which one "
                 "training from the start cannot repeat; reproduce a run whose options stayed"
@@ -99,6 +100,15 @@ def configuration(folder: Path) -> dict[str, Any]:
     if journal.final(folder, config["max_iters"]) is None:
         raise UserError(f"{folder}: has not finished its {config['max_iters']:,} steps; first: make resume RUN={name}")
     return config
+
+
+def _present(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration from the journal, with options that were renamed since under their present names."""
+    found = {}
+    for name, value in config.items():
+        new, now = present(name.upper(), {True: "y", False: "n"}[value] if isinstance(value, bool) else str(value))
+        found[new.lower()] = value if new == name.upper() else now
+    return found
 
 
 def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:

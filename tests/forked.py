@@ -113,7 +113,11 @@ class Trainer(Program):
 def run(folder: Path, path: str, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """Run a program to its end, with this process's environment or another one; fails after two minutes."""
     program = Program(folder, path, list(words), dict(environment or os.environ), apart=True)
-    output, errors = program.communicate(timeout=120)
+    try:
+        output, errors = program.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        raise
     return subprocess.CompletedProcess([path, *words], program.returncode, output, errors)
 
 

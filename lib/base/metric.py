@@ -30,7 +30,9 @@ class Metric(str):
             shown.get(key, default) for key, default in (("optional", False), ("row", 0), ("chart", 0))
         )
         if not _FORM.fullmatch(self.form):
-            raise ValueError(f"{name}: is no format: {self.form!r}")
+            raise ValueError(f"{name}: is not a format: {self.form!r}")
+        if not all(text.isprintable() for text in (name, self.label or "", self.unit)):  # they go to the terminal
+            raise ValueError(f"{name!r}: has a control character in its name, label or unit")
         return self
 
     def text(self, value: float) -> str:
@@ -69,8 +71,9 @@ def line(metrics: Mapping[str, float], known: Mapping[str, Metric]) -> str:
 
 
 def chart_order(known: Iterable[Metric]) -> list[str]:
-    """Names of the metrics whose charts come first, in order."""
-    return [str(metric) for metric in sorted(known, key=lambda metric: metric.chart) if metric.chart]
+    """Names of the metrics whose charts come first, in order. Trackio's list of them has commas, so no name may."""
+    placed = [metric for metric in known if metric.chart and "," not in metric]
+    return [str(metric) for metric in sorted(placed, key=lambda metric: metric.chart)]
 
 
 def rows(known: Iterable[Metric]) -> list[str]:

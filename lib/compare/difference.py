@@ -29,8 +29,8 @@ class Side:
     @classmethod
     def load(cls, folder: Path) -> "Side":
         """Read the folder of a run; raises UserError if it is not a run or is damaged."""
-        made, known = history.provenances(folder), Schema()
-        options = dict(known.present(name, value) for name, (value, _) in history.options(folder).items())
+        made = history.provenances(folder)
+        options = {name: value for name, (value, _) in history.options(folder).items()}
         return cls(folder, history.load(folder), options, made[-1] if made else {})
 
     def results(self) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.config import matters
 from lib.config.config_file import MISNAMED, ConfigError, presets
-from lib.config.kconf import Schema
+from lib.config.kconf import Schema, present
 from lib.config.matters import METHOD_MENUS, TUNED
 from lib.config.option import closest, nearest
 from lib.record import retries, run
@@ -72,7 +72,7 @@ class Run:
 
     def words(self) -> list[str]:
         """The trainer's arguments for a new run. TRACKER_GROUP is the sweep's name unless the sweep sets it."""
-        given = {name: text for name, text, _ in self.configuration.assignments}
+        given = dict(present(name, text) for name, text, _ in self.configuration.assignments)  # the last one counts
         if not self.configuration.schema()["TRACKER_GROUP"]:
             given["TRACKER_GROUP"] = self.parent.name
         given |= {"SEED": str(self.seed), "OUTPUT_DIR": str(self.parent), "TRACKER_RUN_NAME": self.name}

@@ -141,7 +141,7 @@ def assignments(words: Iterable[str], flags: Iterable[str] = ()) -> tuple[list[s
 
 def _flags(schema: Schema, args: argparse.Namespace) -> Iterable[tuple[str, str, str]]:
     """(name, text, source) of the flags that were given."""
-    for name in [*schema.options, *schema.renames]:
+    for name in [*schema.renames, *schema.options]:  # beside an old name, the present one counts
         value, flag = getattr(args, name), name.lower().replace("_", "-")
         if isinstance(value, bool):
             yield (name, "y", f"--{flag}") if value else (name, "n", f"--no-{flag}")

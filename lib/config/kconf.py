@@ -10,6 +10,7 @@ Its members are those bools, and a string <SET>_OTHER holds further values. A na
 CHOICE_<VALUE> are the values.
 """
 
+import functools
 import os
 import typing
 from collections.abc import Container, Iterable, Mapping
@@ -246,11 +247,6 @@ class Schema:
         """The present name of an option that may have been renamed."""
         return self.renames[name].name if name in self.renames else name
 
-    def present(self, name: str, text: str) -> tuple[str, str]:
-        """The present name and value of an option as a run of an earlier version recorded it."""
-        new, values = self.renames.get(name, Rename(name, {}))
-        return new, values.get(text, text)
-
     def _renamed(self, name: str, text: str, source: str, in_file: bool = False) -> tuple[str, str]:
         """The present name and value of an assignment; raises ConfigError for a value that the old option did not have.
 
@@ -332,6 +328,17 @@ def _kind(symbol: kconfiglib.Symbol) -> str:
         place = f"{symbol.nodes[0].filename}:{symbol.nodes[0].linenr}"
         raise ConfigError([f"{place}: {symbol.name} must be a bool, an int or a string"])
     return kinds[symbol.orig_type]
+
+
+def present(name: str, text: str) -> tuple[str, str]:
+    """The present name and value of an option that an earlier version recorded."""
+    new, values = _renames().get(name, Rename(name, {}))
+    return new, values.get(text, text)
+
+
+@functools.cache
+def _renames() -> dict[str, Rename]:
+    return _read_renames(ROOT / "Kconfig.renames")
 
 
 def _read_renames(path: Path) -> dict[str, Rename]:

@@ -13,6 +13,7 @@ from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.base.metric import Metric, described
 from lib.config.config_file import read_lines
+from lib.config.kconf import present
 from lib.machine import use
 from lib.machine.use import Use
 from lib.record import best, journal, run
@@ -279,7 +280,10 @@ def options(folder: Path) -> dict[str, tuple[str, str]]:
     """Option -> its value in the newest session as text, and the source that first set this value."""
     found: dict[str, tuple[str, str]] = {}
     for made in provenances(folder):
-        now = {name: (entry["value"], entry["source"]) for name, entry in made.get("options", {}).items()}
+        now = {}
+        for recorded, entry in made.get("options", {}).items():
+            name, value = present(recorded, entry["value"])
+            now[name] = value, entry["source"]
         # A resume reads the run's own .config, so a value that stays keeps its earlier source.
         found = {name: found[name] if found.get(name, (None,))[0] == new[0] else new for name, new in now.items()}
     return found
@@ -291,10 +295,8 @@ def differing(folder: Path) -> dict[str, tuple[str, str]]:
     if not path.exists():
         return {}
     # A choice or a set has a line per value, CONFIG_<OPTION>_<VALUE>. The present Kconfig may lack the run's options.
-    owners = (
-        max((name for name in known if f"{line.name}_".startswith(f"{name}_")), key=len, default=line.name)
-        for line in read_lines(path)
-    )
+    names = [present(line.name, "")[0] for line in read_lines(path)]
+    owners = (max((one for one in known if f"{name}_".startswith(f"{one}_")), key=len, default=name) for name in names)
     return {name: known.get(name, ("", "")) for name in owners}
 
 

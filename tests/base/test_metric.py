@@ -53,8 +53,11 @@ def test_descriptions_travel_in_the_journal(tmp_path):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"label": 1}, {"form": "1000000000.f"}, {"form": "{}"}, {"wide": 2}, {"row": True}, {"row": None}, ["label"], "x"],
-)
+    [
+        {"label": 1}, {"form": "1000000000.f"}, {"form": "{}"}, {"wide": 2}, {"row": True}, {"row": None},
+        {"label": "\x1b[31m"}, {"unit": "\n"}, ["label"], "x",
+    ],
+)  # fmt: skip
 def test_a_description_that_cannot_be_used_makes_the_record_a_damaged_one(tmp_path, entry):
     with pytest.raises((ValueError, TypeError)):
         described({"shown": {"a": entry}})

@@ -264,6 +264,13 @@ def test_trackers_group_the_runs_of_a_sweep_unless_it_names_a_group(tmp_path):
     assert groups == [["TRACKER_GROUP=few"], ["TRACKER_GROUP=mine"]] * 2
 
 
+def test_an_old_name_of_an_option_is_the_same_option(tmp_path):
+    made = sweep.read(write(tmp_path, "dense", "a DECAY_LR=n"), ["LR_SCHEDULE=linear"])
+    assert [one.schema()["LR_SCHEDULE"] for one in made.configurations] == ["linear", "linear"]
+    for run in made.runs():
+        assert [word for word in run.words() if "LR" in word.split("=")[0]] == ["LR_SCHEDULE=linear"]
+
+
 def results(scope=(90, 1000), tuned=None):
     """What two configurations came to, the second of them pruned where `scope` says: (weights, of all)."""
     weights, parameters = scope

@@ -167,6 +167,16 @@ def test_a_run_that_was_resumed_unchanged_is_fine_and_one_with_other_options_is_
         reproduce.configuration(run)
 
 
+def test_a_change_of_a_renamed_option_is_seen(run):
+    """The run was begun by a version that called the schedule DECAY_LR."""
+    earlier = {name: value for name, value in reproduce.configuration(run).items() if name != "lr_schedule"}
+    add(run, event="resume", step=5, config=earlier | {"decay_lr": True})  # cosine, as it began
+    reproduce.configuration(run)
+    add(run, event="resume", step=6, config=earlier | {"decay_lr": False})
+    with pytest.raises(UserError, match=r"with other options \(LR_SCHEDULE cosine -> constant\)"):
+        reproduce.configuration(run)
+
+
 def test_a_run_that_is_not_finished_is_not_reproduced(run):
     lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
     (run / "journal.jsonl").write_text("".join(line for line in lines if '"event":"finish"' not in line))
