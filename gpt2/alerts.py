@@ -11,10 +11,10 @@ from typing import NamedTuple
 from lib.config.kconf import Options
 from lib.record import journal
 
-_WORSE = 1.1  # times the loss of guessing; the loss of an untrained model is within a few percent of that
+_WORSE = 1.1  # times the loss of guessing: above it a loss is worse; an untrained model is within a few percent of 1
 _LOSSES = {"train": "train_loss", "eval": "val_loss"}  # event -> its metric
 _WINDOW = 128  # recorded values that a spike is compared with
-_ENOUGH = _WINDOW // 2  # fewest values to compare with
+_ENOUGH = _WINDOW // 2  # the fewest values that a spike is compared with
 _CALM = 10  # consecutive normal values that end a spike
 
 
@@ -38,8 +38,8 @@ class Spikes:
 
     OLMo 2 (arXiv 2501.00656, section 3.2) counts a value as a spike if it is 7 standard deviations from the mean of the
     last 1000 steps. We take the last 128 values, as OLMo-core's SkipStepOptimizer does, and need 64 of them. Losses are
-    recorded every 10 steps, say: 1000 values would include the fast fall at the beginning, whose standard deviation
-    hides all but huge spikes.
+    recorded only every 10 steps or so. 1000 values would include the fast fall at the beginning, and its large standard
+    deviation would hide all but huge spikes.
     """
 
     def __init__(self, sigma: float):
@@ -71,7 +71,7 @@ class Watch:
 
         `sigma` is how many standard deviations make a spike of the training loss (0: no alerts about spikes).
         """
-        self.guessing = math.log(vocab_size)  # the loss of guessing all tokens alike, in nats per token
+        self.guessing = math.log(vocab_size)  # in nats per token: the loss if all tokens have equal probability
         self.target, self.reached = target, reached
         self.spikes = Spikes(sigma)
 
@@ -86,15 +86,14 @@ class Watch:
         """Yield the alerts for one event."""
         worst = _WORSE * self.guessing if step else sys.float_info.max
         if event == "eval" and not metrics["val_loss"] <= worst:  # true for NaN and infinity too
-            text = (
-                f"the validation loss {metrics['val_loss']:.4g} is worse than guessing, which has {self.guessing:.4g}"
-            )
+            loss = f"{metrics['val_loss']:.4g}"
+            text = f"the validation loss {loss} is worse than guessing, whose loss is {self.guessing:.4g}"
             yield Alert("divergence", "warn", text)
         if event == "train" and not self.reached and metrics["sparsity"] >= self.target:
             self.reached = True
-            yield Alert("sparsity", "info", f"the sparsity asked for is reached: {metrics['sparsity']:.4%}")
+            yield Alert("sparsity", "info", f"the target sparsity is reached: {metrics['sparsity']:.4%}")
         if event == "train" and (found := self.spikes.look(metrics["train_loss"])):
-            text = "the training loss {:.4g} is {:.1f} standard deviations above {:.4g}, the mean of those before"
+            text = "the training loss {:.4g} is {:.1f} standard deviations above {:.4g}, the mean of the losses before"
             yield Alert("spike", "warn", text.format(metrics["train_loss"], *found))
         if event == "finish" and status == "finished":
             losses = f"validation loss {metrics['final_val_loss']:.4f}, best {metrics['best_val_loss']:.4f}"

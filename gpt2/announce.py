@@ -47,16 +47,18 @@ def show_changes(
     retries: int,
     rate: str,
 ) -> None:
-    """Tell the user what a resumed run does differently. A retry is one of `retries`, with the learning rate `rate`."""
+    """Tell the user what a resumed run does differently.
+
+    `retries` (the most retries) and `rate` (the learning rate) are shown if this is a retry."""
     if book.damaged:
         lines = ", ".join(map(str, book.damaged[:9]))
-        console.say(f"note: {book.path}: damaged and passed over: line {lines}")
+        console.say(f"note: {book.path}: left out, because they are damaged: lines {lines}")
     for name, values in start.changed.items():
         console.say(f"changed: {option_changes.words({name: values})}")
     for note in training.notes:
         console.say(f"note: {note}")
     if start.retry:
-        text = f"retry {start.retry} of {retries} goes on after step {training.step}, with LEARNING_RATE={rate}"
+        text = f"retry {start.retry} of {retries} continues after step {training.step}, with LEARNING_RATE={rate}"
         record = book.write("alert", training.step, kind=f"retry-{start.retry}", level="warn", message=text)
         console.show(record)
 

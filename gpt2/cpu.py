@@ -1,6 +1,6 @@
-"""What only a CPU needs: three layers of the model by kernels that are faster there than torch's own.
+"""What only a CPU needs: three layers of the model, with kernels that are faster on a CPU than torch's own.
 
-They compute the same as torch's, up to rounding. On other devices they call torch's.
+They compute the same as torch's layers, up to rounding. On other devices they call torch's.
 """
 
 import math
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
 
     On 2 cores of an AMD EPYC, oneDNN multiplies 4096 x 384 by 384 x 1536 at 201 GFLOP/s, MKL at 144. For the weights'
     gradient MKL is faster (166 to 153), so MKL computes that. Training speeds up by 1.16 x (6 layers of width 384)
-    and 1.05 x (4 of width 128). Without torch.compile, small layers lose the gain to the cost of the call.
+    and 1.05 x (4 of width 128). Without torch.compile, the call costs more than small layers gain.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (..., I) -> (..., O)
@@ -64,8 +64,8 @@ class CausalAttention(nn.Module):
     """softmax(q k^T / sqrt(D)) v, in which position t sees positions 0..t. It has no parameters.
 
     On a CPU in 16 bits with a short context, separate operations are faster than torch's fused attention. With 4 layers
-    of width 128 at T 64, they save a quarter of a training step. At T 1024 they are slower. They round the scores to 16
-    bits: in bfloat16 the result is off by 0.4 to 1 %, that of torch's attention by 0.2 %.
+    of width 128 at T 64, they save a quarter of a training step. At T 1024 they are slower. The separate
+    operations round the scores to 16 bits. In bfloat16 their result is off by 0.4 to 1 %, torch's attention by 0.2 %.
 
     Letters of shapes: B batch, H heads, T time, D width of a head.
     """

@@ -20,7 +20,7 @@ class DivergenceOptions(Options):
 
 
 class Diverged(UserError):
-    """More losses or gradients were NaN or infinite than the policy allows, or a weight is."""
+    """Too many losses or gradients for the policy were NaN or infinite, or a weight is NaN or infinite."""
 
     def __init__(self, message: str, step: int, since: int, good: bool = True):
         """`step` is the last one whose update was made, `good` says whether its weights can be used.
@@ -31,7 +31,7 @@ class Diverged(UserError):
         self.step, self.since, self.good = step, since, good
 
     def advise(self, dtype: torch.dtype) -> None:
-        """Add advice that helps only with a `dtype` of few bits."""
+        """Add the advice to use float32, unless `dtype` is float32."""
         if dtype != torch.float32:
             self.args = (f"{self}, or use DTYPE=float32",)
 
@@ -39,8 +39,8 @@ class Diverged(UserError):
 class Guard:
     """Counts skipped updates on the device, so that nothing waits for the device until `look`.
 
-    After the first update beyond the limit, all later ones are skipped too. So the weights stay those before it,
-    however late `look` comes. The limit is 0 where the policy is to stop.
+    After the first update beyond the limit, all later ones are skipped too. So the weights stay as they
+    were before that update, however late `look` is called. The limit is 0 where the policy is to stop.
     """
 
     def __init__(self, options: DivergenceOptions, device: torch.device):
@@ -48,9 +48,11 @@ class Guard:
         self.load([])
 
     def load(self, steps: list[int]) -> None:
-        """Continue after the updates of `steps` were skipped. More of them than the limit mean that it was lowered."""
+        """Continue a run in which the updates of `steps` were skipped.
+
+        If the user has lowered the limit below their number, their number is the limit."""
         self.limit = max(self.limit, len(steps))
-        room = self.limit + 2 - len(steps)  # one beyond the limit, and a place that steps which are not skipped use
+        room = self.limit + 2 - len(steps)  # one beyond the limit, and one for steps that are not skipped
         self.steps = torch.tensor([*steps, *[0] * room], dtype=torch.int64, device=self.device)
         self.count = torch.tensor(len(steps), device=self.device)
         self.seen = len(steps)
@@ -64,7 +66,7 @@ class Guard:
         return self.count <= self.limit
 
     def leave_out(self, step: int, bad: Tensor) -> Tensor:
-        """Whether to skip the update of `step`, which is `bad` or not (bool scalars on the device)."""
+        """Count the update of `step` if it is `bad`; returns whether to skip it. Both are bools on the device."""
         self.steps.index_fill_(0, self.count, step)  # stays only if it is counted; else the next step overwrites it
         self.count += bad & self.going()
         return bad | ~self.going()
@@ -72,8 +74,8 @@ class Guard:
     def look(self, alert: Callable[[str, str, str, int], None]) -> None:
         """Give an alert for each update that was skipped since the last look; waits for the device.
 
-        Raises Diverged for an update beyond the limit. That one is no longer counted, because a resumed run makes its
-        step again.
+        Raises Diverged for an update beyond the limit. That update is then not counted, because a resumed run makes
+        its step again.
         """
         if int(self.count) == self.seen:
             return

@@ -33,7 +33,7 @@ def finished(training: Training, data: Data, recorder: Recorder, json_output: st
         "best_val_loss": (best(known) or known[-1]).val_loss,
         "total_time_seconds": recorder.seconds(),
     }
-    if not recorder.journal.ended(step):  # it has, if an earlier session was killed while it wrote the summary
+    if not recorder.journal.ended(step):  # an earlier session may have ended it, and been killed before the summary
         recorder.write("finish", step, final, status="finished")
     recorder.console.close()
     tokens = step * data.tokens_per_step
@@ -80,7 +80,7 @@ def show(summary: dict[str, Any], sample: str, trackers: list[str], sample_words
 
 
 def stopped(recorder: Recorder | Unrecorded, step: int, save: bool = True) -> None:
-    """Record that the user interrupted the run after this step, with a checkpoint of it if `save`."""
+    """Record that the user interrupted the run after this step. With `save`, its checkpoint is written first."""
     if save and not recorder.has_checkpoint(step):
         recorder.save(step)
         recorder.settle()
@@ -90,7 +90,7 @@ def stopped(recorder: Recorder | Unrecorded, step: int, save: bool = True) -> No
 def diverged(
     error: Diverged, retries: int, training: Training, recorder: Recorder | Unrecorded, ranks: Ranks, vocab_size: int
 ) -> UserError:
-    """Record that the run has diverged, after so many retries; returns the error that says what to do.
+    """Record that the run has diverged after `retries` retries. Returns the error, which says what to do.
 
     The weights are saved if they are good.
     """
@@ -107,13 +107,13 @@ def diverged(
     again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
     untrusted = checkpoint.name(int(min(since, step + 1)))
     if saved and not good and saved[-1].name < untrusted:
-        advice = f"go on from its last checkpoint, {saved[-1].name}, with: {again}"
+        advice = f"continue from its last checkpoint, {saved[-1].name}, with: {again}"
     elif since <= step:
-        advice = f"since step {since} its losses are worse than guessing; begin anew with a lower LEARNING_RATE"
+        advice = f"since step {since} its losses are worse than guessing; start a new run with a lower LEARNING_RATE"
     elif good:
-        advice = f"go on from its last good weights with: {again}"
+        advice = f"continue from its last good weights with: {again}"
     else:
-        advice = "it has no checkpoint; begin anew with a lower LEARNING_RATE"
+        advice = "it has no checkpoint; start a new run with a lower LEARNING_RATE"
     tried = f", retries made: {retries}" if retries else ""
     lost = "" if finite else f", and the weights after step {step} are NaN or infinite, so they are not saved"
     return UserError(f"the run has diverged{tried}{lost}; {advice}")
@@ -134,21 +134,21 @@ def failed(error: Exception, training: Training, recorder: Recorder | Unrecorded
 
 
 def displaced(recorder: Recorder, step: int) -> UserError:
-    """Save the run whose folder was removed or moved after this step; returns the error that says so."""
+    """Save a run whose folder was removed or moved. Returns the error, which says what happened and how to continue."""
     before = recorder.folder
     happened = recorder.rescue(step)
     again = f"make resume RUN={shlex.quote(str(recorder.folder))}"
-    return UserError(f"{before}: {happened}; go on after step {step} with: {again}")
+    return UserError(f"{before}: {happened}; continue after step {step} with: {again}")
 
 
 def check_output(path: Path) -> None:
     """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that is there and writable")
+        raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that exists and is writable")
     if path.is_file() and path.stat().st_size:  # the option may come with another person's configuration
         try:
             ours = "total_time_seconds" in json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError):
             ours = False
         if not ours:
-            raise UsageError(f"JSON_OUTPUT={path}: is there and is not a summary of a run; name another file")
+            raise UsageError(f"JSON_OUTPUT={path}: exists and is not a summary of a run; name another file")

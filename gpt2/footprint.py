@@ -1,4 +1,4 @@
-"""Estimates, before a run takes them, the bytes of its optimizer's state and of its checkpoints."""
+"""Estimates the sizes of a run's optimizer state and checkpoints before it makes them."""
 
 import dataclasses
 import re
@@ -57,7 +57,8 @@ def nbytes(tensor: Tensor) -> int:
 def checkpoint_bytes(training: Training, bind: Callable[[type], Any]) -> int:
     """About how many bytes a checkpoint of this run has after the optimizer has made a step."""
     size = checkpoint.size(training.state_dict())
-    if not any(p in training.optimizer.state for p in training.model.parameters()):  # SPAM has counters from the start
+    # Asked for parameters, because SPAM's counters are in the state before the first step.
+    if not any(p in training.optimizer.state for p in training.model.parameters()):
         each = state_bytes(training.model.options, bind)
         size += int(sum(p.numel() * each[kind(name)] for name, p in training.model.named_parameters()))
     return size
@@ -73,5 +74,5 @@ def shortage(folder: Path, training: Training, max_iters: int, bind: Callable[[t
         return ""
     return (
         f"{folder}: a checkpoint of this run takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free: "
-        f"{missing / 1e6:,.1f} MB too few for the {most} that there will be at times; see CHECKPOINT_KEEP"
+        f"{missing / 1e6:,.1f} MB too few for the {most} checkpoints that it can have at once; see CHECKPOINT_KEEP"
     )

@@ -35,13 +35,13 @@ class LoopOptions(Options):
 
 
 class Listener(Protocol):
-    """What the loop reports to. `gpt2.recorder` has the two that exist: rank 0 records, the other ranks do not."""
+    """What the loop reports to. `gpt2.recorder` has one that records, for rank 0, and one that does not."""
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> object:
         """Record an event with its metrics and other details."""
 
     def tick(self) -> None:
-        """Count a step that the device has been given, though it may not have finished it."""
+        """Count a step that was given to the device. The device may not have finished it."""
 
     def alert(self, kind: str, level: str, message: str, step: int) -> None:
         """Tell the user something at once."""
@@ -64,7 +64,8 @@ def train(
 ) -> None:
     """Make steps until the schedule ends or some rank is `asked` to stop.
 
-    Asked to stop, a single process does not finish its step; several ranks finish theirs, to stop at the same one.
+    When asked to stop, a single process drops its unfinished step. Several ranks finish theirs, so that all of them
+    stop at the same step.
 
     After Diverged, `training` holds the weights of the last update that was made. They can be NaN or infinite too:
     call `training.is_finite` before you use them.
@@ -126,8 +127,8 @@ def update(
 ) -> tuple[Tensor, Tensor]:
     """Make one optimizer step; returns loss and gradient norm (scalars on the device) without waiting for them.
 
-    Every rank computes its share of the micro-batches. From their sum all ranks make the same step. If `asked` to stop
-    between two micro-batches, this raises KeyboardInterrupt and leaves everything as it was before the step.
+    Every rank computes its share of the micro-batches. All ranks make the same step from the sum of the gradients. If
+    `asked` to stop between two micro-batches, this raises KeyboardInterrupt and leaves everything as it was before.
     """
     random, loss = random_state.of(machine.device), torch.zeros((), device=machine.device)
     try:
@@ -182,12 +183,13 @@ def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
 def check_finite(training: Training, recorder: Listener) -> None:
     """Report updates that were skipped since the last check.
 
-    Raises Diverged if too many were, or if a weight is NaN or infinite: an update with a finite gradient can do that.
+    Raises Diverged if too many were skipped, or if a weight is NaN or infinite. Even an update with a finite gradient
+    can make a weight infinite.
     """
     try:
         training.guard.look(recorder.alert)
         if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
-            text = f"step {training.step}: the gradient is NaN or infinite in float16, however small it is scaled"
+            text = f"step {training.step}: the gradient is NaN or infinite in float16, even at a loss scale below 1"
             raise Diverged(text, training.step, training.step)
     except Diverged as error:
         training.step = error.step
@@ -217,7 +219,7 @@ def train_metrics(
     grad_norm: Tensor,
     steps_per_second: float,
 ) -> dict[str, float]:
-    """The metrics of a `train` event: loss in nats per token, learning rate of this step, speed since the last."""
+    """The metrics of a `train` event: loss in nats per token, learning rate of this step, speed since the last lap."""
     tokens_per_second = steps_per_second * data.tokens_per_step
     metrics = {
         TRAIN_LOSS: loss.item(),
@@ -235,7 +237,7 @@ def train_metrics(
 
 
 def evaluate(training: Training, data: Data, machine: Machine, recorder: Listener, asked: Callable[[], bool]) -> None:
-    """Record the validation loss after the present step. If asked to stop, leave that to the resumed run.
+    """Record the validation loss after the present step. If asked to stop, leave it to the resumed run.
 
     Raises Diverged if the loss is NaN or infinite, unless NAN_POLICY=skip.
     """

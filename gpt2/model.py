@@ -1,4 +1,4 @@
-"""GPT-2 as published (Radford et al. 2019), with the names of parameters that the published checkpoints have.
+"""GPT-2 as published (Radford et al. 2019), with the parameter names of the published checkpoints.
 
 Letters of shapes: B batch, T time, C width, H heads, D width of a head (C = H * D), V vocabulary.
 """
@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and around a residual connection."""
+    """Attention and MLP, each with a layer norm before it and a residual connection around it."""
 
     def __init__(self, options: ModelOptions):
         super().__init__()
@@ -120,11 +120,11 @@ class GPT2(nn.Module):
         return {self.wte.weight: self.vocab_size}
 
     def stacked(self) -> dict[nn.Parameter, int]:
-        """The parameters that are several matrices, one below the other, and how many: q, k and v are 3 in one."""
+        """Parameters that hold several matrices stacked by rows -> how many: c_attn holds those of q, k and v."""
         return {block.attn.c_attn.weight: 3 for block in self.h}
 
     def count_parameters(self) -> int:
-        """The number of parameters that the published model has: without padding, and with the tied head once."""
+        """The number of parameters as in the published model: without padding, and the tied head only once."""
         padding = (self.wte.weight.shape[0] - self.vocab_size) * self.options.n_embd
         return sum(parameter.numel() for parameter in self.parameters()) - padding
 

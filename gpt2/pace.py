@@ -22,7 +22,7 @@ def seconds_left(
 ) -> float | None:
     """About how long the rest of a run takes; None if no step is left, or if memory is too short to measure.
 
-    Weights, optimizer, pruner and random state stay as they are. The plain model is timed, also if it is compiled.
+    Weights, optimizer, pruner and random state stay as they are. The model is timed without torch.compile.
     """
     steps = schedule.max_iters - training.step
     if not steps:
@@ -40,7 +40,7 @@ def seconds_left(
 
 
 def words(seconds: float | None, training: Training, schedule: Schedule) -> str:
-    """`, about 1:40 here`, to follow the number of steps."""
+    """The words after the number of steps: `, about 1:40 here`."""
     if seconds is None:
         return ""
     left = f" for the {schedule.max_iters - training.step:,} that are left" * bool(training.step)

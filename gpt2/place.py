@@ -1,4 +1,4 @@
-"""Chooses the folder in which a run is resumed: started elsewhere, it still finds its data by relative paths."""
+"""Chooses the working folder of a resumed run, so that its relative paths lead to its data."""
 
 import contextlib
 import glob
@@ -16,11 +16,11 @@ def choose(schema: Schema, folder: Path, rank: int) -> tuple[Path, str]:
 
     Candidates are the present folder, if OUTPUT_DIR leads from it to the run (as in a copied clone), and those of
     `history.places`. The first that has the run's data is taken. Paths that the user gave for this session start from
-    the present folder, so they are made absolute. Data is never prepared again in a folder that the run does not know:
-    then training cannot continue.
+    the present folder, so they are made absolute. If no candidate has the data, it may be prepared again only in
+    a folder that the run knows. In any other folder, training cannot continue.
     """
     here, kept, made = Path.cwd(), Schema(), []
-    kept.load(folder / ".config", ranges=False)  # an earlier version may have had wider ones
+    kept.load(folder / ".config", ranges=False)  # an earlier version may have had wider ranges
     with contextlib.suppress(UserError):  # a run can be resumed without this record
         made = history.provenances(folder)
     trained = made[-1].get("folder", "") if made else ""
@@ -44,7 +44,7 @@ def choose(schema: Schema, folder: Path, rank: int) -> tuple[Path, str]:
 
 
 def _given(schema: Schema, kept: Schema, own: Path) -> list[str]:
-    """The path options that the user gave for this session. `own` is the run's file, whose values are in `kept`."""
+    """The path options that the user gave for this session. `own` is the run's .config; `kept` has its values."""
     names = [name for name, option in schema.options.items() if option.is_path and schema[name]]
     given = [n for n in names if not schema.sources.get(n, f"{own}:").startswith(f"{own}:") or schema[n] != kept[n]]
     source = schema["DATASET_SOURCE"]  # may also be a URL or a name on the hub

@@ -1,4 +1,4 @@
-"""What a session reports to: it fills the journal, shows events in the terminal, feeds trackers, writes checkpoints."""
+"""Records a session: fills the journal, shows events in the terminal, feeds trackers, writes checkpoints."""
 
 import contextlib
 import shlex
@@ -38,7 +38,7 @@ class Recorder:
         self.watch, self.spare = watch, Spare(folder)
         self.writer = checkpoint.Writer(folder / "checkpoints", keeping, about, book.sync, console.say)
         self.began, self.before = time.perf_counter(), training.total_seconds
-        self.described: set[str] = set()  # metrics of which the journal says how they are shown
+        self.described: set[str] = set()  # metrics for which the journal says how to show them
         self.patience = _DELIVERY_SECONDS
         self.trackers = list(trackers)
         self.lanes = track.Lanes(folder, self.trackers)  # last: these processes are closed by __exit__ only
@@ -56,7 +56,7 @@ class Recorder:
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
         """Put an event into the journal, from which trackers get it, and show it. Alerts about it come first.
 
-        The first record of a metric says how the metric is shown, for whoever reads the journal.
+        The first record of a metric says how the metric is shown, for all readers of the journal.
         """
         for alert in self.watch.look(event, step, metrics, details.get("status", "")):
             self.alert(*alert, step)
@@ -146,11 +146,11 @@ class Recorder:
         return self.before + time.perf_counter() - self.began
 
     def _close_trackers(self) -> None:
-        """Wait a while for the trackers, and say what each has. They never change the exit code."""
+        """Wait a while for the trackers, and print what each has received. They never change the exit code."""
         self.lanes.close()
-        with contextlib.suppress(KeyboardInterrupt):  # the user does not want to wait; trackers survive that
+        with contextlib.suppress(KeyboardInterrupt):  # the user does not want to wait; trackers survive the signal
             if not self.lanes.wait(1.0):
-                say(f"waiting up to {self.patience:.0f} s for the trackers (Ctrl-C leaves them to it)")
+                say(f"waiting up to {self.patience:.0f} s for the trackers (Ctrl-C ends the wait; they continue)")
                 self.lanes.wait(self.patience)
         if deliveries := self.lanes.deliveries():
             say(track.table(deliveries))

@@ -29,7 +29,7 @@ class Spare:
         time.sleep(_REMOVAL_SECONDS)
         folder = book.path.parent
         try:
-            if book.path.exists():  # this file is of another run, or somebody edited it
+            if book.path.exists():  # the file now belongs to another run, or somebody edited it
                 folder = run.new_folder(folder.parent, folder.name)[1]
             for name in run.FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ class Spare:
                 files.write(folder / name, content)
         return (
             folder,
-            f"was removed, or its journal removed or replaced, while the run was trained; what is known is in {folder}",
+            f"was removed, or its journal removed or replaced, while the run was trained; it is saved in {folder}",
         )
 
     def finish(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether a run that exists has something left to do, and from where a retry of it goes on."""
+"""Decides whether an existing run has something left to do, and from which checkpoint a retry starts."""
 
 import dataclasses
 from pathlib import Path
@@ -15,14 +15,14 @@ from lib.terminal.console import say
 
 
 def still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
-    """The options that change the course of the run in `folder`; None, with a word to the user, if it is finished.
+    """The options that change the course of the run in `folder`; None, with a message to the user, if it is finished.
 
     Raises UsageError for a change that would make it another run, and for checkpoints beyond MAX_ITERS.
     """
     found = checkpoint.find(folder / "checkpoints")
     step = int(found[-1].stem.removeprefix("step-")) if found else 0
     if step > schema["MAX_ITERS"]:
-        raise UsageError(f"{folder}: is at step {step}, beyond MAX_ITERS={schema['MAX_ITERS']}; raise that")
+        raise UsageError(f"{folder}: is at step {step}, beyond MAX_ITERS={schema['MAX_ITERS']}; raise MAX_ITERS")
     changed, summary = option_changes.find(schema, folder), folder / "summary.json"
     option_changes.check_in_time(schema, folder, changed)
     if (
@@ -34,17 +34,17 @@ def still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
     if output := schema["JSON_OUTPUT"]:
         ending.check_output(Path(output))
         files.write_json(Path(output), history.read(summary))
-    say(f"{folder} is finished: see {summary}; to train on, raise MAX_ITERS")
+    say(f"{folder} is finished: see {summary}; to train further, raise MAX_ITERS")
     return None
 
 
 def say_begun(schema: Schema, folder: Path, launch: Launch) -> None:
-    """Say that this job began the run in `folder`; raises UsageError if it was to learn something else."""
-    say(f"{folder} was begun by this {launch.launcher} job, {launch.job}; another TRACKER_RUN_NAME begins another")
+    """Say that this job began the run in `folder`; raises UsageError if options that change its course differ."""
+    say(f"{folder} was begun by this {launch.launcher} job, {launch.job}; for a new run, set another TRACKER_RUN_NAME")
     if changed := option_changes.find(schema, folder):
         raise UsageError(
-            f"{folder}: this job began it with other options ({option_changes.words(changed)}); another "
-            "TRACKER_RUN_NAME begins another run, and --resume goes on with this one, changed"
+            f"{folder}: this job began it with other options ({option_changes.words(changed)}); for a new "
+            "run, set another TRACKER_RUN_NAME; to continue this run with the new options, use --resume"
         )
 
 
@@ -62,8 +62,8 @@ def retry(schema: Schema, start: Start, ranks: Ranks, since: int, vocab_size: in
 def go_back(folder: Path, since: int, vocab_size: int) -> int:
     """Remove the checkpoints that a retry must not start from; returns the number of the retry.
 
-    These are checkpoints of step `since` and later. They also are those from when the model had become worse than
-    guessing: a lower learning rate does not repair weights that grew a millionfold before a loss was NaN.
+    These are the checkpoints of step `since` and later, and those from the time when the model was worse than guessing.
+    A lower learning rate does not repair weights that grew a millionfold before a loss was NaN.
     """
     since = min(since, alerts.worse_since(folder, vocab_size))
     with files.held(folder, "training this run"):

@@ -42,7 +42,7 @@ def generate(model: GPT2, tokens: list[int], machine: device.Machine, options: S
     The model sees the last `block_size` tokens. The same seed draws the same tokens.
     """
     tokens = list(tokens)
-    generator = torch.Generator().manual_seed(options.seed)  # a separate one, so that training's random state stays
+    generator = torch.Generator().manual_seed(options.seed)  # its own, so that training's random state stays as it is
     for _ in range(options.sample_tokens):
         window = torch.tensor([tokens[-model.options.block_size :]], device=machine.device)  # (1, T)
         with machine.autocast():
@@ -53,13 +53,14 @@ def generate(model: GPT2, tokens: list[int], machine: device.Machine, options: S
 
 
 def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
-    """Draw a token from softmax(logits / temperature) of the `top_k` largest logits (V,); at 0 take the largest."""
+    """Draw a token from softmax(logits / temperature) of the `top_k` largest logits (V,); with 0, take the largest."""
     if temperature == 0:
         return int(logits.argmax())
     if 0 < top_k < len(logits):
         smallest = torch.topk(logits, top_k).values[-1]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
-    logits = (logits - logits.max()).double() / temperature  # the largest is 0, so no small temperature overflows
+    # The largest logit becomes 0, so a small temperature does not overflow.
+    logits = (logits - logits.max()).double() / temperature
     return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=generator))
 
 

@@ -1,6 +1,7 @@
-"""A session trains a run from where it is to its end, a signal or a failure: train.py -> session -> loop.
+"""A session trains a run from its present step to its end, a signal or a failure: train.py -> session -> loop.
 
-The session builds the parts from the configuration, which nothing below it sees, and closes them in order.
+The session builds the parts from the configuration and closes them in order. The parts do not
+see the configuration, only their own options.
 """
 
 import contextlib
@@ -39,7 +40,8 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
     """Train a new run, or continue the run in `folder` from its last checkpoint; returns the exit code.
 
     Without a `folder`, a job that was started again continues the run it began. `command` is the command line, for the
-    record. `missing` says what the run in `folder` lacks for training: UsageError says so unless the run is finished.
+    record. `missing` says what the run in `folder` lacks for training. Unless the run is finished, it is raised as
+    UsageError.
     """
     options = schema.bind(run.RunOptions)
     run_id = "" if folder else run.job_id(options, launch)
@@ -58,7 +60,7 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
         else:
             changed = {}
             first(lambda: run.check_place(options))
-        session = Session(schema, machine)  # before the folder: a run that cannot be built leaves none behind
+        session = Session(schema, machine)  # before the folder: a run that cannot be built leaves no folder
         folder = folder or first(lambda: run.create(options, run_id, lambda new: schema.write(new / ".config"))[0])
         start = Start(folder, command, changed)
         while True:
@@ -69,7 +71,7 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
             del session  # the next one needs its memory
             gc.collect()
             if compiled:
-                torch.compiler.reset()  # it holds the model, and stops compiling a function after eight times
+                torch.compiler.reset()  # it keeps the model in memory, and compiles a function at most eight times
             start = resume.retry(schema, start, machine.ranks, since, vocab_size)
             session = Session(schema, machine)
 
@@ -146,7 +148,7 @@ class Session:
     def _restore(self, folder: Path, identity: run.Identity) -> Use:
         """Continue from the newest checkpoint, if there is one. Returns how the machine is used.
 
-        Raises UserError if the run cannot go on from the checkpoint, or if ranks differ.
+        Raises UserError if the run cannot continue from the checkpoint, or if ranks differ.
         """
         ranks, before = self.machine.ranks, None
         if ranks.first(lambda: bool(checkpoint.find(folder / "checkpoints"))):
@@ -156,7 +158,7 @@ class Session:
             before = state.get("compiled")
             if changed := shards.differing(self.training.data_before, self.data.sums()):
                 raise UserError(
-                    f"{folder}: was trained on other data than what {self.data.folder} holds ({changed}); put that back"
+                    f"{folder}: was trained on other data than {self.data.folder} holds ({changed}); restore that data"
                 )
         use = self._compile(before)
         options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
@@ -167,7 +169,7 @@ class Session:
         return use
 
     def _compile(self, before: bool | None) -> Use:
-        """Compile the model or not, as configured; returns the use of the machine. `before`: what a resumed run did."""
+        """Compile the model if configured; returns the machine's use. `before`: whether a resumed run was compiled."""
         tokens = self.data.tokens_per_step * self.schedule.max_iters / self.machine.ranks.size
         flops = self.model.flops_per_token() * tokens
         compiled, reason = device.compiles(self.options.compile, self.machine, flops, before)
@@ -186,7 +188,7 @@ class Session:
             console.say(f"note: {note}")
         facts = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
         announce.begin(start, book, console, training, max_iters, facts)
-        # Only after the journal has the start: a run that a kill or a full disk stops before has not changed.
+        # Only after the journal has the start. A kill or a full disk before this leaves the run as it was.
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier end
         schema.write(folder / ".config")
         schema.write(folder / "defconfig", minimal=True)
@@ -228,7 +230,7 @@ class Session:
     # ---- the loop and after ----------------------------------------------------------------------------------------
 
     def _loop(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> bool:
-        """Train; returns whether some rank was asked to stop. Other ends before the schedule's raise."""
+        """Train. Returns whether some rank was asked to stop. Raises if anything else ends the run early."""
         training, ranks = self.training, self.machine.ranks
         try:
             with self._compiling(asked):
@@ -259,13 +261,16 @@ class Session:
             raise
 
     def _compiling(self, asked: StopSignals) -> contextlib.AbstractContextManager[None]:
-        """A context in which a signal breaks off a compilation, which may take minutes. Ranks have to stop together."""
+        """A context in which a signal breaks off a compilation, which may take minutes.
+
+        Several ranks have to stop together, so for them the context does nothing.
+        """
         if not self.training.compiled or self.machine.ranks.size > 1:
             return contextlib.nullcontext()
         return device.while_compiling(asked.break_off, asked.hold_out)
 
     def _evaluate_if_missing(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> None:
-        """Measure the validation loss after this step if the schedule has it and the journal lacks it."""
+        """Measure the validation loss after this step if an evaluation is due and the journal lacks it."""
         step = self.training.step
         wanted = step in (0, self.schedule.max_iters) or loop.due(step, self.options.eval_interval)
         if not wanted:
@@ -273,7 +278,7 @@ class Session:
         known = self.machine.ranks.first(lambda: recorder.val_loss(step))
         if known is None:
             loop.evaluate(self.training, self.data, self.machine, recorder, asked)
-        else:  # a kill took the checkpoint that knew this loss
+        else:  # a session was killed before its checkpoint had this loss
             self.training.note(known)
 
     def _finish(self, recorder: Recorder) -> None:

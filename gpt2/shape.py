@@ -19,7 +19,7 @@ class ModelOptions(Options):
 
 
 def check(options: ModelOptions) -> None:
-    """Raise UsageError if the heads cannot share N_EMBD."""
+    """Raise UsageError if N_EMBD is not a multiple of N_HEAD."""
     if options.n_embd % options.n_head:
         raise UsageError(
             f"N_EMBD={options.n_embd} cannot be divided among N_HEAD={options.n_head} heads; choose a multiple"

@@ -1,6 +1,6 @@
 """Train GPT-2 as configured: by .config, configuration files, the environment, NAME=value words and flags.
 
-A run gets a folder of its own with its configuration, journal and checkpoints; --resume continues one.
+A run gets its own folder with its configuration, journal and checkpoints; --resume continues a run.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-if not __package__:  # run as a program: Python put gpt2/ on the path, where the repository belongs
+if not __package__:  # run as a program: Python put gpt2/ on the path, but imports need the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from lib.base.signals import end_at_once
 
@@ -50,15 +50,15 @@ def _own_configuration(argv: list[str], args: argparse.Namespace) -> Path | None
 
 
 def _check_newest(folder: Path, wanted: str) -> None:
-    """Raise UsageError unless `wanted` is the newest checkpoint of the run in `folder`; it says how to go back."""
+    """Raise UsageError unless `wanted` is the newest checkpoint of the run in `folder`. It says how to go back."""
     path, found = checkpoint_file.chosen(folder, wanted), checkpoint_file.find(folder / "checkpoints")
     if path == found[-1]:
         return
     aside = shlex.quote(str(folder / "newer"))
     newer = [*found[found.index(path) + 1 :], *folder.glob("summary.json")]
     raise UsageError(
-        f"{folder}: goes on from its newest checkpoint, {found[-1].name}; to go back to {path.name}, move what is "
-        f"newer away: mkdir -p {aside} && mv {shlex.join(map(str, newer))} {aside} && "
+        f"{folder}: continues from its newest checkpoint, {found[-1].name}; to go back to {path.name}, first move "
+        f"everything newer away: mkdir -p {aside} && mv {shlex.join(map(str, newer))} {aside} && "
         f"make resume RUN={shlex.quote(str(folder))}"
     )
 

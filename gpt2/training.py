@@ -29,7 +29,7 @@ class Training:
         divergence: DivergenceOptions,
         data_sums: Callable[[], dict[str, dict[str, str]]],
     ):
-        """`data_sums` gives the SHA-256 of every file of the data (split -> file -> sum). It raises if one changed."""
+        """`data_sums` gives the SHA-256 of each data file (split -> file -> sum). It raises if a file has changed."""
         self.model, self.optimizer, self.pruner, self.device = model, optimizer, pruner, machine.device
         self.data_sums = data_sums
         self.compile(False)
@@ -118,7 +118,7 @@ class Stopwatch:
         self.began = time.perf_counter()
 
     def lap(self, step: int) -> None:
-        """Stop at `step`; `speed` is then in steps per second since the last lap. Wait for the device before this."""
+        """Stop at `step`; `speed` is then in steps per second since the last lap. Wait for the device first."""
         seconds = time.perf_counter() - self.began
         self.training.train_seconds += seconds
         self.speed = (step - self.step) / seconds

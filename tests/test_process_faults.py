@@ -268,12 +268,12 @@ def test_a_removed_run_is_put_back(tmp_path, whole):
     shutil.rmtree(run.parent)
     code, output = ended(process)
     assert code == 1
-    words = "was removed, or its journal removed or replaced, while the run was trained; what is known is in"
+    words = "was removed, or its journal removed or replaced, while the run was trained; it is saved in"
     assert f"error: runs/run: {words}" in output
     assert {name: (run / name).read_bytes() for name in before} == before
     *_, last = journal.read(run)
     assert (last["event"], last["status"], last["seq"] > 12) == ("finish", "failed", True)
-    assert output.endswith(f"go on after step {last['step']} with: make resume RUN=runs/run\n")
+    assert output.endswith(f"continue after step {last['step']} with: make resume RUN=runs/run\n")
     assert_goes_on(tmp_path, "runs/run", whole)
 
 
@@ -283,7 +283,7 @@ def test_a_moved_run_is_saved_where_it_is(tmp_path, whole):
     run.rename(tmp_path / "moved")
     code, output = ended(process)
     assert code == 1
-    assert f"error: runs/run: was moved to {tmp_path}/moved while the run was trained; go on after step " in output
+    assert f"error: runs/run: was moved to {tmp_path}/moved while the run was trained; continue after step " in output
     assert not run.exists()
     assert_goes_on(tmp_path, "moved", whole)
 
@@ -295,7 +295,7 @@ def test_a_run_whose_place_another_has_taken_is_put_beside_it(tmp_path):
     run.mkdir()
     (run / "journal.jsonl").write_text("another's\n")
     code, output = ended(process)
-    assert (code, "what is known is in runs/run-2; go on after step" in output) == (1, True)
+    assert (code, "it is saved in runs/run-2; continue after step" in output) == (1, True)
     assert [path.name for path in run.iterdir()] == ["journal.jsonl"]
     *_, last = journal.read(tmp_path / "runs/run-2")
     assert checkpoint.find(tmp_path / "runs/run-2/checkpoints")[-1].name == checkpoint.name(last["step"])

@@ -283,7 +283,7 @@ def test_the_summary_goes_over_no_other_file(tmp_path):
     for name in ("summary.json", "empty", "new"):
         ending.check_output(tmp_path / name)
     for name in ("mine", "other.json"):
-        with pytest.raises(UsageError, match=r"is there and is not a summary of a run; name another file$"):
+        with pytest.raises(UsageError, match=r"exists and is not a summary of a run; name another file$"):
             ending.check_output(tmp_path / name)
 
 

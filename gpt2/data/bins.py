@@ -16,8 +16,8 @@ _MAGICS = (_GPT2[0], _LLAMA3[0])  # a file without a header cannot begin like th
 _NUMPY = b"\x93NUMPY"
 _WIDE = (np.dtype("<u8"), np.dtype("<u4"))
 _LOOK_BYTES = 1 << 16  # read at the beginning, in the middle and at the end
-_LEAST_LOW = 32  # so many low halves other than 0 are needed to tell the width of tokens
-_MOST_HIGH = 0.1  # wide tokens have at most this many high halves other than 0 for each such low half
+_LEAST_LOW = 32  # the fewest nonzero low halves that tell the width of tokens
+_MOST_HIGH = 0.1  # wide tokens have at most this many nonzero high halves per nonzero low half
 
 
 def open_bins(folder: Path) -> dict[str, list[TokenFile]]:

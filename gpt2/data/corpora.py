@@ -75,7 +75,7 @@ def _counted(paths: list[Path]) -> str:
 
 
 def splitting(options: CorpusOptions) -> str:
-    """Describe how the text is divided between training and validation. Every way has other words."""
+    """Describe how the text is divided between training and validation. Different ways have different words."""
     if options.dataset == "stdlib":
         return BY_FILE
     if options.dataset == "shakespeare":
@@ -207,7 +207,7 @@ def _hub(options: CorpusOptions) -> Iterator[Text]:
 
 
 def _local_copy(options: CorpusOptions) -> list[Path]:
-    """Return the training files in a local copy of a hub repository, [] if they are of no kind that is read here.
+    """Return the training files in a local copy of a hub repository, [] if this program cannot read their kind.
 
     If README.md names several subsets, only the hub's library knows the files of each, unless the subset is a folder.
     """

@@ -33,7 +33,7 @@ class Found(NamedTuple):
     left_out: Counter
 
     def note(self, source: str) -> str:
-        """Say what is left out; "" if that is nothing."""
+        """Say what is left out; "" if nothing is."""
         counts = ", ".join(
             f"{count:,} {_plural(what) if count > 1 else what}"
             for what, count in self.left_out.most_common(_MOST_NAMED)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pyarrow import Schema
     from pyarrow.parquet import FileMetaData
 
-_BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024  # a batch has about so many bytes, and at most so many rows
+_BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024  # about the size of a batch, and its most rows
 _BUFFER_BYTES = 1 << 20
 _TEXT_TYPES = "string large_string string_view binary large_binary binary_view null".split()
 
@@ -52,7 +52,7 @@ def _check_column(path: Path, field: str, schema: "Schema") -> None:
     found = schema.field(field).type
     value = found.value_type if types.is_dictionary(found) else found
     if not any(getattr(types, f"is_{name}")(value) for name in _TEXT_TYPES):
-        raise UsageError(f"{path}: field {field!r} holds {found}, not text; set DATASET_TEXT_FIELD to one that does")
+        raise UsageError(f"{path}: field {field!r} holds {found}, not text; set DATASET_TEXT_FIELD to a field of text")
 
 
 def _batch_rows(metadata: "FileMetaData", field: str) -> int:

@@ -51,7 +51,7 @@ def prepare(options: PreparedOptions, *, shard_tokens: int = SHARD_TOKENS, threa
                 return folder
             meta = _fill(partial, options, shard_tokens, threads or default_threads())
             partial.rename(folder)
-            with contextlib.suppress(OSError):  # an empty file, which does no harm
+            with contextlib.suppress(OSError):  # if the lock file stays, it is empty and does no harm
                 (folder / folder_lock.NAME).unlink()
     except MemoryError:
         raise DataError(f"{partial}: not enough memory to prepare the dataset; finished shards are kept") from None
@@ -172,7 +172,7 @@ def _summary(folder: Path, meta: dict) -> str:
 
 
 def _share_note(options: PreparedOptions, meta: dict) -> str:
-    """Return a note if validation's share of the tokens is off VAL_FRACTION by more than a quarter of it, else ""."""
+    """Return a note if validation's share of the tokens differs from VAL_FRACTION by over a quarter, else ""."""
     train, val = (meta["splits"][split]["tokens"] for split in SPLITS)
     share, wanted = val / (train + val), options.val_fraction
     if NO_FRACTION in meta["split"] or abs(share - wanted) <= wanted / 4:

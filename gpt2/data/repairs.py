@@ -12,7 +12,7 @@ from lib.base.errors import UsageError, printable
 
 BYTE_ORDER_MARK = "\ufeff"
 _CHUNK_BYTES = 1 << 20
-_BAR_SECONDS = 1.0  # a progress bar appears after so much checking
+_BAR_SECONDS = 1.0  # a progress bar appears after this much checking
 _MOST_NAMED = 20  # files that an error lists
 
 
@@ -50,7 +50,7 @@ class Repairs:
         return self.mended(content.decode(errors="replace"), len(content), place)
 
     def mended(self, text: str, size: int, place: str, count: int = 1) -> str | None:
-        """Return `text`, or None if it is left out. It has U+FFFD for bytes that are not UTF-8, and had `size` bytes.
+        """Return `text`, or None to leave it out. `text` has U+FFFD for bytes that are not UTF-8; it was `size` bytes.
 
         `count` is 0 for another part of a line that is counted already.
         """
@@ -71,7 +71,7 @@ class Repairs:
             return None
         if field not in example:
             raise UsageError(f"{place}: has no field {field!r}; set DATASET_TEXT_FIELD to one of {', '.join(example)}")
-        advice = "fix or remove it" if self._found else "set DATASET_TEXT_FIELD to one that does"
+        advice = "fix or remove it" if self._found else "set DATASET_TEXT_FIELD to a field of text"
         raise UsageError(f"{place}: field {field!r} holds no text; {advice}")
 
     def _count(self, what: str, place: str, count: int = 1, size: int = 0) -> None:

@@ -26,7 +26,7 @@ def shard_name(split: str, number: int) -> str:
 class ShardWriter:
     """Writes the tokens of one split, shard by shard.
 
-    An unfinished shard is a temporary file, which is written anew after an interruption.
+    An unfinished shard is a temporary file, which is written again after an interruption.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class ShardWriter:
     _open_tokens: int = 0
 
     def __post_init__(self):
-        # How many texts of the corpus, of either split, there are up to the last one that was added.
+        # How many texts the corpus has up to the last one that was added here. Texts of both splits count.
         self.texts = self.shards[-1]["texts"] if self.shards else 0
 
     @property
@@ -114,7 +114,7 @@ def seals(meta: dict) -> dict[str, Seal]:
 def differing(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> str:
     """Name the files whose content has changed, as a part of a sentence; "" if nothing has changed.
 
-    Both arguments are split -> file name -> sha256. A file that only has another name counts as unchanged.
+    Both arguments are split -> file name -> sha256. A file that was only renamed counts as unchanged.
     """
     if [list(before[split].values()) for split in SPLITS] == [list(now[split].values()) for split in SPLITS]:
         return ""

@@ -41,7 +41,7 @@ def texts(paths: list[Path], repairs: Repairs | None = None, end_of_text: bool =
 
 
 def json_lines(paths: list[Path], field: str, repairs: Repairs | None = None) -> Iterator[str]:
-    """Yield the text in each line's `field`; raises DataError or UsageError with file:line for a line without one."""
+    """Yield the text in each line's `field`; raises DataError or UsageError with file:line for a line without text."""
     repairs = repairs or Repairs()
     for path in paths:
         with opened(path) as file:
@@ -74,7 +74,7 @@ def python_source(path: Path) -> str:
 
 
 def text_bytes(paths: list[Path], field: str | None) -> int:
-    """Estimate the bytes of text in files, of JSON lines from the first ones; 0 (unknown) for parquet and .gz."""
+    """Estimate the bytes of text in files (of JSON lines: from the first lines); 0 (unknown) for parquet and .gz."""
     if not paths or kind(paths[0]) == "parquet" or any(path.suffix.lower() == ".gz" for path in paths):
         return 0
     size = sum(path.stat().st_size for path in paths)

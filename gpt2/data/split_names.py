@@ -68,8 +68,8 @@ def sort(paths: list[Path], size: Callable[[Path], int] = _size) -> Parts:
 
     A word counts only if another split has a file of the same name apart from that word, numbers and separators:
     wiki.train.txt and wiki-test.txt belong together; test_results.txt and train_journeys.txt are just two notes. The
-    name of a file goes before the names of its folders. Names count only if the named files hold half of the text: two
-    files that happen to match must not decide for hundreds of others.
+    name of a file counts before the names of its folders. Names count only if the named files hold half of the text:
+    two files that happen to match must not decide for hundreds of others.
     """
     names = _names(paths)
     forms = {split: set() for split in ("train", "val", "test")}

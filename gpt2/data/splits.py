@@ -37,7 +37,7 @@ class Text(NamedTuple):
 class _Document(NamedTuple):
     pieces: Iterable[str]
     size: int | None  # characters; None: more than _LONG
-    key: int  # a hash of the content, of a long document's beginning; copies have the same
+    key: int  # a hash of the content (of the beginning, if long); copies have the same key
 
 
 def assign(documents: Iterable[str | Iterator[str]], fraction: float) -> Iterator[Text]:
@@ -45,7 +45,7 @@ def assign(documents: Iterable[str | Iterator[str]], fraction: float) -> Iterato
 
     Only earlier documents decide, so one pass suffices and no kind of document is favoured. Copies of a document go to
     the same split. Two kinds of documents are divided, so that the share is right in any corpus: a document that is
-    larger than validation's share of the text so far gives only its beginning to validation, as much as is lacking.
+    larger than validation's share of the text so far gives only its beginning to validation, as much as it lacks.
     A document of more than _LONG characters is assigned piece by piece.
     """
     share, train = _Share(fraction), _Numbers()
@@ -117,7 +117,7 @@ class _Numbers:
 
 
 def _read(document: str | Iterator[str]) -> _Document:
-    """Read a document, but only the beginning of a long one. Keys stay in this process, so Python's hash serves."""
+    """Read a document, but only the beginning of a long one. Keys stay in this process, so Python's hash suffices."""
     pieces, held, size = sources.cut(document) if isinstance(document, str) else document, [], 0
     for piece in pieces:
         held.append(piece)
@@ -143,7 +143,7 @@ def _with_last(documents: Iterable[_Document]) -> Iterator[tuple[_Document, bool
 
 
 def _place(document: _Document, wanted: int) -> int:
-    """Return where to cut a document of which validation wants so many characters; the cut changes no token."""
+    """Return where to cut a document to give validation about `wanted` characters; the cut changes no token."""
     return sources.cut_place("".join(document.pieces), wanted) if 0 < wanted < document.size else wanted
 
 

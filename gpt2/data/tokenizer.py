@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # The table that tiktoken's own definition of gpt2 downloads and demands (tiktoken_ext/openai_public.py).
 _TABLE_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _END_OF_TEXT = "<|endoftext|>"
-# White space as Unicode defines it, and tiktoken uses it. Python's \s also contains U+001C to U+001F.
+# White space as Unicode and tiktoken define it. Python's \s also contains U+001C to U+001F.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _LONG_RUN = 100_000
 
@@ -123,7 +123,7 @@ def _parts(text: str) -> list[str]:
 
     tiktoken's regular expression fails on a run of 999,999 or more before another character. GPT-2's pattern matches
     such a run without its last character, whatever comes before and after, and then the last character together with
-    the text behind it. So a cut before the last character changes no token.
+    the text after it. So a cut before the last character changes no token.
     """
     text = _encodable(text)
     if len(text) <= _LONG_RUN:

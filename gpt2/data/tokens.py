@@ -18,7 +18,7 @@ from lib.base.threads import cores
 
 TOKEN = np.dtype("<u2")
 _CHUNK_BYTES = 1 << 20
-_BAR_SECONDS = 1.0  # a progress bar appears after so much hashing
+_BAR_SECONDS = 1.0  # a progress bar appears after this much hashing
 _MOST_THREADS = 16
 _MOST_FILES = 10240  # macOS allows no more
 

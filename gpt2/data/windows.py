@@ -223,7 +223,7 @@ def windows_per_epoch(split: Split) -> int:
 def training_starts(sequence: np.ndarray, split: Split, seed: int) -> np.ndarray:
     """Return where in `split` the windows with these numbers in the endless sequence (B,) start: (B,)."""
     count = windows_per_epoch(split)
-    room = min(split.block_size, split.tokens - count * split.block_size)  # so many offsets leave `count` windows
+    room = min(split.block_size, split.tokens - count * split.block_size)  # offsets that leave `count` windows
     starts = np.empty_like(sequence)
     for epoch in np.unique(sequence // count):
         here = sequence // count == epoch

@@ -276,7 +276,7 @@ def test_parquet(tmp_path):
     [
         ("a.jsonl", '{"body": "", "id": 1}\n', r"a\.jsonl:1: has no field 'text'; .* to one of body, id"),
         ("a.jsonl", '{"text": ""}\n{"text": [1]}\n', r"a\.jsonl:2: field 'text' holds no text; fix or remove it"),
-        ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: field 'text' holds no text; set DATASET_TEXT_FIELD to one that"),
+        ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: field 'text' holds no text; set DATASET_TEXT_FIELD to a field of"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: is not a JSON object"),
         ("a.jsonl", "{\n", r"a\.jsonl:1: is not a JSON object"),
         ("a.txt", b"caf\xe9 noir", r"a\.txt:1: byte 0xe9 at offset 3 is not UTF-8; convert .* TEXT_ERRORS=skip"),

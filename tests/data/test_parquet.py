@@ -63,8 +63,8 @@ def test_a_column_that_cannot_be_read_names_the_file_and_those_that_are_there(tm
     for field, what in (
         ("text", "has no field 'text'; set DATASET_TEXT_FIELD to one of body, id, meta"),
         ("meta.text", "has no field 'meta.text'; set DATASET_TEXT_FIELD to one of body, id, meta"),
-        ("id", "field 'id' holds int64, not text; set DATASET_TEXT_FIELD to one that does"),
-        ("meta", "field 'meta' holds struct<text: string>, not text; set DATASET_TEXT_FIELD to one that does"),
+        ("id", "field 'id' holds int64, not text; set DATASET_TEXT_FIELD to a field of text"),
+        ("meta", "field 'meta' holds struct<text: string>, not text; set DATASET_TEXT_FIELD to a field of text"),
     ):
         with pytest.raises(UsageError) as caught:
             contents(path, field)

@@ -16,9 +16,9 @@ def test_a_validation_loss_worse_than_guessing_is_divergence():
     watch = Watch(256, math.inf, False, 0)  # guessing: ln 256 = 5.545 nats
     events = [("eval", 10 * n, {"val_loss": loss}) for n, loss in enumerate((7.0, 6.0, 6.2, math.nan))]
     assert looks(watch, ("eval", 0, {"val_loss": math.nan}), *events) == [
-        Alert("divergence", "warn", "the validation loss nan is worse than guessing, which has 5.545"),
-        Alert("divergence", "warn", "the validation loss 6.2 is worse than guessing, which has 5.545"),
-        Alert("divergence", "warn", "the validation loss nan is worse than guessing, which has 5.545"),
+        Alert("divergence", "warn", "the validation loss nan is worse than guessing, whose loss is 5.545"),
+        Alert("divergence", "warn", "the validation loss 6.2 is worse than guessing, whose loss is 5.545"),
+        Alert("divergence", "warn", "the validation loss nan is worse than guessing, whose loss is 5.545"),
     ]
 
 
@@ -27,7 +27,7 @@ def test_the_sparsity_asked_for_is_told_once_and_not_again_after_a_resume():
         ("train", step, {"sparsity": s, "train_loss": 2.0}) for step, s in ((1, 0.0), (2, 0.4999), (3, 0.5), (4, 0.5))
     ]
     assert looks(Watch(256, 0.5, False, 0), *events) == [
-        Alert("sparsity", "info", "the sparsity asked for is reached: 50.0000%")
+        Alert("sparsity", "info", "the target sparsity is reached: 50.0000%")
     ]
     assert looks(Watch(256, 0.5, True, 0), *events) == []
     assert looks(Watch(256, math.inf, False, 0), *events) == []
@@ -68,7 +68,7 @@ def test_the_sentence_of_a_spike_has_its_height():
     watch = Watch(256, math.inf, False, 7)
     events = [("train", n, {"train_loss": loss, "sparsity": 0.0}) for n, loss in enumerate([1.0, 3.0] * 40 + [10.0])]
     assert looks(watch, *events) == [
-        Alert("spike", "warn", "the training loss 10 is 8.0 standard deviations above 2, the mean of those before")
+        Alert("spike", "warn", "the training loss 10 is 8.0 standard deviations above 2, the mean of the losses before")
     ]
 
 
@@ -106,6 +106,6 @@ def alerts(run):
 def test_a_pruned_run_tells_its_sparsity_and_its_end(tmp_path):
     output = train(tmp_path, *arguments(pruning_method="magnitude", target_sparsity=0.3, pruning_interval=5))
     assert alerts(tmp_path / "runs" / "run") == [(30, "sparsity", "info"), (40, "finished", "info")]
-    assert "note: the sparsity asked for is reached: 30.00" in output
+    assert "note: the target sparsity is reached: 30.00" in output
     last = list(journal.read(tmp_path / "runs" / "run"))[-1]
     assert (last["event"], last["status"]) == ("finish", "finished")

@@ -208,7 +208,9 @@ def test_what_is_left_out_is_told_once_also_by_a_run_that_dies_and_goes_on(run, 
 
 
 def test_too_many_left_out_end_the_run_and_a_resume_does_not_begin_to_count_anew(run, folder):
-    sentence = r"^the run has diverged; go on from its last good weights with: make resume RUN=runs/run LEARNING_RATE="
+    sentence = (
+        r"^the run has diverged; continue from its last good weights with: make resume RUN=runs/run LEARNING_RATE="
+    )
     with poison(folder, (3, 13, 24, 25)):
         with pytest.raises(UserError, match=sentence):
             run(nan_policy="skip", nan_skip_limit=2, log_interval=7)
@@ -301,7 +303,7 @@ def broken_weights(step, times=math.inf):
 
 
 LOST = "the weights after step {} are NaN or infinite, so they are not saved; {}"
-GO_ON = r"go on from its last checkpoint, step-0+{}\.pt, with: make resume RUN=runs/run LEARNING_RATE="
+GO_ON = r"continue from its last checkpoint, step-0+{}\.pt, with: make resume RUN=runs/run LEARNING_RATE="
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -317,7 +319,7 @@ def test_weights_that_are_no_number_are_not_saved_and_the_advice_works(run, fold
 
 
 def test_without_a_checkpoint_there_is_none_to_go_on_from(run):
-    sentence = LOST.format(1, "it has no checkpoint; begin anew with a lower LEARNING_RATE")
+    sentence = LOST.format(1, "it has no checkpoint; start a new run with a lower LEARNING_RATE")
     with broken_weights(1), pytest.raises(UserError, match=sentence):
         run()
 

@@ -56,4 +56,4 @@ def test_a_run_with_room_for_some_says_so(tmp_path, disk):
     assert re.search(
         r"note: disk/run/checkpoints: a checkpoint of this run takes 0.\d MB, and 1.\d MB are free: ", output
     )
-    assert "too few for the 3 that there will be at times; see CHECKPOINT_KEEP" in output
+    assert "too few for the 3 checkpoints that it can have at once; see CHECKPOINT_KEEP" in output

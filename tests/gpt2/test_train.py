@@ -341,8 +341,8 @@ def test_an_older_checkpoint_is_gone_back_to_by_moving_the_newer_ones(tmp_path, 
     output = train(tmp_path, "--resume", older, code=2)
     command = f"mkdir -p runs/run/newer && mv {newest} runs/run/summary.json runs/run/newer"
     assert output == (
-        "error: runs/run: goes on from its newest checkpoint, step-000000040.pt; to go back to step-000000030.pt, move "
-        f"what is newer away: {command} && make resume RUN=runs/run\n"
+        "error: runs/run: continues from its newest checkpoint, step-000000040.pt; to go back to step-000000030.pt, "
+        f"first move everything newer away: {command} && make resume RUN=runs/run\n"
     )
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
     assert "resuming runs/run after step 30" in train(tmp_path, "--resume", older)
@@ -482,8 +482,8 @@ def test_other_data_is_not_trained_on(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.endswith(
-        "error: runs/run: was trained on other data than what data/files-corpus.txt-574ad6-bytes holds "
-        "(train-00000.bin, val-00000.bin); put that back\n"
+        "error: runs/run: was trained on other data than data/files-corpus.txt-574ad6-bytes holds "
+        "(train-00000.bin, val-00000.bin); restore that data\n"
     )
 
 
@@ -492,7 +492,7 @@ def test_a_run_cannot_end_before_where_it_is(tmp_path, whole):
     shutil.rmtree(tmp_path / "data")
     output = train(tmp_path, "--resume", "runs/run", "--max-iters", "30", code=2)
     assert not (tmp_path / "data").exists()
-    assert "runs/run: is at step 40, beyond MAX_ITERS=30; raise that" in output
+    assert "runs/run: is at step 40, beyond MAX_ITERS=30; raise MAX_ITERS" in output
 
 
 def test_a_run_stopped_before_its_first_step_loses_nothing(tmp_path, whole):

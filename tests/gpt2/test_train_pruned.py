@@ -87,7 +87,7 @@ def test_the_end_of_a_pruned_run_says_how_sparse_it_is(finished):
 @pytest.mark.parametrize("form", ["hard", "soft"])
 def test_only_a_method_with_a_target_says_that_it_is_reached(tmp_path, form):
     output = train(tmp_path, *arguments(pruning_method="movement", pruning_movement=form, max_iters=20))
-    assert ("the sparsity asked for is reached" in output) == (form == "hard")
+    assert ("the target sparsity is reached" in output) == (form == "hard")
     assert [r["kind"] for r in records(tmp_path / "runs/run", "alert")] == ["sparsity"] * (form == "hard") + [
         "finished"
     ]

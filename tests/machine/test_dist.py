@@ -138,7 +138,7 @@ def test_a_killed_job_goes_on_when_it_is_started_again(pair, tmp_path):
     shutil.copytree(tmp_path / "data", tmp_path / "alone/data")
 
     output = finish(torchrun(tmp_path, *WORDS))
-    assert "runs/run was begun by this torchrun job, mine; another TRACKER_RUN_NAME begins another\n" in output
+    assert "runs/run was begun by this torchrun job, mine; for a new run, set another TRACKER_RUN_NAME\n" in output
     assert_same_course(assert_one_run(tmp_path), pair / "runs/run", 0)
     assert "runs/run is finished: see runs/run/summary.json" in finish(torchrun(tmp_path, *WORDS))
 
@@ -154,8 +154,8 @@ def test_a_job_does_not_go_on_with_what_it_began_with_other_options(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "runs/run").rglob("*") if path.is_file()}
     output = finish(start(tmp_path, [*words, "--learning-rate", "0.3"], **job), 2)
     assert output.endswith(
-        "error: runs/run: this job began it with other options (LEARNING_RATE 0.003 -> 0.3); another TRACKER_RUN_NAME "
-        "begins another run, and --resume goes on with this one, changed\n"
+        "error: runs/run: this job began it with other options (LEARNING_RATE 0.003 -> 0.3); for a new run, set "
+        "another TRACKER_RUN_NAME; to continue this run with the new options, use --resume\n"
     )
     again = [*words, "--json-output", "runs/run/summary.json"]
     assert "runs/run is finished: see runs/run/summary.json" in finish(start(tmp_path, again, **job))
