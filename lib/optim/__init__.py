@@ -48,8 +48,8 @@ def build(model: nn.Module, bind: Callable[[type], Any]) -> torch.optim.Optimize
     A model may have `stacked()`, for a rule that works on each matrix: see `Groups`. `bind` returns the options that a
     dataclass declares.
 
-    Weight decay acts on matrices only, as in other reproductions of GPT-2. It would distort the scale that biases and
-    norms have.
+    Weight decay acts on matrices only, as in other reproductions of GPT-2. It would distort the scale of biases and
+    norms.
     """
     options = bind(OptimizerOptions)
     blocks = set(model.prunable())
@@ -75,7 +75,7 @@ def _leave_compiler_alone() -> None:
 
     They import the compiler only to tell it not to compile them, and no optimizer is compiled here. torch._compile
     calls the function in `__dynamo_disable`, if there is one, and imports nothing. The wrapper of `step` imports the
-    compiler itself, so the method under it takes its place.
+    compiler itself, so it is replaced by the method that it wraps.
     """
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         method = getattr(torch.optim.Optimizer, name).__wrapped__
@@ -103,9 +103,9 @@ def skip_if(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
 def use_masks(optimizer: torch.optim.Optimizer, masks: dict[nn.Parameter, torch.Tensor]) -> None:
     """Tell the optimizer which weights are pruned: parameter -> uint8 of its shape, 0 where pruned.
 
-    The pruner changes the masks in place. Most rules need none: they work element by element, and a pruned weight has
-    zero gradient and zero moments. A rule that mixes the elements of a matrix has a method `use_masks`, and multiplies
-    its update by the masks.
+    The pruner changes the masks in place. Most rules need no masks: they work element by element, and a pruned weight
+    has zero gradient and zero moments. A rule that mixes the elements of a matrix has a method `use_masks`, and
+    multiplies its update by the masks.
     """
     if hasattr(optimizer, "use_masks"):
         optimizer.use_masks(masks)

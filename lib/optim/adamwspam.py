@@ -1,6 +1,6 @@
 """SPAM (Huang et al., arXiv 2501.06842, algorithm 1): AdamW that clips spikes and resets its momentum.
 
-Let t = 1, 2, ... count steps, and k those since the last reset, which are at t = DT, 2 DT, ...:
+Let t = 1, 2, ... count all steps, and k the steps since the last reset. Resets are at t = DT, 2 DT, ...:
 
     m = v = 0                                  if DT divides t
     g = sign(g) sqrt(theta v)                  where g^2 > theta v, except in the first steps after a reset
@@ -122,7 +122,7 @@ def spam_step(
 
 
 class Spam(Skippable):
-    """Applies `spam_step`. With sparse momentum, each step waits for the device to learn of resets."""
+    """Applies `spam_step`. With sparse momentum, each step waits for the device, to see whether it resets."""
 
     def __init__(self, groups: Groups, adam: dict[str, Any], options: SpamOptions):
         super().__init__(groups, adam)

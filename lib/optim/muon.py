@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): orthogonalised momentum for the blocks' matrices.
 
-AdamW (torch's fused implementation) trains embeddings (the tied head is one), norms and biases, as the authors advise.
+AdamW (torch's fused implementation) trains embeddings (with the tied head), norms and biases, as the authors advise.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class MuonOptions(Options):
 def newton_schulz(matrices: Tensor) -> Tensor:
     """(n, rows, columns): each matrix U S V^T becomes about U V^T; a zero matrix stays zero.
 
-    The iteration is X = a X + (b A + c A^2) X with A = X X^T. On a GPU it runs in bfloat16, which is precise enough
-    (the authors) and several times as fast. Elsewhere it runs in float32, since few CPUs multiply bfloat16 faster.
+    The iteration is X = a X + (b A + c A^2) X with A = X X^T. On a GPU it runs in bfloat16, which the authors find
+    precise enough and which is several times as fast. Elsewhere it runs in float32: few CPUs multiply bfloat16 faster.
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -48,7 +48,7 @@ def newton_schulz(matrices: Tensor) -> Tensor:
 
 
 def update_scale(rows: int, columns: int, muon_scale: str) -> float:
-    """The factor of the orthogonal matrix, beside the learning rate.
+    """The factor that multiplies the orthogonal matrix, besides the learning rate.
 
     match-rms gives an update the root mean square that AdamW's usually have, 0.2 (Liu et al., arXiv 2502.16982,
     equation 4). Learning rate and decay then mean the same for both. original is the scale of Muon's authors.
@@ -124,7 +124,7 @@ class Muon(Skippable):
             )
 
     def _matrices(self, params: list[nn.Parameter]) -> dict[torch.Size, list[Tensors | None]]:
-        """Shape -> parameters, gradients, momentum buffers, and masks or None: lists of views, of all such matrices.
+        """Shape -> lists of all matrices of this shape (views): parameters, gradients, momentum buffers, masks or None.
 
         A parameter that stacks q, k and v is three matrices, as in the authors' GPT-2.
         """

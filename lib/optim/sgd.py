@@ -21,7 +21,7 @@ def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
     """v = momentum v + (g + weight_decay w);  w -= lr v."""
     options = bind(SgdOptions)
     optimizer = torch.optim.SGD(groups, momentum=options.sgd_momentum, fused=True)
-    if options.sgd_momentum:  # torch allocates it without setting it, and a skipped first step would leave it so
+    if options.sgd_momentum:  # torch does not initialise it, and a skipped first step would not either
         for group in groups:
             for p in group["params"]:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -15,7 +15,7 @@ class Skippable(torch.optim.Optimizer, ABC):
 
     The host never waits for this scalar. A skipped step is computed with zero gradients, decay rates of 1 and step size
     0, so every bit of weights and moments stays the same. Only the device knows how many steps were not skipped. So the
-    count is there (`step` in each parameter's state), and so are the scalars that depend on it. A step may change the
+    count (`step` in each parameter's state) is on the device, with the scalars that depend on it. A step may change the
     gradients.
     """
 
@@ -54,9 +54,7 @@ class Skippable(torch.optim.Optimizer, ABC):
         """
         steps = self.gather(params, "step")
         made = (~bad).to(steps[0].dtype)
-        torch._foreach_add_(
-            steps, [made] * len(steps)
-        )  # a list: a single tensor would be read by the host, as a number
+        torch._foreach_add_(steps, [made] * len(steps))  # a list, because the host would read a single tensor
         return steps[0].clamp(min=1)  # a skipped first step must not divide by 1 - beta^0 = 0
 
 

@@ -7,8 +7,8 @@ included:
     AdaGN    a = g1 a + (1-g1) |g|;  b = g2 b + (1-g2) |g|^2;  g *= a' / (sqrt(b') + eps) / |g|,  a', b' bias-corrected
     MoRet    m = v = 0  if DT divides t;  then Adam with decoupled decay, corrected for n steps
 
-The published code uses n in the bias correction of all averages, although a reset leaves those of AdaClip and AdaGN
-alone. After a reset M' is then far too large (500 times at n = 2, still 1.6 times at n = 1000), and AdaClip has no
+The published code uses n in the bias correction of all averages, although a reset does not change those of AdaClip
+and AdaGN. After a reset M' is then far too large (500 times at n = 2, still 1.6 times at n = 1000), and AdaClip has no
 effect for most of every cycle. Here these averages use t. The published code also uses the old moments in the step of a
 reset; here they are zero before that step.
 """

@@ -44,8 +44,9 @@ AnyPruner: TypeAlias = NoPruning | Pruner
 def build(model: nn.Module, optimizer: torch.optim.Optimizer, bind: Callable[[type], Any]) -> AnyPruner:
     """The pruner that the options describe; `bind` returns the options that a dataclass declares.
 
-    Masks that are due before the first step are chosen here. On the device "meta" none are, as there are no values to
-    compare. Methods that keep the values of pruned weights replace the linear layers of `model` by masked ones.
+    Masks that are due before the first step are chosen here. On the device "meta" no masks are chosen, because there
+    are no values to compare. Methods that keep the values of pruned weights replace the linear layers of `model` by
+    masked layers.
 
     A model may have `used_rows()`: parameter -> number of rows in use. The rows after them are padding, which is
     neither counted nor pruned. Raises UsageError for an impossible combination, before any weight changes.

@@ -45,7 +45,7 @@ class StraightThrough(Pruner):
     def moved(self, step: int) -> None:
         """Choose the masks that are due."""
         if self.chooses:
-            with contextlib.suppress(PruningError):  # of weights that are NaN: the loss is NaN too, and ends the run
+            with contextlib.suppress(PruningError):  # weights are NaN, so the loss is NaN too and ends the run
                 self._update(step, used=step)
 
     def hold(self) -> None:
@@ -59,7 +59,7 @@ class StraightThrough(Pruner):
 
 
 class MovementPruner(Pruner):
-    """Movement pruning (Sanh et al., arXiv 2005.07683): masked weights keep their value, learn nothing, may return."""
+    """Movement pruning (Sanh et al., arXiv 2005.07683): masked weights keep their value and may return."""
 
     zeroes_weights, regrows = False, True
 

@@ -129,7 +129,7 @@ def choose(
     options: MaskOptions,
     monotone: bool,
 ) -> list[Tensor]:
-    """New uint8 masks, one for each weight. The `count(sparsity, total)` lowest scores get 0; ties go by index.
+    """New uint8 masks, one for each weight. The `count(sparsity, total)` lowest scores get 0, ties by index.
 
     `score` returns float32 of the weight's shape, and the same at every call. With `monotone`, weights that
     `weight.mask` has pruned stay pruned. Ranks with the same weights and scores choose the same masks. Memory beyond
@@ -183,7 +183,7 @@ def _source(
 
 
 def root_mean_square(scores: Tensor) -> float:
-    """Of the finite scores, in float64; 1 if it is 0 or so small that float32 loses digits."""
+    """That of the finite scores, in float64. Returns 1 if it is 0 or so small that float32 loses digits."""
     size, norm = scores.numel(), torch.linalg.vector_norm(scores, dtype=torch.float64).item()
     if not math.isfinite(norm):
         finite = scores[torch.isfinite(scores)]
@@ -193,7 +193,7 @@ def root_mean_square(scores: Tensor) -> float:
 
 
 def _jointly(sources: Sequence[select.Source], k: int, limits: Sequence[int]) -> list[Tensor]:
-    """All tensors compete. A tensor that would exceed its limit loses exactly that; the others compete again."""
+    """All tensors compete. A tensor that would exceed its limit is pruned to that limit; the others compete again."""
     masks: dict[int, Tensor] = {}
     free = list(range(len(sources)))
     while free:
@@ -224,7 +224,7 @@ def _lowest(keys: Tensor, k: int) -> Tensor:
 def _by_row(keys: Tensor, budget: int) -> Tensor:
     """Prunes the same number in every row; the first rows lose the remainder, one each.
 
-    If a row has lost more than its number already, the other rows keep more.
+    If a row has already lost more than this number, the other rows keep more.
     """
     rows, width = keys.shape
     each, more = divmod(budget, rows)

@@ -83,7 +83,7 @@ class Pruner:
 
     @torch.no_grad()
     def _update(self, step: int, used: int) -> None:
-        """Choose new masks at `step`; `used` is the last step that counts as made with the old ones."""
+        """Choose new masks at `step`; `used` is the last step that counts as made with the old masks."""
         masks = self.masks(step)
         if not self.regrows:
             self._compare(masks)
@@ -105,7 +105,7 @@ class Pruner:
         return mask.choose(self.weights, score, sparsity, self.distribution, monotone=not self.regrows)
 
     def forget(self, weight: Weight) -> None:
-        """Zero pruned weights, so that they stay zero, and their moments, from which a weight that returns starts."""
+        """Zero pruned weights and their moments. So they stay zero, and a weight that returns has no old moments."""
         if self.zeroes_weights:
             weight.value.mul_(weight.mask)
         for value in weight.state.values():
@@ -118,7 +118,7 @@ class Pruner:
             return
         sparsity = 1 - sum(map(ones, masks)) / self.total
         others = self._choose(lambda weight: magnitude(weight.value), sparsity)
-        if self.regrows:  # each choice is made among all weights, so the last one replaces those before
+        if self.regrows:  # each choice is made among all weights, so the last count replaces the earlier ones
             self.common = self.joint = 0
         for weight, chosen, other in zip(self.weights, masks, others, strict=True):
             before = torch.ones_like(chosen) if self.regrows else weight.mask

@@ -67,7 +67,7 @@ class Rewiring(Pruner):
 def lowest(scores: Tensor, among: Tensor, count: int, name: str) -> Tensor:
     """A uint8 mask: 0 at the `count` lowest scores where `among` is 1 (ties by index), 1 everywhere else."""
 
-    def keys() -> Tensor:  # LAST, which no score has, where `among` is 0: such a place is never selected
+    def keys() -> Tensor:  # where `among` is 0: LAST, which no score has, so it is never selected
         return select.keys(scores, name).bitwise_xor(select.LAST).mul_(among).bitwise_xor_(select.LAST)
 
     found, _ = select.apply(select.smallest([keys], count), keys())

@@ -9,7 +9,7 @@ from lib.config.kconf import Options
 
 @dataclasses.dataclass(frozen=True)
 class PruningScheduleOptions(Options):
-    """When, and how many by then. An option is None where dynamics or distribution do not use it."""
+    """When masks are chosen, and how much is pruned. An option is None where dynamics or distribution do not use it."""
 
     max_iters: int
     pruning_dynamics: str | None  # None: movement pruning, which has its own dynamics
@@ -91,7 +91,7 @@ def plan(options: PruningScheduleOptions) -> Plan:
 
 
 def _step(name: str, value: float, max_iters: int, first: int) -> int:
-    """Turns a share of the run (up to 1) or a step (above 1) into a step, `first` at least."""
+    """Turns a share of the run (up to 1) or a step (above 1) into a step, at least `first`."""
     step = max(first, math.floor(value * max_iters + 0.5) if value <= 1 else round(value))
     if step > max_iters:
         raise UsageError(f"{name}={value:g} lies beyond MAX_ITERS={max_iters}, so the target would never be reached")

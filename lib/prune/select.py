@@ -20,7 +20,7 @@ _INFINITY = 0x7F800000  # the key of infinity
 _DIGITS = ((21, 2048), (10, 2048), (0, 1024))  # of a key, highest first: (bit position, number of values)
 _STRIDE = 127  # of the sample; a prime, so that all columns of a matrix are sampled
 _DEVIATIONS = 3  # half the window, in standard deviations; 1 window in 370 misses, which costs a second search
-_ROOM = 16  # the keys in the window are copied if they are at most one in so many
+_ROOM = 16  # the keys in the window are copied if they are at most 1/16 of all keys
 _PIECE = 2**16  # keys that fit in a CPU core's cache: 1.5 times as fast as a tensor at once
 
 # Returns a tensor's int32 keys, the same at each call; a call of another source may overwrite them.
@@ -143,7 +143,7 @@ def _window(sample: Tensor, total: int, k: int) -> tuple[int, int]:
 def _search_window(sources: Sequence[Source], k: int, low: int, high: int, room: int) -> Cut | None:
     """One pass: count the keys below the window, and copy those inside.
 
-    None if the k-th smallest key is not in the window, or if more than `room` keys are.
+    None if the k-th smallest key is not in the window, or if it holds more than `room` keys.
     """
     below, inside = 0, []
     for source in sources:

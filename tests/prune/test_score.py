@@ -389,7 +389,7 @@ def test_missing_moments_are_one_sentence(moments):
     with pytest.raises(PruningError) as caught:
         criterion("state").score(weight_of([1.0], name="h.0.mlp.c_fc.weight", **moments))
     assert str(caught.value) == (
-        "PRUNING_METHOD=state needs exp_avg and exp_avg_sq, but the optimizer has none of h.0.mlp.c_fc.weight; "
+        "PRUNING_METHOD=state needs exp_avg and exp_avg_sq, but the optimizer has none for h.0.mlp.c_fc.weight; "
         "choose an Adam-like OPTIMIZER, and prune after its first step"
     )
 

@@ -38,7 +38,7 @@ class StateOptions(Options):
 
 
 def hybrid(w: Tensor, m: Tensor, v: Tensor) -> Tensor:
-    """sqrt(w^2 |m| / sqrt(v)): favours large weights whose gradient keeps its sign; 0 where no gradient ever was."""
+    """sqrt(w^2 |m| / sqrt(v)): favours large weights whose gradient keeps its sign; 0 without any gradient so far."""
     ratio = v.rsqrt().mul_(m).nan_to_num_(0.0, 0.0, 0.0)  # m / sqrt(v) is undefined where v is 0 or underflowed
     return ratio.abs_().sqrt_().mul_(w).abs_()
 
@@ -109,7 +109,7 @@ class State(Criterion):
         state = weight.state
         if "exp_avg" not in state or "exp_avg_sq" not in state:
             raise PruningError(
-                f"PRUNING_METHOD=state needs exp_avg and exp_avg_sq, but the optimizer has none of {weight.name}; "
+                f"PRUNING_METHOD=state needs exp_avg and exp_avg_sq, but the optimizer has none for {weight.name}; "
                 "choose an Adam-like OPTIMIZER, and prune after its first step"
             )
         return self.formula(weight.value, state["exp_avg"], state["exp_avg_sq"])
