@@ -175,7 +175,7 @@ class _LaneProcess:
     def _cursor(self) -> Cursor:
         try:
             return Cursor.load(self.folder, self.name)
-        except UserError as error:  # the lane failed because of this file; the trainer must not
+        except UserError as error:  # the lane failed because of this file; the trainer must not fail
             return Cursor(state="failed", message=str(error))
 
     def _trouble(self, cursor: Cursor, code: int | None) -> str:

@@ -13,7 +13,7 @@ from lib.record.in_force import Key, Places, Record, key_of
 from lib.track.tracker import Alert, Row
 
 FOLDER = "trackers"
-_FIRST_COME = 0  # the edition of a state of earlier versions, which kept the first delivered record of a step
+_FIRST_COME = 0  # the edition in states of earlier versions, which kept the first delivered record of a step
 
 Item = Row | Alert  # what trackers get; other records of the journal are for other readers
 
@@ -67,10 +67,10 @@ class Cursor:
     """
 
     offset: int = 0  # bytes of the journal up to which everything is delivered
-    reach: int = 0  # bytes of the journal up to which the tracker may have rows, with the batch that is being delivered
+    reach: int = 0  # bytes of the journal up to which the tracker may have rows, the current batch included
     edition: int = 1  # number of the run at the tracker; see `identity`
     rows: int = 0  # rows and alerts delivered so far
-    state: str = "starting"  # importing; opening, live, finished (all delivered, tracker closed) or failed
+    state: str = "starting"  # starting, opening, live, finished (all delivered, tracker closed) or failed
     message: str = ""  # why it failed, one sentence
     note: str = ""  # from the tracker to the user, such as the address of the run
 
@@ -99,7 +99,7 @@ class Cursor:
         write_json(path_of(folder, name), dataclasses.asdict(self))
 
     def identity(self, first: run.Identity) -> run.Identity:
-        """The identity at the tracker: that of the run, or with `~2`, `~3`, ... after rows there were withdrawn."""
+        """The run's identity at the tracker; its name ends in `~2`, `~3`, ... after delivered rows were withdrawn."""
         if self.edition < 2:
             return first
         return run.Identity(f"{first.run_id}_{self.edition}", first.project, f"{first.name}~{self.edition}")
@@ -117,8 +117,8 @@ class Cursor:
     def batch(self, backlog: Backlog, limit: int) -> tuple[list[Item], int]:
         """The next rows and alerts, about `limit`, and the place in the journal after them.
 
-        The place is chosen so that no later record withdraws a record before it, as far as the journal is read.
-        Otherwise records that were skipped as withdrawn would count as delivered.
+        No record after this place, as far as the journal is read, withdraws a record before it. With any other place,
+        withdrawn records that were skipped would count as delivered.
         """
         found, edge = [], 0
         for place, item in backlog.items(self.offset):

@@ -78,7 +78,7 @@ class EspalierTracker(GeneralTracker):
 
     @on_main_process
     def start(self) -> None:
-        """Finish an earlier run, then create the run's folder or open that of the run to resume; raises UserError."""
+        """Finish an earlier run, then create a run's folder or open that of the resumed run; raises UserError."""
         self.finish()
         wanted = self.wanted.tracker_run_name or f"run_{time.strftime('%Y%m%d-%H%M%S')}"
         there = Path(self.wanted.output_dir) / run.folder_name(wanted)

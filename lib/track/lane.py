@@ -32,7 +32,7 @@ Gone = Callable[[float], bool]
 
 
 def main(folder: Path, name: str, pipe: int) -> int:
-    """The lane's process: deliver until the trainer's end of standard input closes and the journal is read.
+    """The lane's process: deliver until the trainer has ended, which closes standard input, and the journal is read.
 
     The lane writes a byte to `pipe` when the tracker's library is imported, and closes it when the run is open there.
     """
@@ -114,7 +114,7 @@ class _Lane:
         self.note(state="opening")
         self._await_start()
         unknown = self.backlog.taken_back and not self.cursor.reach and hasattr(self.tracker, "rewrite")
-        if unknown or self.cursor.is_stale(self.backlog):  # unknown: the state may be lost, and its files still exist
+        if unknown or self.cursor.is_stale(self.backlog):  # unknown: the state may be lost, but not the files
             self._begin_again(ended=before == "finished")
         else:
             self.cursor.trust()
@@ -159,7 +159,7 @@ class _Lane:
         self.note(state="live", note="; ".join(filter(None, [again if identity != first else "", note])))
 
     def _begin_again(self, ended: bool) -> None:
-        """Give the tracker exactly the valid rows, by a rewrite or a new run; `ended`: its run was finished there."""
+        """Give the tracker exactly the valid rows, by a rewrite or a new run; `ended`: its old run was finished."""
         if hasattr(self.tracker, "rewrite"):
             self._open()  # with the current options
             items = [item for _, item in self.backlog.items(0)]
@@ -199,7 +199,7 @@ class _Lane:
         self._insist(lambda: self.cursor.save(self.folder, self.name))
 
     def _insist(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns; after an error it is called again, after each of WAITS and while the trainer runs."""
+        """Return what `action` returns. After an error, try again after each of WAITS, then while the trainer runs."""
         waits = iter(WAITS)
         while True:
             try:
@@ -244,7 +244,7 @@ def _sentence(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _lock(path: Path, gone: Gone, pipe: Pipe) -> Iterator[bool]:
-    """Whether this process has the lock; waits for another one while the trainer runs, and 2 s longer."""
+    """Whether this process has the lock; waits for another process while the trainer runs, and 2 s longer."""
     with path.open("ab", buffering=0) as file:
         patience = 8
         while not (locked := files.locks(file.fileno(), path)) and patience:

@@ -25,7 +25,7 @@ MODULE = "mlflow"
 PRIVATE = ("mlflow.telemetry.set_telemetry_client",)  # undocumented; tests/track/test_private.py guards it
 RUN_ID = "espalier.run_id"  # the tag that stores our run id, because MLflow assigns its own
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # else FAILED
-METRICS, PARAMS = 1000, 100  # MLflow's limits of one call
+METRICS, PARAMS = 1000, 100  # MLflow's limits for one call
 SQLITE = "sqlite:///"  # with a path and perhaps a query after it
 SECONDS = 10  # for one request to a server
 
@@ -219,7 +219,7 @@ def _tags(options: TrackOptions) -> dict[str, str]:
 
 
 def _mlflow_name(name: str) -> str:
-    """A name that MLflow accepts: letters, digits, `_-.: ` and `/`; as a path it has no shorter form (`..`, `//`)."""
+    """A name that MLflow accepts: letters, digits, `_-.: ` and `/`; and as a path, no `..` or `//`."""
     fits = re.fullmatch(r"[\w\-.: /]+", name) and posixpath.normpath(name) == name and not name.startswith(("/", ".."))
     return plain_name(name, r"(?!)" if fits and name != "." else r"[^\w\-: ]+", 250)
 

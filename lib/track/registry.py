@@ -57,7 +57,7 @@ def plugins() -> dict[str, metadata.EntryPoint]:
 
 
 def tracker_class(name: str) -> Callable[[], Tracker]:
-    """What builds a tracker; imports the libraries that it needs."""
+    """The class or function that builds a tracker; imports the libraries that it needs."""
     if name in plugins():
         return plugins()[name].load()
     base, _, argument = name.partition(":")

@@ -16,7 +16,7 @@ from lib.record.run import Identity
 from lib.track.tracker import Alert, Row, within_64_bits
 
 MODULE = "tensorboard"
-# Beyond the documented interface (tests/track/test_private.py guards it). What is documented needs TensorFlow.
+# Beyond the documented interface (tests/track/test_private.py guards it). The documented one needs TensorFlow.
 PRIVATE = (
     "tensorboard.compat.proto.event_pb2",
     "tensorboard.compat.proto.summary_pb2",

@@ -66,7 +66,7 @@ class Tracker:
         # `_Group` is where `trackio.init(group=)` puts it, and what the dashboard groups by
         group = bind(TrackOptions, config).tracker_group or None
         self.config = serialize_values({**within_64_bits(config), "_Group": group})
-        return "" if name == identity.project else f"the project is called {name} there"
+        return "" if name == identity.project else f"in Trackio the project is called {name}"
 
     def log(self, rows: list[Row]) -> None:
         """Insert rows, in one transaction for each table; a row whose id is in the database is ignored."""

@@ -22,7 +22,7 @@ class TrackioOptions(Options):
 def remote(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> str:
     """The Space, or the address of the server, that also receives the run; empty if none is configured.
 
-    The option has precedence over Trackio's variables, whose order is Trackio's.
+    The option comes before Trackio's variables, which are read in Trackio's own order.
     """
     space = bind(TrackioOptions, config).trackio_space_id or env.get("TRACKIO_SPACE_ID")
     return space or env.get("TRACKIO_SERVER_URL") or ""

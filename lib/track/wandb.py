@@ -101,7 +101,7 @@ class Tracker:
             private.uploaded_mark(self.file.path).touch()
 
     def _deliver(self, items: Collection[Row | Alert]) -> None:
-        """Send, to a new file if the last call failed: wandb's own process may be dead, and is never restarted."""
+        """Send items; after a failed call, to a new file: wandb's own process may be dead, and it never restarts."""
         import wandb
 
         if self.failed:

@@ -46,7 +46,7 @@ def has_key(env: Mapping[str, str] = os.environ) -> bool:
 
 
 def files_of(folder: Path, run_id: str) -> list[Path]:
-    """The .wandb files of a run, one for each process that delivered it; each is in a folder of its own."""
+    """The .wandb files of a run, one for each process that delivered it; each is in its own folder."""
     return sorted((folder / "wandb").glob(f"*run-*/run-{run_id}.wandb"))
 
 
