@@ -216,7 +216,7 @@ def event_of(metric: str) -> str:
 
 
 def with_events(rows: list[tuple[int, dict[str, float]]]) -> Rows:
-    """Values with their events, which the names of the metrics tell."""
+    """Values with their events, which follow from the names of the metrics."""
     return [(event_of(name), step, name, value) for step, metrics in rows for name, value in metrics.items()]
 
 

@@ -37,7 +37,7 @@ class Bench:
         self.sections: dict[str, dict[str, Any]] = {}
 
     def measure(self, title: str, cases: list[Case], **facts: int) -> None:
-        """Add a section with the timings of `cases`, also of the rounds before an interruption."""
+        """Add a section with the timings of `cases`, including the rounds before an interruption."""
         if self.size != "gpt2":  # the goals are for GPT-2's shapes
             cases = [dataclasses.replace(case, goal="") for case in cases]
         try:
@@ -48,7 +48,7 @@ class Bench:
     def note(self, title: str, rows: dict[str, dict[str, float | str]]) -> None:
         """Add a section of figures that are counted or measured once: row -> column -> figure.
 
-        The column `ratio` is a ratio to what `to` names, and `goal` its bound, as of a Case.
+        The column `to` names what `ratio` is relative to. `goal` is the bound on the ratio, as in a Case.
         """
         if self.size != "gpt2":
             rows = {row: {name: figure for name, figure in rows[row].items() if name != "goal"} for row in rows}

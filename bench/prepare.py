@@ -47,7 +47,7 @@ def prepare(bench: Bench) -> None:
 
 
 def _run(bench: Bench, source: Path) -> process.Finished:
-    """Prepare a file anew."""
+    """Prepare a file from the beginning."""
     data = source.with_suffix("")
     shutil.rmtree(data, ignore_errors=True)
     options = {"DATASET": "files", "DATASET_SOURCE": source, "TOKENIZER": "gpt2", "DATA_DIR": data}

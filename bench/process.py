@@ -57,7 +57,7 @@ def run(words: Sequence[str], folder: Path, device: torch.device, **variables: s
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # so that Ctrl-C reaches this process alone, which then ends the others
+            start_new_session=True,  # so that Ctrl-C reaches only this process, which then ends the others
         ) as process,
     ):
         try:
@@ -84,7 +84,7 @@ def ours(
 def _gpu_peak(device: torch.device) -> Iterator[list[int]]:
     """Sample how many bytes of the GPU's memory other processes take meanwhile; stays empty for other devices.
 
-    The GPU tells only its total, so no other program may start or end on it.
+    The GPU reports only the total of all programs, so no other program may start or end on it.
     """
     found: list[int] = []
     if device.type != "cuda":

@@ -2,7 +2,7 @@
 
 --ref names a checkout of https://github.com/karpathy/nanoGPT. Its three files are copied to a scratch folder and run
 there. On a CPU, nanoGPT computes in float32 for every --dtype. For bfloat16 we put torch.autocast around the program.
-Its cache of casts is off, because nothing would ever clear it.
+Autocast's cache is off, because nothing would ever clear it.
 """
 
 import functools

@@ -94,7 +94,8 @@ def _measure(args: argparse.Namespace) -> tuple[report.Report, list[str], int]:
     schema.override([("DEVICE", args.device, "--device"), ("DTYPE", args.dtype, "--dtype")])
     options = schema.bind(device.SystemOptions)
     dtype = str(device.choose(options).dtype).removeprefix("torch.")
-    machine = device.choose(dataclasses.replace(options, dtype=dtype))  # whose name does not say why it was chosen
+    # With an explicit dtype, the machine's description does not say why the dtype was chosen.
+    machine = device.choose(dataclasses.replace(options, dtype=dtype))
     bench = Bench(machine, args.size, args.rounds, args.ref)
     print(f"{bench.machine.use().words()}, PyTorch {torch.__version__}, size {args.size}", flush=True)
     problems, code = [], 0

@@ -17,8 +17,8 @@ from lib.record import checkpoint
 def saving(bench: Bench) -> None:
     """A save as the loop sees it, a save until it is written and a blocking save, against a copy of the tensors.
 
-    Checkpoints go to the system's folder for temporary files; TMPDIR names another. The first save, which makes room
-    for the copy, is not in the figures.
+    Checkpoints go to the system's folder for temporary files; TMPDIR names another. The first save allocates memory
+    for the copy, so it is not in the figures.
     """
     model = bench.model()
     optimizer = optim.build(model, bench.schema().bind)

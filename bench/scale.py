@@ -15,7 +15,7 @@ from bench.whole import Shape
 from lib.prune import select
 from lib.record import journal
 
-_PIECE = 100_000_000  # weights in memory at most; larger numbers reuse them
+_PIECE = 100_000_000  # the most weights in memory; larger sizes use them several times
 _MODEL = Shape(6, 6, 384, 256, 4, "bytes", 2, 5)
 _TRAINED = {
     "4 x 128": _MODEL._replace(n_layer=4, n_head=4, n_embd=128),

@@ -1,4 +1,4 @@
-"""The time from the start of a process to its first step, and the time in it to import torch."""
+"""The time from the start of a process to its first step, and the part of it that imports torch."""
 
 import statistics
 import tempfile

@@ -1,6 +1,6 @@
 """Times variants in one process: they take turns in every round, and are compared within each round.
 
-So another program or a lower clock rate, which disturbs all variants of a round, disturbs no ratio.
+Another program or a lower clock rate disturbs all variants of a round, so it hardly changes the ratios.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Case:
     goal: str = ""  # bound on the ratio to the base, or without a base on the seconds: "<= 0.35"
     work: float = 0.0  # of one run, in `unit`
     unit: str = ""  # GFLOP or GB
-    every: int = 1  # training does this once in so many steps
+    every: int = 1  # training does this once in this many steps
     reports: bool = False  # whether `run` warms up by itself and returns the seconds
     seconds: list[float] = dataclasses.field(default_factory=list)  # of each round
     ratios: list[float] = dataclasses.field(default_factory=list)
