@@ -49,7 +49,8 @@ def show_changes(
 ) -> None:
     """Tell the user what a resumed run does differently.
 
-    `retries` (the most retries) and `rate` (the learning rate) are shown if this is a retry."""
+    `retries` (the most retries) and `rate` (the learning rate) are shown if this is a retry.
+    """
     if book.damaged:
         lines = ", ".join(map(str, book.damaged[:9]))
         console.say(f"note: {book.path}: left out, because they are damaged: lines {lines}")

@@ -20,7 +20,7 @@ class DivergenceOptions(Options):
 
 
 class Diverged(UserError):
-    """Too many losses or gradients for the policy were NaN or infinite, or a weight is NaN or infinite."""
+    """More losses or gradients than the policy allows were NaN or infinite, or a weight is NaN or infinite."""
 
     def __init__(self, message: str, step: int, since: int, good: bool = True):
         """`step` is the last one whose update was made, `good` says whether its weights can be used.
@@ -50,7 +50,8 @@ class Guard:
     def load(self, steps: list[int]) -> None:
         """Continue a run in which the updates of `steps` were skipped.
 
-        If the user has lowered the limit below their number, their number is the limit."""
+        If the user has lowered the limit below their number, their number is the limit.
+        """
         self.limit = max(self.limit, len(steps))
         room = self.limit + 2 - len(steps)  # one beyond the limit, and one for steps that are not skipped
         self.steps = torch.tensor([*steps, *[0] * room], dtype=torch.int64, device=self.device)

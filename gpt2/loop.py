@@ -35,7 +35,7 @@ class LoopOptions(Options):
 
 
 class Listener(Protocol):
-    """What the loop reports to. `gpt2.recorder` has one that records, for rank 0, and one that does not."""
+    """What the loop reports to. `gpt2.recorder` has one for rank 0, which records, and one for other ranks."""
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> object:
         """Record an event with its metrics and other details."""
@@ -173,7 +173,7 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most `max_norm` (0: no limit); returns the norm before."""
+    """Scale all gradients to a joint norm of at most `max_norm` (0: no limit); returns the norm before scaling."""
     norm = gradient_norm(parameters)
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
@@ -237,7 +237,7 @@ def train_metrics(
 
 
 def evaluate(training: Training, data: Data, machine: Machine, recorder: Listener, asked: Callable[[], bool]) -> None:
-    """Record the validation loss after the present step. If asked to stop, leave it to the resumed run.
+    """Record the validation loss after the present step. If asked to stop, leave the evaluation to a resume.
 
     Raises Diverged if the loss is NaN or infinite, unless NAN_POLICY=skip.
     """

@@ -50,7 +50,7 @@ def _own_configuration(argv: list[str], args: argparse.Namespace) -> Path | None
 
 
 def _check_newest(folder: Path, wanted: str) -> None:
-    """Raise UsageError unless `wanted` is the newest checkpoint of the run in `folder`. It says how to go back."""
+    """Raise UsageError, which says how to go back, unless `wanted` is the newest checkpoint of the run in `folder`."""
     path, found = checkpoint_file.chosen(folder, wanted), checkpoint_file.find(folder / "checkpoints")
     if path == found[-1]:
         return

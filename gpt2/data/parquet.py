@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pyarrow import Schema
     from pyarrow.parquet import FileMetaData
 
-_BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024  # about the size of a batch, and its most rows
+_BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024  # a batch has about this size, and at most this many rows
 _BUFFER_BYTES = 1 << 20
 _TEXT_TYPES = "string large_string string_view binary large_binary binary_view null".split()
 

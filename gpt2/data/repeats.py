@@ -17,9 +17,9 @@ _INVERSE, _MIX = pow(_BASE, -1, 1 << 64), 0xD6E8FEB86659FD93
 def groups(documents: Sequence[str]) -> list[int]:
     """Return for each document the number of the first document in its group, which may be its own.
 
-    Documents that share a passage are in one group, and so are documents that share passages with the same third.
-    Hashes choose which passages are compared. A shared text of 120 bytes is found with a probability of 0.99, of 100
-    bytes with 0.9, of 80 bytes with 1/8. A shorter one is not found.
+    Documents that share a passage are in one group, and so are documents that share passages with the same third
+    document. Hashes choose which passages are compared. A shared text of 120 bytes is found with a probability of 0.99,
+    of 100 bytes with 0.9, of 80 bytes with 1/8. A shorter one is not found.
     """
     marks = [_marks(document.encode(errors="surrogatepass")) for document in documents]
     owners = np.repeat(np.arange(len(marks)), [len(found) for found in marks])

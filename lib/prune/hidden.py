@@ -59,7 +59,10 @@ class StraightThrough(Pruner):
 
 
 class MovementPruner(Pruner):
-    """Movement pruning (Sanh et al., arXiv 2005.07683): masked weights keep their value and may return."""
+    """Movement pruning (Sanh et al., arXiv 2005.07683).
+
+    Masked weights keep their value, are not trained, and may return.
+    """
 
     zeroes_weights, regrows = False, True
 

@@ -129,7 +129,7 @@ def choose(
     options: MaskOptions,
     monotone: bool,
 ) -> list[Tensor]:
-    """New uint8 masks, one for each weight. The `count(sparsity, total)` lowest scores get 0, ties by index.
+    """New uint8 masks, one for each weight: 0 for the `count(sparsity, total)` lowest scores, ties broken by index.
 
     `score` returns float32 of the weight's shape, and the same at every call. With `monotone`, weights that
     `weight.mask` has pruned stay pruned. Ranks with the same weights and scores choose the same masks. Memory beyond
@@ -183,7 +183,7 @@ def _source(
 
 
 def root_mean_square(scores: Tensor) -> float:
-    """That of the finite scores, in float64. Returns 1 if it is 0 or so small that float32 loses digits."""
+    """The root mean square of the finite scores, in float64; 1 if it is 0 or so small that float32 loses digits."""
     size, norm = scores.numel(), torch.linalg.vector_norm(scores, dtype=torch.float64).item()
     if not math.isfinite(norm):
         finite = scores[torch.isfinite(scores)]
