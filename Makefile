@@ -1,20 +1,19 @@
 # Espalier's commands. Each target's comment after ## is its line in `make help`.
 #
-# Options are set on the command line of any target that trains or configures: make train LEARNING_RATE=1e-3 TRACKER=wandb
+# Any target that trains or configures takes options on the command line: make train LEARNING_RATE=1e-3 TRACKER=wandb
 
-# OURS are the words that only start or move programs. What changes a result is an option of Kconfig. Both count only on
-# make's command line: a variable of the environment that has the name of a word is dropped.
+# OURS are the words that are only arguments of programs. What changes a result is an option of Kconfig. Both count only
+# on make's command line: an environment variable with the name of such a word is ignored.
 #
 # Values of the command line never become part of a command or a rule. make exports them, recipes refer to them as
-# "$$NAME", and make does not expand them. So quotes, spaces and a price of $5 arrive unchanged. Only ARGS is split into
-# words at its spaces.
+# "$$NAME", and make does not expand them. So quotes, spaces and $ arrive unchanged. Only ARGS is split at its spaces.
 #
 # Recipes use exec, so that the program replaces the shell: make sends a signal only to its direct child, and a shell in
 # between would not forward it.
 override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES TITLE
 override GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 
-# Names do become parts of commands, so only letters, digits and _ are allowed. $(call without,text,characters)
+# Names do become parts of commands, so they may have only letters, digits and _. $(call without,text,characters)
 override without = $(if $2,$(call without,$(subst $(firstword $2),,$1),$(wordlist 2,99,$2)),$1)
 override PLAIN := A B C D E F G H I J K L M N O P Q R S T U V W X Y Z \
 	a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9 _
@@ -25,7 +24,7 @@ $(foreach v,$(GIVEN),$(eval override $v := $$(value $v))$(eval export $v))
 override OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
 
 # The environment that PYTHON names is used unchanged. Otherwise .venv is used: it is created if it is missing, and
-# updated if it is older than pyproject.toml. Two targets have environments for themselves.
+# updated if it is older than pyproject.toml. Two targets have their own environments.
 override VENV := .venv
 test-extras env-extras: override VENV := .venv-extras
 audit env-audit: override VENV := .venv-audit
@@ -36,11 +35,12 @@ PYTHON = $(VENV)/bin/python
 override ENVIRONMENTS := yes
 endif
 export PYTHON
-# The first Python that is new enough. make looks for it only to create an environment, which reports if there is none.
+# The first Python that is new enough. make looks for it only when it creates an environment. If there is none, python3
+# is used, and scripts/environment.py prints an error.
 override SYSTEM_PYTHON = $(or $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
 
-# Kconfiglib reads these variables. Set for another project, they would change our configuration.
+# Kconfiglib reads these variables. If the user set them for another project, they would change our configuration.
 unexport CONFIG_ srctree
 
 override CONFIG_PY := "$$PYTHON" scripts/config.py
@@ -110,7 +110,7 @@ data: env-train env-configured ## Download and tokenise the dataset
 sample: env-train ## Continue a text with a trained model: make sample PROMPT='def ' (RUN=... CHECKPOINT=best)
 	@exec "$$PYTHON" gpt2/sample.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(OVERRIDES)
 
-checkpoint-info: env-train ## Show what a run's checkpoints contain, and check that they are intact: make checkpoint-info RUN=...
+checkpoint-info: env-train ## Show and check what a run's checkpoints contain: make checkpoint-info RUN=...
 	@exec "$$PYTHON" scripts/checkpoint_info.py $(if $(RUN),"$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT")
 
 ##@ Watch
@@ -124,7 +124,7 @@ show: env-train ## Show one run (configuration, metrics as sparklines, trackers)
 compare: env-train ## Show what differs between two runs: make compare A=runs/one B=runs/two
 	@exec "$$PYTHON" scripts/runs.py compare "$$A" "$$B" $$ARGS
 
-tail: env-train ## Follow a run until it ends: make tail RUN=runs/name (ARGS=--wait: and wait for a resume)
+tail: env-train ## Follow a run until it ends: make tail RUN=runs/name (ARGS=--wait: until it is finished)
 	@exec "$$PYTHON" scripts/runs.py tail $(if $(RUN),"$$RUN") $$ARGS
 
 export: env-train ## Write a run's metrics as a table: make export RUN=runs/name FORMAT=csv (parquet, json; OUT=file)
@@ -138,7 +138,7 @@ dashboard: env-train ## Open Trackio's dashboard on a run's project: make dashbo
 	@exec "$$PYTHON" scripts/dashboard.py $(if $(RUN),"$$RUN") $(if $(filter HOST,$(GIVEN)),--host "$$HOST") \
 		$(if $(PORT),--port "$$PORT")
 
-sync: env-train ## Send trackers the rows of a run that they lack: make sync RUN=runs/name TRACKER=trackio
+sync: env-train ## Send the missing rows of a run to its trackers: make sync RUN=runs/name TRACKER=trackio
 	@exec "$$PYTHON" scripts/sync.py $(if $(RUN),"$$RUN") $(if $(filter TRACKER,$(GIVEN)),--tracker "$$TRACKER")
 
 tracker-doctor: env-train ## Check each tracker: versions, paths, keys, network
@@ -146,7 +146,7 @@ tracker-doctor: env-train ## Check each tracker: versions, paths, keys, network
 
 ##@ Develop
 
-check: lint ## Before each commit: the linter, and the tests that start no process, train nothing and are not slow
+check: lint ## Run before each commit: the linter, and the quick tests (no process is started, nothing is trained)
 	@exec "$$PYTHON" -m pytest -n 2 --dist worksteal --quick $$ARGS
 
 test: env-test ## Run the tests; those that need an optional package are skipped by name
@@ -158,7 +158,7 @@ test-extras: env-extras ## Run the tests that need an optional package; installs
 bench: env-train ## Measure speed on this machine; compared with nanoGPT: make bench REF=path/to/nanoGPT
 	@exec "$$PYTHON" bench/run.py $(if $(REF),--ref "$$REF") $$ARGS
 
-bench-check: env-train ## Measure, and fail if a ratio is 10 % worse than in docs/performance.md
+bench-check: env-train ## Measure, and fail if a ratio is more than 10 % worse than in docs/performance.md
 	@exec "$$PYTHON" bench/run.py --check $(if $(REF),--ref "$$REF") $$ARGS
 
 torture: env-test ## Kill, resume and compare runs of every optimizer x pruning method: make torture MINUTES=60
@@ -184,7 +184,7 @@ clean: ## Remove caches; data and runs stay
 mrproper: clean ## Also remove .config and the environments; data and runs stay
 	@rm -rf .config .config.old defconfig .venv .venv-extras .venv-audit
 
-help: ## Show this
+help: ## List all targets
 	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST)) || [ $$? -gt 128 ] # ignores SIGPIPE, as from `make help | head`
 
 # ---- environments ---------------------------------------------------------------------------------------------------

@@ -13,18 +13,18 @@ from lib.record import checkpoint_file, run
 from lib.record.checkpoint_file import CheckpointError
 from lib.terminal.console import columns, say, table
 
-# What the words of a header mean.
+# Entry of a header -> its explanation.
 _FACTS = {
-    "format": "of the file",
-    "bytes": "without this header",
-    "step": "the last one made",
-    "torch": "the PyTorch that wrote it",
-    "run_id": "another run refuses it",
-    "project": "of the run, in trackers",
+    "format": "version of the file format",
+    "bytes": "size of the file without this header",
+    "step": "last completed step",
+    "torch": "version of PyTorch that wrote the file",
+    "run_id": "other runs refuse the file",
+    "project": "project of the run in trackers",
     "shapes": "digest of the weights' shapes",
-    "compiled": "by torch.compile",
-    "train_seconds": "in steps, over all sessions",
-    "total_seconds": "with evaluations and checkpoints",
+    "compiled": "whether torch.compile was used",
+    "train_seconds": "time of all steps, over all sessions",
+    "total_seconds": "including evaluations and checkpoints",
     "best step": "lowest loss since the sparsity changed",
     "best val_loss": "nats per token",
     "best sparsity": "share of zeros in pruning's scope",
@@ -39,16 +39,16 @@ _PARTS = {
 
 
 def main() -> int:
-    """Print a line per checkpoint and all of one; returns 1 if one of them is damaged."""
+    """Print a line per checkpoint and the content of one; returns 1 if any of them is damaged."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", nargs="?", help="folder of a run, its name, or one of its checkpoints [the latest run]")
-    parser.add_argument("--checkpoint", metavar="newest|best|STEP", help="of which to say all [newest]")
+    parser.add_argument("--checkpoint", metavar="newest|best|STEP", help="print the content of this one [newest]")
     args = parser.parse_args()
     folder, which = run.named(args.run)
     run.Identity.load(folder)
     damaged = {one: problem(one) for one in checkpoint_file.find(folder / "checkpoints")}
     for one, words in damaged.items():
-        print(f"{one.name}  {one.stat().st_size / 1e6:,.1f} MB  {words or 'whole: its checksum is right'}")
+        print(f"{one.name}  {one.stat().st_size / 1e6:,.1f} MB  {words or 'intact: the checksum matches'}")
     path = checkpoint_file.chosen(folder, args.checkpoint or which or "newest")
     if not damaged[path]:
         say(f"\n{path}\n{details(checkpoint_file.header(path))}")
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def problem(path: Path) -> str:
-    """What is wrong with the checkpoint at `path`, after reading all of it; empty if it is intact."""
+    """Read all of the checkpoint at `path`, and return what is wrong with it; empty if it is intact."""
     try:
         with path.open("rb") as file:
             checkpoint_file.verify(file, path)

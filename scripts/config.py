@@ -25,11 +25,12 @@ from lib.config.option import Option, nearest, split_set
 _SUFFIX = "_defconfig"
 _DOCS = """# Options
 
-Generated from the Kconfig files by `make docs`; change it there.
+Generated from the Kconfig files by `make docs`. To change this page, edit those files.
 
-Set an option in `make menuconfig`, in `.config`, in the environment as `CONFIG_NAME`, on the command line as
-`NAME=value`, or by its flag; of these the later one wins. `make explain X=NAME` tells where a value comes from. In a
-path a leading `~` is your home; `.config` keeps it as you wrote it."""
+Set an option in `make menuconfig` or `.config`, in the environment as `CONFIG_NAME`, on the command line as
+`NAME=value`, or by its flag. If it is set in several of these places, the later place in this list wins.
+`make explain X=NAME` tells where a value comes from. A leading `~` of a path is your home folder; `.config` keeps the
+`~`."""
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     command(list_defconfigs, "list-defconfigs")
     command(olddefconfig, "olddefconfig", words())
     target = {"nargs": "?", "default": "defconfig", "type": files.named, "metavar": "FILE"}
-    head = {"default": "", "help": "what list-defconfigs says of it"}
+    head = {"default": "", "help": "a description for list-defconfigs"}
     command(savedefconfig, "savedefconfig", ("file", target), ("--title", head))
     command(listnewconfig, "listnewconfig")
     command(diffconfig, "diffconfig", ("a", {"metavar": "A", **file}), ("b", {"metavar": "B", **file}))
@@ -85,11 +86,11 @@ def defconfig(args: argparse.Namespace) -> None:
 
 
 def olddefconfig(args: argparse.Namespace) -> None:
-    """Keep what is valid in the configuration, give new options their defaults, and say what is dropped and why."""
+    """Keep valid settings, give new options their defaults, and print which settings are dropped and why."""
     path, dropped = config_path(os.environ), set()
     _, given = _split(args.words, most=0)
     schema = Schema()
-    while path.exists():  # until nothing is left to drop: a dropped line can take the meaning from others
+    while path.exists():  # again after each drop: without the dropped lines, others may be invalid
         schema = Schema()
         try:
             schema.load(path, skip=dropped)
@@ -100,7 +101,7 @@ def olddefconfig(args: argparse.Namespace) -> None:
             dropped |= error.lines
             print("\n".join(f"dropped {sentence}" for sentence in str(error).split("\n")))
     _override(schema, given)
-    _replace(schema, "up to date" if path.exists() else "there was none, so it has the defaults")
+    _replace(schema, "up to date" if path.exists() else "written with the defaults, because the file did not exist")
 
 
 def savedefconfig(args: argparse.Namespace) -> None:
@@ -125,7 +126,7 @@ def randconfig(args: argparse.Namespace) -> None:
 
 
 def randomise(schema: Schema, generator: random.Random) -> None:
-    """Assign a random valid value to every option but texts, whose meaning is the user's."""
+    """Assign a random valid value to every option, except texts: a random name or path would be useless."""
     for option in schema.options.values():
         if option.settable and option.kind != "str":
             option.assign(_random_text(option, generator))
@@ -144,7 +145,7 @@ def _random_text(option: Option, generator: random.Random) -> str:
     return repr(generator.uniform(max(float(low), -1e9), min(float(high), 1e9)))
 
 
-# ---- commands that tell ----------------------------------------------------------------------------------------------
+# ---- commands that only print ----------------------------------------------------------------------------------------
 
 
 def list_defconfigs(args: argparse.Namespace) -> None:
@@ -185,7 +186,7 @@ def diffconfig(args: argparse.Namespace) -> None:
 
 
 def explain(args: argparse.Namespace) -> None:
-    """Say what an option is, what it is now and why, what it needs, and how to set it."""
+    """Explain an option: its meaning, its value and where it comes from, what it needs, and how to set it."""
     try:
         schema, trouble = resolve("", [])[0], ""
     except ConfigError:
@@ -214,7 +215,7 @@ def checkconfig(args: argparse.Namespace) -> None:
     schema.warnings += preflight.quick(schema.bind)
     _say_warnings(schema)
     path = config_path(os.environ)
-    print(f"OK: {path if path.exists() else f'there is no {path}; defaults'}: {_count(schema)}")
+    print(f"OK: {path if path.exists() else f'{path} does not exist, so the defaults are valid'}: {_count(schema)}")
 
 
 def docs(args: argparse.Namespace) -> None:
@@ -234,7 +235,7 @@ def _documented(option: Option) -> str:
     facts = [f"`{flag}`", f"{option.kind}: `{option.restrict()}`", f"default: `{option.default}`"]
     if option.needs:
         facts.append(f"needs `{option.needs}`")
-    text = re.sub(r"([<*_])", r"\\\1", option.help)  # Markdown would take these for its own
+    text = re.sub(r"([<*_])", r"\\\1", option.help)  # these would be markup in Markdown
     lines = [f"### {option.name}", "", f"{option.prompt}. " + " · ".join(facts), "", text]
     if option.members:
         prompts = {value: symbol.nodes[0].prompt[0] for value, symbol in option.members.items()}
@@ -246,7 +247,7 @@ def _documented(option: Option) -> str:
 
 
 def _split(words: list[str], most: int = 1) -> tuple[str, list[tuple[str, str, str]]]:
-    """The word before NAME=value words, or nothing, and the assignments; raises ConfigError for more than `most`."""
+    """The word that is not NAME=value, if any, and the assignments; ConfigError if more than `most` are not."""
     plain = [word for word in words if "=" not in word]
     problems, given = assignments(word for word in words if "=" in word)
     problems += [f"expected NAME=value; got {word!r}" for word in plain[most:]]
@@ -256,10 +257,10 @@ def _split(words: list[str], most: int = 1) -> tuple[str, list[tuple[str, str, s
 
 
 def _present() -> Schema:
-    """The present configuration; raises ConfigError when there is none."""
+    """The current configuration; raises ConfigError if its file does not exist."""
     schema, path = Schema(), config_path(os.environ)
     if not path.exists():
-        raise ConfigError([f"{path}: there is no such configuration yet; make menuconfig or make defconfig writes it"])
+        raise ConfigError([f"{path}: the file does not exist; write it with make menuconfig or make defconfig"])
     schema.load(path)
     _say_warnings(schema)
     return schema
@@ -273,7 +274,7 @@ def _read(name: str) -> Schema:
     if name in presets() and not path.exists():
         path = _preset(name)
     else:
-        with contextlib.suppress(OSError):  # which reading it tells
+        with contextlib.suppress(OSError):  # reading the file reports the error
             path = path / ".config" if path.is_dir() else path
     schema = Schema()
     schema.load(path)
@@ -289,7 +290,7 @@ def _preset(name: str) -> Path:
 
 
 def _replace(schema: Schema, what: str) -> None:
-    """Save `schema` as the present configuration and print a note."""
+    """Save `schema` as the current configuration and print a note."""
     path = config_path(os.environ)
     schema.write(path, keep_old=True)
     print(f"{path}: {what}; {_count(schema)}")
@@ -331,7 +332,7 @@ def _find(schema: Schema, wanted: str) -> Option:
 
 
 def _forms(option: Option) -> Iterable[str]:
-    """How a user can give the option a value: the one that it has, if any."""
+    """The ways to set the option, each shown with its current value, or with its default if it is not active."""
     text = option.text
     if option.kind == "set" and not option.value:
         text = next(iter(option.members))

@@ -4,13 +4,13 @@
     environment.py check LEVEL            report which packages of a level this Python lacks, and how to install them
     environment.py pins                   print every pinned package, for pip-audit
 
-Levels: `config` (Kconfiglib), `train` (everything that a run needs), `test` (the tests and the linter as well),
-`extras` (every optional package as well), `audit` (only pip-audit).
+Levels: `config` (only Kconfiglib), `train` (everything that a run needs), `test` (also the tests and the linter),
+`extras` (also every optional package), `audit` (only pip-audit).
 """
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - an older Python gets this sentence
+if sys.version_info < (3, 11):  # noqa: UP036 - an older Python can run up to here
     sys.exit(
         "error: Espalier needs Python 3.11 or newer; this is {}.{} ({})".format(*sys.version_info[:2], sys.executable)
     )
@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Each level with those that it includes.
+# Level -> the levels that it includes.
 LEVELS = {
     "config": (), "train": ("config",), "test": ("config", "train"), "extras": ("config", "train", "test"), "audit": (),
 }  # fmt: skip
@@ -53,13 +53,13 @@ def pinned() -> list[str]:
 
 
 def install(level: str, folder: Path) -> None:
-    """Bring the virtual environment in `folder` to `level`, and mark each level that it then has by a file."""
+    """Install `level` into the virtual environment in `folder`, and create a marker file for each included level."""
     python = folder / "bin" / "python"
     if not python.exists():
-        print(f"making {folder} with Python {sys.version.split()[0]}", flush=True)
+        print(f"creating {folder} with Python {sys.version.split()[0]}", flush=True)
         venv.create(folder, with_pip=True)
     packages = requirements(level)
-    size = "" if level in ("config", "audit") else ": PyTorch and more, some hundred MB, a minute or two"
+    size = "" if level in ("config", "audit") else ": several hundred MB, with PyTorch; it takes a minute or two"
     print(f"installing {len(packages)} package{'s'[: len(packages) > 1]} for `{level}` into {folder}{size}", flush=True)
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
     if subprocess.run(command, check=False).returncode:
@@ -69,7 +69,7 @@ def install(level: str, folder: Path) -> None:
 
 
 def check(level: str) -> None:
-    """Exit with a sentence when a package of `level` is missing or has another version."""
+    """Exit with an error if a package of `level` is missing or has another version."""
     wrong = []
     for package in requirements(level):
         name, _, version = package.partition("==")
@@ -85,7 +85,7 @@ def check(level: str) -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command of the command line."""
     if len(sys.argv) == 4 and sys.argv[1] == "install" and sys.argv[2] in LEVELS:
         install(sys.argv[2], Path(sys.argv[3]))
     elif len(sys.argv) == 3 and sys.argv[1] == "check" and sys.argv[2] in LEVELS:

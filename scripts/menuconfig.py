@@ -23,16 +23,16 @@ from lib.config.option import Option
 try:
     import curses
 
-    import menuconfig  # kconfiglib's; sys.path[0] keeps this file from hiding it
+    import menuconfig  # that of kconfiglib: sys.path[0], set above, prevents an import of this file
 except ImportError:
     curses = menuconfig = None  # Python on Windows has no curses
 
-_KEYS = "123456789abcdefg"  # of the presets in a dialog that fits a terminal of 24 lines
-_FAILURES = 100  # in a row: a signal can make a single read of the keyboard fail
+_KEYS = "123456789abcdefg"  # one per preset; more would not fit into a dialog on a terminal of 24 lines
+_FAILURES = 100  # failed reads in a row that mean a closed terminal; a signal makes only a single read fail
 
 
 def main() -> int:
-    """Show the menu on the present configuration and save what the user chooses."""
+    """Show the menu with the current configuration, and save what the user chooses."""
     argparse.ArgumentParser(
         description=__doc__,
         epilog="It edits the file .config in the current folder, or the one that KCONFIG_CONFIG names.",
@@ -46,7 +46,7 @@ def main() -> int:
 class Menu:
     """kconfiglib's menuconfig with its loading, saving and checking replaced by Schema's and Option's.
 
-    The names that are replaced are private to kconfiglib, which is why pyproject.toml pins its version.
+    The replaced functions are private to kconfiglib. So pyproject.toml pins its version.
     """
 
     def __init__(self, path: Path):
@@ -56,7 +56,8 @@ class Menu:
             try:
                 self.schema.load(path)
             except ConfigError as error:
-                raise ConfigError([*error.problems, "mend these lines, or drop them with make olddefconfig"]) from None
+                advice = "correct these lines, or drop them with make olddefconfig"
+                raise ConfigError([*error.problems, advice]) from None
 
     def show(self) -> None:
         """Run the menu until the user leaves it."""
@@ -78,7 +79,7 @@ class Menu:
                 print(f"warning: {warning}")
 
     def _needs_save(self) -> bool:
-        """Whether the file lacks something that saving would write."""
+        """Whether saving would change the file even before the user changes an option."""
         return not self.path.exists() or bool(self.schema.warnings)
 
     def _option(self, symbol) -> Option:
@@ -120,22 +121,22 @@ class Menu:
             return list(error.args)
 
     def _load_dialog(self, ask_for_file: Callable[[], None]) -> None:
-        """Let the user load a preset or a file; the menu then starts at its top."""
-        keys = dict(zip(_KEYS, presets(), strict=False))  # the others can be loaded as files
+        """Let the user load a preset or a file, and go back to the top of the menu."""
+        keys = dict(zip(_KEYS, presets(), strict=False))  # presets beyond the last key can be loaded as files
         width = max(map(len, keys.values()), default=0)
         lines = ["o  a file, by its name"]
         for key, name in keys.items():
             about = textwrap.shorten(title(presets()[name]), 66 - width, placeholder=" ...")
             lines.append(f"{key}  {name:{width}}  {about}")
         if menuconfig._conf_changed:
-            lines += ["", "A preset takes the place of your unsaved changes."]
+            lines += ["", "Loading a preset discards your unsaved changes."]
         key = menuconfig._key_dialog("Load", "\n".join(lines), f"o{''.join(keys)}")
         while key and menuconfig._cur_menu is not self.schema.kconf.top_node:
             menuconfig._leave_menu()
         if key == "o":
             ask_for_file()
         elif key and self._try_load(str(presets()[keys[key]])):
-            menuconfig._conf_changed = True  # the preset is not the file that is saved to
+            menuconfig._conf_changed = True  # the preset is not yet saved to the configuration file
             menuconfig._update_menu()
             menuconfig._msg("Loaded", f"preset {keys[key]}; [S] saves it to {menuconfig._conf_filename}")
 
@@ -154,22 +155,22 @@ def _jump_to(jump: Callable, node) -> None:
 
 
 def _without_new(node_str: Callable, node) -> str:
-    """A menu's line without "(NEW)": what follows its default stays unassigned here, so it would stand everywhere."""
+    """A menu's line without "(NEW)": options with their default stay unassigned here, so all of them would have it."""
     return node_str(node).replace(" (NEW)", "")
 
 
 def _key(getch: Callable, window) -> str | int:
     """The next key; ends the program when the terminal is gone.
 
-    Every screen waits for its keys here. Where SIGHUP is ignored, as under nohup, a closed terminal does not end the
-    program, and each read of the keyboard fails at once.
+    Every screen waits for its keys here. If SIGHUP is ignored, as under nohup, a closed terminal does not end the
+    program. Each read of the keyboard then fails at once.
     """
     for _ in range(_FAILURES):
         if (key := getch(window)) != -1:
             return key
     with contextlib.suppress(curses.error):
         curses.endwin()
-    os._exit(128 + signal.SIGHUP)  # what SIGHUP would have done; nobody is left to tell why
+    os._exit(128 + signal.SIGHUP)  # as if SIGHUP had ended the program; there is no terminal to print a reason to
 
 
 def _error(text: str) -> None:
@@ -177,16 +178,16 @@ def _error(text: str) -> None:
 
 
 def _prepare_terminal() -> None:
-    """Make sure that curses can draw here; raises UserError, which says what to do, if it cannot."""
+    """Prepare curses; raises UserError, with what to do, if it cannot draw in this terminal."""
     if menuconfig is None:
         raise UserError(
-            "the menu needs Python's curses module; on Windows use WSL, or edit .config and make checkconfig"
+            "the menu needs Python's curses module; on Windows use WSL, or edit .config and run make checkconfig"
         )
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("the menu needs a terminal; without one, use make defconfig or edit .config")
     try:
         locale.setlocale(locale.LC_ALL, "")
-    except locale.Error:  # the environment names a locale that this machine lacks
+    except locale.Error:  # the environment names a locale that is not installed
         os.environ["LC_ALL"] = "C.UTF-8"
     try:
         curses.setupterm()

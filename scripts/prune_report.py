@@ -1,6 +1,6 @@
 """Report, before training, what pruning will do: which tensors, when and how much, and what it costs.
 
-Computed from the configuration that training would read; it needs neither data nor the memory of the model.
+The report is computed from the configuration that training would read. It needs neither data nor memory for the model.
 """
 
 import sys
@@ -25,9 +25,9 @@ from lib.prune.rewire import Rewiring
 from lib.terminal.console import columns, table
 
 _COLUMNS, _ROWS = 60, 8  # of the plot, in characters
-_MOST_SAMPLES = 100_000  # the average over a plan with more updates is taken over so many of them
+_MOST_SAMPLES = 100_000  # an average over a plan with more updates uses about this many of them
 _ADAMW = 28  # bytes that torch's fused AdamW reads and writes per weight: p, g, m, v and p, m, v
-_CHOICES = {  # options whose chosen value the report explains -> label
+_CHOICES = {  # option whose chosen value the report explains -> its label
     "PRUNING_METHOD": "criterion",
     "PRUNING_STATE": "formula",
     "PRUNING_MOVEMENT": "form",
@@ -54,7 +54,7 @@ def main() -> int:
         "Tensors in scope": scope(run),
         "Schedule: sparsity over the steps": when(run),
         "Memory": memory(run),
-        "Cost: estimated memory traffic; make bench measures": work(run),
+        "Cost: estimated memory traffic (make bench measures the time)": work(run),
     }
     print("\n\n".join(f"{title}\n{indented(text)}" for title, text in sections.items()))
     return 0
@@ -64,7 +64,7 @@ class Planned:
     """The run that the configuration describes: model and pruner on the device "meta", with shapes but no memory."""
 
     def __init__(self, schema: Schema):
-        """Raises UserError for what training would refuse."""
+        """Raises UserError if training would refuse the configuration."""
         self.schema, self.steps = schema, schema["MAX_ITERS"]
         shape = schema.bind(models.ModelOptions)
         with torch.device("meta"):
@@ -173,7 +173,7 @@ def when(run: Planned) -> str:
         "updates": f"masks are chosen {'once' if count == 1 else f'{count:,} times, {rhythm}'}",
     }
     if run.is_soft:
-        facts["non-zeros"] = "all with scores above the threshold; the plot shows how the threshold rises"
+        facts["non-zeros"] = "all weights with scores above the threshold; the plot shows how the threshold rises"
     else:
         end, average = run.kept_at(1.0), average_kept(run)
         facts["non-zeros"] = f"{end:,} of {run.total:,} in the end, {average:,.1f} on average over the run"
@@ -201,7 +201,7 @@ def plot(run: Planned) -> str:
 
 
 def memory(run: Planned) -> str:
-    """Bytes for weights, gradients, optimizer, masks and criterion, and in a checkpoint."""
+    """Bytes of weights, gradients, optimizer state, masks, criterion and a checkpoint."""
     numbers = sum(p.numel() for p in run.parameters.values())
     state = sum(p.numel() * run.state_bytes[kind(name)] for name, p in run.parameters.items())
     criterion = sum(nbytes(tensor) for weight in run.pruner.weights for tensor in weight.memory.values())
@@ -220,7 +220,7 @@ def memory(run: Planned) -> str:
     row("checkpoint", 4 * numbers + state + packed + criterion + hidden, numbers, "parameter")
     note = "A checkpoint holds weights, state, masks (1 bit per weight), and the criterion's memory"
     if not run.pruner.zeroes_weights:
-        note += ",\nand the values under the masks" + (" (their number is a result)" if run.is_soft else "")
+        note += ",\nand the values under the masks" + (" (training decides how many)" if run.is_soft else "")
     return f"{columns(rows)}\n{note}."
 
 
@@ -230,7 +230,7 @@ def work(run: Planned) -> str:
     rows = [("every step", "bytes per weight in scope", "of a fused AdamW step")]
     for what, size in every_step(run):
         rows.append((what, f"{size:g}", percent(size * run.total / moved)))
-    lines = [columns(rows)] if len(rows) > 1 else ["Nothing at every step."]
+    lines = [columns(rows)] if len(rows) > 1 else ["Pruning does nothing at every step."]
     lines.append(f"torch's fused AdamW moves {_ADAMW} bytes for each weight of the model; other optimizers differ.")
     return "\n".join([*lines, each_update(run)])
 
@@ -241,7 +241,7 @@ def every_step(run: Planned) -> list[tuple[str, float]]:
     if not isinstance(pruner, StraightThrough):
         found.append(("zeroing pruned gradients", 9))  # read and write a gradient, read a mask
     elif pruner.decay:
-        found.append(("decay of masked weights", 13))  # read a weight too
+        found.append(("decay of masked weights", 13))  # also reads a weight
     if remembered := sum(map(nbytes, like(pruner.weights[0].mask, pruner.weights[0].memory.values()))):
         found.append(("scores", 8 + 2 * remembered / pruner.weights[0].mask.numel()))  # read weight and gradient
     if not pruner.zeroes_weights:  # read a weight and a mask, write their product, in both directions
@@ -250,17 +250,17 @@ def every_step(run: Planned) -> list[tuple[str, float]]:
 
 
 def each_update(run: Planned) -> str:
-    """One sentence on the cost of choosing masks."""
+    """What choosing masks costs, in a sentence or two."""
     if run.is_soft:
         what = "compares every score with the threshold"
     elif isinstance(run.pruner, Rewiring):
         what = "ranks every weight twice, tensor by tensor: to drop and to grow"
     elif run.schema["PRUNING_DISTRIBUTION"] in ("global", "global-rms"):
-        what = "computes every score 3 times: for a sample, the threshold, the masks"
+        what = "computes every score 3 times: for a sample, the threshold and the masks"
     else:
         what = "computes every score once and ranks them tensor by tensor"
     when = " at log lines" if run.pruner.regrows else ""
-    compared = "" if run.pruner.criterion.is_magnitude else f";\nmagnitudes{when} too, for comparison"
+    compared = "" if run.pruner.criterion.is_magnitude else f".\nMagnitudes are ranked too{when}, for comparison"
     return f"An update of the masks {what}{compared}."
 
 

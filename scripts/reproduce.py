@@ -1,9 +1,9 @@
-"""Train a run again from what its folder keeps, and compare losses and weights bit for bit.
+"""Train a run again from the files in its folder, and compare losses and weights bit for bit.
 
-The run's commit is checked out into a scratch worktree, its uncommitted changes are applied, and that code trains with
-the run's own configuration and data, on this machine and with this Python, without trackers. Every training and
-evaluation record is compared, except values that depend on the clock, and the final weights. The exit code is 0 when
-all of it is identical, else 1. Ctrl-C removes the worktree too; what was trained until then stays.
+The run's commit is checked out into a temporary worktree, and its uncommitted changes are applied. This code trains
+with the run's own configuration and data, on this machine and with this Python, without trackers. Then all training and
+evaluation records are compared, except values that depend on the clock, and so are the final weights. The exit code is
+0 if all are identical, else 1. Ctrl-C removes the worktree too, and keeps the run folder of the reproduction.
 """
 
 import argparse
@@ -37,7 +37,7 @@ History = Mapping[tuple[str, int], journal.Record]
 
 # Options that a reproduction sets itself, if the run's code has them.
 _OWN = {"tracker": "none", "json_output": "", "sample_tokens": "0"}
-_MACHINE = ("python", "platform", "cpu", "processors", "gpus", "gpu_driver")  # of what `provenance.environment` says
+_MACHINE = ("python", "platform", "cpu", "processors", "gpus", "gpu_driver")  # entries of `provenance.environment`
 
 
 def main() -> int:
@@ -49,14 +49,14 @@ def main() -> int:
     args = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda n, _: sys.exit(128 + n))  # so that the worktree is removed
+            signal.signal(number, lambda n, _: sys.exit(128 + n))  # an exception, so that the worktree is removed
     folder = run.named(args.run).folder.resolve()
     identity, made, config = run.Identity.load(folder), kept(folder), configuration(folder)
     patch = changes(folder, made)
     copy = destination(folder, identity.name, args.to)
     facts = {"run": folder, "commit": made["commit"] + (f" with {patch.name}" if patch else ""), "reproduction": copy}
     if patch:
-        facts["runs now"] = f"{patch}: code of whoever made the run; read it first unless that is you"
+        facts["runs now"] = f"{patch}: code from the author of the run; read it first unless it is your own"
     say(table(facts))
     for sentence in itertools.chain(differences(made, provenance.environment()), remarks(folder, made)):
         say(f"note: {sentence}")
@@ -65,24 +65,24 @@ def main() -> int:
     return verdict(folder, copy, config["max_iters"])
 
 
-# ---- what there is to repeat -----------------------------------------------------------------------------------------
+# ---- what is repeated ------------------------------------------------------------------------------------------------
 
 
 def kept(folder: Path) -> dict[str, Any]:
-    """The provenance of a run; raises UserError if it does not suffice for a reproduction."""
+    """The provenance of a run; raises UserError if it is not enough for a reproduction."""
     made = history.provenance(folder / "provenance.json")
     if not made.keys() >= {"commit", "uncommitted_changes", "packages"}:
-        raise UserError(f"{folder}/provenance.json: does not say with what code and packages the run was made")
+        raise UserError(f"{folder}/provenance.json: does not name the code and the packages that made the run")
     if not made["commit"]:
-        why = made.get("commit_unknown") or "it was made outside of a git clone, or where git did not read the clone"
+        why = made.get("commit_unknown") or "it was made outside of a git clone, or git could not read the clone"
         raise UserError(f"{folder}: its commit was not known when it was trained, so it cannot be reproduced ({why})")
-    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(made["commit"])):  # git would take it for something else
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(made["commit"])):  # git could read it as an option
         raise UserError(f"{folder}/provenance.json: names a commit that is not a hash")
     return made
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """The options of a finished run by name in lower case; raises UserError if one training cannot repeat it."""
+    """The options of a finished run by name in lower case; raises UserError if a single training cannot repeat it."""
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
     if not sessions or not all("max_iters" in one.get("config", {}) for one in sessions):
         raise UserError(f"{folder}: the journal does not say how the run was started")
@@ -90,12 +90,12 @@ def configuration(folder: Path) -> dict[str, Any]:
     first = _present(config)
     free = matters.names(Schema(), lambda group: not group.same_in_reproduction)
     for one in sessions[1:]:
-        now = _present(one["config"])  # other code may have dropped options and added others
+        now = _present(one["config"])  # a resume with other code may lack options, or have new ones
         both = sorted((first.keys() & now.keys()) - {option.lower() for option in free})
         if changed := [f"{name.upper()} {first[name]} -> {now[name]}" for name in both if first[name] != now[name]]:
             raise UserError(
-                f"{folder}: was resumed after step {one['step']} with other options ({', '.join(changed)}), which one "
-                "training from the start cannot repeat; reproduce a run whose options stayed"
+                f"{folder}: was resumed after step {one['step']} with other options ({', '.join(changed)}), which a "
+                "single training cannot repeat; reproduce a run whose options never changed"
             )
     if journal.final(folder, config["max_iters"]) is None:
         raise UserError(f"{folder}: has not finished its {config['max_iters']:,} steps; first: make resume RUN={name}")
@@ -118,7 +118,7 @@ def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
         return None
     if isinstance(changed, str):
         raise UserError(
-            f"{folder}: an older version made it and did not keep its uncommitted changes whole; train it anew"
+            f"{folder}: an older version made it and did not keep all of its uncommitted changes; train it again"
         )
     if not changed["file"]:
         return None
@@ -130,13 +130,13 @@ def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
     except OSError as error:
         raise UserError(f"{path}: the run's uncommitted changes cannot be read: {error.strerror}") from None
     if not same:
-        raise UserError(f"{path}: was changed since the run was made, as its sha256 says; put the original back")
+        raise UserError(f"{path}: has changed since the run was made: its sha256 differs; restore the original file")
     return path
 
 
 def start_of_paths(folder: Path, made: Mapping[str, Any]) -> Path:
-    """The folder from which a run's relative paths start; the current one if the run does not tell."""
-    output = made.get("options", {}).get("OUTPUT_DIR", {}).get("value", "/")  # not known: nothing leads to the run
+    """The folder from which a run's relative paths start; the current folder if the run does not record it."""
+    output = made.get("options", {}).get("OUTPUT_DIR", {}).get("value", "/")  # not recorded: no folder follows from it
     return next(iter(history.places(folder, output, made.get("folder", ""))), Path.cwd())
 
 
@@ -147,7 +147,7 @@ def destination(folder: Path, name: str, wanted: Path | None) -> Path:
         return next(path for one in names if not (path := folder.parent / run.folder_name(one)).exists())
     wanted = wanted.absolute()
     if wanted.exists() or run.folder_name(wanted.name) != wanted.name:
-        raise UsageError(f"--to {wanted}: is there already, or is no name of a run's folder; choose another")
+        raise UsageError(f"--to {wanted}: exists already, or is not a valid name for a run's folder; choose another")
     return wanted
 
 
@@ -161,26 +161,26 @@ def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
         if version != after.get(name):
             yield f"{name} {version} -> {after.get(name, 'not installed')}"
     if added := len(after.keys() - before.keys()):
-        yield f"{added} packages that were not there or not recorded"
+        yield f"packages that were not installed, or not recorded, when the run was made: {added}"
 
 
 def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
     """Other reasons why a reproduction may not be identical, a sentence each."""
     if made.get("folder") and (start := start_of_paths(folder, made)) != Path(made["folder"]):
-        yield f"{made['folder']}, where it was trained, is gone: relative paths start from {start}"
+        yield f"{made['folder']}, where it was trained, does not exist: relative paths start from {start}"
     if made["uncommitted_changes"] and made["uncommitted_changes"]["note"]:
         yield made["uncommitted_changes"]["note"]
     for path in sorted(folder.glob("provenance-*.json")):
         later = history.provenance(path)
         if not later.get("commit"):
-            why = later.get("commit_unknown") or "git did not tell it"
+            why = later.get("commit_unknown") or "git did not report it"
             yield f"it was resumed with code whose commit is not known ({why}), see {path.name}"
         elif any(later.get(key) != made[key] for key in ("commit", "uncommitted_changes")):
-            yield f"it was resumed with other code than that of its start, which trains all of it now, see {path.name}"
+            yield f"it was resumed with other code, see {path.name}; now the code of its start trains all steps"
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
     ranks = [machine.ranks for one in sessions if (machine := history.machine(one))]
     if several := [count for count in ranks if count > 1]:
-        yield f"{several[0]} processes trained it and one does now, which rounds the sums of gradients differently"
+        yield f"{several[0]} processes trained it, now one does; sums of gradients are rounded differently"
     if lines := journal.damaged(folder):
         yield f"lines {', '.join(map(str, lines))} of its journal are damaged, so their records are missing"
 
@@ -190,7 +190,7 @@ def remarks(folder: Path, made: Mapping[str, Any]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
-    """A scratch checkout of a commit with a patch applied; yields the folder in it that corresponds to ROOT."""
+    """A temporary checkout of a commit with a patch applied; yields the folder in it that corresponds to ROOT."""
     if why := provenance.unknown(ROOT):
         raise UserError(f"the run's code cannot be checked out: {why}")
     prefix = os.fsdecode(git(ROOT, "rev-parse", "--show-prefix")).strip()  # ROOT may be a folder of a larger clone
@@ -201,7 +201,7 @@ def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
     try:
         scratch = Path(tempfile.mkdtemp(prefix="espalier-reproduce-"))
     except OSError as error:
-        raise UserError(f"no folder can be made to check out the run's code ({error.strerror}); set TMPDIR") from None
+        raise UserError(f"cannot create a folder for the run's code ({error.strerror}); set TMPDIR") from None
     tree = scratch / ROOT.name
     try:
         _check_out(tree, commit, patch)
@@ -210,8 +210,9 @@ def worktree(commit: str, patch: Path | None, keep: bool) -> Iterator[Path]:
         if keep and tree.exists():
             say(f"kept: {tree}; remove it with: git worktree remove --force {shlex.quote(str(tree))}")
         else:
-            with contextlib.suppress(GitError):  # it was not made
-                git(ROOT, "worktree", "remove", "--force", "--force", str(tree))  # twice: also while it is being made
+            with contextlib.suppress(GitError):  # if the worktree does not exist
+                # --force twice also removes a locked worktree: git locks it while it creates it.
+                git(ROOT, "worktree", "remove", "--force", "--force", str(tree))
             shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -220,7 +221,7 @@ def _check_out(tree: Path, commit: str, patch: Path | None) -> None:
         git(ROOT, "worktree", "add", "--quiet", "--detach", str(tree), commit)
         if patch:
             git(tree, "apply", "--binary", "--whitespace=nowarn", str(patch))
-    except GitError as error:  # git names every file that it had no room for
+    except GitError as error:  # shortened: git names every file for which the disk had no room
         free = shutil.disk_usage(tree.parent).free
         raise UserError(f"{str(error)[:300]}; {free:,} bytes are free there, and TMPDIR names another place") from None
 
@@ -230,12 +231,12 @@ def train(tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where
     own = {"output_dir": copy.parent, "tracker_run_name": copy.name} | {n: v for n, v in _OWN.items() if n in config}
     flags = itertools.chain.from_iterable((f"--{name.replace('_', '-')}", str(value)) for name, value in own.items())
     command = [sys.executable, str(tree / "gpt2" / "train.py"), "--config", str(folder / ".config"), *flags]
-    # In a session of its own, so that Ctrl-C reaches it once, from here.
+    # In its own session, so that Ctrl-C reaches it only once: through the signal that is sent below.
     trainer = subprocess.Popen(command, cwd=where, env=unconfigured(os.environ), start_new_session=True)
     try:
         code = trainer.wait()
     except BaseException:
-        trainer.send_signal(signal.SIGINT)  # which it answers by saving
+        trainer.send_signal(signal.SIGINT)  # the trainer then saves and ends
         try:
             trainer.wait()
         finally:
@@ -249,7 +250,7 @@ def train(tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where
 
 
 def verdict(folder: Path, copy: Path, step: int) -> int:
-    """Show whether two runs have the same records and the same weights after `step`; returns 0 if so, else 1."""
+    """Print whether two runs have the same records, and the same weights after `step`; returns 0 if they do, else 1."""
     before, after = journal.history(folder), journal.history(copy)
     found = list(unlike(before, after))
     same, words = weights(folder, copy, step)
@@ -263,7 +264,7 @@ def verdict(folder: Path, copy: Path, step: int) -> int:
 
 def unlike(before: History, after: History) -> Iterator[str]:
     """How the records of two runs differ, except in values that depend on the clock."""
-    keys = sorted(before.keys() | after.keys(), key=lambda key: (key[1], key[0] == "eval"))  # as they are written
+    keys = sorted(before.keys() | after.keys(), key=lambda key: (key[1], key[0] == "eval"))  # as a trainer writes them
     was, now = ({key: journal.lasting(row["metrics"]) for key, row in rows.items()} for rows in (before, after))
     wrong = [key for key in keys if was.get(key) != now.get(key)]
     if not wrong:
@@ -280,9 +281,7 @@ def unlike(before: History, after: History) -> Iterator[str]:
         if name.endswith("loss") and isinstance(b := now.get(key, {}).get(name), float) and isinstance(a, float)
     ]
     gap, name, step = max(far, default=(0.0, "", 0))
-    yield (
-        f"the largest difference of a loss is {gap:.3g} ({name} of step {step})" if gap else "no loss has another value"
-    )
+    yield f"the largest difference of a loss is {gap:.3g} ({name} of step {step})" if gap else "no loss differs"
 
 
 def other_machine(folder: Path, copy: Path) -> Iterator[str]:
@@ -294,18 +293,18 @@ def other_machine(folder: Path, copy: Path) -> Iterator[str]:
 
 
 def weights(folder: Path, copy: Path, step: int) -> tuple[bool | None, str]:
-    """Whether two runs have the same weights after `step` (None: not known), and the reason if not."""
-    from lib.record import checkpoint  # imports torch, which takes seconds: mistakes are answered before
+    """Whether two runs have the same weights after `step` (None: unknown), and why they do not or why it is unknown."""
+    from lib.record import checkpoint  # here, because it imports torch, which takes seconds
 
     paths = [one / "checkpoints" / checkpoint.name(step) for one in (folder, copy)]
     if not paths[0].exists():
         return None, f"no weights to compare ({paths[0]} is missing)"
     one, other = map(checkpoint.load, paths)
     if one["data"] != other["data"]:
-        return False, "the data is not what the run was trained on"
+        return False, "the reproduction was trained on other data"
     one, other = one["model"], other["model"]
     if {name: one[name].shape for name in one} != {name: other[name].shape for name in other}:
-        return False, "the models have other weights"
+        return False, "the models have weights with other names or shapes"
     wrong = [name for name in one if not same_bits(one[name], other[name])]
     if not wrong:
         return True, ""

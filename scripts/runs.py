@@ -1,6 +1,6 @@
-"""Look at runs in the terminal: list them, show one, compare two, follow one that is being trained, export its metrics.
+"""Look at runs in the terminal: list them, show one, compare two, follow one that is being trained, export metrics.
 
-Everything is read from the runs' folders, so it works for runs of any age and while they are being trained.
+Everything is read from the folders of the runs. So this works for old runs, and while a run is being trained.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> int:
     try:
         return args.run(args)
     finally:
-        sys.stdout.flush()  # here, where a reader that went away is no error yet
+        sys.stdout.flush()  # here, so that run_program handles a reader that has gone, such as `head`
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("a", metavar="A", help="folder of a run")
     sub.add_argument("b", metavar="B", help="folder of another run")
     sub = one(command(tail, "tail"))
-    sub.add_argument("--wait", action="store_true", help="if the run has ended unfinished, wait for it to be resumed")
+    sub.add_argument("--wait", action="store_true", help="if the run ended before its last step, wait for a resume")
     sub = one(command(export_run, "export"))
     sub.add_argument("--format", choices=list(export.FORMATS), default="csv", help="[csv]")
     sub.add_argument("--out", help="file to write; - is standard output [<run>/steps.<format>]")
@@ -71,12 +71,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def list_runs(args: argparse.Namespace) -> int:
-    """List the runs of an output folder and its sweeps, the newest last.
+    """List the runs of an output folder and of its sweeps, the newest last.
 
-    A run is running, finished, interrupted (it was asked to stop), diverged, failed or crashed (it ended without a
-    word).
-    Speed is the mean of a finished run, and of another one the last that it recorded. Where the output is no terminal,
-    the columns are separated by tabs and numbers are in full.
+    A run is running, finished, interrupted (it was asked to stop), diverged, failed or crashed (it ended without
+    recording why). The speed of a finished run is its mean; that of any other run is the last recorded value. If the
+    output is not a terminal, tabs separate the columns and numbers are not rounded.
     """
     parent = files.named(args.words[0]) if len(args.words) == 1 and "=" not in args.words[0] else None
     parent = parent or Path(resolve("", args.words)[0]["OUTPUT_DIR"])
@@ -103,9 +102,9 @@ def list_runs(args: argparse.Namespace) -> int:
 
 
 def _row(folder: Path, parent: Path) -> tuple[float, list[Any], str]:
-    """The time of the run's last record, its row in the table, and its damage in words."""
+    """The time of the run's last record, its row in the table, and a sentence about damage, if any."""
     name = str(folder.relative_to(parent) if view.terminal() else folder)
-    moment, trouble = folder.stat().st_mtime, f"{folder / journal.FILE}: has no whole record of a start"
+    moment, trouble = folder.stat().st_mtime, f"{folder / journal.FILE}: has no complete record of a start"
     try:
         seen = history.skim(folder)
         state, moment = history.state(seen, folder), seen.time or moment
@@ -125,7 +124,7 @@ def _row(folder: Path, parent: Path) -> tuple[float, list[Any], str]:
 def show(args: argparse.Namespace) -> int:
     """Show a run: what it is, options that differ from the defaults, metrics, alerts, and what the trackers have.
 
-    Sparklines have the run's steps from left to right and each metric's own range from bottom to top.
+    A sparkline shows the run's steps from left to right, and the metric's own range from bottom to top.
     """
     folder = _run(args.folder)
     seen = history.load(folder)
@@ -146,7 +145,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def _run(given: str | None) -> Path:
-    """The folder of the run that the user means; raises UsageError when there is none."""
+    """The folder of the run that the user names; raises UsageError if there is no such run."""
     folder = named(given).folder
     Identity.load(folder)
     return folder
@@ -179,7 +178,7 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
         yield "best loss", f"{found.val_loss:.4f} in validation, nats per token{sparse}{before}"
     if (folder / journal.FILE).exists() and (lines := journal.damaged(folder)):
         more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
-        yield "damaged", f"lines of {journal.FILE} that are passed over: {', '.join(map(str, lines[:10]))}{more}"
+        yield "damaged", f"lines of {journal.FILE} that are skipped: {', '.join(map(str, lines[:10]))}{more}"
 
 
 def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
@@ -204,7 +203,7 @@ def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
 
 
 def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:
-    """How far each tracker of the run is, also those that `make sync` added."""
+    """What each tracker of the run has received; trackers that `make sync` added are included."""
     names = {path_of(folder, name).stem: name for name in seen.config.get("tracker", []) if name != "all"}
     names |= {path.stem: path.stem for path in sorted((folder / FOLDER).glob("*.json")) if path.stem not in names}
     backlog = Backlog(folder)
@@ -225,10 +224,10 @@ def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Compare two runs: what differs in configuration, code, versions and machine, and what came of it.
+    """Compare two runs: configuration, code, versions, machine and results.
 
-    The validation losses are ranked only at equal budget: same data, model, schedule, tokens and evaluation. To tell
-    methods from chance takes several seeds, for which there are sweeps: make sweep.
+    The validation losses are ranked only at equal budget: same data, model, schedule, tokens and evaluation. One seed
+    cannot show whether a method is better or a difference is random. Use make sweep for several seeds.
     """
     if not (args.a and args.b):  # make's A or B was not given
         raise UsageError("name two runs, such as: make compare A=runs/one B=runs/two")
@@ -248,7 +247,7 @@ def compare(args: argparse.Namespace) -> int:
         parts += [view.styled(f"\nthe same: {', '.join(same)}", "dim")]
     reasons = list(difference.unequal(a, b))
     parts += [view.heading("result"), view.grid(_results(a, b, not reasons), ("", "A", "B", "B - A"), right=3)]
-    ranks = f"Unequal budgets, so neither is ranked: {'; '.join(reasons)}." if reasons else difference.verdict(a, b)
+    ranks = f"The budgets differ, so neither is ranked: {'; '.join(reasons)}." if reasons else difference.verdict(a, b)
     view.out(*parts, "", "\n".join([ranks, *difference.notes(a, b)]))
     return 0
 
@@ -262,7 +261,7 @@ def _text(value: Any) -> str:
 
 
 def _results(a: difference.Side, b: difference.Side, comparable: bool) -> Iterator[tuple[str, ...]]:
-    """Name, both values and, of losses at equal budget, the difference."""
+    """Name and both values; for losses at equal budget, also the difference."""
     one, other = a.results(), b.results()
     pairs = {name: (one[name], other[name]) for name in one}
     if found := difference.common_loss(a, b):
@@ -280,10 +279,10 @@ def _results(a: difference.Side, b: difference.Side, comparable: bool) -> Iterat
 
 
 def tail(args: argparse.Namespace) -> int:
-    """Follow a run until it ends, as its trainer shows it; Ctrl-C leaves, and the run goes on.
+    """Follow a run until it ends, shown as its trainer shows it; Ctrl-C stops only this program, not the run.
 
-    On a terminal, evaluations and alerts are lines above a progress bar; elsewhere every record is a line. It begins
-    with the last ten. The exit code is 0 when the run is finished and after Ctrl-C, else 1.
+    On a terminal, evaluations and alerts are lines above a progress bar; elsewhere every record is a line. The first
+    output is the last ten lines. The exit code is 0 if the run is finished and after Ctrl-C, else 1.
     """
     return follow.follow(_run(args.folder), args.wait)
 
@@ -294,11 +293,13 @@ def tail(args: argparse.Namespace) -> int:
 def export_run(args: argparse.Namespace) -> int:
     """Write a run's metrics as a table: a row per step, with its training, evaluation and system metrics.
 
-    The file is steps.<format> in the run's folder, or what --out names; metrics.csv there is the tracker csv's own.
-    Each step is there once, as it is in force after resumes; `time` is that of its first record, in unix seconds. What
-    is no number is NaN, Infinity or -Infinity: as such in CSV, as a number in Parquet, as a string in JSON, which knows
-    none. What a step lacks is empty in CSV, null in Parquet and left out in JSON. Of a metric that a script of your own
-    records in several series, the first has its name, and another is a column such as train.2/loss.
+    The file is steps.<format> in the run's folder, or the one that --out names. (metrics.csv in that folder belongs to
+    the tracker csv.) Each step has one row, with the values that are valid after resumes. `time` is the time of its
+    first record, in unix seconds.
+
+    NaN, Infinity and -Infinity are written as such in CSV, as numbers in Parquet, and as strings in JSON, which has no
+    such numbers. A missing value is empty in CSV, null in Parquet and left out in JSON. Your own script may record one
+    metric in several series. Then the first series has the metric's name, and others have names such as train.2/loss.
     """
     folder = _run(args.folder)
     table = export.table(history.load(folder))
@@ -306,7 +307,7 @@ def export_run(args: argparse.Namespace) -> int:
         raise UserError(f"{folder}: has no metrics yet; export it when it has made some steps")
     if args.out == "-":
         if args.format == "parquet":
-            raise UsageError("parquet is no text; name a file to write, as in OUT=steps.parquet")
+            raise UsageError("parquet is not text; name a file to write, as in OUT=steps.parquet")
         export.FORMATS[args.format](table, sys.stdout.buffer)
         return 0
     path = files.named(args.out) if args.out else folder / f"steps.{args.format}"

@@ -1,21 +1,22 @@
-"""Train a matrix of configurations x seeds at equal budget, and compare them: mean ± standard deviation over the seeds.
+"""Train a matrix of configurations x seeds at equal budget, and compare means ± standard deviations over the seeds.
 
 A sweep is a text file. The first word of a line says what the line is:
 
   # a comment
   defconfig gpt2_tiny                        the preset, or configuration file, that all start from
-  seeds 1 2 3                                each configuration is trained once with each
-  common MAX_ITERS=1200 TRACKER=none         what all have on top of it (any number of such lines)
-  dense                                      a configuration: its name and what sets it apart; the others are
-  half PRUNING_METHOD=magnitude TARGET_SPARSITY=0.5        compared with the first
+  seeds 1 2 3                                each configuration is trained once with each seed
+  common MAX_ITERS=1200 TRACKER=none         options for all configurations (any number of such lines)
+  dense                                      a configuration: its name, then the options that differ
+  half PRUNING_METHOD=magnitude TARGET_SPARSITY=0.5        another one; all are compared with the first
 
 All lines are checked before anything is trained. Configurations may differ in the options of the menus Optimizer and
-Pruning; if they differ in LEARNING_RATE, MIN_LR or GRAD_CLIP, the table shows it; any other difference is refused,
-because it would make the budgets unequal. CONFIG_ variables of the environment and .config are not read.
+Pruning. They may also differ in LEARNING_RATE, MIN_LR and GRAD_CLIP, which the table then shows. Any other difference
+is an error, because the budgets would be unequal. CONFIG_ variables of the environment and .config are not read.
 
-The runs are <OUTPUT_DIR>/<sweep>/<configuration>-seed<n>, each with a log beside it, and with them are table.md and
-results.json. Ctrl-C saves the runs that are being trained. The same command goes on: finished runs are left alone,
-others are resumed. The exit code is 0 when all runs are finished, 1 when one has failed, 130 after Ctrl-C.
+The runs are <OUTPUT_DIR>/<sweep>/<configuration>-seed<n>, each with a log beside it. The sweep's folder also has
+table.md and results.json. Ctrl-C saves the runs that are being trained. The same command then continues the sweep: it
+keeps finished runs and resumes the others. The exit code is 0 if all runs are finished, 1 if one has failed, and 130
+after Ctrl-C.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> int:
         run.check()
     code, failures = 0, {}
     if not args.table_only and not all(run.finished for run in plan.runs()):
-        check(plan)  # imports torch, which takes seconds that a look at a table need not wait for
+        check(plan)  # only here, because it imports torch, which takes seconds
         with files.held(plan.folder, "training this sweep"):
             code, failures = train(plan, args.jobs)
     found = comparison.results(plan)
@@ -68,7 +69,7 @@ def main() -> int:
     for run, sentence in failures.items():
         print(f"error: {run.name} failed: {sentence}; see {_log(run)}", file=sys.stderr)
     if code > 1:
-        say("stopped; the same command goes on")
+        say("stopped; the same command continues the sweep")
     return code
 
 
@@ -88,8 +89,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", default="", help="the sweep, such as sweeps/pruning")
     parser.add_argument("words", nargs="*", metavar="NAME=value", help="options to change in all configurations")
-    parser.add_argument("--jobs", type=int, default=1, help="runs to train at a time, each with its part of the cores")
-    parser.add_argument("--table-only", action="store_true", help="train nothing; show what is there")
+    parser.add_argument("--jobs", type=int, default=1, help="runs to train at the same time; they share the cores")
+    parser.add_argument("--table-only", action="store_true", help="train nothing; show the finished runs")
     args = parser.parse_intermixed_args()
     if not args.file:
         raise UsageError("name a sweep, such as: make sweep SWEEP=sweeps/pruning")
@@ -101,7 +102,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def write(folder: Path, found: comparison.Results) -> None:
-    """Show the table and put it into the sweep's folder."""
+    """Show the table, and write it to the sweep's folder."""
     files.write_json(folder / "results.json", found)
     files.write(folder / "table.md", comparison.table(found).encode())
     view.sheet(comparison.screen(found, view.width(80)), comparison.notes(found))
@@ -112,7 +113,7 @@ def write(folder: Path, found: comparison.Results) -> None:
 
 
 def train(plan: Sweep, jobs: int) -> tuple[int, dict[Run, str]]:
-    """Train the runs that are not finished; returns the exit code and, of each run that failed, why."""
+    """Train the runs that are not finished; returns the exit code, and the reason of each run that failed."""
     with StopSignals() as stopped:
         prepared = subprocess.run(
             _program("prepare_data.py", *plan.runs()[0].words()), env=unconfigured(os.environ), check=False
@@ -134,10 +135,10 @@ class Trainer:
     """A trainer's process for one run, new or resumed; only this program sends it Ctrl-C."""
 
     def __init__(self, run: Run, threads: int):
-        """Start it with so many `threads`; 0: as its configuration says."""
+        """Start the trainer with this number of `threads`; 0 means the number in its configuration."""
         self.run, self.offset, self.step = run, 0, 0
         words = ["--resume", str(run.folder)] if run.folder.exists() else run.words()
-        if threads and not run.folder.exists():  # a resumed run keeps its own
+        if threads and not run.folder.exists():  # a resumed run keeps its number
             words.append(f"THREADS={threads}")
         command = _program("train.py", *words)
         try:
@@ -166,16 +167,16 @@ class Trainer:
     def reason(self) -> str:
         """Why the trainer ended before the run was finished: its error, or the last line of its log."""
         session = _log(self.run).read_text(errors="replace").rpartition("\n$ ")[2]
-        lines = [line for line in session.splitlines()[1:] if line.strip()]  # the first is its command
+        lines = [line for line in session.splitlines()[1:] if line.strip()]  # the first line is the command
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         code = self.process.returncode
         if code < 0:
             return f"was ended by {signal.Signals(-code).name}"
-        return [f"exit code {code} without a word", *lines, *errors][-1]
+        return [f"exit code {code} without a message", *lines, *errors][-1]
 
 
 class Trainers:
-    """The trainers of a sweep, `jobs` at a time, and the bar that shows how far they are."""
+    """The trainers of a sweep, `jobs` at a time, and the progress bar."""
 
     def __init__(self, plan: Sweep, jobs: int):
         self.runs, self.jobs = plan.runs(), jobs
@@ -183,10 +184,10 @@ class Trainers:
         self.active: list[Trainer] = []
         self.stopping = False
         settings = plan.configurations[0].schema()
-        self.steps = settings["MAX_ITERS"]  # of every run: budgets are equal
+        self.steps = settings["MAX_ITERS"]  # the same for every run, because budgets are equal
         self.threads = max(1, cores() // jobs) if jobs > 1 and settings["THREADS"] == 0 else 0
         self.done = len(self.runs) - len(self.waiting)
-        self.began, self.start = time.monotonic(), float(self.done)  # start: the position that we found
+        self.began, self.start = time.monotonic(), float(self.done)  # start: how much was done before
         self.bar = tqdm(
             total=len(self.runs),
             disable=not sys.stderr.isatty(),
@@ -196,7 +197,7 @@ class Trainers:
         )
 
     def work(self, stop: bool) -> bool:
-        """Start trainers up to the limit, or with `stop` let all save and end; returns whether any is left."""
+        """Start trainers up to the limit, or with `stop` make all save and end; returns whether any still runs."""
         if stop and not self.stopping:
             self.stopping = True
             self.waiting.clear()
@@ -213,7 +214,7 @@ class Trainers:
         return [one for one in self.active if one.process.poll() is not None]
 
     def count(self, one: Trainer, failure: str | None) -> None:
-        """Record and show how a trainer has ended: its run is finished, failed or stopped."""
+        """Count a trainer that has ended, and print whether its run is finished, failed or stopped."""
         if one.run.finished:
             summary = history.summary(one.run.folder)
             line = f"val loss {summary['final_val_loss']:.4f}  {duration(summary['total_time_seconds'])}"
@@ -240,7 +241,7 @@ class Trainers:
         return self.done + sum(one.progress() / self.steps for one in self.active)
 
     def close(self) -> None:
-        """Remove the bar; trainers that still run save and end."""
+        """Make trainers that still run save and end, and remove the bar."""
         self.work(stop=True)
         for one in self.active:
             one.process.wait()

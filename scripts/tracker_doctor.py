@@ -1,7 +1,7 @@
 """Check each tracker without a run: its package, storage, keys and network. The last line says what to do.
 
 Each tracker is examined in its own process, with the options of .config, as in a run. The exit code is 0 if all named
-trackers can be used, or without names all installed ones; else 1.
+trackers can be used, else 1. If no tracker is named, it is 0 if all installed trackers can be used.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Findings = Mapping[str, list[Finding]]
 
 
 def main() -> int:
-    """Examine trackers and show what was found; returns 0 if they can be used, else 1."""
+    """Examine trackers and show the findings; returns 0 if the trackers can be used, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="trackers, such as trackio wandb [all]")
     args = parser.parse_args()
@@ -82,7 +82,7 @@ def folder(path: Path) -> Finding:
 
 
 def examine(configurations: Mapping[str, dict[str, Any]]) -> Findings:
-    """The findings of each tracker; an exception, a crash or a hang is a finding."""
+    """The findings of each tracker; an exception, a crash or a hang of the examination is also a finding."""
     context, children = multiprocessing.get_context("spawn"), {}
     for name, config in configurations.items():
         ours, theirs = context.Pipe(duplex=False)
@@ -129,7 +129,7 @@ def package(name: str) -> Finding:
     base = name.partition(":")[0]
     library = getattr(registry.module(base), "MODULE", None)
     if not library:
-        return Finding("package", "needs none", True)
+        return Finding("package", "needs no package", True)
     wanted = registry.requirements(base, library)
     there = {one.name.lower(): f"{one.name} {one.version}" for one in metadata.distributions()}
     versions = {text: there.get(re.split(r"[^\w.-]", text)[0].lower()) for text in wanted}
@@ -144,7 +144,7 @@ def package(name: str) -> Finding:
 
 
 def show(found: Findings) -> None:
-    """Print a table on a terminal, and elsewhere aligned lines that are never cut."""
+    """Print a table if the output is a terminal, else aligned lines, which are never cut."""
     rows = [(name, row.what, mark(row), row.found) for name in found for row in found[name]]
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:3]
@@ -166,7 +166,7 @@ def show(found: Findings) -> None:
 
 
 def mark(row: Finding) -> str:
-    """The state of a finding, in a word."""
+    """One word for the state of a finding."""
     return "ok" if row.good else "absent" if absent(row) else "BAD"
 
 

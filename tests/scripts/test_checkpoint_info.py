@@ -31,11 +31,11 @@ def test_it_tells_what_is_in_a_checkpoint(run, program):
     done = program("scripts/checkpoint_info.py", "runs/one")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[:3] == [f"step-0000000{n}.pt  0.0 MB  whole: its checksum is right" for n in (10, 20, 30)]
+    assert lines[:3] == [f"step-0000000{n}.pt  0.0 MB  intact: the checksum matches" for n in (10, 20, 30)]
     facts = dict(line.split(maxsplit=1) for line in lines[5:] if line.startswith(("step ", "run", "model ", "total")))
-    assert facts["step"].split(maxsplit=1) == ["30", "the last one made"]
+    assert facts["step"].split(maxsplit=1) == ["30", "last completed step"]
     assert facts["run_id"].split(maxsplit=1)[0] == "1a2b"
-    assert facts["total_seconds"].split(maxsplit=1) == ["4.25", "with evaluations and checkpoints"]
+    assert facts["total_seconds"].split(maxsplit=1) == ["4.25", "including evaluations and checkpoints"]
     assert re.search(r"^best step      20 +lowest loss since the sparsity changed$", done.stdout, re.MULTILINE)
     assert [line.split(maxsplit=4) for line in lines[-3:]] == [
         ["part", "tensors", "numbers", "MB"],
@@ -53,9 +53,9 @@ def test_it_tells_which_one_is_damaged(run, program):
     done = program("scripts/checkpoint_info.py", "runs/one")
     assert done.returncode == 1
     assert done.stdout.splitlines()[:3] == [
-        "step-000000010.pt  0.0 MB  whole: its checksum is right",
+        "step-000000010.pt  0.0 MB  intact: the checksum matches",
         "step-000000020.pt  0.0 MB  is damaged: its bytes do not have the checksum they were given",
-        "step-000000030.pt  0.0 MB  whole: its checksum is right",
+        "step-000000030.pt  0.0 MB  intact: the checksum matches",
     ]
 
 

@@ -108,7 +108,7 @@ def test_olddefconfig_drops_what_a_dropped_line_leaves_without_meaning(config, f
 def test_olddefconfig_without_a_configuration_writes_the_defaults(config, folder):
     assert (
         config("olddefconfig")
-        == ".config: there was none, so it has the defaults; 0 options differ from the defaults\n"
+        == ".config: written with the defaults, because the file did not exist; 0 options differ from the defaults\n"
     )
 
 
@@ -134,7 +134,7 @@ def test_savedefconfig(config, folder):
 
 
 def test_commands_that_need_a_configuration_say_how_to_get_one(refused):
-    sentence = "error: .config: there is no such configuration yet; make menuconfig or make defconfig writes it"
+    sentence = "error: .config: the file does not exist; write it with make menuconfig or make defconfig"
     assert refused("savedefconfig") == [sentence]
     assert refused("listnewconfig") == [sentence]
 
@@ -232,7 +232,8 @@ def test_every_option_can_be_explained(name, folder, capsys):
 
 
 def test_checkconfig(config, refused, folder):
-    assert config("checkconfig") == "OK: there is no .config; defaults: 0 options differ from the defaults\n"
+    sentence = "OK: .config does not exist, so the defaults are valid: 0 options differ from the defaults\n"
+    assert config("checkconfig") == sentence
     (folder / ".config").write_text("CONFIG_SEED=5\n")
     assert config("checkconfig") == "OK: .config: 1 option differs from the defaults\n"
     assert config("checkconfig", "TOP_K=3") == "OK: .config: 2 options differ from the defaults\n"

@@ -161,7 +161,7 @@ def test_a_preset_does_not_take_the_place_of_changes_unasked(folder):
     Schema().write(folder / ".config")
     keys = [*[DOWN] * 6, ENTER, *[DOWN] * 4, ENTER, ERASE * 4 + b"5", ENTER, b"o", ESCAPE, b"q", b"y"]
     status, drawn = drive(folder, keys)
-    assert "A preset takes the place of your unsaved changes." in drawn
+    assert "Loading a preset discards your unsaved changes." in drawn
     assert (status, saved(folder)["SEED"]) == (0, 5)
 
 
@@ -194,7 +194,7 @@ def test_a_configuration_with_problems_is_not_opened(folder):
     assert drawn == (
         "error: .config:1: unknown option SEDE; did you mean SEED? "
         "error: .config:2: TOP_K must be a whole number; got 'x' "
-        "error: mend these lines, or drop them with make olddefconfig"
+        "error: correct these lines, or drop them with make olddefconfig"
     )
     assert (folder / ".config").read_text() == "CONFIG_SEDE=5\nCONFIG_TOP_K=x\n"
 

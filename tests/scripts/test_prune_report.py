@@ -115,7 +115,7 @@ def test_movement_remembers_scores_and_dense_values(report):
 def test_soft_movement_has_no_target(report):
     lines = report(pruning_method="movement", pruning_movement="soft")
     assert "total 8 24,576 70.85 % a result" in lines
-    assert "non-zeros all with scores above the threshold; the plot shows how the threshold rises" in lines
+    assert "non-zeros all weights with scores above the threshold; the plot shows how the threshold rises" in lines
     assert any(line.startswith("threshold |") for line in lines)
 
 
@@ -123,7 +123,7 @@ def test_state_pruning_names_its_formula_and_the_bases_memory(report):
     lines = report(optimizer="adamwprune", pruning_state="fisher")
     assert "formula fisher: w^2 v" in lines
     assert "state of adamwprune 8 parameter 0.278" in lines
-    assert "magnitudes too, for comparison." in lines
+    assert "Magnitudes are ranked too, for comparison." in lines
 
 
 def test_without_pruning_it_says_how_to_choose(report):

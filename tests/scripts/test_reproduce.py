@@ -162,7 +162,7 @@ def test_a_run_that_was_resumed_unchanged_is_fine_and_one_with_other_options_is_
     with pytest.raises(
         UserError,
         match=r"run: was resumed after step 10 with other options \(LOG_INTERVAL 1 -> 2, MAX_ITERS 10 -> 12\), which "
-        r"one training from the start cannot repeat; reproduce a run whose options stayed$",
+        r"a single training cannot repeat; reproduce a run whose options never changed$",
     ):
         reproduce.configuration(run)
 
@@ -209,7 +209,7 @@ def test_a_run_without_its_code_is_not_reproduced(run, tmp_path):
         with pytest.raises(UserError, match=sentence):
             reproduce.kept(run)
     for text, sentence in (
-        ("{}", "does not say with what code and packages"),
+        ("{}", "does not name the code and the packages"),
         ("[1]", "is damaged: it must hold a JSON"),
     ):
         (run / "provenance.json").write_text(text)
@@ -248,11 +248,11 @@ def test_what_else_could_explain_a_difference_is_told(run, tmp_path):
         file.write("damaged\n")
     told = list(reproduce.remarks(run, made | {"folder": str(tmp_path / "gone"), "uncommitted_changes": changes}))
     assert told == [
-        f"{tmp_path}/gone, where it was trained, is gone: relative paths start from {ROOT}",
+        f"{tmp_path}/gone, where it was trained, does not exist: relative paths start from {ROOT}",
         "not kept: data.bin",
-        "it was resumed with other code than that of its start, which trains all of it now, see provenance-20.json",
+        "it was resumed with other code, see provenance-20.json; now the code of its start trains all steps",
         "it was resumed with code whose commit is not known (no git), see provenance-40.json",
-        "2 processes trained it and one does now, which rounds the sums of gradients differently",
+        "2 processes trained it, now one does; sums of gradients are rounded differently",
         f"lines {STEPS + 7} of its journal are damaged, so their records are missing",
     ]
 
@@ -285,7 +285,7 @@ def test_records_are_compared_in_the_order_they_are_written():
     )
     after = before | history(("train", 20, {"train_loss": 2.0}))
     assert list(reproduce.unlike(before, after)) == [
-        "1 of 4 records differ, the first at step 20 (train: train_loss NaN -> 2.0)", "no loss has another value",
+        "1 of 4 records differ, the first at step 20 (train: train_loss NaN -> 2.0)", "no loss differs",
     ]  # fmt: skip
 
 
@@ -295,7 +295,7 @@ def test_differences_are_versions_and_the_machine():
     made = now | {"python": "3.11.7", "packages": {"torch": "2.13.0", "numpy": "2.0", "old": "1"}}
     assert list(reproduce.differences(made, now)) == [
         "python 3.11.7 -> 3.12.0", "torch 2.13.0 -> 2.14.0", "old 1 -> not installed",
-        "1 packages that were not there or not recorded",
+        "packages that were not installed, or not recorded, when the run was made: 1",
     ]  # fmt: skip
 
 
@@ -317,7 +317,7 @@ def test_weights_are_compared_bit_for_bit(home, tmp_path):
     assert words.endswith("weight tensors differ, by 0.5 at most")
     assert name
     rewrite(path, state | {"data": "other"})
-    assert reproduce.weights(run, tmp_path / "copy", STEPS) == (False, "the data is not what the run was trained on")
+    assert reproduce.weights(run, tmp_path / "copy", STEPS) == (False, "the reproduction was trained on other data")
     assert reproduce.weights(tmp_path, run, STEPS)[0] is None
     nan, zero = torch.tensor([float("nan")]), torch.tensor([0.0])
     assert reproduce.same_bits(nan, nan.clone())

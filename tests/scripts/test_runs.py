@@ -92,7 +92,7 @@ def test_a_run_that_is_damaged_is_a_row_that_says_so(tmp_path):
         ["runs/few/seed1", "crashed", "1/40"], ["runs/garbage", "damaged", ""],
         ["runs/good", "finished", "1"], ["runs/nobody", "damaged", ""],
     ]  # fmt: skip
-    assert done.stderr.splitlines()[0] == "runs/garbage/journal.jsonl: has no whole record of a start"
+    assert done.stderr.splitlines()[0] == "runs/garbage/journal.jsonl: has no complete record of a start"
     assert "runs/nobody/run.json: the run's identity cannot be read" in done.stderr
     assert done.returncode == 0
 
@@ -141,10 +141,10 @@ def test_show_knows_alerts_trackers_and_damaged_lines(tmp_path):
     assert "\ntrackio   stopped   0 rows delivered, " in text and "make sync RUN=run TRACKER=trackio" in text
     assert "\nwandb     stopped   1 rows delivered, " in text  # nobody holds its lock
     assert "csv.json: the tracker's state cannot be read" in text
-    assert "\ndamaged  lines of journal.jsonl that are passed over: 6\n" in text
+    assert "\ndamaged  lines of journal.jsonl that are skipped: 6\n" in text
     with (run / "journal.jsonl").open("ab") as file:
         file.write(b"junk\n" * 20)
-    assert " passed over: 6, 8, 9, 10, 11, 12, 13, 14, 15, 16 and 11 more\n" in runs(tmp_path, "show", "run")
+    assert " skipped: 6, 8, 9, 10, 11, 12, 13, 14, 15, 16 and 11 more\n" in runs(tmp_path, "show", "run")
 
 
 def test_without_utf8_sparklines_are_ascii(home):
@@ -163,7 +163,7 @@ def test_compare(home):
     assert re.search(r"^val loss at step 20 +\d\.\d{4} +\d\.\d{4} +[+-]\d\.\d{4}$", text, re.MULTILINE)
     assert re.search(r"^Equal budgets: at step 20 [AB] has the lower validation loss, by \d", text, re.MULTILINE)
     text = runs(home, "compare", "runs/dense", "runs/killed")
-    assert "Unequal budgets, so neither is ranked: MAX_ITERS is 20 and 100000" in text
+    assert "The budgets differ, so neither is ranked: MAX_ITERS is 20 and 100000" in text
     assert re.search(r"^val loss at step 20 +\d\.\d{4} +\d\.\d{4}$", text, re.MULTILINE)  # no difference
     assert runs(home, "compare", "", "", code=2).startswith("error: name two runs, such as: make compare A=")
 
@@ -178,7 +178,7 @@ def test_export(home):
     assert told.startswith("runs/dense/steps.parquet: 21 steps, ")
     losses = parquet.read_table(home / "runs/dense/steps.parquet").column("train_loss").to_pylist()
     assert losses[1:] == list(training.losses(home / "runs/dense").values())
-    sentence = "error: parquet is no text; name a file to write, as in OUT=steps.parquet\n"
+    sentence = "error: parquet is not text; name a file to write, as in OUT=steps.parquet\n"
     assert runs(home, "export", "runs/dense", "--format", "parquet", "--out", "-", code=2) == sentence
 
 
