@@ -192,12 +192,12 @@ def test_a_run_without_its_code_is_not_reproduced(run, tmp_path):
     assert reproduce.changes(run, made) == run / "changes.patch"
     with (run / "changes.patch").open("a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match=r"changes.patch: was changed since the run was made, as its sha256 says"):
+    with pytest.raises(UserError, match=r"changes.patch: has changed since the run was made: its sha256 differs"):
         reproduce.changes(run, made)
     (run / "changes.patch").unlink()
     with pytest.raises(UserError, match=r"changes.patch: the run's uncommitted changes cannot be read: No such file"):
         reproduce.changes(run, made)
-    with pytest.raises(UserError, match=r"run: an older version made it and did not keep its uncommitted changes"):
+    with pytest.raises(UserError, match=r"run: an older version made it and did not keep all of its uncommitted changes"):
         reproduce.changes(run, made | {"uncommitted_changes": "diff --git"})
     assert reproduce.changes(run, made | {"uncommitted_changes": None}) is None
     for why, told in (
