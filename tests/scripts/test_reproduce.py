@@ -197,7 +197,7 @@ def test_a_run_without_its_code_is_not_reproduced(run, tmp_path):
     (run / "changes.patch").unlink()
     with pytest.raises(UserError, match=r"changes.patch: the run's uncommitted changes cannot be read: No such file"):
         reproduce.changes(run, made)
-    with pytest.raises(UserError, match=r"run: an older version made it and did not keep all of its uncommitted changes"):
+    with pytest.raises(UserError, match=r"run: an older version made it and did not keep all of its uncommitted"):
         reproduce.changes(run, made | {"uncommitted_changes": "diff --git"})
     assert reproduce.changes(run, made | {"uncommitted_changes": None}) is None
     for why, told in (
