@@ -115,7 +115,7 @@ def test_asked_twice_while_it_evaluates_a_run_is_interrupted(tmp_path):
     time.sleep(0.6)
     process.send_signal(signal.SIGINT)
     code, output = ended(process)
-    assert (code, output.endswith("once more to stop at once\ninterrupted\n")) == (130, True)
+    assert (code, output.endswith("a second one stops at once\ninterrupted\n")) == (130, True)
     *_, last = journal.read(run)
     assert (last["event"], last["status"], last["step"]) == ("finish", "interrupted", 0)
     assert history.state(history.load(run), run) == "interrupted"

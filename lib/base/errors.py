@@ -11,7 +11,7 @@ from lib.base import redact, signals
 # Characters that move a terminal's cursor, end a line or change the direction of writing.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a user's limit, a process's limit
-_LONGEST = 2000  # characters of a sentence, which may quote megabytes of the user's input
+_LONGEST = 2000  # the most characters of a sentence that are printed; it may quote megabytes of the user's input
 
 
 class UserError(Exception):
@@ -47,11 +47,11 @@ def run_program(main: Callable[[], int | None], only_prints: bool = False) -> No
     """Run `main` and exit with its code; a UserError is printed as `error: ...`, Ctrl-C exits with 130.
 
     When the reader of its output goes away (head, less), the program ends without a message. Its exit code is then 141.
-    A program that `only_prints` has nothing left to do: its code is 0, because make would report any other one.
+    A program that `only_prints` then exits with 0: it has nothing left to do, and make would report another code.
     """
     _open_missing_streams()
-    sys.stdout.reconfigure(errors="replace")  # print a text that the terminal cannot show with ?
-    os.umask(os.umask(0o077) | 0o002)  # other users could change a run's results unnoticed
+    sys.stdout.reconfigure(errors="replace")  # print ? for what the terminal cannot show
+    os.umask(os.umask(0o077) | 0o002)  # no write permission for others, who could change results unnoticed
     signals.interrupt()
     try:
         code = main()
@@ -86,7 +86,7 @@ def run_program(main: Callable[[], int | None], only_prints: bool = False) -> No
 def _open_missing_streams() -> None:
     """Open /dev/null for each standard stream that was closed when the program started, as by `>&-`.
 
-    Otherwise the next file that is opened, such as a journal, would get its number. All that is printed would go there.
+    Otherwise the next opened file, such as a journal, would get the stream's number, and all output would go into it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

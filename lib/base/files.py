@@ -13,14 +13,14 @@ from typing import IO
 
 from lib.base.errors import NO_ROOM, UserError
 
-# Errors of `flock` on a file system without locks, such as Lustre that is mounted without them. EBADF is not one: NFS
-# answers it for folders and for files that are not open for writing, but it locks other files.
+# Errors of `flock` on a file system without locks, such as Lustre that is mounted without them. EBADF is not among
+# them: NFS raises it for folders and for files that are not open for writing, and still locks other files.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-_printed: set[str] = set()  # notes, each of which is printed once
+_printed: set[str] = set()  # the notes that were printed; each is printed only once
 
 
 def named(text: str) -> Path:
-    """The path that a user named. Shells do not expand `~` in RUN=~/runs/name or --run=~/runs/name."""
+    """A user's path with `~` expanded, because shells do not expand it in RUN=~/runs/name or --run=~/runs/name."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
@@ -43,7 +43,7 @@ def commit(file: IO[bytes], path: Path) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write. It is renamed to `path` at the end, or deleted if anything is raised before."""
+    """A context that opens a temporary file for writing. Its end renames the file to `path`; an error deletes it."""
     try:
         with partial(path).open("wb") as file:
             yield file
@@ -54,7 +54,7 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file. Raises UserError; if the disk is full, it names the bytes that are needed."""
+    """Write a file. Raises UserError; on a full disk the message says how many bytes are needed."""
     try:
         with whole(path) as file:
             file.write(content)
@@ -64,14 +64,15 @@ def write(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write `content` as JSON; raises UserError as `write` does."""
-    # A lone surrogate, from a file name that is not UTF-8, becomes an escape of JSON.
+    # A lone surrogate, from a file name that is not UTF-8, becomes a JSON escape.
     write(path, json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
 
 def append(path: Path, content: bytes, after: int) -> None:
-    """Write `content` after the first `after` bytes of a file; 0 makes the file. What a kill left there is cut off.
+    """Write `content` after the first `after` bytes of a file; with 0, create the file.
 
-    Raises UserError if it cannot be written, such as on a full disk. The file then has its first `after` bytes.
+    Bytes after these, which a killed process left, are cut off. Raises UserError if `content` cannot be written, such
+    as on a full disk. The file then keeps only its first `after` bytes.
     """
     left = memoryview(content)
     try:
@@ -104,9 +105,10 @@ def reason(error: OSError, folder: Path, size: int = 0) -> str:
 
 @contextlib.contextmanager
 def held(folder: Path, work: str) -> Iterator[None]:
-    """Hold a folder (made if missing), so that one process at a time writes there; raises UserError if another does.
+    """Lock a folder (made if missing), so that only one process at a time writes there.
 
-    `work` says in this message what the other process is doing, such as "training this run".
+    Raises UserError if another process has the lock. `work` says in the message what that process is doing, such as
+    "training this run".
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from lib.base.errors import UsageError
 
-# Variables that launchers set. Every process that is started inherits them.
+# Variables that launchers set. Every process that a rank starts inherits them.
 _VARIABLES = frozenset(
     "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME "
     "NODE_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID SLURM_STEP_NUM_TASKS".split()
@@ -41,7 +41,7 @@ def without(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _ray() -> Launch | None:
-    """The answer of Ray inside a worker of Ray Train. The worker has imported `ray.train`; this module never does."""
+    """What Ray reports in a worker of Ray Train. The worker has imported `ray.train`; this module never imports it."""
     train = sys.modules.get("ray.train")
     if train is None:
         return None
@@ -89,7 +89,7 @@ def _first_host(env: Mapping[str, str]) -> str:
 
 
 def _port(job: str) -> int:
-    """A port that follows from the job, so all its processes agree. Systems give out ports from 32768 on to others."""
+    """A port computed from the job, so all its processes agree. Linux gives ports from 32768 to other programs."""
     return 12000 + int(hashlib.sha256(job.encode()).hexdigest(), 16) % 20000
 
 
@@ -105,8 +105,8 @@ def _require(env: Mapping[str, str], because: str, names: list[str], otherwise: 
 def _number(env: Mapping[str, str], name: str, least: int, below: int | None = None) -> int:
     text = env[name]
     if not text.isascii() or not text.isdigit() or int(text) < least or (below is not None and int(text) >= below):
-        wanted = f"a number from {least} to {below - 1}" if below else f"a number from {least} on"
+        wanted = f"a whole number from {least} to {below - 1}" if below else f"a whole number of at least {least}"
         raise UsageError(
-            f"environment {name}={text}: must be {wanted}; torchrun and srun set it, unset it for a run of one process"
+            f"environment {name}={text}: must be {wanted}; torchrun and srun set it; unset it to run one process"
         )
     return int(text)

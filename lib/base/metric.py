@@ -1,4 +1,4 @@
-"""How a metric is shown: declared where it is computed, recorded in the journal, read by whatever shows runs."""
+"""How a metric is shown: declared where it is computed, recorded in the journal, read by programs that show runs."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,18 +9,18 @@ _KINDS = {"label": str, "form": str, "unit": str, "optional": bool, "row": int, 
 
 
 class Metric(str):
-    """The name of a metric, as the key of a dict of metrics, with how its values are shown.
+    """A metric's name, which is its key in a dict of metrics. It also says how the values are shown.
 
-    label      what the console's line calls it, "" for the value only; None: the line does not show it
-    form       format of a value in that line
-    unit       follows the value there
-    optional   a value of zero is not worth showing
+    label      its name in the console's line; "" shows only the value, None leaves the metric out
+    form       format of a value in the console's line
+    unit       text after the value in the console's line
+    optional   whether a value of zero is left out
     row        place in the table of `make show`, from 1; 0: only with --all
     chart      place among the dashboard's charts, from 1; 0: after the others, by name
     """
 
     def __new__(cls, name: str, **shown: Any) -> "Metric":
-        """Raise ValueError for what cannot be shown: `shown` may come from a damaged journal."""
+        """Raises ValueError if `shown` is not valid: it may come from a damaged journal."""
         self = super().__new__(cls, name)
         if not all(type(value) is _KINDS.get(key) for key, value in shown.items()):
             raise ValueError(f"{name}: cannot be shown as {shown}")

@@ -16,8 +16,8 @@ _HEADER = re.compile(r"\b(Basic|Bearer) [\w+/=.~-]{16,}")
 _IN_ADDRESS = re.compile(
     r"https?://[^/\s]*@|://[^/\s]*:[^/\s]*@|://\S*[?&]\w*(token|key|secret|password)\w*=", re.IGNORECASE
 )
-# Short values and ordinary words stay: to hide them would damage texts that have nothing to do with them.
-_SHORTEST = 6  # characters that a hidden value has at least
+# Short values and ordinary words are not hidden: they also occur in other texts, which would become unreadable.
+_SHORTEST = 6  # the fewest characters of a value that is hidden
 _WORD = re.compile(r"[a-z]{1,10}")
 
 
@@ -38,7 +38,7 @@ def hide(text: str) -> str:
 
 
 def finder() -> Callable[[bytes], bool]:
-    """A function that tells whether a file's content has a secret of the present environment or of ~/.netrc."""
+    """A function that tells whether a file's content has a secret of the environment or of ~/.netrc."""
     values = [value.encode(errors="surrogateescape") for value in _values()]
     return lambda content: any(value in content for value in values)
 
@@ -62,7 +62,7 @@ def _values() -> Iterator[str]:
     found = [value for name, value in os.environ.items() if _NAME.search(name)]
     # ~/.netrc may be missing or damaged, or there may be no home.
     with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeError, RuntimeError):
-        # The path is named, because without one netrc refuses a file that others can read.
+        # Without a path, netrc refuses a file that other users can read.
         path = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
         found += [password or "" for _, _, password in netrc.netrc(path).hosts.values()]
     yield from (value for value in found if len(value) >= _SHORTEST and not _WORD.fullmatch(value))
@@ -74,7 +74,7 @@ class Discreet:
     def __init__(self, stream: TextIO):
         self.stream = stream
 
-    def write(self, text: str) -> int:  # the length as given, as of any stream
+    def write(self, text: str) -> int:  # returns the length of the given text, as every stream does
         self.stream.write(hide(text))
         return len(text)
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 # One request may arrive as two signals: make forwards SIGTERM to a program that already got it with its process group.
 # So a signal this soon after the first one is not a second request.
 _ECHO_SECONDS = 0.5
-_LAST_SECONDS = 2.0  # a program that is ended writes its last words for so long at most: the disk may hang
+_LAST_SECONDS = 2.0  # the longest wait for a program's last words, because the disk may hang
 
 
 class StopSignals:
@@ -20,21 +20,21 @@ class StopSignals:
 
     A second SIGHUP does not: shells send it again when a terminal closes.
 
-    Python runs handlers only in the main thread, and only while that is outside of C code. A product of large matrices
-    on a busy CPU takes many seconds. So a second thread receives the signals too, prints the answer and can end the
-    program.
+    Python runs handlers only in the main thread, and only while this thread is outside of C code. A product of large
+    matrices on a busy CPU takes many seconds. So a second thread receives the signals too, prints the answer and can
+    end the program.
     """
 
     def __init__(self) -> None:
         self.heard: list[int] = []  # the first one decides the exit code
         self.heard_at = 0.0  # when the first one came, on the monotonic clock
         self.last_words: Callable[[], object] = lambda: None  # called before a second signal ends the program
-        self.breaking = False  # whether a signal raises KeyboardInterrupt, which breaks off the present work
+        self.breaking = False  # whether a signal raises KeyboardInterrupt, which breaks off the current work
 
     def __enter__(self) -> "StopSignals":
         wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
         heard = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]  # such as SIGHUP under nohup
-        self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # now: isatty fails once a terminal is closed
+        self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # asked now, as isatty fails once a terminal is closed
         self.before = {s: signal.getsignal(s) for s in heard}
         if heard:
             reader, self.writer = os.pipe()
@@ -77,7 +77,7 @@ class StopSignals:
             raise KeyboardInterrupt
 
     def hold_out(self) -> None:
-        """Only note signals again."""
+        """Go back to only noting signals."""
         self.breaking = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -101,7 +101,7 @@ class StopSignals:
                     continue
                 if not first:
                     name = signal.Signals(number).name
-                    _tell(f"\n{name}: stopping after this batch, then saving; once more to stop at once\n")
+                    _tell(f"\n{name}: stopping after this batch, then saving; a second one stops at once\n")
                 if now - first.setdefault(number, now) > _ECHO_SECONDS and number != signal.SIGHUP:
                     self._end(number)
 
@@ -118,10 +118,9 @@ class StopSignals:
 
 
 def end_at_once() -> None:
-    """Until `interrupt`, while modules are imported, let Ctrl-C end the program with exit code 130.
+    """Let Ctrl-C end the program with exit code 130 until `interrupt` is called, while modules are imported.
 
-    numpy and torch swallow a KeyboardInterrupt inside the import of an extension module. They are incomplete from then
-    on.
+    If a KeyboardInterrupt comes while numpy or torch imports an extension module, they swallow it and stay incomplete.
     """
     if _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
@@ -160,7 +159,7 @@ def _tell(text: str) -> None:
 
 
 def _send_nowhere(descriptors: list[int]) -> None:
-    """Redirect the output for a closed terminal to /dev/null: to write to the terminal is an error."""
+    """Redirect the output for a closed terminal to /dev/null, because writing to the terminal is an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for fd in descriptors:
         os.dup2(nowhere, fd)

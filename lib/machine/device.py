@@ -24,7 +24,7 @@ from lib.machine.use import Use
 # COMPILE=auto compiles a run of at least so many floating-point operations, because it then saves more time than
 # compiling takes: half a minute on 2 CPU cores, up to a minute with a GPU. It never compiles for other devices.
 _COMPILING_PAYS = {"cpu": 2e13, "cuda": 2e16}
-# The maker's TFLOP/s of dense matrix products, by words of the device's name. Without an entry there is no `mfu`.
+# The maker's TFLOP/s of dense matrix products, by words in the device's name. Other devices have no `mfu`.
 _PEAK_TFLOPS = {
     torch.bfloat16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165},
     torch.float16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "T4": 65, "V100": 125},
@@ -49,14 +49,14 @@ class SystemOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What was chosen."""
+    """The device that was chosen, and how a run computes on it."""
 
     device: torch.device
     dtype: torch.dtype
     name: str  # `cpu`, `mps` or the name of the GPU
     peak_flops: float | None  # per second, in dense matrix products in `dtype`; None if unknown
     ranks: Ranks = ALONE  # the processes of the run, each with its own device
-    dtype_reason: str = ""  # why `auto` chose `dtype`; empty if the user did
+    dtype_reason: str = ""  # why `auto` chose `dtype`; empty if the user chose it
     deterministic: bool = False
 
     def use(self, compiled: bool | None = None, reason: str = "") -> Use:
@@ -73,9 +73,9 @@ class Machine:
 
 
 def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
-    """Set up the machine that the options ask for, with the other ranks if this process was launched as one of several.
+    """Set up the device and dtype that the options ask for, and join the other ranks of the job, if there are any.
 
-    Raises UsageError if this machine does not have them.
+    Raises UsageError if this machine does not have such a device.
     """
     _determine(options.deterministic)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -96,9 +96,10 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
 
 
 def _determine(asked: bool) -> None:
-    """Turn deterministic kernels on or off, and with them the autotuning of torch.compile off or on.
+    """Turn deterministic kernels on or off. While they are on, torch.compile does not autotune.
 
-    For them cuBLAS needs its own memory for each stream. It reads the size from the environment at its first product.
+    Deterministic kernels of cuBLAS need their own memory for each stream. cuBLAS reads the size of this memory from the
+    environment at its first matrix product.
     """
     if asked:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -119,7 +120,7 @@ def _device(kind: str, launch: Launch) -> torch.device:
     # srun and Ray may show each process only its own GPU. torchrun shows all processes the same GPUs.
     if launch.local_rank >= count and (count > 1 or launch.launcher == "torchrun"):
         raise UsageError(
-            f"local rank {launch.local_rank} needs its own GPU, and this machine shows {count}; start at most as many "
+            f"local rank {launch.local_rank} needs its own GPU, and this machine shows {count}; start at most {count} "
             "processes on it"
         )
     device = torch.device(kind, launch.local_rank % count)
@@ -128,7 +129,7 @@ def _device(kind: str, launch: Launch) -> torch.device:
 
 
 def _automatic_dtype(kind: str) -> torch.dtype:
-    """bfloat16 if the hardware multiplies it; emulated, it would be slower than float32."""
+    """bfloat16 if the hardware multiplies it, else float32: emulated bfloat16 would be slower than float32."""
     if kind == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -137,10 +138,10 @@ def _automatic_dtype(kind: str) -> torch.dtype:
 
 
 def compiles(option: str, machine: Machine, flops: float, before: bool | None = None) -> tuple[bool, str]:
-    """Whether to compile a model that a run of `flops` operations trains, and why `auto` chose that ("" if y or n did).
+    """Whether to compile the model of a run of `flops` operations, and why `auto` chose that ("" without auto).
 
-    `option` is COMPILE's value: y, n or auto; `before` is whether a resumed run was compiled. Raises UsageError
-    if `option` is y and there is no compiler to call.
+    `option` is COMPILE's value: y, n or auto. `before` tells whether a resumed run was compiled before. Raises
+    UsageError if `option` is y and there is no compiler.
     """
     kind = machine.device.type
     if option == "n":
@@ -154,12 +155,12 @@ def compiles(option: str, machine: Machine, flops: float, before: bool | None = 
     pays = flops >= _COMPILING_PAYS[kind] if before is None else before
     if pays and missing:
         return False, f"auto: {missing}"
-    reason = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win its time back"
+    reason = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win back the compile time"
     return pays, f"auto: {reason if before is None else 'as before'}"
 
 
 def check_compiler(option: str, machine: Machine) -> None:
-    """Raise UsageError if COMPILE=y is asked for and there is no compiler to call."""
+    """Raise UsageError if `option` is y and torch.compile finds no compiler."""
     if option == "y" and (missing := _missing(machine.device)):
         raise UsageError(f"--compile: {missing}; install it or use --no-compile")
 
@@ -180,7 +181,7 @@ def while_compiling(begin: Callable[[], object], end: Callable[[], object]) -> I
 
 
 def _missing(device: torch.device) -> str:
-    """A clause that names what torch.compile needs on this device and cannot find; empty if it finds all.
+    """A clause that names what torch.compile needs on this device and cannot find; empty if nothing is missing.
 
     torch.compile writes C++ for a CPU and Triton for a GPU. Triton compiles a launcher in C.
     """
@@ -199,7 +200,7 @@ def _missing(device: torch.device) -> str:
 
 
 def trouble(error: Exception) -> str:
-    """What the user can do about a failure of torch; empty if it is no known one, or a UserError already."""
+    """What is wrong and what the user can do about a failure of torch; "" if it is unknown or already a UserError."""
     if isinstance(error, UserError):
         return ""
     words = " ".join(str(error).split())
@@ -211,7 +212,7 @@ def trouble(error: Exception) -> str:
     if is_out_of_memory(error):
         return (
             "memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same; if "
-            "that is not enough, use DTYPE=bfloat16, a smaller BLOCK_SIZE or model, or an optimizer that keeps less, "
+            "that is not enough, use DTYPE=bfloat16, a smaller BLOCK_SIZE or model, or an optimizer with less state, "
             "such as OPTIMIZER=sgd"
         )
     if is_compilers(error):
@@ -237,7 +238,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_compilers(error: BaseException) -> bool:
-    """Whether torch.compile failed, or the compiler that it called."""
+    """Whether the error comes from torch.compile or from the compiler that it called."""
     return type(error).__module__.startswith(("torch._dynamo.", "torch._inductor."))
 
 

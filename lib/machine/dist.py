@@ -1,7 +1,7 @@
 """How the processes (ranks) of a run communicate: sums, requests to stop, and results of work that only rank 0 does.
 
-Training is data parallel. Each rank sums the gradients of its share of a step's micro-batches. These are summed over
-the ranks. Then every rank takes the same step from the same weights.
+Training is data parallel. Each rank sums the gradients of its share of a step's micro-batches, and then the ranks add
+up their sums. So every rank takes the same step from the same weights.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ T = TypeVar("T")
 # How many ranks were asked to stop, and the event after which the CPU may read that number.
 Request = tuple[Tensor, torch.cuda.Event | None]
 
-_BUCKET_BYTES = 64 * 2**20  # summed at once; the copy of a bucket is all the memory that this takes
+_BUCKET_BYTES = 64 * 2**20  # tensors are summed in buckets of this size; only one bucket is copied at a time
 
 
 class Ranks:
     """The processes of a run. In this class the run has one process, so there is nothing to communicate.
 
-    A context: the process group ends with it.
+    Used as a context manager, whose end destroys the process group.
     """
 
     rank, size = 0, 1
@@ -49,14 +49,15 @@ class Ranks:
         """As `sum`, for the loss of a step and the gradients of `parameters`."""
 
     def agreed(self, asked: Callable[[], bool]) -> Callable[[], bool]:
-        """A function that tells whether any rank was asked to stop; `asked` tells this for the present rank.
+        """A function that tells whether any rank was asked to stop; `asked` tells it for this rank.
 
-        Its answer changes only with a sum, the same one on all ranks. So they stop at the same step.
+        The answer changes only in a call of `sum` or `sum_step`, and in the same call on all ranks. So all ranks stop
+        at the same step.
         """
         return asked
 
     def any(self, asked: bool) -> bool:
-        """Whether `asked` holds on some rank; waits for all of them."""
+        """Whether `asked` is true on any rank; waits for all ranks."""
         return asked
 
     def first(self, work: Callable[[], T]) -> T:
@@ -71,14 +72,14 @@ class Ranks:
         """Raise UsageError if one of `facts` is not the same on all ranks."""
 
     def reseed(self, seed: int, step: int) -> None:
-        """From now on, let each rank draw its own dropout; rank 0 keeps its random state."""
+        """Seed the dropout of each rank differently; rank 0 keeps its random state."""
 
 
 ALONE = Ranks()
 
 
 def join(launch: Launch, device: torch.device) -> Ranks:
-    """Meet the other processes of the job, in the process group if there is one; raises UserError on failure."""
+    """Connect to the other processes of the job, or use the existing process group; raises UserError on failure."""
     if launch.size == 1:
         return ALONE
     own = not distributed.is_initialized()
@@ -97,13 +98,13 @@ def join(launch: Launch, device: torch.device) -> Ranks:
 
 
 class _Group(Ranks):
-    """Several processes, by torch.distributed."""
+    """Several processes, which communicate by torch.distributed."""
 
     def __init__(self, launch: Launch, device: torch.device, own: bool):
         self.rank, self.size, self.device, self.own = launch.rank, launch.size, device, own
         self.asked: Callable[[], bool] = lambda: False
         nobody = torch.zeros(()), None
-        self.requests = nobody, nobody  # the one to act on, and the latest
+        self.requests = nobody, nobody  # the request to act on, and the latest one
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         # After a failure NCCL would wait here for ranks that never answer. gloo aborts processes that end without this.
@@ -119,7 +120,7 @@ class _Group(Ranks):
 
     def sum_step(self, loss: Tensor, parameters: Iterable[Tensor]) -> None:
         request = self._sum([loss, *(p.grad for p in parameters if p.grad is not None)])
-        self.requests = self.requests[1], request  # acted on a step later: the CPU need not wait for this one
+        self.requests = self.requests[1], request  # acted on one step later, so the CPU need not wait for it
 
     @torch.no_grad()
     def _sum(self, tensors: Iterable[Tensor]) -> Request:
@@ -149,7 +150,7 @@ class _Group(Ranks):
         return bool(flag)
 
     def first(self, work: Callable[[], T]) -> T:
-        answer: list[Any] = [None, None]  # what work returned; the exit code if it raised
+        answer: list[Any] = [None, None]  # what `work` returned; the exit code if `work` raised
         failure = None
         if self.rank == 0:
             try:
@@ -180,7 +181,7 @@ class _Group(Ranks):
         for rank, theirs in enumerate(everyones):
             if differ := sorted(name for name in facts if theirs.get(name) != everyones[0].get(name)):
                 values = ", ".join(f"{name} is {everyones[0].get(name)} and {theirs.get(name)}" for name in differ)
-                raise UsageError(f"ranks 0 and {rank} of one run differ: {values}; start all with the same")
+                raise UsageError(f"ranks 0 and {rank} of one run differ: {values}; give all the same values")
 
     def reseed(self, seed: int, step: int) -> None:
         if self.rank:
@@ -199,5 +200,5 @@ class _Group(Ranks):
 
 
 def _line(error: BaseException) -> str:
-    """The first line of torch's message, without the place in its source."""
+    """The first line of torch's message, without its place in torch's source."""
     return re.sub(r"^\[\S+:\d+\] ", "", (str(error) or type(error).__name__).splitlines()[0])[:200]

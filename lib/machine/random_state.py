@@ -39,7 +39,7 @@ def choose(state: Mapping[str, Any], kind: str, index: int) -> tuple[Tensor | No
     others = [name for name, entry in state.items() if name not in ("cpu", kind) and isinstance(entry, Tensor)]
     if known is not None and not (kind == "cpu" and others):
         return known, ""
-    lack = f"was made on {others[0]}" if others else f"has none of this {kind} device"
+    lack = f"was made on {others[0]}" if others else f"has no state of this {kind} device"
     return None, (
         f"the random state of {kind} cannot be restored, since the checkpoint {lack}; from here on dropout differs "
         "from that of a run that was never interrupted"

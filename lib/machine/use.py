@@ -6,14 +6,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-# The words of `Use.words`, which is what versions before the fields wrote into the journal.
+# Matches the text of `Use.words`, which earlier versions wrote into the journal in place of fields.
 _WORDS = re.compile(
     r"(?:(?P<ranks>\d{1,9}) x )?(?P<device>.+?)(?:, (?P<dtype>b?float\d+)(?: \((?P<dtype_reason>[^)]*)\))?)?"
     r"(?:, (?P<threads>\d{1,9}) threads)?(?P<deterministic>, deterministic)?"
     r"(?:, (?P<compiled>(?:not )?compiled)(?: \((?P<compiled_reason>.*)\))?)?",
     re.DOTALL,
 )
-_LONGEST = 1000  # characters: the pattern takes quadratic time for text that only looks like such words
+_LONGEST = 1000  # characters: the pattern takes quadratic time for a text that is only similar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Use:
     """What a session computes on, and how."""
 
     device: str  # `cpu`, `mps` or the name of the GPU
-    dtype: str = ""  # of matrix products; empty if it is not known
-    dtype_reason: str = ""  # why `auto` chose it; empty if the user did
+    dtype: str = ""  # of matrix products; empty if unknown
+    dtype_reason: str = ""  # why `auto` chose this dtype; empty if the user chose it
     threads: int = 0  # of PyTorch on a CPU; 0 on other devices
     deterministic: bool = False
-    compiled: bool | None = None  # None if it is not known
-    compiled_reason: str = ""  # why `auto` chose that; empty if the user did
+    compiled: bool | None = None  # None if unknown
+    compiled_reason: str = ""  # why `auto` compiles or not; empty if the user decided
     ranks: int = 1
 
     def words(self, reasons: bool = True) -> str:
@@ -46,7 +46,7 @@ class Use:
 def read(recorded: str | Mapping[str, Any]) -> Use:
     """The `machine` of a start or resume record: fields, or one sentence in a journal of an earlier version.
 
-    Raises ValueError for fields of other types.
+    Raises ValueError if a field has the wrong type.
     """
     if isinstance(recorded, str):
         return _parsed(recorded)
@@ -55,7 +55,7 @@ def read(recorded: str | Mapping[str, Any]) -> Use:
         raise ValueError("the machine has no device")
     known = {name: recorded[name] for name in kinds.keys() & recorded.keys()}  # a later version may write more
     if wrong := [name for name, value in known.items() if not isinstance(value, kinds[name])]:
-        raise ValueError(f"{wrong[0]} of the machine has another type")
+        raise ValueError(f"{wrong[0]} of the machine has the wrong type")
     return Use(**known)
 
 

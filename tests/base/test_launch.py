@@ -44,13 +44,13 @@ def test_slurm_says_it_to_what_srun_starts():
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (TORCHRUN | {"RANK": "4"}, "environment RANK=4: must be a number from 0 to 3; "),
-        (TORCHRUN | {"WORLD_SIZE": "two"}, "environment WORLD_SIZE=two: must be a number from 1 on; "),
-        (TORCHRUN | {"LOCAL_RANK": "-1"}, "environment LOCAL_RANK=-1: must be a number from 0 to 3; "),
+        (TORCHRUN | {"RANK": "4"}, "environment RANK=4: must be a whole number from 0 to 3; "),
+        (TORCHRUN | {"WORLD_SIZE": "two"}, "environment WORLD_SIZE=two: must be a whole number of at least 1; "),
+        (TORCHRUN | {"LOCAL_RANK": "-1"}, "environment LOCAL_RANK=-1: must be a whole number from 0 to 3; "),
         ({"RANK": "0"}, "RANK says that this is one process of a job, and WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, "),
         (SLURM | {"SLURM_LOCALID": ""}, "SLURM_STEP_ID says that this is one process of a job, and SLURM_LOCALID is "),
         (SLURM | {"SLURM_STEP_NODELIST": ""}, "or set MASTER_ADDR to the machine of the first process"),
-        (SLURM | {"SLURM_PROCID": "x"}, "environment SLURM_PROCID=x: must be a number from 0 to 3; "),
+        (SLURM | {"SLURM_PROCID": "x"}, "environment SLURM_PROCID=x: must be a whole number from 0 to 3; "),
     ],
 )
 def test_what_cannot_be_is_one_sentence(env, message):

@@ -173,7 +173,7 @@ def test_uncommitted_changes_with_a_key_are_not_kept(folder, monkeypatch):
         subprocess.run(["git", *words], check=True)
     (folder / "bad.py").write_text("key = ''\n")  # the patch would say what stood there
     changes = provenance.uncommitted(folder)
-    assert (changes.patch, changes.failure) == (b"", "they take a key or password of the environment out of a file")
+    assert (changes.patch, changes.failure) == (b"", "they remove a key or password of the environment from a file")
 
 
 def test_what_looks_like_an_address_with_a_password_only_is_none():

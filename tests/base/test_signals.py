@@ -26,7 +26,7 @@ with StopSignals() as stop:
 BUSY = PROGRAM.replace("while not stop():", "while True:").replace(
     "time.sleep(0.01)", "__import__('hashlib').pbkdf2_hmac('sha256', b'', b'', 1 << 30)"
 )
-ANSWER = "stopping after this batch, then saving; once more to stop at once"
+ANSWER = "stopping after this batch, then saving; a second one stops at once"
 ECHOES = 0.6  # seconds, after which a signal is no echo of one before
 
 

@@ -95,10 +95,10 @@ def test_a_run_that_goes_on_is_compiled_as_before(monkeypatch, before):
 @pytest.mark.parametrize(
     ("kind", "flops", "compiled", "words"),
     [
-        ("cpu", 1.9e13, False, "auto: 1.9e+13 operations are too few to win its time back"),
-        ("cpu", 2e13, True, "auto: 2.0e+13 operations are enough to win its time back"),
-        ("cuda", 1.9e16, False, "auto: 1.9e+16 operations are too few to win its time back"),
-        ("cuda", 2e16, True, "auto: 2.0e+16 operations are enough to win its time back"),
+        ("cpu", 1.9e13, False, "auto: 1.9e+13 operations are too few to win back the compile time"),
+        ("cpu", 2e13, True, "auto: 2.0e+13 operations are enough to win back the compile time"),
+        ("cuda", 1.9e16, False, "auto: 1.9e+16 operations are too few to win back the compile time"),
+        ("cuda", 2e16, True, "auto: 2.0e+16 operations are enough to win back the compile time"),
         ("mps", 1e20, False, "auto: only for cpu and cuda"),
     ],
 )
@@ -129,7 +129,7 @@ def test_lack_of_memory_is_known_by_all_its_names(error):
     assert device.is_out_of_memory(error)
     assert device.trouble(error) == (
         "memory does not suffice: halve BATCH_SIZE and double GRADIENT_ACCUMULATION, which learns the same; if that is "
-        "not enough, use DTYPE=bfloat16, a smaller BLOCK_SIZE or model, or an optimizer that keeps less, such as "
+        "not enough, use DTYPE=bfloat16, a smaller BLOCK_SIZE or model, or an optimizer with less state, such as "
         "OPTIMIZER=sgd"
     )
 

@@ -197,7 +197,7 @@ def test_ranks_that_disagree_do_not_train(tmp_path):
     tasks = srun(tmp_path, *WORDS, second=["--learning-rate", "0.004"])
     for task in tasks:
         output = finish(task, 2)
-        assert "ranks 0 and 1 of one run differ: LEARNING_RATE is 0.003 and 0.004; start all with the same\n" in output
+        assert "ranks 0 and 1 of one run differ: LEARNING_RATE is 0.003 and 0.004; give all the same values\n" in output
     assert not (tmp_path / "runs/run/journal.jsonl").read_text()
 
 

@@ -18,13 +18,13 @@ LOST = "from here on dropout differs from that of a run that was never interrupt
         ({"cpu": CPU, "mps": MPS}, "mps", 0, MPS, ""),
         ({"cpu": CPU, "cuda": ONE}, "cpu", 0, None, "was made on cuda"),
         ({"cpu": CPU, "cuda": ONE}, "mps", 0, None, "was made on cuda"),
-        ({"cpu": CPU}, "cuda", 0, None, "has none of this cuda device"),
+        ({"cpu": CPU}, "cuda", 0, None, "has no state of this cuda device"),
         # Earlier versions: the states of all GPUs, and none of MPS.
         ({"cpu": CPU, "cuda": []}, "cpu", 0, CPU, ""),
         ({"cpu": CPU, "cuda": [ONE, TWO]}, "cpu", 0, CPU, ""),  # trained on the CPU of a machine with GPUs, perhaps
         ({"cpu": CPU, "cuda": [ONE, TWO]}, "cuda", 1, TWO, ""),
-        ({"cpu": CPU, "cuda": [ONE, TWO]}, "cuda", 2, None, "has none of this cuda device"),
-        ({"cpu": CPU, "cuda": []}, "mps", 0, None, "has none of this mps device"),
+        ({"cpu": CPU, "cuda": [ONE, TWO]}, "cuda", 2, None, "has no state of this cuda device"),
+        ({"cpu": CPU, "cuda": []}, "mps", 0, None, "has no state of this mps device"),
     ],
 )  # fmt: skip
 def test_the_state_of_the_device_is_chosen_or_its_lack_is_said(state, kind, index, chosen, why):
