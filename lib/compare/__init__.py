@@ -1,1 +1,1 @@
-"""Comparisons: sweeps, the table of one, and what differs between two runs."""
+"""Comparisons: sweeps, the table of a sweep, and what differs between two runs."""

@@ -120,9 +120,9 @@ def table(found: Results) -> str:
 
 
 def screen(found: Results, columns: int = 80) -> list[list[str]]:
-    """The table for a terminal, titles first, without columns that the notes explain or that all runs share.
+    """The table for a terminal, titles first, without the columns of average non-zeros and tokens.
 
-    If it is wider than `columns` characters, it loses the times, and then the scopes.
+    A table wider than `columns` characters loses the column of times, and then that of weights in scope.
     """
     figures = {name: _FIGURES[name] for name in ("val_loss", "sparsity", "scope", "seconds")}
     cells = [["configuration", "n", "val loss", "sparsity", "in scope", "time"]]
@@ -176,16 +176,16 @@ def notes(found: Results) -> Iterable[str]:
         f"seed{'s' * (len(found['seeds']) > 1)} {', '.join(map(str, found['seeds']))}."
     )
     if len(rows) > 1:
-        yield f"Against {first}: the same for the difference between runs with the same seed, so the same data."
-    yield "Sparsity is counted at the end and non-zeros are averaged over training, both of the weights in scope."
+        yield f"Against {first}: the same for the differences between runs with the same seed and data."
+    yield "Sparsity is that of the final weights in scope; non-zeros in scope are averaged over training."
     yield from _scopes(rows)
     if found["tuned"]:
         names = " and ".join(found["tuned"])
-        yield f"Not the same in all configurations: {names}. That compares methods only if each was tuned alike."
+        yield f"Not the same in all configurations: {names}. A fair comparison tunes all equally well."
     if missing := [Path(run["folder"]).name for row in rows for run in row["runs"] if not run["finished"]]:
         yield f"Not finished, so not in these figures: {', '.join(missing)}."
     if len(found["made_by"]) > 1:
-        yield f"Made by different code, which alone can change losses: {'; '.join(found['made_by'])}."
+        yield f"Made by different code, which by itself can change losses: {'; '.join(found['made_by'])}."
     elif found["made_by"]:
         yield f"Made by {found['made_by'][0]}."
 

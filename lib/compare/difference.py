@@ -1,4 +1,4 @@
-"""What differs between two runs: configuration, code, versions, machine and result; and whether the result compares."""
+"""What differs between two runs: configuration, code, versions, machine and result; and which result is better."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ class Side:
 
     folder: Path
     history: History
-    options: dict[str, str]  # present name -> value as text, of the newest session
+    options: dict[str, str]  # an option's present name -> its value as text, of the newest session
     made: dict[str, Any]  # the newest session's provenance
 
     @classmethod
@@ -56,7 +56,7 @@ def options(a: Side, b: Side) -> dict[str, Pair]:
 
 
 def code(a: Side, b: Side) -> dict[str, Pair]:
-    """The commits with their uncommitted changes, if they differ or if it is not known whether they do."""
+    """The commits with their uncommitted changes; empty if both runs certainly used the same code."""
     one, other = history.code(a.made), history.code(b.made)
     known = bool(a.made.get("commit")) and not one.endswith("not kept")
     return {} if one == other and known else {"commit": (one, other)}
@@ -69,7 +69,7 @@ def versions(a: Side, b: Side) -> dict[str, Pair]:
 
 
 def machine(a: Side, b: Side) -> dict[str, Pair]:
-    """What differs between the machines and between their uses."""
+    """What differs between the machines and in how the runs used them."""
     return _pairs(_machine(a), _machine(b))
 
 
@@ -85,7 +85,7 @@ def _pairs(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Pair]:
 
 
 def common_loss(a: Side, b: Side) -> tuple[int, float, float] | None:
-    """The last step at which both runs have a validation loss, and the two losses; None if there is none."""
+    """The last step at which both runs have a validation loss, and the two losses; None without such a step."""
     one, other = (side.history.values("val_loss") for side in (a, b))
     step = max(one.keys() & other.keys(), default=None)
     return None if step is None else (step, one[step], other[step])
@@ -110,18 +110,18 @@ def notes(a: Side, b: Side) -> Iterator[str]:
     """Notes for a fair reading of the comparison."""
     differ = options(a, b)
     if tuned := [name for name in TUNED if name in differ]:
-        yield f"Not the same: {' and '.join(tuned)}. That compares methods only if each was tuned alike."
+        yield f"Not the same: {' and '.join(tuned)}. A fair comparison tunes both equally well."
     if "SEED" in differ:
-        yield "The seeds differ, and so do data order and first weights: part of the difference is chance."
+        yield "The seeds differ, and so do data order and initial weights: part of the difference is random."
     if "EVAL_INTERVAL" in differ:
-        yield "EVAL_INTERVAL differs: the best losses are of other steps and do not compare."
+        yield "EVAL_INTERVAL differs, so the best losses come from different steps and cannot be compared."
     commits = code(a, b).get("commit", ("", ""))
     if commits[0] != commits[1] or versions(a, b):
-        yield "Code or versions differ, which alone can change losses."
+        yield "Code or versions differ, which by itself can change losses."
     elif commits[0]:
-        yield "Whether their code is the same is not known; other code alone can change losses."
+        yield "It is not known whether both used the same code. Different code by itself can change losses."
     if machine(a, b) or differ.keys() & {"DEVICE", "COMPILE", "THREADS"}:
-        yield "The machine or its use differs, so the times do not compare."
+        yield "The machine or its use differs, so the times cannot be compared."
 
 
 def verdict(a: Side, b: Side) -> str:

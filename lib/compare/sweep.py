@@ -19,9 +19,9 @@ from lib.config.option import closest, nearest
 from lib.record import retries, run
 
 _OURS = {
-    "SEED": "the line of seeds says it",
-    "TRACKER_RUN_NAME": "configuration and seed name a run",
-    "JSON_OUTPUT": "all runs would write the same file; results.json has them all",
+    "SEED": "the line `seeds` sets it",
+    "TRACKER_RUN_NAME": "each run is named by its configuration and seed",
+    "JSON_OUTPUT": "all runs would write the same file; results.json has all their results",
 }
 _KEYWORDS = ("defconfig", "seeds", "common")
 _EXAMPLES = {"defconfig": "defconfig gpt2_tiny", "seeds": "seeds 1 2 3"}
@@ -37,7 +37,7 @@ class Configuration:
     place: str  # file:line
     base: Path  # the preset or configuration file that it starts from
     own: tuple[Assignment, ...]  # from its line
-    assignments: tuple[Assignment, ...]  # all, the one that counts last
+    assignments: tuple[Assignment, ...]  # all that apply; a later one replaces an earlier one
 
     def schema(self, *more: Assignment) -> Schema:
         """The resolved configuration; raises ConfigError with every problem."""
@@ -83,7 +83,7 @@ class Run:
         if not self.folder.exists():
             return
         if not run.configuration(self.folder).exists():
-            raise UserError(f"{self.folder}: the trainer died there before it began; remove this folder")
+            raise UserError(f"{self.folder}: the trainer ended before the run began; remove this folder")
         there, here = Schema(), self.configuration.schema(("SEED", str(self.seed), self.configuration.place))
         there.load(self.folder / ".config")
         retries.follow(here, self.folder)
@@ -168,7 +168,7 @@ class _File:
         for place, words in self._lines(path):
             first, *rest = words
             if first != "common" and first in places:
-                self.problems.append(f"{place}: there is a second line {first}; the first is {places[first]}")
+                self.problems.append(f"{place}: a second line begins with {first}; the first is {places[first]}")
                 continue
             if (meant := closest(first, _KEYWORDS)) != first and meant and any("=" not in word for word in rest):
                 self.problems.append(f"{place}: there is no keyword {first!r}; did you mean {meant}?")
@@ -186,7 +186,7 @@ class _File:
         missing = [keyword for keyword in ("defconfig", "seeds") if keyword not in {*places, *misspelt}]
         self.problems += [f"{path}: lacks a line such as: {_EXAMPLES[keyword]}" for keyword in missing]
         if not self.configurations:
-            self.problems.append(f"{path}: lacks configurations: lines of a name and what NAME=value sets it apart")
+            self.problems.append(f"{path}: lacks configurations, which are lines such as: adam OPTIMIZER=adam")
         if missing or misspelt or not self.configurations:
             raise ConfigError(self.problems)
 
@@ -227,7 +227,7 @@ class _File:
         if not words:
             self.problems.append(f"{place}: expected whole numbers, as in: {_EXAMPLES['seeds']}")
         if len(set(seeds)) < len(seeds):
-            self.problems.append(f"{place}: a seed stands here twice")
+            self.problems.append(f"{place}: a seed is given twice")
         return seeds
 
     def _configuration(self, name: str, words: list[str], place: str) -> None:

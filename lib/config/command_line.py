@@ -1,4 +1,4 @@
-"""The command line, derived from Kconfig: flags come before NAME=value words, and these before the environment."""
+"""The command line, derived from Kconfig: flags override NAME=value words, which override the environment."""
 
 import argparse
 import os
@@ -50,9 +50,9 @@ def resolve(
 
 
 def warn_of_unread(schema: Schema, given: Iterable[str], env: Mapping[str, str] = os.environ) -> None:
-    """Warn about variables with the name of an option, as in `SEED=3 make train`: they are not read.
+    """Warn about environment variables with the name of an option, as in `SEED=3 make train`: they are not read.
 
-    The options that are `given` in another way are meant so; make puts those of its own command line in here as well.
+    Does not warn about options that are also `given` in a valid way: make exports the variables of its command line.
     """
     for name in sorted(schema.options.keys() & env.keys() - set(given)):
         option, text = schema.options[name], env[name]
@@ -74,7 +74,7 @@ def unconfigured(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:
-    """The files to load: those named, else $KCONFIG_CONFIG, else .config when there is one."""
+    """The files to load: those named, else $KCONFIG_CONFIG, else .config if it exists."""
     if named:
         return [files.named(name) for name in named]
     path = config_path(env)
@@ -83,9 +83,8 @@ def config_files(named: list[str] | None, env: Mapping[str, str]) -> list[Path]:
 
 class _Parser(argparse.ArgumentParser):
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
-        if action.nargs is None and arg_strings == [
-            "--"
-        ]:  # argparse before Python 3.13 makes a list of the -- in --flag=--
+        # For --flag=--, argparse before Python 3.13 returns a list.
+        if action.nargs is None and arg_strings == ["--"]:
             return self._get_value(action, "--")
         return super()._get_values(action, arg_strings)
 
@@ -96,14 +95,14 @@ def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--flag value ...] [NAME=value ...]",
-        epilog="Values come from, weakest first: defaults, --config files (else .config), environment CONFIG_NAME,\n"
-        "NAME=value, --flag.",
+        epilog="Each source of values overrides those before it: defaults, --config files (else .config),\n"
+        "environment CONFIG_NAME, NAME=value, --flag.",
     )
     parser.add_argument(
         "--config",
         action="append",
         metavar="FILE",
-        help="configuration file or fragment in place of .config; repeat to merge, the last one wins",
+        help="configuration file or fragment in place of .config; repeat it to merge files, where the last value wins",
     )
     groups: dict[tuple[str, ...], argparse._ArgumentGroup] = {}
     for name, option in schema.options.items():
@@ -125,7 +124,7 @@ def _parser(schema: Schema, description: str) -> argparse.ArgumentParser:
 
 
 def assignments(words: Iterable[str], flags: Iterable[str] = ()) -> tuple[list[str], list[tuple[str, str, str]]]:
-    """Split words into problems and NAME=value assignments, as (name, text, source); `flags` are for hints."""
+    """Split words into problems and NAME=value assignments, as (name, text, source); hints propose one of `flags`."""
     problems, given, skip = [], [], False
     for word in words:
         name, equals, text = word.partition("=")
@@ -156,4 +155,4 @@ def _environment(schema: Schema, env: Mapping[str, str]) -> Iterable[tuple[str, 
         if name in schema.options or name in schema.parts or name in schema.renames:
             yield name, env[key], f"environment {key}"
         elif near := nearest(name, schema.options):
-            schema.warnings.append(f"environment {printable(key)} is no option and has no effect{near}")
+            schema.warnings.append(f"environment {printable(key)} is not an option and has no effect{near}")

@@ -38,13 +38,11 @@ class Problem(NamedTuple):
     predicate: str
 
     def __str__(self) -> str:
-        """The error as a sentence. It begins with the source and has the option's name once."""
+        """The error as a sentence. It begins with the source and contains the option's name once."""
         if not names(self.source, self.name):
             return f"{self.source}: {self.name}{self.value} {self.predicate}"
-        said = "=" in self.source or self.value in (
-            "=y",
-            "=n",
-        )  # the source shows the value, as in SEED=x or --no-compile
+        # The source may show the value, as in SEED=x or --no-compile.
+        said = "=" in self.source or self.value in ("=y", "=n")
         return f"{self.source}{'' if said else self.value} {self.predicate}"
 
 
@@ -60,7 +58,7 @@ def presets() -> dict[str, Path]:
 
 
 def title(path: Path) -> str:
-    """The first sentence of the comment that a preset begins with, or "" where it was saved without one."""
+    """The first sentence of the comment that a preset begins with, or "" if it has no such comment."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         comment = list(itertools.takewhile(lambda line: line.startswith("#"), file))
     if not comment or comment[0].startswith(HEADER):
@@ -78,7 +76,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a configuration file; raises ConfigError if it is none, UserError if the system cannot read it."""
+    """The lines of a configuration file; raises ConfigError if it is missing or not text, UserError if unreadable."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError:
@@ -99,7 +97,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def unquote(option: Option, raw: str) -> str:
-    """The text of a value in a file, where strings (and so floats) are quoted; raises ConfigError if it is not."""
+    """The text of a value in a file. Strings, floats and sets are quoted there; raises ConfigError if they are not."""
     if option.kind not in ("str", "float", "set"):
         return raw
     name = option.other.name if option.other else option.name

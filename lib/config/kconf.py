@@ -4,7 +4,7 @@ Values come from, weakest first: Kconfig default < configuration files in order 
 --flag. An unknown name, a bad value, a value out of range and an assignment without effect are errors that name their
 place; all of them are reported at once. No value is ignored or replaced without a message.
 
-Three conventions on top of plain Kconfig. A string with a range is a float, and one whose name ends in _DIR, _FILE,
+Three conventions extend plain Kconfig. A string with a range is a float. A string whose name ends in _DIR, _FILE,
 _OUTPUT or _SOURCE may be a path. A bool without a prompt that other bools select is a set: one option, written `a,b`.
 Its members are those bools, and a string <SET>_OTHER holds further values. A named choice is one option; its members
 CHOICE_<VALUE> are the values.
@@ -32,10 +32,10 @@ T = typing.TypeVar("T", bound="Options")
 
 
 class Rename(typing.NamedTuple):
-    """What an option that was renamed is called now."""
+    """The present name of a renamed option."""
 
     name: str
-    values: dict[str, str]  # old value -> present value; empty if values are written as before
+    values: dict[str, str]  # old value -> present value; empty if the values are the same as before
 
 
 class Options:
@@ -48,8 +48,8 @@ class Schema:
     def __init__(self, kconfig: Path = ROOT / "Kconfig"):
         """Parse `kconfig`; raises ConfigError with file and line when it has a mistake."""
         self.root = Path(kconfig).parent
-        # Kconfiglib reads the path of a sourced file as a pattern, so it would find none if the path of the repository
-        # has [ or ] in it.
+        # Kconfiglib reads the path of a sourced file as a glob pattern. It would not find the file if the path of
+        # the repository has [ or ] in it.
         kconfiglib.iglob = lambda path: [path] if Path(path).exists() else []
         try:
             self.kconf = kconfiglib.Kconfig(str(kconfig), warn_to_stderr=False)
@@ -136,13 +136,13 @@ class Schema:
         self._unpin()
 
     def _read(self, name: str, raw: str, texts: Mapping[str, str]) -> tuple[Option | None, str]:
-        """The option that a line assigns and its text so far; None if other options decide what the line says."""
+        """The option that a line assigns and its text so far; None if other options decide its value."""
         if not name:
             raise ConfigError([f"cannot be understood; expected CONFIG_NAME=value; got {raw[:60]!r}"])
         option, member = self.parts.get(name, (self.options.get(name), None))
         if member is None and (option is None or option.members):
             if option and option.kind == "choice":
-                raise ConfigError([f"{name} has no line of its own; write CONFIG_{name}_<VALUE>=y"])
+                raise ConfigError([f"{name} is a choice; write CONFIG_{name}_<VALUE>=y"])
             if name not in self.kconf.syms or not self.kconf.syms[name].nodes:
                 raise ConfigError([f"unknown option {name}{self._near(name)}"])
             return None, ""
@@ -203,7 +203,7 @@ class Schema:
             if name in problems:
                 continue
             if ranges and option.settable and (predicate := option.out_of_range(text)):
-                advice = f"; what is given beside {beside} replaces it, as in {name}=..."
+                advice = f"; to replace it, give another value beside {beside}, as in {name}=..."
                 problems[name] = ("", predicate + advice * bool(beside and name not in texts))
             # An option that other options make inactive is a problem only if it is assigned now.
             elif not option.in_force(text) and (option.settable or name in texts):
@@ -273,7 +273,7 @@ class Schema:
         return [option for option in self.options.values() if option.active and not option.unpin()]
 
     def summary(self) -> str:
-        """What differs from the defaults, in a line."""
+        """The options that differ from the defaults, in one line."""
         changed = [f"{option.name}={option.text}" for option in self.differing()]
         return (", ".join(changed[:4]) or "nothing") + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
 
@@ -306,17 +306,17 @@ class Schema:
     def write(self, path: Path, minimal: bool = False, keep_old: bool = False, title: str = "") -> None:
         """Save the configuration atomically: every option, or (`minimal`) those that differ from their defaults.
 
-        The file begins with a comment, the `title`. `keep_old` keeps what it said before, if that is something else, as
+        The file begins with a comment, the `title`. With `keep_old`, an old file with other content is kept as
         <path>.old.
         """
         title = f"# {title}" if title else HEADER + ("what differs from the defaults" if minimal else "complete")
-        # Private to kconfiglib, which writes files in place; pyproject.toml pins its version.
+        # kconfiglib's public functions write in place. These are private, so pyproject.toml pins its version.
         render = self.kconf._min_config_contents if minimal else self.kconf._config_contents
         content = render(f"{title}\n").encode()
         try:
             old = path.read_bytes() if keep_old and path.exists() else content
         except OSError as error:
-            raise UserError(f"{path}: cannot be read, to be kept as {path.name}.old: {error.strerror}") from None
+            raise UserError(f"{path}: cannot be read, so not kept as {path.name}.old: {error.strerror}") from None
         if old != content:
             files.write(Path(f"{path}.old"), old)
         files.write(path, content)

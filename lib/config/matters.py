@@ -1,4 +1,4 @@
-"""What each option matters to: the one table that resumes, sweeps, comparisons and reproductions ask."""
+"""What each option affects: the one table that resumes, sweeps, comparisons and reproductions use."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,16 +7,13 @@ from lib.config.kconf import Schema
 from lib.config.option import Option
 
 METHOD_MENUS = ("Optimizer", "Pruning")  # their options make a method, which sweeps and comparisons compare
-TUNED = (
-    "LEARNING_RATE",
-    "MIN_LR",
-    "GRAD_CLIP",
-)  # each method may need its own value; tables show them where they differ
-_OUTPUT_MENUS = ("Experiment tracking", "Output")  # their options say what a run leaves and who hears of it
+# Each method may need its own value of these options; tables show the values where they differ.
+TUNED = ("LEARNING_RATE", "MIN_LR", "GRAD_CLIP")
+_OUTPUT_MENUS = ("Experiment tracking", "Output")  # their options decide what a run writes and whom it informs
 
 KEPT = "kept"  # a change would make it another run, so a resume refuses it
-RECORDED = "recorded"  # a change acts on the steps to come, so the journal records it
-IGNORED = "ignored"  # a change does not act on what is learned
+RECORDED = "recorded"  # a change acts on the remaining steps, so the journal records it
+IGNORED = "ignored"  # a change does not affect what is learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +24,10 @@ class Group:
     on_resume: str  # KEPT, RECORDED or IGNORED
     options: tuple[str, ...] = ()
     menus: tuple[str, ...] = ()  # outermost menus: the options in them that no group names are in this group
-    equal_in_sweep: bool = True  # the same in all configurations of a sweep
-    equal_in_comparison: bool = True  # the same in two runs before one is called better
+    equal_in_sweep: bool = True  # must be the same in all configurations of a sweep
+    equal_in_comparison: bool = True  # must be the same in two runs before one is called better
     same_when_sweep_continues: bool = True  # a sweep that continues refuses a run that was begun with another value
-    acts_on_steps: bool = True  # so a run that has made all its steps has no use for a new value
+    acts_on_steps: bool = True  # so a new value is useless once all steps are done
     same_in_reproduction: bool = True  # sessions with different values cannot be repeated by one training
 
 
@@ -40,7 +37,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 GROUPS = {
     "run": Group(
-        "The model, its data and its measure: without them the steps so far mean nothing.",
+        "The model, its data and its evaluation: with other values, the steps so far mean nothing.",
         KEPT,
         _words("MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER EVAL_SAMPLES"),
     ),
@@ -67,12 +64,12 @@ GROUPS = {
         equal_in_comparison=False,
     ),
     "budget": Group(
-        "What every method gets alike: regularisation, data, steps, batch, treatment of bad steps.",
+        "What all methods must have in common: regularisation, data, steps, batch, treatment of bad steps.",
         RECORDED,
         menus=("Model", "Dataset", "Training"),
     ),
     "seed": Group(
-        "It decides the first weights and the order of the data. A sweep has a line for seeds.",
+        "It decides the initial weights and the order of the data. A sweep has a line for seeds.",
         KEPT,
         ("SEED",),
         equal_in_comparison=False,
@@ -92,7 +89,7 @@ GROUPS = {
         acts_on_steps=False,
     ),
     "threads": Group(
-        "As the device; besides, a sweep may continue on a machine with another number of cores.",
+        "Like the device. A sweep may also continue on a machine with another number of cores.",
         RECORDED,
         ("THREADS",),
         equal_in_comparison=False,
@@ -100,7 +97,7 @@ GROUPS = {
         acts_on_steps=False,
     ),
     "rhythm of records": Group(
-        "It decides which steps are recorded, and not what they learn.",
+        "It decides which steps are recorded, not what they learn.",
         IGNORED,
         ("LOG_INTERVAL", "EVAL_INTERVAL"),
         equal_in_comparison=False,
@@ -129,7 +126,7 @@ GROUPS = {
         same_in_reproduction=False,
     ),
     "output": Group(
-        "What a run leaves and shows.",
+        "What a run writes and shows.",
         IGNORED,
         menus=_OUTPUT_MENUS,
         equal_in_sweep=False,

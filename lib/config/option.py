@@ -19,7 +19,7 @@ from lib.base import files, redact
 from lib.base.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
-_PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE")  # ends of the names of texts that are paths, or may be paths
+_PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE")  # a string option with such a name is a path, or may be one
 _BEYOND = re.compile(r"[+-]?[0.]*[1-9]")  # a text that is neither zero nor inf
 
 Value = bool | int | float | str | tuple[str, ...] | None
@@ -44,9 +44,8 @@ class Option:
         self.name, self.item, self.members, self.kind, self.other = item.name, item, members, kind, other
         self.is_path = kind == "str" and self.name.endswith(_PATHS)
         self.node = item.nodes[0]
-        self.prompt = (self.node if self.node.prompt else self.node.parent).prompt[
-            0
-        ]  # a set has no prompt, so its menu names it
+        prompted = self.node if self.node.prompt else self.node.parent  # a set has no prompt, so its menu names it
+        self.prompt = prompted.prompt[0]
         self.help = self.node.help or next((s.nodes[0].help for s in members.values() if s.nodes[0].help), "")
         self.flag = "--" + self.name.lower().replace("_", "-")
 
@@ -62,12 +61,12 @@ class Option:
 
     @property
     def switch(self) -> bool:
-        """Whether a flag without a value sets it: to y, and as --no-name to n."""
+        """Whether its flags take no value: --name sets y, and --no-name sets n."""
         return self.kind == "bool" or {"y", "n"} <= self.members.keys()
 
     @property
     def active(self) -> bool:
-        """Whether the option has a value: the rest of the configuration uses it."""
+        """Whether the rest of the configuration uses the option. Only an active option has a value."""
         return self.kind == "set" or (
             self.item.selection is not None
             if self.kind == "choice"
@@ -102,7 +101,7 @@ class Option:
 
     @property
     def range(self) -> tuple[str, str] | None:
-        """The current bounds, as written in Kconfig; of an inactive option, the first that are declared."""
+        """The current bounds, as written in Kconfig; for an inactive option, the first declared ones."""
         if self.kind not in ("int", "float"):
             return None
         bounds = [r for r in self.item.ranges if not self.active or kconfiglib.expr_value(r[2])]
@@ -159,13 +158,13 @@ class Option:
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         if self.is_path and text.startswith("~") and self._convert(text).startswith("~"):
-            return f"names a home that this machine does not know; got {text!r}; write ./{text} for a file of that name"
+            return f"names the home of an unknown user; got {text!r}; write ./{text} for a file of that name"
         if self.kind == "int" and not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
             return f"must be a whole number; got {text!r}"
         if self.kind == "float" and not _NUMBER.fullmatch(text):
             return f"must be a number; got {text!r}"
         if self.kind == "float" and float(text) in (0, math.inf, -math.inf) and _BEYOND.match(text):
-            return f"must be 0, inf or a number that a double holds; got {text!r}"
+            return f"must be 0, inf or a number that fits into a double; got {text!r}"
         return None
 
     def out_of_range(self, text: str) -> str | None:
@@ -265,7 +264,7 @@ def in_words(condition: object) -> str:
 
 
 def _once(text: str) -> str:
-    """A condition with each option named once in a row: X=a or X=b becomes X=a or b."""
+    """A condition in which neighbours do not repeat an option's name: X=a or X=b becomes X=a or b."""
     for sign, link in (("=", "or"), (" other than ", "and")):
         more = 1
         while more:

@@ -63,7 +63,7 @@ def test_how_often_was_evaluated_is_no_budget(side):
     a, b = side("a", EVAL_INTERVAL="2"), side("b", (2.5,), EVAL_INTERVAL="4")
     assert list(difference.unequal(a, b)) == []
     assert list(difference.notes(a, b)) == [
-        "EVAL_INTERVAL differs: the best losses are of other steps and do not compare."
+        "EVAL_INTERVAL differs, so the best losses come from different steps and cannot be compared."
     ]
     assert difference.common_loss(a, b) == (2, 2.0, 2.5)
 
@@ -78,10 +78,10 @@ def test_what_else_differs_is_said(side):
     assert difference.code(a, b) == {}
     assert list(difference.unequal(a, b)) == []
     assert list(difference.notes(a, b)) == [
-        "Not the same: LEARNING_RATE. That compares methods only if each was tuned alike.",
-        "The seeds differ, and so do data order and first weights: part of the difference is chance.",
-        "Code or versions differ, which alone can change losses.",
-        "The machine or its use differs, so the times do not compare.",
+        "Not the same: LEARNING_RATE. A fair comparison tunes both equally well.",
+        "The seeds differ, and so do data order and initial weights: part of the difference is random.",
+        "Code or versions differ, which by itself can change losses.",
+        "The machine or its use differs, so the times cannot be compared.",
     ]
 
 
@@ -91,7 +91,7 @@ def test_code_that_nobody_knows_is_not_the_same(side):
         a, b = side("a", made=made), side("b", made=made)
         assert difference.code(a, b) == {"commit": (name, name)}
         assert list(difference.notes(a, b)) == [
-            "Whether their code is the same is not known; other code alone can change losses."
+            "It is not known whether both used the same code. Different code by itself can change losses."
         ]
 
 

@@ -71,7 +71,7 @@ def test_a_misspelt_keyword_is_one_error(tmp_path, head, expected):
     path = write(tmp_path, "a", "b SEED=1", "seed2 LEARNING_RATE=1e-3", head=head)
     with pytest.raises(ConfigError) as caught:
         sweep.read(path)
-    rest = f"{path}:4: a sweep cannot assign SEED: the line of seeds says it"
+    rest = f"{path}:4: a sweep cannot assign SEED: the line `seeds` sets it"
     assert caught.value.problems == [f"{path}{expected}", rest]
 
 
@@ -196,13 +196,13 @@ def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path):
     )
     assert problems(path) == [
         "2: a seed must be a whole number; got 'x'",
-        "2: a seed stands here twice",
-        "3: a sweep cannot assign SEED: the line of seeds says it",
-        f"5: there is a second line dense; the first is {path}:4",
+        "2: a seed is given twice",
+        "3: a sweep cannot assign SEED: the line `seeds` sets it",
+        f"5: a second line begins with dense; the first is {path}:4",
         "6: 'bad/name' cannot name folders; use up to 60 letters, digits, '.', '_', '-'",
         "10: expected NAME=value; got 'magnitude'",
         "11: cannot be understood: no closing quotation",
-        f"13: there is a second line seeds; the first is {path}:2",
+        f"13: a second line begins with seeds; the first is {path}:2",
         "3: WARMUP_STEPS must be a whole number; got 'ten'",
         "7: unknown option LERNING_RATE; did you mean LEARNING_RATE?",
         "8: WEIGHT_DECAY must lie between 0 and 10; got 11",
@@ -217,7 +217,7 @@ def test_a_file_that_lacks_something_says_what(tmp_path):
     assert [problem.strip() for problem in problems(path)] == [
         "lacks a line such as: defconfig gpt2_tiny",
         "lacks a line such as: seeds 1 2 3",
-        "lacks configurations: lines of a name and what NAME=value sets it apart",
+        "lacks configurations, which are lines such as: adam OPTIMIZER=adam",
     ]
     path = write(tmp_path, "dense", head="defconfig gpt2_tinny\nseeds 1\n")
     assert problems(path) == ["1: there is no preset or file 'gpt2_tinny'; did you mean gpt2_tiny?"]

@@ -295,8 +295,8 @@ def test_a_runs_own_value_that_is_out_of_range_can_be_replaced(folder):
     with pytest.raises(ConfigError) as caught:
         command_line.resolve("A program.", [], {}, base=base)
     assert caught.value.problems == [
-        "own:1: ADAM_EPSILON must lie between 1e-20 and 1; got 0; what is given beside the run replaces it, as in "
-        "ADAM_EPSILON=..."
+        "own:1: ADAM_EPSILON must lie between 1e-20 and 1; got 0; to replace it, give another value beside the run, as "
+        "in ADAM_EPSILON=..."
     ]
     assert command_line.resolve("A program.", ["ADAM_EPSILON=1e-8"], {}, base=base)[0]["ADAM_EPSILON"] == 1e-8
 
@@ -356,7 +356,7 @@ def test_values_that_have_names_are_known_in_any_case(folder, name, given, value
 def test_variables_of_others_are_left_alone_and_a_misspelt_one_is_told(folder):
     schema = resolve(CONFIG_SITE="/etc/site", CONFIG_="x", CONFIG_SEEED="3", PATH="/bin")
     assert schema.sources == {}
-    assert schema.warnings == ["environment CONFIG_SEEED is no option and has no effect; did you mean SEED?"]
+    assert schema.warnings == ["environment CONFIG_SEEED is not an option and has no effect; did you mean SEED?"]
 
 
 def test_the_flags_of_the_published_usage_exist():

@@ -66,7 +66,7 @@ CONFIG_DATA_DIR=corpus
         "F:9: TRACKER_RUN_NAME must be one quoted text with nothing around it; got '\"a\"  # why'",
         "F:10: OPTIMIZER_ADAMW=n has no effect: it follows from other options",
         "F:11: TRACKER=y has no effect: it follows from other options",
-        "F:12: OPTIMIZER has no line of its own; write CONFIG_OPTIMIZER_<VALUE>=y",
+        "F:12: OPTIMIZER is a choice; write CONFIG_OPTIMIZER_<VALUE>=y",
         "F:13: N_LAYER=13 has no effect: it needs MODEL_NAME=custom",
         "F:14: DTYPE_FLOAT16 must be y or n; got 'yes_please'",
         "F:15: THREADS must be a whole number; got '64  # why'",

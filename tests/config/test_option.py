@@ -201,6 +201,6 @@ def test_another_tilde_is_a_part_of_a_name(options, text):
 
 def test_the_home_of_nobody_is_refused(options):
     assert options["OUTPUT_DIR"].complaint("~nobody-is-called-so/x") == (
-        "names a home that this machine does not know; got '~nobody-is-called-so/x'; "
+        "names the home of an unknown user; got '~nobody-is-called-so/x'; "
         "write ./~nobody-is-called-so/x for a file of that name"
     )

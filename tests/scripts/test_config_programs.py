@@ -308,7 +308,7 @@ def test_an_old_name_is_said_and_arguments_are_checked(program, folder):
     assert program(CONFIG).returncode == 2
     assert program(CONFIG, "nope").returncode == 2
     done = program(CONFIG, "checkconfig", CONFIG_SEEED="5")
-    assert done.stderr == "warning: environment CONFIG_SEEED is no option and has no effect; did you mean SEED?\n"
+    assert done.stderr == "warning: environment CONFIG_SEEED is not an option and has no effect; did you mean SEED?\n"
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(program):
