@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from lib.record.journal import Record, number
 
-SAME = 1e-4  # share of the weights: nearer sparsities count as equal, because a few weights become zero without pruning
+# Sparsities that differ by at most this share of the weights are equal: a few weights become zero without pruning.
+SAME = 1e-4
 
 
 class Evaluation(NamedTuple):
@@ -22,8 +23,8 @@ def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
 
     A pruned run often has a lower loss before pruning, but that loss is not a result of the final model.
 
-    The sparsity has changed when it differs from that of the first evaluation since the last change. So only the newest
-    evaluation can become the best, and the trainer can save its checkpoint at that moment.
+    Each sparsity is compared with that of the first evaluation since the last change. So only the newest evaluation can
+    become the best, and the trainer can save its checkpoint at that moment.
     """
     first = 0
     for place, one in enumerate(evaluations):
@@ -42,7 +43,8 @@ def dense_best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
 def evaluations(records: Iterable[Record]) -> list[Evaluation]:
     """The evaluations among the valid records, steps ascending.
 
-    Earlier versions did not record the sparsity with an evaluation. Then it is that of the last training record before.
+    Earlier versions did not record the sparsity with an evaluation. Such an evaluation gets the sparsity of the last
+    training record before it.
     """
     return list(_evaluations(sorted(records, key=lambda record: (record["step"], "val_loss" in record["metrics"]))))
 

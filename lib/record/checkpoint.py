@@ -21,7 +21,7 @@ from lib.config.kconf import Options
 from lib.machine.device import is_out_of_memory
 from lib.record.checkpoint_file import CheckpointError, Sealer, find, name, verify
 
-_KINDS = {"run_id": "run", "shapes": "model"}  # entries of a header that must fit -> their names in errors
+_KINDS = {"run_id": "run", "shapes": "model"}  # header entries that must match -> their names in errors
 _MARGIN_BYTES, _MARGIN_PER_TENSOR = 100_000, 1000  # upper bounds of what a file has besides its tensors
 
 Place = tuple[Any, ...]  # the keys and indices of a tensor in a state, or what identifies its memory
@@ -32,10 +32,10 @@ class Keeping(Options):
     """Which checkpoints of a run are kept."""
 
     checkpoint_keep: int  # how many of the newest
-    checkpoint_best: bool  # whether also that of state["best"]["step"]
+    checkpoint_best: bool  # whether the one of state["best"]["step"] is kept too
 
     def obsolete(self, found: list[Path], best: int) -> list[Path]:
-        """Those among `found`, oldest first, that are no longer kept."""
+        """The checkpoints among `found`, oldest first, that are no longer kept."""
         kept = {name(best)} if self.checkpoint_best else set()
         return [path for path in found[: -self.checkpoint_keep] if path.name not in kept]
 
@@ -51,7 +51,7 @@ def save(
     """Write `state` (tensors and plain values) as the checkpoint of `step`; remove checkpoints that are no longer kept.
 
     `about` holds what the header says about the run. `sync` is called before the file gets its name. Raises
-    CheckpointError if the checkpoint cannot be written; earlier checkpoints are still there then.
+    CheckpointError if the checkpoint cannot be written; earlier checkpoints stay.
     """
     path, sealer = folder / name(step), None
     try:
@@ -76,9 +76,8 @@ def size(state: Any) -> int:
     """An upper bound of the bytes that a checkpoint of `state` takes on the disk."""
     tensors = list(_tensors(state))
     storages = [(tensor.device, tensor.untyped_storage()) for tensor in tensors]
-    memory = {
-        (device, storage.data_ptr()): storage.nbytes() for device, storage in storages
-    }  # shared memory is in the file once
+    # Tensors that share memory are in the file once.
+    memory = {(device, storage.data_ptr()): storage.nbytes() for device, storage in storages}
     return _MARGIN_BYTES + _MARGIN_PER_TENSOR * len(tensors) + sum(memory.values())
 
 
@@ -121,14 +120,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 class Writer:
-    """Saves the checkpoints of a run beside training, which waits only for a copy of the state. A thread writes it.
+    """Saves checkpoints while training continues. Training waits only for a copy of the state, which a thread writes.
 
     The copy takes as much host memory as the state, and the next copy uses the same memory. Copying the 1.5 GB of
     GPT-2 124M takes 0.10 s into used tensors and 0.46 s into new ones, because the system clears their pages. Copies
     from a CUDA device go to pinned memory, which has not been measured yet. If memory does not suffice for the copy,
     `save` prints one note and writes the state directly, and training waits for it.
 
-    The writer is a context; its end waits for the checkpoint that is being written.
+    The writer is a context manager, whose end waits for the checkpoint that is being written.
     """
 
     def __init__(
@@ -149,8 +148,8 @@ class Writer:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to save `state` (see `checkpoint.save`), which may change as soon as this returns.
 
-        Waits for the previous checkpoint. If that failed, it shows why and writes this one before it returns. Raises
-        CheckpointError if that fails too.
+        Waits for the previous checkpoint. If the previous one failed, shows why and writes this one before returning.
+        Raises CheckpointError if this one fails too.
         """
         try:
             self.wait()
@@ -170,7 +169,7 @@ class Writer:
             self.pending.result()
 
     def _copy(self, state: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event | None] | None:
-        """A copy of `state` in host memory; None if there is too little memory, which the first time prints a note.
+        """A copy of `state` in host memory. With too little memory it is None, and the first time a note is printed.
 
         The second value is the event at which a CUDA device has made the copy. The device runs later work after it, so
         training need not wait.
@@ -192,7 +191,7 @@ class Writer:
         return copy, torch.cuda.current_stream().record_event() if on_cuda else None
 
     def _copied(self, value: Any, path: Place, before: dict[Place, Tensor], aliases: dict[Place, Tensor]) -> Any:
-        """`value`, which is at `path` of the state, with copies of its tensors, in those of `before` where they fit.
+        """A copy of `value`, which is at `path` of the state. It uses the tensors of `before` again where they fit.
 
         `aliases` maps the memory of a tensor to its copy, so tensors that share memory share a copy.
         """
@@ -279,8 +278,8 @@ def load_newest(
 ) -> dict[str, Any] | None:
     """The state in the newest checkpoint of the run in `folder` (see `load`); None if there is no checkpoint.
 
-    Raises CheckpointError if it cannot be loaded. The message names the newest one that can be: the user decides
-    whether to go back to it.
+    Raises CheckpointError if the newest one cannot be loaded. The message names the newest one that can be loaded, and
+    the user decides whether to go back to it.
     """
     found = find(folder / "checkpoints")
     if not found:
@@ -293,7 +292,9 @@ def load_newest(
         aside = shlex.quote(str(folder / "damaged"))
         move = f"mkdir -p {aside} && mv {shlex.join(map(str, useless))} {aside}"
         again = f"make resume RUN={shlex.quote(str(folder))}"
-        course = f"{before.name} before it is whole: to go on from that" if before else "none is whole: to begin anew"
+        course = (
+            f"to continue from {before.name}, which is intact" if before else "no checkpoint is intact; to start again"
+        )
         raise CheckpointError(f"{error}; {course}: {move} && {again}") from None
 
 

@@ -47,7 +47,7 @@ def chosen(folder: Path, which: str) -> Path:
     """
     found = {int(path.stem[5:]): path for path in find(folder / "checkpoints")}
     if not found:
-        raise UsageError(f"{folder}: this run has no checkpoint yet; train on with make resume RUN={folder}")
+        raise UsageError(f"{folder}: this run has no checkpoint yet; continue with make resume RUN={folder}")
     last = found[max(found)]
     if which == "newest":
         return last
@@ -55,7 +55,7 @@ def chosen(folder: Path, which: str) -> Path:
     path = found.get(int(step)) if re.fullmatch(r"\d{1,9}", str(step)) else None
     if path is None:
         raise UsageError(
-            f"{folder}: there is no checkpoint {which!r}; there are newest, best where CHECKPOINT_BEST kept it, and "
+            f"{folder}: there is no checkpoint {which!r}; choose newest, best (if CHECKPOINT_BEST kept it), or one of "
             f"{', '.join(path.stem for path in found.values())}"
         )
     return path
@@ -119,7 +119,7 @@ def verify(file: IO[bytes], path: Path) -> Header:
     except OSError as error:
         raise CheckpointError(f"{path}: the checkpoint cannot be read: {error.strerror}") from None
     if computed.hexdigest() != digest:
-        raise CheckpointError(f"{path}: the checkpoint is damaged: its bytes do not have the checksum they were given")
+        raise CheckpointError(f"{path}: the checkpoint is damaged: its content does not match its checksum")
     return found
 
 

@@ -35,8 +35,8 @@ class History:
     time: float | None = None  # of the last record, unix seconds
     spans: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # first and last record of each session
     count: int = 0  # of records
-    # Column -> (event, metric), in the order of first use. A name that another event has taken gets a column such as
-    # train.2/loss, as in TensorBoard. Every table has the columns `step` and `time`.
+    # Column -> (event, metric), in the order of first use. If another event has a column with the metric's name, the
+    # column is called, for example, train.2/loss, as in TensorBoard. Every table has the columns `step` and `time`.
     columns: dict[str, tuple[str, str]] = dataclasses.field(
         default_factory=lambda: {"step": ("", ""), "time": ("", "")}
     )
@@ -125,7 +125,7 @@ def load(folder: Path) -> History:
 
 
 def skim(folder: Path) -> History:
-    """Like `load`, but only with the last of the `train` and `system` events, which is much faster."""
+    """Like `load` but much faster: of each frequent event (`train`, `system`) it reads only the last record."""
     if not _begun(folder):
         return History()
     data = _content(folder)
@@ -248,8 +248,8 @@ def provenances(folder: Path) -> list[dict[str, Any]]:
 def places(folder: Path, output_dir: str, trained: str) -> list[Path]:
     """The folders that the relative paths of the run in `folder`, such as DATA_DIR, can start from, likeliest first.
 
-    The first is the folder in which it was `trained`. The second is the folder from which OUTPUT_DIR leads to the run:
-    the first may have been moved or copied with its content. Folders that do not exist are left out.
+    The first is the folder in which the run was `trained`. The second is the folder from which OUTPUT_DIR leads to the
+    run: it differs from the first if that was moved or copied together with the run. Missing folders are left out.
     """
     parent, output = Path(os.path.abspath(folder)).parent, Path(os.path.normpath(output_dir))  # noqa: PTH100
     count, found = len(parent.parts) - len(output.parts), [trained]

@@ -7,7 +7,7 @@ SERIES = ("train", "eval", "system")  # events that are measurements, also as `t
 VOLATILE = frozenset({"tokens_per_second", "mfu"})  # metrics that depend on the clock, so a repeated step has others
 
 Record = dict[str, Any]
-Key = tuple[str, int]  # event and step; `alert <kind>` for an alert. Of each key at most one record is valid
+Key = tuple[str, int]  # event and step; `alert <kind>` for an alert. Each key has at most one valid record
 _ALERT = "alert "
 _BESIDE = ("alert", "system")  # other threads record these events, so they may follow the end of a run
 
@@ -16,28 +16,29 @@ class Places:
     """Folds a journal record by record. Every reader uses these rules.
 
     - A resume or retry with other options (`changed`) withdraws what was recorded beyond its step.
-    - A resumed run may repeat a step with another result. That withdraws what earlier sessions recorded for this step
-      and later, because the later steps will differ too. After the same result, the earlier record stays valid.
+    - A resumed run may repeat a step with another result. The new result withdraws what earlier sessions recorded for
+      this step and later, because the later steps will differ too. If the result is the same, the earlier record stays
+      valid.
     - Within a session the first record of a step stays valid. So does the first `system` record of a step: it is a
       sample of the machine, and a second sample says nothing about the run.
-    - Other options also withdraw alerts beyond their step. A step with another result does not: the user has seen them.
-      When only alerts are withdrawn, a tracker keeps the alerts that it has.
+    - A resume or retry with other options also withdraws alerts beyond its step. A step with another result withdraws
+      no alerts, because the user has seen them. When only alerts are withdrawn, a tracker keeps the alerts that it has.
     - A run that is made longer keeps the final metrics of its earlier ends, each at its step.
-    - Any record but an alert or a `system` record continues a run that had ended; see `ending_after`.
+    - Any record except an alert or a `system` record continues a run that had ended; see `ending_after`.
 
     A run may have millions of records, so this class holds only the step and the place of each.
     """
 
     def __init__(self):
         self.places: dict[str, dict[int, int]] = {}  # event, or alert of a kind -> step -> place in the journal
-        # Places of the first record that was withdrawn, and of the record that withdrew it.
+        # For each withdrawal: the places of the first withdrawn record and of the record that withdrew it.
         self.taken_back: list[tuple[int, int]] = []
         self.session = -1  # place of the newest `start` or `resume`
         self.ending: Record | None = None  # the `finish` record, unless the run continued after it
         self.step = 0  # the highest recorded step that is valid
 
     def add(self, record: Record, place: int) -> None:
-        """Take in the next record. Its `place` is beyond the places of all earlier ones."""
+        """Take in the next record. Its `place` is larger than those of all earlier records."""
         changed = record["event"] == "resume" and record.get("changed")
         if self._fold(record, place) or changed:
             self.step = record["step"]
@@ -46,7 +47,7 @@ class Places:
             self.step = record["step"]
 
     def _fold(self, record: Record, place: int) -> bool:
-        """Put the record among the valid ones, if it is one; returns whether it withdraws others."""
+        """Add the record if it is valid; returns whether it withdraws other records."""
         event, step = record["event"], record["step"]
         if event in ("start", "resume"):
             self.session = place
@@ -68,7 +69,7 @@ class Places:
         return (((name, step), place) for name, steps in self.places.items() for step, place in steps.items())
 
     def place(self, key: Key) -> int | None:
-        """The place of the valid record; None if there is none."""
+        """The place of the valid record of a key, or None."""
         return self.places.get(key[0], {}).get(key[1])
 
     def put(self, key: Key, record: Record, place: int) -> None:
@@ -130,7 +131,7 @@ def _is_alert(key: Key) -> bool:
 
 
 def ending_after(record: Record, ending: Record | None) -> Record | None:
-    """The `finish` record with which a run has ended, once `record` follows; `ending` is that before it."""
+    """The current `finish` record after `record`, or None if the run continues; `ending` is that before `record`."""
     if record["event"] in _BESIDE:
         return ending
     return record if record["event"] == "finish" else None

@@ -26,10 +26,10 @@ Metrics = dict[str, float]
 
 
 class Monitor:
-    """Calls `record(step, metrics)` every so many seconds, in a thread, at most once per step.
+    """Calls `record(step, metrics)` in a thread, every `seconds` seconds, but at most once per step.
 
-    Once per step, because trackers identify a metric by its step. A resumed run measures only beyond the steps that it
-    repeats. A sample takes 0.2 ms of one core. Values that the machine does not report are left out.
+    Trackers identify a metric by its step, so a step has one sample. A resumed run measures only beyond the steps that
+    it repeats. A sample takes 0.2 ms of one core. Values that the machine does not report are left out.
     """
 
     def __init__(self, seconds: float, step: Callable[[], int], record: Callable[[int, Metrics], object], after: int):
@@ -51,10 +51,9 @@ class Monitor:
     def _watch(self) -> None:
         with _graphics() as gpus:
             process = psutil.Process()
-            (
-                process.cpu_percent(),
-                psutil.cpu_percent(),
-            )  # they measure since the last call, so the first call has no meaning
+            # Both measure the time since their last call, so the results of their first calls are useless.
+            process.cpu_percent()
+            psutil.cpu_percent()
             while not self.ended.wait(self.seconds):
                 if (step := self.step()) > self.before:
                     metrics = host(process) | gpu(gpus)
@@ -122,7 +121,7 @@ def _graphics() -> Iterator[list[object]]:
         return
     handles = []
     for number in range(pynvml.nvmlDeviceGetCount()):
-        with contextlib.suppress(pynvml.NVMLError):  # a card that has fallen off the bus
+        with contextlib.suppress(pynvml.NVMLError):  # a GPU that no longer answers
             handles.append(pynvml.nvmlDeviceGetHandleByIndex(number))
     try:
         yield handles

@@ -1,4 +1,4 @@
-"""Which options a resumed run changes: some would make it another run, and those that act on its steps are recorded."""
+"""Which options a resume changes. Some changes are refused; those that act on the steps are recorded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,8 @@ from lib.record import checkpoint_file
 def find(schema: Schema, folder: Path) -> dict[str, list[str]]:
     """Option -> [value before, value now], of the options that decide what the run in `folder` learns from now on.
 
-    A run that was killed before its configuration was written has none. Raises UsageError for a change that would make
-    it another run.
+    The result is empty for a run that was killed before its configuration was written. Raises UsageError for a change
+    that would make it another run.
     """
     if not (folder / ".config").exists():
         return {}
@@ -35,8 +35,8 @@ def find(schema: Schema, folder: Path) -> dict[str, list[str]]:
 def check_in_time(schema: Schema, folder: Path, changed: dict[str, list[str]]) -> None:
     """Raise UsageError if `changed` has options that act on steps, and the run in `folder` has made all its steps.
 
-    Its configuration would then have values that none of its steps used. The options of the machine may still change:
-    the last evaluation may be missing, and another device may make it.
+    Otherwise its configuration would have values that no step used. Options of the machine may still change: the last
+    evaluation may be missing, and another device may make it.
     """
     if not has_all_steps(schema, folder, changed):
         return
@@ -50,7 +50,7 @@ def check_in_time(schema: Schema, folder: Path, changed: dict[str, list[str]]) -
         values = words({name: changed[name] for name in late})
         raise UsageError(
             f"{folder}: has made all of its {last:,} steps, so it is too late to change {values}; raise MAX_ITERS to "
-            "train on with that change, or start a new run"
+            "continue training with this change, or start a new run"
         )
 
 

@@ -28,7 +28,7 @@ _PRIVATE = re.compile(
     r"\.env(\..+)?|\.(netrc|npmrc|pypirc)|.+\.(pem|key)|id_\w+|.*(credentials|secret).*", re.IGNORECASE
 )
 _SHARD = re.compile(r"(train|val)-\d{5}\.bin(\.tmp)?")  # of prepared data
-# Git's variables that set it up. Its other variables name a repository or its parts, or change the form of output.
+# Variables that configure git. Git's other variables name a repository or its parts, or change the output's format.
 _SETUP = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH")
 
 
@@ -117,7 +117,7 @@ def environment() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Name -> version of every installed distribution, sorted by name; of several versions, the imported one."""
+    """Name -> version of every installed distribution, sorted by name; of several versions, the one in use."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
         about = distribution.metadata  # each access parses it again
@@ -138,7 +138,7 @@ def _cpu() -> str:
 
 
 def _gpus() -> dict[str, Any]:
-    """The names of NVIDIA GPUs (only those), and the version of their driver."""
+    """The names of the NVIDIA GPUs, and the version of their driver. Other GPUs are not found."""
     import pynvml
 
     try:
@@ -182,10 +182,10 @@ def unknown(root: Path) -> str:
     if command := re.search(r"git config --global --add safe\.directory .+", words):
         return f"git does not read {place}, which belongs to another user; to allow it: {command[0]}"
     if not (place / ".git").exists():
-        return f"{root} is in no git clone; get the code with git clone"
+        return f"{root} is not in a git clone; get the code with git clone"
     if words.endswith("Needed a single revision"):
         return f"{place} has no commit yet; make one with git commit"
-    return f"{words}; mend {place}/.git, or get the code anew with git clone"
+    return f"{words}; repair {place}/.git, or get the code again with git clone"
 
 
 def uncommitted(root: Path, apart: Iterable[Path] = ()) -> Changes | None:
@@ -215,7 +215,7 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
     """See `uncommitted`. `top` is the folder of the clone; `index`, a copy of its index, is changed."""
     status = "status --porcelain=v2 -z --no-renames --untracked-files=all -- .".split()
     tracked, untracked = _parse(git(root, *status, index=index))
-    # The repository itself may be in `apart`, if runs are made in it. Its files are code all the same.
+    # The repository itself may be in `apart`, if runs are made in it. Its files still count as code.
     apart = [folder for folder in apart if not root.resolve().is_relative_to(folder)]
     untracked = {p for p in untracked if not any(Path(top, p).is_relative_to(folder) for folder in apart)}
     untracked -= _products(untracked)
@@ -231,12 +231,12 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
     patch = b""
     if kept:
         without = [f":(top,exclude,literal){path}" for path in sorted(tracked.keys() - kept)]
-        # All parts of the format are named, because git's configuration may change each of them.
+        # Each part of the format has a flag here, because git's configuration may change its default.
         form = "--binary --full-index --no-renames --no-color --no-ext-diff --no-textconv --no-relative --unified=3"
         prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
         patch = git(root, "diff", *form.split(), *prefixes, "HEAD", "--", ".", *without, index=index)
         if secret(patch):
-            raise GitError("they take a key or password of the environment out of a file")
+            raise GitError("they remove a key or password of the environment from a file")
     return Changes(patch, tuple(sorted(sizes.keys() - kept)))
 
 
@@ -257,7 +257,7 @@ def _is_product(folder: str, names: set[str]) -> bool:
 
 
 def _holds(path: Path, secret: Callable[[bytes], bool]) -> bool:
-    """Whether a file has a secret in its content. False for other things than files."""
+    """Whether a file has a secret in its content. False for anything except a file."""
     try:
         return path.is_file() and secret(path.read_bytes())
     except OSError:  # git will report it
@@ -280,7 +280,7 @@ def _parse(status: bytes) -> tuple[dict[str, str], set[str]]:
 
 
 def _sizes(root: Path, top: Path, tracked: dict[str, str]) -> dict[str, int]:
-    """Bytes of each tracked path, in the commit or now, whichever is more, because a patch may hold both."""
+    """Bytes of each tracked path, in the commit or now, whichever is larger, because a patch may hold both."""
     if not tracked:
         return {}
     objects = "\n".join(tracked.values()).encode()
@@ -306,7 +306,7 @@ def _within(limit: int, sizes: dict[str, int]) -> Iterator[str]:
 
 
 def git(root: Path, *words: str, index: Path | None = None, text: bytes = b"") -> bytes:
-    """The output of a git command in the clone at `root`, also if the environment names another repository.
+    """The output of a git command in the clone at `root`, even if the environment names another repository.
 
     The command reads `text` and uses `index` in place of the clone's index. Raises GitError.
     """

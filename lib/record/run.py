@@ -46,7 +46,7 @@ class Identity:
 
     @classmethod
     def load(cls, folder: Path) -> "Identity":
-        """The identity in a run's folder; raises UsageError without a run, or if a link leads out of it."""
+        """The identity in a run's folder; raises UsageError if there is no run, or if a file in it is a link."""
         path = Path(folder) / "run.json"
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
@@ -76,7 +76,7 @@ def create(
 ) -> tuple[Path, Identity]:
     """Make a new folder for a run in `output_dir` and store its identity there. Existing runs are not touched.
 
-    `run_id` is from `job_id`; if it is empty, the id is random. `begin` writes what else a run has from its start.
+    `run_id` is from `job_id`; if it is empty, the id is random. `begin` writes what a new run has besides its identity.
     Raises UserError if something cannot be written, and leaves no folder behind then.
     """
     wanted = options.tracker_run_name or f"gpt2_{options.optimizer}_{time.strftime('%Y%m%d-%H%M%S')}"
@@ -98,7 +98,7 @@ def create(
 
 
 def job_id(options: RunOptions, launch: Launch) -> str:
-    """The run_id for a job that its launcher may start again, from job, OUTPUT_DIR and name; "" without such a job."""
+    """The run_id for a job that its launcher may start again, made from job, OUTPUT_DIR and name; "" for other jobs."""
     if not launch.job:
         return ""
     parts = launch.launcher, launch.job, str(Path(options.output_dir).resolve()), options.tracker_run_name
@@ -108,7 +108,7 @@ def job_id(options: RunOptions, launch: Launch) -> str:
 def find(output_dir: str, run_id: str) -> Path | None:
     """The folder of the run with this id in `output_dir`, or None; raises UsageError if there are two.
 
-    Passes over folders that are damaged, belong to another user, or are just being removed.
+    Skips folders that are damaged, belong to another user, or are just being removed.
     """
     found = []
     for path in sorted(Path(output_dir).glob("*/run.json")):
@@ -122,8 +122,8 @@ def find(output_dir: str, run_id: str) -> Path | None:
             found.append(path.parent)
     if len(found) > 1:
         raise UsageError(
-            f"{found[0]} and {found[1]} are both the run that this job began, so one is a copy; move that out of "
-            f"{output_dir}"
+            f"{found[0]} and {found[1]} are both the run that this job began, so one is a copy; move the copy out "
+            f"of {output_dir}"
         )
     return found[0] if found else None
 
@@ -137,7 +137,7 @@ def new_folder(parent: Path, wanted: str) -> tuple[str, Path]:
 
 
 def _take(parent: Path, wanted: str, stack: contextlib.ExitStack) -> tuple[str, Path]:
-    """Like `new_folder`, but also takes a folder whose start was killed before it became a run. `stack` locks it."""
+    """Like `new_folder`, but also takes a folder whose trainer was killed before the run began. `stack` locks it."""
     for name, folder in _names(parent, wanted):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
@@ -158,7 +158,7 @@ def _is_unbegun(folder: Path) -> bool:
     """Whether a folder has only what `create` leaves when it is killed."""
     try:
         names = {path.name for path in folder.iterdir()}
-        ours = not names or "lock" in names  # it is made first
+        ours = not names or "lock" in names  # the lock is made first
         return ours and names <= _UNBEGUN and not any(folder.glob("checkpoints/*"))
     except (NotADirectoryError, PermissionError):  # of another user
         return False
@@ -204,13 +204,13 @@ def named(given: str | None, argv: Sequence[str] = ()) -> Named:
         return Named(path.parent if len(path.parts) > 1 else holder, "")
     try:
         parent = Path(_output_dir(argv))
-    except UserError:  # a broken .config is not what the user asks about
+    except UserError:  # the user asks about a run, so a broken .config is no reason to stop
         parent = Path(_output_dir(argv, "--config", os.devnull))
     if (parent / given / "run.json").exists():
         return Named(parent / given, "")
     found = [folder for folder in folders(parent) if folder.name == given]
     if len(found) > 1:
-        raise UsageError(f"{given}: {' and '.join(map(str, found[:3]))} have this name; say which")
+        raise UsageError(f"{given}: {' and '.join(map(str, found[:3]))} have this name; give the folder of one")
     return Named(found[0] if found else path, "")
 
 
@@ -249,8 +249,8 @@ def configuration(folder: Path) -> Path:
 def folder_name(name: str) -> str:
     """A name for a file system: letters of any script, digits, `.`, `_`, `-`; at most 100 bytes; not empty or hidden.
 
-    If a character is replaced, six digits of a hash follow, so that two names never get the same folder. The same is
-    done for names that Windows reserves, because WSL writes to its disks.
+    If a character is replaced, six digits of a hash follow, so that two names never get the same folder. Names that
+    Windows reserves get the digits too, because WSL may write to disks of Windows.
     """
     plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")
     if _DEVICE.fullmatch(plain):
@@ -262,7 +262,7 @@ def folder_name(name: str) -> str:
 
 
 def project_name(root: Path = ROOT) -> str:
-    """<folder>-<8 hex digits of the MD5 of its absolute path> of the repository; its worktrees have the same name."""
+    """<the repository's folder>-<8 hex digits of the MD5 of its path>; worktrees have the name of their repository."""
     home = repository(root)
     return f"{home.name}-{hashlib.md5(str(home).encode()).hexdigest()[:8]}"
 

@@ -61,7 +61,7 @@ def test_without_a_run_or_a_checkpoint_it_says_what_to_do(tmp_path):
         file.unlink()
     empty = run_sample(tmp_path)
     assert empty.returncode == 2
-    assert empty.stderr == "error: runs/run: this run has no checkpoint yet; train on with make resume RUN=runs/run\n"
+    assert empty.stderr == "error: runs/run: this run has no checkpoint yet; continue with make resume RUN=runs/run\n"
 
 
 def test_a_run_whose_sample_has_no_tokens_says_so(tmp_path):

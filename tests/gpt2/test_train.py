@@ -199,7 +199,7 @@ def test_a_finished_run_refuses_what_would_be_for_further_steps(tmp_path, whole,
     if values:
         assert output == (
             f"error: runs/run: has made all of its 40 steps, so it is too late to change {values}; raise MAX_ITERS to "
-            "train on with that change, or start a new run\n"
+            "continue training with this change, or start a new run\n"
         )
     assert contents(tmp_path) == before
 

@@ -119,8 +119,8 @@ def test_a_damaged_checkpoint_is_not_passed_over_silently(tmp_path):
     before = (run / "journal.jsonl").read_bytes()
     output = train(tmp_path, "--resume", "runs/run", code=1)
     assert (
-        "error: runs/run/checkpoints/step-000000040.pt: the checkpoint is damaged: its bytes do not have the checksum "
-        "they were given; step-000000030.pt before it is whole: to go on from that: "
+        "error: runs/run/checkpoints/step-000000040.pt: the checkpoint is damaged: its content does not match its "
+        "checksum; to continue from step-000000030.pt, which is intact: "
         "mkdir -p runs/run/damaged && mv runs/run/checkpoints/step-000000040.pt runs/run/damaged && "
         "make resume RUN=runs/run\n"
     ) in output

@@ -127,7 +127,7 @@ def test_damage_is_found_before_anything_is_loaded(tmp_path, monkeypatch):
     path = save(tmp_path, 7, {"w": torch.zeros(1000)})
     path.write_bytes(b"\1" + path.read_bytes()[1:])
     monkeypatch.setattr(torch, "load", lambda *args, **more: pytest.fail("it was loaded"))
-    with pytest.raises(CheckpointError, match="is damaged: its bytes do not have the checksum they were given"):
+    with pytest.raises(CheckpointError, match="is damaged: its content does not match its checksum"):
         checkpoint.load(path)
 
 
@@ -168,11 +168,11 @@ def test_instead_of_a_damaged_one_the_newest_whole_one_is_offered_by_name(tmp_pa
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load_newest(folder)
     assert str(caught.value).endswith(
-        "or from another version of Espalier; step-000000001.pt before it is whole: to go on from that: "
+        "or from another version of Espalier; to continue from step-000000001.pt, which is intact: "
         f"mkdir -p {folder}/damaged && mv {paths[1]} {paths[2]} {folder}/damaged && make resume RUN={folder}"
     )
     paths[0].unlink()
-    with pytest.raises(CheckpointError, match="; none is whole: to begin anew: mkdir -p "):
+    with pytest.raises(CheckpointError, match="; no checkpoint is intact; to start again: mkdir -p "):
         checkpoint.load_newest(folder)
     for path in paths[1:]:
         path.unlink()

@@ -212,7 +212,7 @@ def test_a_removed_journal_is_noticed_with_the_next_line_and_put_back_whole(tmp_
     book = Journal(folder)
     book.write("start", 0)
     shutil.rmtree(folder)
-    with pytest.raises(Displaced, match=r"/run/journal.jsonl: was removed, moved or replaced by another while"):
+    with pytest.raises(Displaced, match=r"/run/journal.jsonl: was removed, moved or replaced by another file during"):
         book.write("train", 1, {"train_loss": 2.5})
     assert book.place() is None
     folder.mkdir()

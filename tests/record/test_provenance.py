@@ -107,13 +107,13 @@ def test_a_clone_without_changes_and_a_folder_that_is_none(clone, tmp_path, monk
     for folder in (tmp_path, tmp_path / "empty"):
         assert (provenance.commit(folder), provenance.uncommitted(folder)) == (None, None)
     assert provenance.unknown(clone) == ""
-    assert provenance.unknown(tmp_path) == f"{tmp_path} is in no git clone; get the code with git clone"
+    assert provenance.unknown(tmp_path) == f"{tmp_path} is not in a git clone; get the code with git clone"
     empty = tmp_path / "empty"
     assert provenance.unknown(empty) == f"{empty} has no commit yet; make one with git commit"
     (clone / ".git/HEAD").write_text("nonsense\n")
     words = provenance.unknown(clone)
     assert words.startswith(f"git rev-parse in {clone} failed: fatal: not a git repository")
-    assert words.endswith(f"; mend {clone}/.git, or get the code anew with git clone")
+    assert words.endswith(f"; repair {clone}/.git, or get the code again with git clone")
     monkeypatch.setenv("PATH", "")
     assert (provenance.commit(clone), provenance.uncommitted(clone)) == (None, None)
     assert provenance.unknown(clone) == "git is not installed, or not in PATH; install it"

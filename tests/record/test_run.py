@@ -137,7 +137,7 @@ def test_a_run_is_named_by_its_folder_a_file_of_it_or_its_name(tmp_path, monkeyp
     assert run.named("d", ["OUTPUT_DIR=other"]) == (Path("other/d"), "")
     for text, words in (("latest", ["--output-dir", "other"]), (None, ["OUTPUT_DIR=other"])):
         assert run.named(text, words) == (Path("other/d"), "")
-    with pytest.raises(UsageError, match=r"^c: runs/few/c and runs/more/c have this name; say which$"):
+    with pytest.raises(UsageError, match=r"^c: runs/few/c and runs/more/c have this name; give the folder of one$"):
         run.named("c")
     monkeypatch.chdir("runs/a")
     for text, checkpoint in ((".", ""), (".config", ""), ("checkpoints", ""), (f"checkpoints/{step}", step)):
