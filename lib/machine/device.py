@@ -91,7 +91,8 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
     peak = next((tflops * 1e12 for words, tflops in rates if re.search(rf"\b{words}\b", name)), None)
     reason = ""
     if options.dtype == "auto":
-        reason = f"auto: this device multiplies {'it' if dtype == torch.bfloat16 else 'no bfloat16'} in hardware"
+        can = "multiplies" if dtype == torch.bfloat16 else "cannot multiply"
+        reason = f"auto: this device {can} bfloat16 in hardware"
     return Machine(device, dtype, name, peak, join(launch, device), reason, options.deterministic)
 
 

@@ -28,7 +28,7 @@ def test_automatic_arithmetic_is_what_the_processor_has():
     native = torch.cpu._is_avx512_bf16_supported()
     found = device.choose(options(dtype="auto"))
     assert found.dtype == (torch.bfloat16 if native else torch.float32)
-    words = "bfloat16 (auto: this device multiplies it in" if native else "float32 (auto: this device multiplies no"
+    words = "bfloat16 (auto: this device multiplies" if native else "float32 (auto: this device cannot multiply"
     assert found.use().words().startswith(f"cpu, {words} ")
 
 
