@@ -54,7 +54,7 @@ def test_it_tells_which_one_is_damaged(run, program):
     assert done.returncode == 1
     assert done.stdout.splitlines()[:3] == [
         "step-000000010.pt  0.0 MB  intact: the checksum matches",
-        "step-000000020.pt  0.0 MB  is damaged: its bytes do not have the checksum they were given",
+        "step-000000020.pt  0.0 MB  is damaged: its content does not match its checksum",
         "step-000000030.pt  0.0 MB  intact: the checksum matches",
     ]
 
