@@ -17,7 +17,7 @@ SCHEMA = Schema()
 KCONFIG_FILES = sorted(
     path for path in ROOT.rglob("Kconfig") if path.relative_to(ROOT).parts[0] in ("Kconfig", "gpt2", "lib")
 )
-PRESETS = sorted((ROOT / "defconfigs").glob("*_defconfig"))
+PRESETS = sorted((ROOT / "defconfigs").glob("gpt2_*_defconfig"))  # a user may have added others
 SOURCES = sorted(path for package in ("lib", "gpt2", "scripts", "bench") for path in (ROOT / package).rglob("*.py"))
 PLUGINS = (
     "lib.optim.",

@@ -62,7 +62,12 @@ def run_program(main: Callable[[], int | None], only_prints: bool = False) -> No
             print(f"error: {sentence}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        print(f"error: {sys.executable} lacks the package {error.name}; `make train` installs it", file=sys.stderr)
+        name = error.name or ""
+        if name.startswith(("lib.", "gpt2.")):  # a Kconfig entry without its code
+            sentence = f"there is no {name.replace('.', '/')}.py; write it, or remove its entry from Kconfig"
+        else:
+            sentence = f"{sys.executable} lacks the package {name}; `make train` installs it"
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
     except MemoryError:
         print("error: out of memory", file=sys.stderr)

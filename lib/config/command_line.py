@@ -35,6 +35,7 @@ def resolve(
     problems, given = assignments(rest, [flag for action in parser._actions for flag in action.option_strings])
     own = base(args) if base else None
     paths = config_files(args.config, env) if own is None else [own, *map(files.named, args.config or [])]
+    given.sort(key=lambda word: word[0] not in schema.renames)  # beside an old name, the present one counts
     given = [*_environment(schema, env), *given, *_flags(schema, args)]
     stages = [partial(schema.load, path, ranges=False) for path in paths]
     stages.append(lambda: schema.override(given, beside="the run" if own else ""))

@@ -67,3 +67,11 @@ def test_a_trainer_without_standard_streams_trains_as_ever(folder):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     lines = (folder / "runs/run/journal.jsonl").read_text().splitlines()
     assert [event for event in (json.loads(line)["event"] for line in lines) if event == "train"] == ["train"] * 3
+
+
+def test_a_kconfig_entry_without_code_is_told_with_the_file_that_is_missing():
+    code = "import importlib; from lib.base.errors import run_program\n"
+    code += "run_program(lambda: importlib.import_module('lib.optim.mine'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    expected = "error: there is no lib/optim/mine.py; write it, or remove its entry from Kconfig\n"
+    assert (done.returncode, done.stderr) == (1, expected)

@@ -316,6 +316,20 @@ def test_a_flag_of_an_earlier_name_is_read_as_the_present_option(folder):
     assert resolve("DECAY_LR=n")["LR_SCHEDULE"] == "constant"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("DECAY_LR=n", "LR_SCHEDULE=linear"),
+        ("LR_SCHEDULE=linear", "DECAY_LR=n"),
+        ("--no-decay-lr", "--lr-schedule", "linear"),
+        ("--lr-schedule", "linear", "--no-decay-lr"),
+    ],
+)
+def test_beside_an_old_name_the_present_one_counts(folder, words):
+    """In any order: make sorts its words."""
+    assert resolve(*words)["LR_SCHEDULE"] == "linear"
+
+
 def test_sets(folder):
     assert resolve("--tracker", "all")["TRACKER"] == ("all",)
     assert resolve("--tracker", "wandb , trackio")["TRACKER"] == ("trackio", "wandb")

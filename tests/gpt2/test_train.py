@@ -185,7 +185,7 @@ def contents(run):
     ("words", "values"),
     [
         (["LEARNING_RATE=1e-4", "GRAD_CLIP=0"], "GRAD_CLIP 1.0 -> 0, LEARNING_RATE 0.003 -> 1e-4"),
-        (["--no-decay-lr"], "LR_SCHEDULE cosine -> constant, MIN_LR 6e-5 -> unset"),
+        (["--lr-schedule", "constant"], "LR_SCHEDULE cosine -> constant, MIN_LR 6e-5 -> unset"),
         (["THREADS=2", "NAN_POLICY=skip"], "NAN_POLICY stop -> skip, NAN_SKIP_LIMIT unset -> 10"),
         (["MODEL_NAME=gpt2"], None),
         (["BATCH_SIZE=8", "GRADIENT_ACCUMULATION=1"], "BATCH_SIZE 4 -> 8, GRADIENT_ACCUMULATION 2 -> 1"),
