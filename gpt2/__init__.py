@@ -1,1 +1,1 @@
-"""GPT-2: its data, its model, and the programs that train it, measure it and let it write."""
+"""GPT-2: its data, its model, and the programs that train it and let it write text."""
