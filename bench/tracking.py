@@ -8,7 +8,7 @@ from bench.timing import Case
 from lib.config.kconf import ROOT
 from lib.record import journal
 
-_TRACKERS = ("trackio", "wandb", "tensorboard")
+_TRACKERS = ("trackio", "wandb", "csv")  # those that need no optional package
 _OPTIONS = {"TRACKER_RUN_NAME": "run", "SAMPLE_TOKENS": 0, "EVAL_INTERVAL": 0, "DATA_DIR": "data"}
 
 

@@ -20,7 +20,7 @@ import torch
 from lib import track
 from lib.base.errors import UserError
 from lib.config import kconf
-from lib.record import checkpoint_file, export, journal, provenance
+from lib.record import export, journal, provenance
 from lib.record.run import Identity
 from lib.track import csv, lane, tensorboard
 from lib.track.cursor import Cursor
@@ -29,6 +29,7 @@ from tests import forked, runs
 from tests.disk import disk
 from tests.forked import Trainer
 from tests.training import ROOT, TEXT, arguments, environment
+from tests.wholeness import is_intact
 
 __all__ = ["disk"]  # fixtures
 
@@ -74,7 +75,7 @@ def assert_whole(run: Path, wanted: Path) -> None:
     """Every file in a run's folder is whole, and what it says is in the finished run `wanted` too."""
     for path in (path for path in run.rglob("*") if path.is_file() and path.name != "lock"):
         if path.suffix == ".pt":
-            assert checkpoint_file.is_whole(path), path
+            assert is_intact(path), path
         elif path.suffix == ".json":
             same = re.sub(r"^provenance-\d+", "provenance", path.name)
             assert json.loads(path.read_text()).keys() == json.loads((wanted / same).read_text()).keys()

@@ -26,12 +26,12 @@ from gpt2.session import Session
 from lib.base.signals import StopSignals
 from lib.machine import device
 from lib.record import checkpoint, history, journal
-from lib.record.checkpoint_file import is_whole
 from lib.track.cursor import Cursor, path_of
 from tests.disk import disk
 from tests.forked import Trainer
 from tests.tracking import wait_for
 from tests.training import ROOT, TEXT, Records, arguments, environment, losses, program, schema, start, train
+from tests.wholeness import is_intact
 
 __all__ = ["disk"]  # fixtures
 STEPS = 60
@@ -95,7 +95,7 @@ def test_asked_again_and_again_a_run_ends_at_once_and_goes_on(tmp_path, whole):
     *_, last = journal.read(run)
     assert (code, last["event"], last["status"]) == (130, "finish", "interrupted")
     names = [path.name for path in (run / "checkpoints").glob("*.pt")]
-    assert all(is_whole(run / "checkpoints" / name) for name in names) and names
+    assert all(is_intact(run / "checkpoints" / name) for name in names) and names
     assert_goes_on(tmp_path, "runs/run", whole)
 
 

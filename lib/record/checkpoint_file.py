@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any
 
 from lib.base.errors import UsageError, UserError
@@ -121,15 +120,6 @@ def verify(file: IO[bytes], path: Path) -> Header:
     if computed.hexdigest() != digest:
         raise CheckpointError(f"{path}: the checkpoint is damaged: its content does not match its checksum")
     return found
-
-
-def is_whole(path: Path, expected: Mapping[str, str] = MappingProxyType({})) -> bool:
-    """Whether the file at `path` is an intact checkpoint of this format whose header has the `expected` values."""
-    try:
-        with path.open("rb") as file:
-            return expected.items() <= verify(file, path).items()
-    except (OSError, CheckpointError):
-        return False
 
 
 def _is_header(found: object) -> bool:

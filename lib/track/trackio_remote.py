@@ -52,12 +52,12 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def server(address: str, env: Mapping[str, str] = os.environ) -> tuple[str, str]:
+def server(address: str) -> tuple[str, str]:
     """The address without the write token, and the token, from the address or the environment; empty if missing."""
     from trackio.utils import parse_trackio_server_url
 
     base, token = parse_trackio_server_url(address)
-    return base, token or env.get("TRACKIO_WRITE_TOKEN", "")
+    return base, token or os.environ.get("TRACKIO_WRITE_TOKEN", "")
 
 
 def is_address(target: str) -> bool:

@@ -338,7 +338,7 @@ def test_a_checkpoint_of_such_weights_is_refused_and_the_one_before_offered(run,
     state["model"]["h.0.mlp.c_fc.weight"][1, 2] = math.nan
     training.rewrite(last, state)
     with pytest.raises(
-        UserError, match=r"step-000000040\.pt: weights .* are NaN or infinite; step-000000030\.pt before it"
+        UserError, match=r"step-000000040\.pt: weights .* are NaN or infinite; to continue from step-000000030\.pt"
     ):
         train.train(["--resume", "runs/run", "MAX_ITERS=50"])
 

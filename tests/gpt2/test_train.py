@@ -347,7 +347,7 @@ def test_an_older_checkpoint_is_gone_back_to_by_moving_the_newer_ones(tmp_path, 
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
     assert "resuming runs/run after step 30" in train(tmp_path, "--resume", older)
     assert losses(tmp_path / "runs/run") == before
-    assert "there is no checkpoint 'step-000000031.pt'; there are newest, best where" in train(
+    assert "there is no checkpoint 'step-000000031.pt'; choose newest, best (if CHECKPOINT_BEST kept it)" in train(
         tmp_path, "--resume", "runs/run/checkpoints/step-000000031.pt", code=2
     )
 
