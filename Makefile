@@ -147,13 +147,13 @@ tracker-doctor: env-train ## Check each tracker: versions, paths, keys, network
 ##@ Develop
 
 check: lint ## Run before each commit: the linter, and the quick tests (no process is started, nothing is trained)
-	@exec "$$PYTHON" -m pytest -n 2 --dist worksteal --quick $$ARGS
+	@exec "$$PYTHON" -m pytest -n 3 --dist worksteal --quick $$ARGS
 
 test: env-test ## Run the tests; those that need an optional package are skipped by name
-	@exec "$$PYTHON" -m pytest -n 2 --dist worksteal -rs $$ARGS
+	@exec "$$PYTHON" -m pytest -n 3 --dist worksteal -rs $$ARGS
 
 test-extras: env-extras ## Run the tests that need an optional package; installs all of them into .venv-extras
-	@exec "$$PYTHON" -m pytest -n 2 --dist worksteal -rs --extras $$ARGS
+	@exec "$$PYTHON" -m pytest -n 3 --dist worksteal -rs --extras $$ARGS
 
 bench: env-train ## Measure speed on this machine; compared with nanoGPT: make bench REF=path/to/nanoGPT
 	@exec "$$PYTHON" bench/run.py $(if $(REF),--ref "$$REF") $$ARGS

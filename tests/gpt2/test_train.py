@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,7 @@ def test_a_run_keeps_its_configuration_and_where_it_came_from(whole):
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["options"]["MAX_ITERS"] == {"value": "40", "source": "--max-iters"}
     assert provenance["options"]["GRAD_CLIP"] == {"value": "1.0", "source": "default"}
-    assert provenance["packages"]["torch"] == torch.__version__
+    assert provenance["packages"]["torch"] == metadata.version("torch")
 
 
 def test_a_finished_run_says_so_and_goes_on_when_it_gets_more_steps(tmp_path, whole):
