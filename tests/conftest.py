@@ -16,7 +16,8 @@ from tests.tracking import run  # noqa: F401  # a fixture for every test of a tr
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = Schema().options
-QUICK = 1.0  # seconds of CPU that a test may take with --quick
+LATE: list[int] = []  # not empty if the test at hand has used up its time
+QUICK = 0.5  # seconds of CPU that a test may take with --quick
 
 # Reproducible, without a database of examples in the repository, and without a deadline that a slow machine misses.
 hypothesis.settings.register_profile("espalier", deadline=None, database=None, derandomize=True)
@@ -48,6 +49,7 @@ def pytest_configure(config):
                 if frame.f_code.co_filename.startswith("<frozen importlib"):
                     return signal.setitimer(signal.ITIMER_VIRTUAL, 0.1)
                 frame = frame.f_back
+            LATE.append(number)
             pytest.skip(f"not quick: more than {QUICK} s of CPU")
 
         signal.signal(signal.SIGVTALRM, late)
@@ -56,9 +58,14 @@ def pytest_configure(config):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """With --quick, a test has little time; so no list says which tests are slow."""
+    LATE.clear()
     signal.setitimer(signal.ITIMER_VIRTUAL, QUICK if item.config.getoption("--quick") else 0)
     try:
         return (yield)
+    except Exception:
+        if LATE:  # the skip came inside of C code, which may turn it into another exception
+            pytest.skip(f"not quick: more than {QUICK} s of CPU")
+        raise
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
