@@ -5,15 +5,15 @@ Each check is beside the code that it protects. This is the one place that calls
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gpt2 import shape
 from lib import schedule
 from lib.base.errors import UsageError
 from lib.config.kconf import Options
+from lib.schedule import Bind
 
 T = TypeVar("T")
-Bind = Callable[[type], Any]  # dataclass of options -> the configuration's values for it: Schema.bind
 
 
 @dataclasses.dataclass(frozen=True)

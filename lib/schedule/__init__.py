@@ -74,11 +74,6 @@ def _module(options: ScheduleOptions) -> Module:
     return importlib.import_module(f"lib.schedule.{options.lr_schedule.replace('-', '_')}")
 
 
-def progress(step: int, first: int, last: int) -> float:
-    """How far `step` is on the way from step `first` (0.0) to step `last` (1.0)."""
-    return min(1.0, (step - first) / max(1, last - first))
-
-
 # ---- checks before training ------------------------------------------------------------------------------------------
 
 

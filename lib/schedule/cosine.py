@@ -1,29 +1,12 @@
 """Cosine: half a period of a cosine from the peak to the minimum (Loshchilov and Hutter, arXiv 1608.03983, eq. 5)."""
 
-import dataclasses
 import math
 
-from lib.config.kconf import Options
-from lib.schedule import Bind, Rate, progress
-
-
-@dataclasses.dataclass(frozen=True)
-class CosineOptions(Options):
-    """From where to where, and when."""
-
-    max_iters: int
-    learning_rate: float
-    warmup_steps: int
-    min_lr: float
+from lib.schedule import Bind, Rate
+from lib.schedule.decay import DecayOptions, decay
 
 
 def build(bind: Bind) -> Rate:
     """The peak at the end of the warm-up, the minimum at the last step."""
-    options = bind(CosineOptions)
-    peak, minimum = options.learning_rate, options.min_lr
-
-    def rate(step: int) -> float:
-        done = progress(step, options.warmup_steps, options.max_iters)
-        return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * done))
-
-    return rate
+    options = bind(DecayOptions)
+    return decay(options, options.warmup_steps, lambda done: 0.5 * (1 + math.cos(math.pi * done)))

@@ -7,18 +7,14 @@ are enough for it.
 import dataclasses
 import math
 
-from lib.config.kconf import Options
-from lib.schedule import Bind, Rate, progress
+from lib.schedule import Bind, Rate
+from lib.schedule.decay import DecayOptions, decay
 
 
 @dataclasses.dataclass(frozen=True)
-class WsdOptions(Options):
-    """When the decay begins, how it falls, and to what."""
+class WsdOptions(DecayOptions):
+    """When the decay begins, and how it falls."""
 
-    max_iters: int
-    learning_rate: float
-    warmup_steps: int
-    min_lr: float
     lr_decay_share: float  # of all steps of the run, warm-up included
     lr_decay_shape: str
 
@@ -26,16 +22,10 @@ class WsdOptions(Options):
 def build(bind: Bind) -> Rate:
     """The peak up to the first step of the decay, the minimum at the last step."""
     options = bind(WsdOptions)
-    peak, minimum, first = options.learning_rate, options.min_lr, max(options.warmup_steps, decay_start(options))
-
-    def rate(step: int) -> float:
-        if step <= first:
-            return peak
-        done = progress(step, first, options.max_iters)
-        left = 1 - done if options.lr_decay_shape == "linear" else 1 - math.sqrt(done)
-        return minimum + (peak - minimum) * left
-
-    return rate
+    linear = options.lr_decay_shape == "linear"
+    first = max(options.warmup_steps, decay_start(options))
+    falling = decay(options, first, lambda done: 1 - (done if linear else math.sqrt(done)))
+    return lambda step: options.learning_rate if step <= first else falling(step)
 
 
 def decay_start(options: WsdOptions) -> int:

@@ -88,11 +88,8 @@ def say(text: str) -> None:
     try:
         print(shown(text), flush=True)
     except OSError as error:
-        if error.errno not in (
-            errno.EPIPE,
-            errno.EIO,
-            *NO_ROOM,
-        ):  # EIO: a closed terminal, before SIGHUP
+        # EIO comes from a closed terminal, before SIGHUP does.
+        if error.errno not in (errno.EPIPE, errno.EIO, *NO_ROOM):
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
