@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from lib.base.errors import UserError
 from lib.config.kconf import Options
 from lib.record.run import Identity
 
@@ -45,6 +46,29 @@ class Alert:
 
 
 @dataclasses.dataclass(frozen=True)
+class Media:
+    """A file of the run that the user wants to see or to keep beside the metrics."""
+
+    kind: str  # image (PNG), table (JSON: {"columns": [...], "rows": [[...]]}), text (UTF-8) or artifact (any file)
+    name: str  # such as `sample`: one item of a name per step
+    step: int
+    time: float  # unix seconds
+    path: Path  # in the run's folder
+
+
+class Configuration(dict[str, Any]):
+    """What a tracker shows as the run's configuration. `options` are Espalier's, by name in lower case, for `bind`."""
+
+    def __init__(self, shown: Mapping[str, Any], options: Mapping[str, Any]):
+        super().__init__(shown)
+        self.options = options
+
+
+class Refused(UserError):
+    """The destination refuses the key or the run. The user hears of it at once; the end of the run does not wait."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Finding:
     """One line of `make tracker-doctor` about a tracker."""
 
@@ -59,10 +83,19 @@ class Tracker(Protocol):
     A tracker has its own process, so it may be slow, hang or crash. A method that raises is called again with the same
     arguments: without limit while the run trains, and a few times within half a minute after that.
 
-    A retry or a resume may withdraw rows that a tracker has. A tracker that can replace its data has a fifth method,
-    `rewrite(rows, alerts)`: it replaces everything that is stored, whatever `open` found, and may be called again. Any
-    other tracker gets a second run. `finish("interrupted")` is called, then a new object is opened with another
-    identity, `<name>~2`, and receives the complete history.
+    A tracker may also have these methods:
+
+    media(items)           shows or keeps the files in a list of Media; without it, a tracker gets none
+    rewrite(rows, alerts)  replaces everything that is stored, whatever `open` found; may be called again
+    destination() -> str   where the rows of the opened run go, without secrets: a path, a server, a project
+    holds() -> bool        whether the destination had this run before `open`
+
+    A retry or a resume may withdraw rows that a tracker has. A tracker with `rewrite` then gets all valid rows, and
+    after it all valid media. Any other tracker gets a second run. `finish("interrupted")` is called, then a new object
+    is opened with another identity, `<name>~2`, and receives the complete history.
+
+    If `destination` differs from the one that has the earlier rows, or if it no longer holds the run, the complete
+    history is delivered there. How much each destination has is remembered.
 
     The module of a tracker may also have:
 
@@ -76,7 +109,7 @@ class Tracker(Protocol):
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
         """Begin or continue the run; returns a note for the user, or "". Import the library here.
 
-        config    the resolved options by name in lower case
+        config    a Configuration: as a dict, what the tracker shows; `bind` reads the options of trackers from it
         folder    of the run, where the tracker may keep files
         """
 
@@ -96,7 +129,8 @@ class Tracker(Protocol):
 
 def bind(cls: type[T], config: Mapping[str, Any]) -> T:
     """The options of dataclass `cls` from a run's configuration; an option that the run did not have is None."""
-    return cls(**{name: config.get(name) for name in typing.get_type_hints(cls)})
+    options = config.options if isinstance(config, Configuration) else config
+    return cls(**{name: options.get(name) for name in typing.get_type_hints(cls)})
 
 
 def plain_name(name: str, refused: str, longest: int, reserved: Callable[[str], bool] = lambda _: False) -> str:
