@@ -7,8 +7,10 @@ SERIES = ("train", "eval", "system")  # events that are measurements, also as `t
 VOLATILE = frozenset({"tokens_per_second", "mfu"})  # metrics that depend on the clock, so a repeated step has others
 
 Record = dict[str, Any]
-Key = tuple[str, int]  # event and step; `alert <kind>` for an alert. Each key has at most one valid record
-_ALERT = "alert "
+# Event and step; the event is `alert <kind>` for an alert, `media <name>` for media. Each key has at most one valid
+# record.
+Key = tuple[str, int]
+_ALERT, _MEDIA = "alert ", "media "
 _BESIDE = ("alert", "system")  # other threads record these events, so they may follow the end of a run
 
 
@@ -23,6 +25,8 @@ class Places:
       sample of the machine, and a second sample says nothing about the run.
     - A resume or retry with other options also withdraws alerts beyond its step. A step with another result withdraws
       no alerts, because the user has seen them. When only alerts are withdrawn, a tracker keeps the alerts that it has.
+    - Media show the state of the run at their step, so they are withdrawn with the measurements. A repeated record of
+      media never withdraws anything, because a picture of the same numbers may have other bytes.
     - A run that is made longer keeps the final metrics of its earlier ends, each at its step.
     - Any record except an alert or a `system` record continues a run that had ended; see `ending_after`.
 
@@ -53,11 +57,12 @@ class Places:
             self.session = place
             return bool(record.get("changed")) and self._take_back(place, [key for key, _ in self if key[1] > step])
         measured = series(event)
-        if not (measured or event == "alert" or (event == "finish" and record["metrics"])):
+        if not (measured or event in ("alert", "media") or (event == "finish" and record["metrics"])):
             return False
         key = key_of(event, step, record)
         if (first := self.place(key)) is not None:
-            if first > self.session or measured == "system" or self._repeats(key, record):
+            stays = measured == "system" or event == "media"
+            if first > self.session or stays or self._repeats(key, record):
                 return False
             old = [key for key, at in self if first <= at < self.session and not _is_alert(key)]
             self._take_back(place, old)
@@ -101,7 +106,7 @@ class InForce(Places):
     def __init__(self):
         super().__init__()
         self.rows: dict[Key, Record] = {}  # measurements (SERIES), in the order of the journal
-        self.others: dict[Key, Record] = {}  # alerts, and `finish` records with metrics, in the order of the journal
+        self.others: dict[Key, Record] = {}  # alerts, media, and `finish` records with metrics, in the journal's order
 
     def put(self, key: Key, record: Record, place: int) -> None:
         """Make this record the valid one of its key."""
@@ -122,8 +127,12 @@ class InForce(Places):
 
 
 def key_of(event: str, step: int, details: Mapping[str, Any]) -> Key:
-    """The key of an event at a step; `details` has the kind of an alert."""
-    return f"{_ALERT}{details.get('kind')}" if event == "alert" else event, step
+    """The key of an event at a step; `details` has the kind of an alert, and the name of media."""
+    if event == "alert":
+        event = f"{_ALERT}{details.get('kind')}"
+    elif event == "media":
+        event = f"{_MEDIA}{details.get('name')}"
+    return event, step
 
 
 def _is_alert(key: Key) -> bool:

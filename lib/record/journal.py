@@ -1,9 +1,10 @@
 """The journal: one JSON line per event of a run, append-only. Trackers and all other readers get their data from it.
 
 A line is {"seq", "time" (unix seconds), "event", "step", "metrics", ...}. Events: `start`, `resume`, `train`, `eval`,
-`system`, `alert`, `finish`. One system call writes a line, so another process never sees half of it, and it
-survives when the trainer is killed. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity": the file is
-strict JSON. Readers skip lines that a disk or an editor damaged; `damaged` returns their numbers.
+`system`, `alert`, `media`, `finish`. A line of media refers to a file in the run's folder. One system call writes a
+line, so another process never sees half of it, and it survives when the trainer is killed. NaN and infinities are the
+strings "NaN", "Infinity" and "-Infinity": the file is strict JSON. Readers skip lines that a disk or an editor damaged;
+`damaged` returns their numbers.
 """
 
 import errno
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lib.base import files
@@ -24,6 +25,8 @@ from lib.base.metric import described
 from lib.machine import use
 from lib.record.in_force import InForce, Key, Record, ending_after, key_of, lasting
 
+MEDIA_KINDS = ("image", "table", "text", "artifact")
+MEDIA_FOLDERS = ("media", "checkpoints")  # in the run's folder: where files of media may be
 SCHEMA = 1  # of the lines; written into every `start` event
 FILE = "journal.jsonl"
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
@@ -33,7 +36,7 @@ _YEAR_10000 = 253402300800  # unix seconds; Python cannot format later times
 # The types of optional fields of a record, and of options in its configuration, that readers rely on.
 _DETAILS = {
     "config": dict, "changed": dict, "status": str, "message": str, "kind": str, "level": str, "machine": (str, dict),
-    "sparsity": (int, float), "shown": dict,
+    "sparsity": (int, float), "shown": dict, "parameters": dict,
 }  # fmt: skip
 _OPTIONS = {"max_iters": int, "tracker": list}
 
@@ -83,10 +86,12 @@ class Journal:
         known = in_force(self.path.parent)
         rows = {key: r for key, r in known.rows.items() if r["event"] in ("train", "eval")}
         alerts = {key: r for key, r in known.others.items() if r["event"] == "alert"}
-        # A run that continues at its last step repeats this alert of the same step.
+        media = {key: r for key, r in known.others.items() if r["event"] == "media"}
+        # A run that continues at its last step repeats this alert and the media of the same step.
         told = {key: r for key, r in alerts.items() if r.get("kind") == "finished"}
-        self.ahead = told | {key: r for key, r in (rows | alerts).items() if key[1] > step}
-        return len(self.ahead)
+        beyond = told | {key: r for key, r in (rows | alerts | media).items() if key[1] > step}
+        self.ahead = beyond | {key: r for key, r in media.items() if key[1] == step}
+        return len(beyond)
 
     def write(self, event: str, step: int, metrics: Mapping[str, float] | None = None, **details: Any) -> Record:
         """Append one event and return its record. A step that was recorded before with the same result is not appended.
@@ -272,7 +277,15 @@ def _is_record(found: Any) -> bool:
         and _is_configuration(found.get("config", {}))
         and _is_machine(found.get("machine", ""))
         and described(found) is not None  # raises for what cannot be shown
+        and (found["event"] != "media" or _is_media(found))
     )
+
+
+def _is_media(found: dict[str, Any]) -> bool:
+    """Whether media refer to a file of the run. A received journal must not make trackers upload any other file."""
+    path = PurePosixPath(found["file"])
+    inside = path.parts[:1] in [(name,) for name in MEDIA_FOLDERS] and ".." not in path.parts and "\0" not in str(path)
+    return inside and found["kind"] in MEDIA_KINDS and isinstance(found["name"], str)
 
 
 def _is_machine(recorded: str | dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from lib.base.launch import Launch
 from lib.config import command_line
 from lib.config.kconf import ROOT, Options
 
-FOLDERS = ("checkpoints", "trackers")
+FOLDERS = ("checkpoints", "trackers", "media")
 _UNBEGUN = {"lock", "checkpoints", ".config", ".config.tmp", "run.json.tmp"}  # files of a folder without run.json
 _ID = re.compile(r"\w{1,64}", re.ASCII)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -233,7 +233,7 @@ def _check_links(folder: Path) -> None:
 
     The folders of a run may be links, for instance to another disk: programs write only files with known names there.
     """
-    for place in (folder, folder / FOLDERS[0], folder / FOLDERS[1]):
+    for place in (folder, *(folder / name for name in FOLDERS)):
         with contextlib.suppress(OSError):  # it does not exist yet
             for entry in os.scandir(place):
                 if entry.is_symlink() and not entry.is_dir():

@@ -10,12 +10,12 @@ from lib.base.errors import UserError
 from lib.base.files import write_json
 from lib.record import journal, run
 from lib.record.in_force import Key, Places, Record, key_of
-from lib.track.tracker import Alert, Row
+from lib.track.tracker import Alert, Configuration, Media, Row
 
 FOLDER = "trackers"
 _FIRST_COME = 0  # the edition in states of earlier versions, which kept the first delivered record of a step
 
-Item = Row | Alert  # what trackers get; other records of the journal are for other readers
+Item = Row | Alert | Media  # what trackers get; other records of the journal are for other readers
 
 
 class Backlog(Places):
@@ -27,7 +27,7 @@ class Backlog(Places):
     def __init__(self, folder: Path):
         super().__init__()
         self.folder, self.end = folder, 0
-        self.configs: list[tuple[int, dict[str, Any]]] = []  # place and resolved options of each start and resume
+        self.configs: list[tuple[int, Configuration]] = []  # place and configuration of each start and resume
         self.without_metrics: set[int] = set()  # places of rows without metrics, which trackers do not get
 
     def update(self) -> "Backlog":
@@ -38,7 +38,8 @@ class Backlog(Places):
             if not _is_for_trackers(record):
                 self.without_metrics.add(end)
             if record["event"] in ("start", "resume") and "config" in record:
-                self.configs.append((self.end, record["config"]))
+                config = record["config"]
+                self.configs.append((self.end, Configuration(record.get("parameters", config), config)))
         return self
 
     def metrics(self, key: Key) -> dict[str, Any]:
@@ -46,16 +47,16 @@ class Backlog(Places):
         return journal.at(self.folder, self.place(key))["metrics"]
 
     def count(self, beyond: int) -> int:
-        """The number of valid rows and alerts beyond a place."""
+        """The number of valid rows, alerts and media beyond a place."""
         return sum(place > beyond and place not in self.without_metrics for _, place in self)
 
     def items(self, beyond: int) -> Iterator[tuple[int, Item]]:
-        """The valid rows and alerts beyond a place, each with its own place, in order."""
+        """The valid rows, alerts and media beyond a place, each with its own place, in order."""
         for record, end in journal.tail(self.folder, beyond):
             if end > self.end:
                 return
             if self.place(key_of(record["event"], record["step"], record)) == end and end not in self.without_metrics:
-                yield end, _item(record)
+                yield end, _item(record, self.folder)
 
 
 @dataclasses.dataclass
@@ -64,15 +65,22 @@ class Cursor:
 
     Single rows cannot be removed from a tracker. When the journal withdraws rows that a tracker has, the tracker is
     rewritten or gets a new run; `edition` is the number of its current run.
+
+    The rows may go to another place than before: another machine's database, server, project. Each place has its own
+    share of the journal; `elsewhere` remembers the shares of the others.
     """
 
     offset: int = 0  # bytes of the journal up to which everything is delivered
     reach: int = 0  # bytes of the journal up to which the tracker may have rows, the current batch included
     edition: int = 1  # number of the run at the tracker; see `identity`
-    rows: int = 0  # rows and alerts delivered so far
+    rows: int = 0  # rows, alerts and media delivered so far
     state: str = "starting"  # starting, opening, live, finished (all delivered, tracker closed) or failed
     message: str = ""  # why it failed, one sentence
     note: str = ""  # from the tracker to the user, such as the address of the run
+    destination: str = ""  # where the rows go; empty: into the run's folder, or an earlier version did not record it
+    elsewhere: dict[str, list[int]] = dataclasses.field(
+        default_factory=dict
+    )  # destination -> offset, reach, edition, rows
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "Cursor":
@@ -104,6 +112,24 @@ class Cursor:
             return first
         return run.Identity(f"{first.run_id}_{self.edition}", first.project, f"{first.name}~{self.edition}")
 
+    def go_to(self, destination: str) -> str:
+        """Switch to what a destination has; returns the former one if that is another, else an empty text.
+
+        What the destination has is of use only if its run has the present edition.
+        """
+        before, self.destination = self.destination, destination
+        if before in ("", destination):
+            return ""
+        self.elsewhere[before] = [self.offset, self.reach, self.edition, self.rows]
+        offset, reach, edition, rows = self.elsewhere.pop(destination, (0, 0, self.edition, 0))
+        known = edition == self.edition
+        self.offset, self.reach, self.rows = (offset, reach, rows) if known else (0, 0, 0)
+        return before
+
+    def lost(self) -> None:
+        """Count nothing as delivered: the destination no longer holds the run."""
+        self.offset = self.reach = self.rows = 0
+
     def is_stale(self, backlog: Backlog) -> bool:
         """Whether the tracker may have rows that are no longer valid."""
         return any(
@@ -111,11 +137,11 @@ class Cursor:
         )
 
     def pending(self, backlog: Backlog) -> int:
-        """The number of rows and alerts that are still to be delivered."""
+        """The number of rows, alerts and media that are still to be delivered."""
         return backlog.count(0 if self.is_stale(backlog) else self.offset)
 
     def batch(self, backlog: Backlog, limit: int) -> tuple[list[Item], int]:
-        """The next rows and alerts, about `limit`, and the place in the journal after them.
+        """The next rows, alerts and media, about `limit`, and the place in the journal after them.
 
         No record after this place, as far as the journal is read, withdraws a record before it. With any other place,
         withdrawn records that were skipped would count as delivered.
@@ -132,7 +158,7 @@ class Cursor:
         return found, backlog.end
 
     def advance(self, edge: int, rows: int) -> None:
-        """Count a batch of `rows` rows and alerts as delivered."""
+        """Count a batch of `rows` items as delivered."""
         self.offset, self.reach = edge, max(edge, self.reach)
         self.rows += rows
 
@@ -141,24 +167,26 @@ class Cursor:
         self.edition = max(1, self.edition)
 
     def rewritten(self, edge: int, rows: int) -> None:
-        """Count the tracker as rewritten: it has `rows` rows and alerts, all that are valid up to a place."""
+        """Count the tracker as rewritten: it has `rows` items, all that are valid up to a place."""
         self.edition, self.rows = 1, 0
         self.advance(edge, rows)
 
     def begin_again(self) -> None:
         """Switch to a new run at the tracker, which is empty."""
-        self.offset = self.reach = self.rows = 0
+        self.lost()
         self.edition = max(1, self.edition) + 1
 
 
 def _is_for_trackers(record: Record) -> bool:
-    return bool(record["metrics"]) or record["event"] == "alert"
+    return bool(record["metrics"]) or record["event"] in ("alert", "media")
 
 
-def _item(record: Record) -> Item:
+def _item(record: Record, folder: Path) -> Item:
     event, step, moment = record["event"], record["step"], record["time"]
     if event == "alert":
         return Alert(record.get("kind", "alert"), step, moment, record.get("level", "warn"), record.get("message", ""))
+    if event == "media":
+        return Media(record["kind"], record["name"], step, moment, folder / record["file"])
     return Row(event, step, moment, journal.numbers(record))
 
 

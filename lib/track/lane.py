@@ -10,9 +10,9 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lib.base import files, redact
 from lib.base.errors import UserError
@@ -20,7 +20,7 @@ from lib.record import journal
 from lib.record.run import Identity
 from lib.track import registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, Item, path_of
-from lib.track.tracker import Alert, Row
+from lib.track.tracker import Alert, Media, Refused, Row
 
 POLL = 2.0  # seconds between reads of the journal; each uses processor time that training could use
 ASK = 0.25  # seconds between attempts to get the lock
@@ -29,6 +29,7 @@ WAITS = (1, 2, 4, 8, 15)  # seconds between the attempts at a call that fails
 BUSY = 3  # exit code: another process delivers this run to this tracker
 
 Gone = Callable[[float], bool]
+T = TypeVar("T")
 
 
 def main(folder: Path, name: str, pipe: int) -> int:
@@ -106,7 +107,8 @@ class _Lane:
 
     def run(self) -> None:
         ended, before = self.gone(0), self.cursor.state
-        if ended and before == "finished" and not self.cursor.pending(self.backlog.update()):
+        complete = ended and before == "finished" and not self.cursor.pending(self.backlog.update())
+        if complete and not self.cursor.destination:  # else the rows may have to go to another destination now
             return
         self.note(state="starting", message="", note="")
         self.tracker = registry.tracker_class(self.name)()
@@ -156,15 +158,33 @@ class _Lane:
         note = self._insist(lambda: self.tracker.open(identity, self.backlog.configs[-1][1], self.folder))
         self.is_open = True
         again = f"the run {identity.name} has all valid rows; rows of {first.name} were withdrawn"
-        self.note(state="live", note="; ".join(filter(None, [again if identity != first else "", note])))
+        notes = [again if identity != first else "", self._find_destination(), note]
+        self.note(state="live", note="; ".join(filter(None, notes)))
+
+    def _find_destination(self) -> str:
+        """Continue with what the tracker's destination has; returns a note if it lacks what was delivered."""
+        if not hasattr(self.tracker, "destination"):
+            return ""
+        place = self._insist(self.tracker.destination)
+        before = self.cursor.go_to(place)
+        delivered = self.cursor.rows
+        if delivered and hasattr(self.tracker, "holds") and not self._insist(self.tracker.holds):
+            self.cursor.lost()
+        if before:
+            rest = "the rest" if self.cursor.rows else "all of the run"
+            return f"the rows went to {before} before; {place} now gets {rest}"
+        return (
+            f"{place} does not hold the run any more and gets all of it again" if delivered > self.cursor.rows else ""
+        )
 
     def _begin_again(self, ended: bool) -> None:
         """Give the tracker exactly the valid rows, by a rewrite or a new run; `ended`: its old run was finished."""
         if hasattr(self.tracker, "rewrite"):
             self._open()  # with the current options
             items = [item for _, item in self.backlog.items(0)]
-            rows, alerts = ([item for item in items if isinstance(item, kind)] for kind in (Row, Alert))
+            rows, alerts, media = (_of(kind, items) for kind in (Row, Alert, Media))
             self._insist(lambda: self.tracker.rewrite(rows, alerts))
+            self._deliver_media(media)
             self.cursor.rewritten(self.backlog.end, len(items))
             self._save()
             return
@@ -189,17 +209,32 @@ class _Lane:
         self.cursor.reach = max(edge, self.cursor.reach)
         self._save()  # before delivery, so that after a kill the state shows that the tracker may have them
         for start in range(0, len(items), BATCH):
-            for kind, deliver in ((Row, self.tracker.log), (Alert, self.tracker.alert)):
-                if some := [item for item in items[start : start + BATCH] if isinstance(item, kind)]:
+            for kind, deliver in ((Row, self.tracker.log), (Alert, self.tracker.alert), (Media, self._deliver_media)):
+                if some := _of(kind, items[start : start + BATCH]):
                     self._insist(functools.partial(deliver, some))
         self.cursor.advance(edge, len(items))
         self._save()
+
+    def _deliver_media(self, items: list[Media]) -> None:
+        """Hand over media to a tracker that takes them; their files may have been removed since, or replaced by links.
+
+        A link may lead to a file outside of the run, which must not be uploaded.
+        """
+        for item in items:
+            if not item.path.is_file() or item.path.is_symlink():
+                print(f"{item.path}: is no longer there, so the tracker does not get it", flush=True)
+        here = [item for item in items if item.path.is_file() and not item.path.is_symlink()]
+        if here and hasattr(self.tracker, "media"):
+            self._insist(lambda: self.tracker.media(here))
 
     def _save(self) -> None:
         self._insist(lambda: self.cursor.save(self.folder, self.name))
 
     def _insist(self, action: Callable[[], Any]) -> Any:
-        """Return what `action` returns. After an error, try again after each of WAITS, then while the trainer runs."""
+        """Return what `action` returns. After an error, try again after each of WAITS, then while the trainer runs.
+
+        A refusal is told at once, and is not tried again after the trainer has ended.
+        """
         waits = iter(WAITS)
         while True:
             try:
@@ -208,15 +243,21 @@ class _Lane:
             except Exception as error:
                 traceback.print_exc()  # into the tracker's log file
                 ended = self.gone(0)
-                if (wait := next(waits, None)) is None:
+                wait = None if isinstance(error, Refused) else next(waits, None)
+                if wait is None:
                     if ended:
                         raise
                     wait = WAITS[-1]
+                    self.pipe.close()
                     with contextlib.suppress(UserError):  # a full disk: delivery continues without the message
                         self.note(message=f"{_sentence(error)}; trying again")
                 time.sleep(wait) if ended else self.gone(wait)
         self.cursor.message = ""
         return result
+
+
+def _of(kind: type[T], items: Iterable[Any]) -> list[T]:
+    return [item for item in items if isinstance(item, kind)]
 
 
 def configuration(folder: Path) -> dict[str, Any] | None:

@@ -1,0 +1,56 @@
+"""Media: files of a run that trackers show or keep, such as samples and pictures. The journal refers to them."""
+
+import shutil
+from pathlib import Path
+
+from lib.base import files
+from lib.base.errors import UserError
+from lib.record.journal import MEDIA_FOLDERS, Journal, Record
+from lib.record.run import folder_name
+
+FOLDER = MEDIA_FOLDERS[0]
+_SUFFIXES = {"image": ".png", "table": ".json", "text": ".txt"}
+
+
+def write(folder: Path, book: Journal, kind: str, name: str, step: int, content: bytes) -> Record:
+    """Keep an image (PNG), table (JSON) or text (UTF-8) of a step in the run's folder, and record it.
+
+    The same name and step write the same file. Raises UserError if the disk is full.
+    """
+    path = _path(folder, book, name, step, _SUFFIXES[kind])
+    files.write(path, content)
+    return _record(folder, book, kind, name, step, path)
+
+
+def keep(folder: Path, book: Journal, name: str, step: int, path: Path) -> Record:
+    """Record a file of any kind as an artifact.
+
+    A checkpoint of the run stays where it is. Another file is copied into the run's folder, so that a tracker gets what
+    it holds now. Raises UserError if it cannot be read, or if the disk is full.
+    """
+    if path.parent != folder / MEDIA_FOLDERS[1]:
+        path = _kept(path, _path(folder, book, name, step, path.suffix))
+    return _record(folder, book, "artifact", name, step, path)
+
+
+def _path(folder: Path, book: Journal, name: str, step: int, suffix: str) -> Path:
+    book.check()  # the folder may be gone
+    (folder / FOLDER).mkdir(exist_ok=True)
+    return folder / FOLDER / f"{folder_name(name)}-{step:08d}{suffix}"
+
+
+def _kept(path: Path, there: Path) -> Path:
+    """A copy of a file at `there`. A hard link would change with the file when a script writes it again in place."""
+    try:
+        with path.open("rb") as source, files.whole(there) as copy:
+            shutil.copyfileobj(source, copy)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be copied into the run's folder: {files.reason(error, there.parent)}"
+        ) from None
+    return there
+
+
+def _record(folder: Path, book: Journal, kind: str, name: str, step: int, path: Path) -> Record:
+    place = path.relative_to(folder).as_posix()
+    return book.write("media", step, kind=kind, name=name, file=place, bytes=path.stat().st_size)
