@@ -24,8 +24,11 @@ from lib.record.best import best, dense_best, evaluations
 from lib.terminal.console import duration, say, table
 
 
-def finished(training: Training, data: Data, recorder: Recorder, json_output: str) -> dict[str, Any]:
-    """Record that the run has made all its steps. Returns its summary, which is also in summary.json."""
+def finished(training: Training, data: Data, recorder: Recorder, json_output: str, artifact: str) -> dict[str, Any]:
+    """Record that the run has made all its steps. Returns its summary, which is also in summary.json.
+
+    `artifact` names the checkpoint that trackers get: `last`, `best` or `none`.
+    """
     step, folder = training.step, recorder.folder
     known = evaluations(journal.history(folder).values())
     final = journal.final(folder, step) or {
@@ -34,6 +37,7 @@ def finished(training: Training, data: Data, recorder: Recorder, json_output: st
         "total_time_seconds": recorder.seconds(),
     }
     if not recorder.journal.ended(step):  # an earlier session may have ended it, and been killed before the summary
+        recorder.keep_artifact(artifact, step)
         recorder.write("finish", step, final, status="finished")
     recorder.console.close()
     tokens = step * data.tokens_per_step

@@ -1,9 +1,10 @@
 """Records a session: fills the journal, shows events in the terminal, feeds trackers, writes checkpoints."""
 
 import contextlib
+import math
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gpt2.alerts import Watch
@@ -11,7 +12,7 @@ from gpt2.rescue import Spare
 from gpt2.training import Training
 from lib import track
 from lib.base.metric import Metric
-from lib.record import checkpoint, journal
+from lib.record import checkpoint, journal, media
 from lib.terminal.console import Console, say
 
 _IMPORT_SECONDS, _OPEN_SECONDS = 15.0, 3.0  # the longest waits for trackers, because one may hang
@@ -32,11 +33,16 @@ class Recorder:
         watch: Watch,
         keeping: checkpoint.Keeping,
         about: dict[str, str],
+        sampler: Callable[[], str | None] | None,
     ):
-        """Start the trackers. `about` goes into the headers of checkpoints."""
+        """Start the trackers. `about` goes into the headers of checkpoints.
+
+        `sampler` writes the text of each evaluation, or None if it was broken off; without it there is none.
+        """
         self.folder, self.journal, self.console, self.training = folder, book, console, training
         self.watch, self.spare = watch, Spare(folder)
         self.writer = checkpoint.Writer(folder / "checkpoints", keeping, about, book.sync, console.say)
+        self.sampler = sampler
         self.began, self.before = time.perf_counter(), training.total_seconds
         self.described: set[str] = set()  # metrics for which the journal says how to show them
         self.patience = _DELIVERY_SECONDS
@@ -67,6 +73,31 @@ class Recorder:
         self.console.show(record)
         for note in self.lanes.notes():
             self.console.say(note)
+        if event == "eval" and math.isfinite(metrics["val_loss"]):
+            self.sample(step)
+
+    def sample(self, step: int) -> None:
+        """Keep a sample of the model after this step, if samples are wanted."""
+        if self.sampler is None:
+            return
+        with self.busy("sampling"):
+            text = self.sampler()
+        if text is not None:
+            media.write(self.folder, self.journal, "text", "sample", step, text.encode())
+
+    def has_sample(self, step: int) -> bool:
+        """Whether the journal has a sample of this step."""
+        return journal.key_of("media", step, {"name": "sample"}) in journal.in_force(self.folder).others
+
+    def keep_artifact(self, which: str, step: int) -> None:
+        """Name the checkpoint that trackers get at the end of the run after `step`: `last`, `best` or `none`."""
+        if which == "none":
+            return
+        path = self.writer.folder / checkpoint.name(step if which == "last" else self.training.best.step)
+        if path.exists():
+            media.keep(self.folder, self.journal, f"{which} checkpoint", step, path)
+        else:
+            self.console.say(f"note: {path}: is not there, so trackers do not get it")
 
     def alert(self, kind: str, level: str, message: str, step: int) -> None:
         """Tell the user something at once, in the terminal and through trackers that can."""

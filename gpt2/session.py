@@ -30,6 +30,7 @@ from lib.base.launch import Launch
 from lib.base.signals import StopSignals
 from lib.config import matters
 from lib.config.kconf import Options, Schema
+from lib.config.parameters import parameters
 from lib.machine import device
 from lib.machine.use import Use
 from lib.record import checkpoint, journal, monitor, provenance, retries, run
@@ -89,6 +90,9 @@ class SessionOptions(Options):
     eval_interval: int
     tracker: tuple[str, ...]
     json_output: str  # file; empty: none
+    sample_at_eval: bool | None  # None: nothing is sampled
+    tracker_config: str
+    tracker_artifacts: str
 
 
 class Session:
@@ -122,7 +126,7 @@ class Session:
                 book = ranks.only_first(lambda: self._open(start.folder, stack, asked), None)
                 use = self._restore(start.folder, identity)
                 recorder = ranks.only_first(
-                    lambda: self._record(start, book, identity, use, stack), Unrecorded(start.folder)
+                    lambda: self._record(start, book, identity, use, stack, asked), Unrecorded(start.folder)
                 )
                 if self._loop(recorder, asked):
                     return asked.exit_code or 128 + signal.SIGTERM  # 0 here means that another rank got the signal
@@ -177,7 +181,13 @@ class Session:
         return self.machine.use(compiled, reason)
 
     def _record(
-        self, start: Start, book: journal.Journal, identity: run.Identity, use: Use, stack: ExitStack
+        self,
+        start: Start,
+        book: journal.Journal,
+        identity: run.Identity,
+        use: Use,
+        stack: ExitStack,
+        asked: StopSignals,
     ) -> Recorder:
         """Record and announce the start of this session; `stack` closes what records it."""
         schema, training, folder, max_iters = self.schema, self.training, start.folder, self.schedule.max_iters
@@ -187,6 +197,8 @@ class Session:
         if note := provenance.save(schema, folder, start.command, file):
             console.say(f"note: {note}")
         facts = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
+        if self.options.tracker_config == "learned":
+            facts["parameters"] = parameters(schema)
         announce.begin(start, book, console, training, max_iters, facts)
         # Only after the journal has the start. A kill or a full disk before this leaves the run as it was.
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier end
@@ -204,7 +216,8 @@ class Session:
         watch = Watch(self.data.vocab_size, training.pruner.goal(), "alert sparsity" in book.reached, sigma)
         watch.recall(folder, training.step)
         keeping, trackers = schema.bind(checkpoint.Keeping), track.names(self.options.tracker)
-        recorder = Recorder(folder, book, console, trackers, training, watch, keeping, self._about(identity))
+        sampler = functools.partial(self._sample, asked) if self.options.sample_at_eval else None
+        recorder = Recorder(folder, book, console, trackers, training, watch, keeping, self._about(identity), sampler)
         stack.enter_context(recorder)
         recorder.tidy()
         saves = training.step < max_iters  # a run that is at its end writes no more checkpoints
@@ -214,6 +227,15 @@ class Session:
         write, after = functools.partial(book.write, "system"), book.reached.get("system", 0)
         stack.enter_context(monitor.Monitor(seconds, lambda: training.step, write, after))
         return recorder
+
+    def _sample(self, asked: StopSignals) -> str | None:
+        """A sample of the model as it is now; None if the run was `asked` to stop meanwhile."""
+        pieces, options = [], self.schema.bind(sample.SampleOptions)
+        for piece in sample.stream(self.model, self.data.tokenizer, self.machine, options):
+            if asked():
+                return None
+            pieces.append(piece)
+        return "".join(pieces)
 
     def _about(self, identity: run.Identity) -> dict[str, str]:
         """What the headers of checkpoints say about the run."""
@@ -280,10 +302,13 @@ class Session:
             loop.evaluate(self.training, self.data, self.machine, recorder, asked)
         else:  # a session was killed before its checkpoint had this loss
             self.training.note(known)
+            self.machine.ranks.first(lambda: recorder.has_sample(step) or recorder.sample(step))
 
     def _finish(self, recorder: Recorder) -> None:
         """Record the end of the run, and show its summary with a sample."""
-        summary = ending.finished(self.training, self.data, recorder, self.options.json_output)
+        summary = ending.finished(
+            self.training, self.data, recorder, self.options.json_output, self.options.tracker_artifacts
+        )
         options = self.schema.bind(sample.SampleOptions)
         text = sample.text(self.model, self.data.tokenizer, self.machine, options)
         more = "" if options.sample_tokens else " SAMPLE_TOKENS=200"
