@@ -173,9 +173,8 @@ class _Lane:
         if before:
             rest = "the rest" if self.cursor.rows else "all of the run"
             return f"the rows went to {before} before; {place} now gets {rest}"
-        return (
-            f"{place} does not hold the run any more and gets all of it again" if delivered > self.cursor.rows else ""
-        )
+        lost = delivered > self.cursor.rows
+        return f"{place} does not hold the run any more and gets all of it again" if lost else ""
 
     def _begin_again(self, ended: bool) -> None:
         """Give the tracker exactly the valid rows, by a rewrite or a new run; `ended`: its old run was finished."""
