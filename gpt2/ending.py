@@ -37,6 +37,7 @@ def finished(training: Training, data: Data, recorder: Recorder, json_output: st
         "total_time_seconds": recorder.seconds(),
     }
     if not recorder.journal.ended(step):  # an earlier session may have ended it, and been killed before the summary
+        recorder.draw(step)
         recorder.keep_artifact(artifact, step)
         recorder.write("finish", step, final, status="finished")
     recorder.console.close()

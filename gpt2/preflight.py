@@ -23,6 +23,14 @@ class TokenizerOptions(Options):
     tokenizer: str
 
 
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions(Options):
+    """Whether a run samples while it trains."""
+
+    sample_tokens: int
+    sample_at_eval: bool
+
+
 class Problems(list[str]):
     """The sentences of the checks that failed."""
 
@@ -46,6 +54,9 @@ def quick(bind: Bind) -> list[str]:
     problems.of(lambda: shape.check(bind(shape.ModelOptions)))
     warnings = problems.of(lambda: schedule.warnings(bind))
     problems.tell()
+    sampling = bind(SamplingOptions)
+    if sampling.sample_at_eval and not sampling.sample_tokens:
+        warnings.append("SAMPLE_AT_EVAL=y samples nothing, because SAMPLE_TOKENS=0")
     return warnings
 
 

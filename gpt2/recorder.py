@@ -12,7 +12,7 @@ from gpt2.rescue import Spare
 from gpt2.training import Training
 from lib import track
 from lib.base.metric import Metric
-from lib.record import checkpoint, journal, media
+from lib.record import checkpoint, history, journal, media, pictures
 from lib.terminal.console import Console, say
 
 _IMPORT_SECONDS, _OPEN_SECONDS = 15.0, 3.0  # the longest waits for trackers, because one may hang
@@ -89,13 +89,30 @@ class Recorder:
         """Whether the journal has a sample of this step."""
         return journal.key_of("media", step, {"name": "sample"}) in journal.in_force(self.folder).others
 
+    def draw(self, step: int) -> None:
+        """Keep pictures of the run, which ends after this step. One that cannot be drawn does not stop the run."""
+        if problem := pictures.problem():
+            if self.trackers:  # nobody else misses them
+                self.console.say(f"note: {problem}")
+            return
+        with self.busy("drawing"):
+            known, found = history.load(self.folder), {}
+            for name, draw in (("loss", pictures.loss_curve), ("layer_sparsity", pictures.layer_sparsity)):
+                try:
+                    found[name] = draw(known)
+                except Exception as error:  # matplotlib may raise anything
+                    self.console.say(f"note: the picture {name!r} cannot be drawn: {type(error).__name__}: {error}")
+        for name, drawn in found.items():
+            if drawn:
+                media.write(self.folder, self.journal, "image", name, step, drawn)
+
     def keep_artifact(self, which: str, step: int) -> None:
         """Name the checkpoint that trackers get at the end of the run after `step`: `last`, `best` or `none`."""
         if which == "none":
             return
         path = self.writer.folder / checkpoint.name(step if which == "last" else self.training.best.step)
         if path.exists():
-            media.keep(self.folder, self.journal, f"{which} checkpoint", step, path)
+            media.keep(self.folder, self.journal, f"{which}-checkpoint", step, path)
         else:
             self.console.say(f"note: {path}: is not there, so trackers do not get it")
 

@@ -90,7 +90,8 @@ class SessionOptions(Options):
     eval_interval: int
     tracker: tuple[str, ...]
     json_output: str  # file; empty: none
-    sample_at_eval: bool | None  # None: nothing is sampled
+    sample_tokens: int  # 0: nothing is sampled
+    sample_at_eval: bool
     tracker_config: str
     tracker_artifacts: str
 
@@ -216,7 +217,8 @@ class Session:
         watch = Watch(self.data.vocab_size, training.pruner.goal(), "alert sparsity" in book.reached, sigma)
         watch.recall(folder, training.step)
         keeping, trackers = schema.bind(checkpoint.Keeping), track.names(self.options.tracker)
-        sampler = functools.partial(self._sample, asked) if self.options.sample_at_eval else None
+        samples = self.options.sample_at_eval and self.options.sample_tokens
+        sampler = functools.partial(self._sample, asked) if samples else None
         recorder = Recorder(folder, book, console, trackers, training, watch, keeping, self._about(identity), sampler)
         stack.enter_context(recorder)
         recorder.tidy()

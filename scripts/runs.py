@@ -21,6 +21,7 @@ from lib.compare import difference
 from lib.config.command_line import resolve
 from lib.record import best, export, history, journal
 from lib.record.history import History
+from lib.record.in_force import Record
 from lib.record.run import Identity, named
 from lib.terminal import follow, view
 from lib.terminal.console import duration
@@ -122,7 +123,7 @@ def _row(folder: Path, parent: Path) -> tuple[float, list[Any], str]:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Show a run: what it is, options that differ from the defaults, metrics, alerts, and what the trackers have.
+    """Show a run: what it is, options that differ, metrics, alerts, its files, and what the trackers have.
 
     A sparkline shows the run's steps from left to right, and the metric's own range from bottom to top.
     """
@@ -138,10 +139,24 @@ def show(args: argparse.Namespace) -> int:
     if seen.alerts:
         rows = [(f"step {r['step']}", ": ".join(filter(None, (r.get("kind"), r.get("message"))))) for r in seen.alerts]
         parts += [view.heading("alerts"), view.grid(rows)]
+    if rows := list(_media(seen)):
+        parts += [view.heading("media"), view.grid(rows)]
     if deliveries := list(_deliveries(folder, seen)):
         parts += [view.heading("trackers"), track.table(deliveries)]
     view.out(*parts)
     return 0
+
+
+def _media(seen: History) -> Iterator[tuple[str, str, str]]:
+    """For each name of media: its kind and newest file."""
+    found: dict[str, list[Record]] = {}
+    for (event, _), record in seen.in_force.others.items():
+        if event.startswith("media "):
+            found.setdefault(record["name"], []).append(record)
+    for name, records in found.items():
+        newest = max(records, key=lambda record: record["step"])
+        number = f"{len(records)} files, the newest " if len(records) > 1 else ""
+        yield name, newest["kind"], f"{number}{newest['file']}"
 
 
 def _run(given: str | None) -> Path:

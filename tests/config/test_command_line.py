@@ -109,6 +109,8 @@ EXAMPLES = {
     "TRACKER_RUN_NAME": "back\\slash",
     "TRACKER_GROUP": "lr sweep",
     "TRACKER_TAGS": "baseline,old",
+    "TRACKER_CONFIG": "full",
+    "TRACKER_ARTIFACTS": "best",
     "TRACKIO_SPACE_ID": "me/metrics",
     "WANDB_OFFLINE": "y",
     "WANDB_ENTITY": "team",
@@ -127,6 +129,7 @@ EXAMPLES = {
     "JSON_OUTPUT": "summary.json",
     "PROMPT": "--dashes = and #",
     "SAMPLE_TOKENS": "0",
+    "SAMPLE_AT_EVAL": "y",
     "TEMPERATURE": "1.5",
     "TOP_K": "0",
 }

@@ -48,7 +48,7 @@ def test_an_artifact_is_a_copy_and_a_checkpoint_stays_where_it_is(tmp_path, book
     (tmp_path / "config.yaml").write_text("second")
     assert (copied["kind"], copied["file"]) == ("artifact", "media/settings-00000003.yaml")
     assert (run / copied["file"]).read_text() == "first"
-    there = media.keep(run, book, "best checkpoint", 3, run / "checkpoints" / "step-000000003.pt")
+    there = media.keep(run, book, "best-checkpoint", 3, run / "checkpoints" / "step-000000003.pt")
     assert (there["file"], there["bytes"]) == ("checkpoints/step-000000003.pt", 7)
     with pytest.raises(UserError, match=r"missing\.bin: cannot be copied into the run's folder: No such file"):
         media.keep(run, book, "missing", 3, tmp_path / "missing.bin")

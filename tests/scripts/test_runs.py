@@ -1,5 +1,6 @@
 """scripts/runs.py as a user runs it, on runs that the real trainer made."""
 
+import contextlib
 import json
 import os
 import pty
@@ -11,7 +12,7 @@ import sys
 import pytest
 from pyarrow import parquet
 
-from lib.record import journal
+from lib.record import journal, media
 from tests import forked, training
 from tests.runs import ended, evaluated, trained, write
 from tests.training import ROOT
@@ -133,18 +134,24 @@ def test_show_knows_alerts_trackers_and_damaged_lines(tmp_path):
     with (run / "journal.jsonl").open("ab") as file:
         file.write(b"junk\n")
     journal.Journal(run).write("train", 3, {"train_loss": float("nan")})
+    with contextlib.closing(journal.Journal(run)) as book:
+        for step in (2, 3):
+            media.write(run, book, "text", "sample", step, b"words")
+        media.write(run, book, "image", "loss", 3, b"png")
     (run / "trackers").mkdir()
     (run / "trackers/wandb.json").write_text('{"rows": 1, "state": "live"}')
     (run / "trackers/csv.json").write_text("?")
     text = runs(tmp_path, "show", "run")
     assert "\nstep 2  sparsity: reached\nstep 2  trouble\n" in text
+    assert "\nmedia\nsample  text   2 files, the newest media/sample-00000003.txt\n" in text
+    assert "\nloss    image  media/loss-00000003.png\n" in text
     assert "\ntrackio   stopped   0 rows delivered, " in text and "make sync RUN=run TRACKER=trackio" in text
     assert "\nwandb     stopped   1 rows delivered, " in text  # nobody holds its lock
     assert "csv.json: the tracker's state cannot be read" in text
     assert "\ndamaged  lines of journal.jsonl that are skipped: 6\n" in text
     with (run / "journal.jsonl").open("ab") as file:
         file.write(b"junk\n" * 20)
-    assert " skipped: 6, 8, 9, 10, 11, 12, 13, 14, 15, 16 and 11 more\n" in runs(tmp_path, "show", "run")
+    assert " skipped: 6, 11, 12, 13, 14, 15, 16, 17, 18, 19 and 11 more\n" in runs(tmp_path, "show", "run")
 
 
 def test_without_utf8_sparklines_are_ascii(home):
