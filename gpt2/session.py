@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import shlex
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ from lib.config.parameters import parameters
 from lib.machine import device
 from lib.machine.use import Use
 from lib.record import checkpoint, journal, monitor, provenance, retries, run
-from lib.terminal.console import Console
+from lib.terminal.console import Console, say
 
 
 def train(schema: Schema, command: list[str], launch: Launch, folder: Path | None = None, missing: str = "") -> int:
@@ -62,7 +63,7 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
             changed = {}
             first(lambda: run.check_place(options))
         session = Session(schema, machine)  # before the folder: a run that cannot be built leaves no folder
-        folder = folder or first(lambda: run.create(options, run_id, lambda new: schema.write(new / ".config"))[0])
+        folder = folder or first(lambda: _new(schema, options, run_id))
         start = Start(folder, command, changed)
         while True:
             try:
@@ -75,6 +76,14 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
                 torch.compiler.reset()  # it keeps the model in memory, and compiles a function at most eight times
             start = resume.retry(schema, start, machine.ranks, since, vocab_size)
             session = Session(schema, machine)
+
+
+def _new(schema: Schema, options: run.RunOptions, run_id: str) -> Path:
+    folder, identity = run.create(options, run_id, lambda new: schema.write(new / ".config"))
+    existing = Path(options.output_dir) / run.folder_name(options.tracker_run_name)
+    if note := run.renamed(options, identity, f"make resume RUN={shlex.quote(str(existing))}"):
+        say(note)
+    return folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,6 +97,19 @@ def create(
     return folder, identity
 
 
+def renamed(options: RunOptions, identity: Identity, command: str) -> str:
+    """A note that a run has another name than TRACKER_RUN_NAME, because a folder has that name; "" if it has not.
+
+    `command` continues the run that is in that folder.
+    """
+    wanted = options.tracker_run_name
+    folder = Path(options.output_dir) / folder_name(wanted)
+    if not wanted or identity.name == wanted:
+        return ""
+    instead = f"; to continue {wanted} instead: {command}" if (folder / "run.json").exists() else ""
+    return f"note: {folder} exists, so this run is called {identity.name}{instead}"
+
+
 def job_id(options: RunOptions, launch: Launch) -> str:
     """The run_id for a job that its launcher may start again, made from job, OUTPUT_DIR and name; "" for other jobs."""
     if not launch.job:

@@ -354,9 +354,11 @@ def test_an_older_checkpoint_is_gone_back_to_by_moving_the_newer_ones(tmp_path, 
 
 
 def test_the_same_name_twice_makes_two_runs(tmp_path):
-    for _ in range(2):
-        train(tmp_path, *arguments(max_iters=5))
+    outputs = [train(tmp_path, *arguments(max_iters=5)) for _ in range(2)]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run", "run-2"]
+    note = "note: runs/run exists, so this run is called run-2; to continue run instead: make resume RUN=runs/run\n"
+    assert [output.count(note) for output in outputs] == [0, 1]
+    assert "exists" not in outputs[0]
     assert len(losses(tmp_path / "runs/run")) == len(losses(tmp_path / "runs/run-2")) == 5
     assert losses(tmp_path / "runs/run") == losses(tmp_path / "runs/run-2")
 

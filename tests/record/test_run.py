@@ -35,6 +35,22 @@ def test_an_existing_folder_is_never_used_again(tmp_path):
     assert len({run.Identity.load(tmp_path / name).run_id for name in names}) == 3
 
 
+def test_a_run_with_another_name_than_wanted_says_how_to_continue_the_first(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()  # a folder that is no run
+    notes = {}
+    for name in ("", "same", "same", "a/b", "a/b", "other"):
+        _, identity = run.create(options(tmp_path, name))
+        notes[identity.name] = run.renamed(options(tmp_path, name), identity, "this")
+    assert next(iter(notes.values())) == ""
+    odd = run.folder_name("a/b")
+    assert {name: note for name, note in notes.items() if note} == {
+        "same-2": f"note: {tmp_path}/same exists, so this run is called same-2; to continue same instead: this",
+        "a/b-2": f"note: {tmp_path}/{odd} exists, so this run is called a/b-2; to continue a/b instead: this",
+        "other-2": f"note: {tmp_path}/other exists, so this run is called other-2",
+    }
+
+
 def test_names_that_are_no_file_names_stay_inside_the_output_folder(tmp_path):
     for name in ("../../x", "/etc/passwd", "a/b c", "..", "x" * 300, "опыт 1", ".hidden", "-rf"):
         folder, identity = run.create(options(tmp_path, name))
