@@ -17,7 +17,7 @@ def write(folder: Path, book: Journal, kind: str, name: str, step: int, content:
 
     The same name and step write the same file. Raises UserError if the disk is full.
     """
-    path = _path(folder, book, name, step, _SUFFIXES[kind])
+    path = place(folder, book, name, step, _SUFFIXES[kind])
     files.write(path, content)
     return _record(folder, book, kind, name, step, path)
 
@@ -29,11 +29,12 @@ def keep(folder: Path, book: Journal, name: str, step: int, path: Path) -> Recor
     it holds now. Raises UserError if it cannot be read, or if the disk is full.
     """
     if path.parent != folder / MEDIA_FOLDERS[1]:
-        path = _kept(path, _path(folder, book, name, step, path.suffix))
+        path = _kept(path, place(folder, book, name, step, path.suffix))
     return _record(folder, book, "artifact", name, step, path)
 
 
-def _path(folder: Path, book: Journal, name: str, step: int, suffix: str) -> Path:
+def place(folder: Path, book: Journal, name: str, step: int, suffix: str) -> Path:
+    """Where a file of this name and step is to be written, in a folder that exists then."""
     book.check()  # the folder may be gone
     (folder / FOLDER).mkdir(exist_ok=True)
     return folder / FOLDER / f"{folder_name(name)}-{step:08d}{suffix}"
@@ -52,5 +53,5 @@ def _kept(path: Path, there: Path) -> Path:
 
 
 def _record(folder: Path, book: Journal, kind: str, name: str, step: int, path: Path) -> Record:
-    place = path.relative_to(folder).as_posix()
-    return book.write("media", step, kind=kind, name=name, file=place, bytes=path.stat().st_size)
+    file = path.relative_to(folder).as_posix()
+    return book.write("media", step, kind=kind, name=name, file=file, bytes=path.stat().st_size)

@@ -203,7 +203,7 @@ def test_it_works_without_trackers_configuration_or_steps(tmp_path, capsys):
     tracker = EspalierTracker(output_dir=str(tmp_path), trackers=())
     accelerator = Accelerator(cpu=True, log_with=[tracker])
     accelerator.init_trackers("ignored")
-    folder = accelerator.get_tracker("espalier", unwrap=True)
+    folder = accelerator.get_tracker("espalier", unwrap=True).run.folder
     for loss in (2.0, math.inf):
         accelerator.log({"loss": loss})
     accelerator.log({"model": "gpt2"})

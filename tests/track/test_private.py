@@ -14,7 +14,7 @@ from tests.tracking import ROOT, wait_for
 FOLDER = ROOT / "lib" / "track"
 DOCUMENTED = {
     "accelerate": {"accelerate.PartialState", "accelerate.tracking", "accelerate.tracking.GeneralTracker"}
-    | {"accelerate.tracking.on_main_process"},
+    | {"accelerate.Accelerator", "accelerate.tracking.on_main_process"},
     "mlflow": {"mlflow.MlflowClient", "mlflow.entities.Metric", "mlflow.entities.Param", "mlflow.entities.RunTag"},
     "wandb": {"wandb", "wandb.Settings", "wandb.init", "wandb.teardown"}
     | {"wandb.errors.AuthenticationError", "wandb.errors.CommError"},
