@@ -11,6 +11,7 @@ from lib import track
 from lib.base.errors import UsageError, UserError, run_program
 from lib.record import run
 from lib.track import trackio as adapter
+from lib.track import trackio_remote
 
 LOCAL = "127.0.0.1"
 
@@ -39,6 +40,7 @@ def main() -> int:
         )
     import trackio
 
+    os.environ.pop(trackio_remote.BUCKET, None)  # Trackio would replace local databases by those of this bucket
     os.environ.setdefault(adapter.PLOT_ORDER, adapter.first_charts(folder))
     screen = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     try:

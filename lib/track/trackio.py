@@ -1,27 +1,34 @@
 """Trackio: a local dashboard with one SQLite database per project; rows have ids, so none is stored twice."""
 
+import contextlib
+import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
+from lib.base import files
 from lib.base.metric import EARLIER, chart_order, described
 from lib.record import journal
 from lib.record.run import Identity, project_name
-from lib.track import trackio_remote
+from lib.track import trackio_media, trackio_remote
 from lib.track.cursor import path_of
-from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
+from lib.track.tracker import Alert, Finding, Media, Row, TrackOptions, bind, plain_name, within_64_bits
 
 MODULE = "trackio"
 # Beyond the documented interface (tests/track/test_private.py guards it); the class below says why.
 PRIVATE = (
+    "trackio.cas.blob_path",
     "trackio.fragments.FragmentWriter",
     "trackio.fragments.alert_record",
     "trackio.fragments.import_records",
     "trackio.fragments.metric_record",
     "trackio.fragments.system_metric_record",
     "trackio.sqlite_storage.SQLiteStorage",
+    "trackio.utils.MEDIA_DIR",
+    "trackio.utils.RESERVED_KEYS",
     "trackio.utils.TRACKIO_DIR",
     "trackio.utils.get_storage_mode",
     "trackio.utils.serialize_values",
@@ -41,6 +48,8 @@ class Tracker:
 
     Rows of the event `system` become Trackio's system metrics, which have a time but no step; the step is in the row's
     id. Integers beyond 64 bits become floats, because Trackio's JSON does not support them.
+
+    Media are rows too, whose value refers to a file that is copied into Trackio's folder before the row is written.
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
@@ -49,13 +58,16 @@ class Tracker:
         from trackio.fragments import FragmentWriter
         from trackio.sqlite_storage import SQLiteStorage
 
-        note = self.begin(identity, config)
+        notes = [self.begin(identity, config)]
+        if not trackio_remote.remote(config):  # else the tracker trackio-space says them
+            notes += trackio_remote.notes(config)
+        os.environ.pop(trackio_remote.BUCKET, None)  # Trackio replaces local databases by those of this bucket
         self.inbox = None
         if utils.get_storage_mode() == "jsonl":  # on network file systems, where SQLite is not safe
             self.inbox = FragmentWriter()
         else:
             SQLiteStorage.init_db(self.common["project"])
-        return note
+        return "; ".join(filter(None, notes))
 
     def begin(self, identity: Identity, config: dict[str, Any]) -> str:
         """Keep the identity that all records carry; returns a note if the project has a different name in Trackio."""
@@ -96,14 +108,85 @@ class Tracker:
             ]
         )
 
+    def media(self, items: list[Media]) -> None:
+        """Store images, tables and texts as rows with ids, and artifacts as versions that their content identifies."""
+        for item in items:
+            try:
+                self._keep(item)
+            except FileNotFoundError:
+                if item.path.exists():
+                    raise
+                print(f"{item.path}: was removed, so Trackio has no {item.name} of step {item.step}", flush=True)
+
     def finish(self, status: str) -> None:
         """Do nothing: Trackio has no status of a run."""
+
+    def destination(self) -> str:
+        """The database."""
+        from trackio.sqlite_storage import SQLiteStorage
+
+        return str(SQLiteStorage.get_project_db_path(self.common["project"]).resolve())
+
+    def holds(self) -> bool:
+        """Whether the database has rows of the run, or the inbox, which may be imported and emptied meanwhile."""
+        import trackio
+
+        for fragment in (storage() / "inbox").glob("*/*.jsonl") if self.inbox else ():
+            with contextlib.suppress(FileNotFoundError):
+                if self.common["run_id"].encode() in fragment.read_bytes():
+                    return True
+        there = Path(self.destination()).exists()
+        return there and any(run.id == self.common["run_id"] for run in trackio.Api().runs(self.common["project"]))
 
     def store(self, records: list[Record]) -> None:
         """Store records in the database, or in the inbox that the dashboard imports; known ids are ignored."""
         from trackio.fragments import import_records
 
         self.inbox.write_local(records) if self.inbox else import_records(records)
+
+    def put(self, content: bytes, place: PurePosixPath) -> None:
+        """Write a file in Trackio's media folder."""
+        from trackio.utils import MEDIA_DIR
+
+        path = MEDIA_DIR / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, content)
+
+    def put_blob(self, file: IO[bytes], digest: str) -> None:
+        """Copy the file of an artifact, unless the project has its content."""
+        from trackio.cas import blob_path
+
+        path = blob_path(self.common["project"], digest)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.whole(path) as copy:
+                shutil.copyfileobj(file, copy)
+
+    def put_version(self, version: dict[str, Any]) -> None:
+        """Add a version of an artifact, unless it has one with this content."""
+        from trackio.sqlite_storage import SQLiteStorage
+
+        SQLiteStorage.commit_artifact_version(**version)
+
+    def _keep(self, item: Media) -> None:
+        from trackio.fragments import metric_record
+        from trackio.utils import RESERVED_KEYS
+
+        if item.kind == "artifact":
+            with item.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = file.tell()
+                file.seek(0)
+                self.put_blob(file, digest)
+            self.put_version(trackio_media.artifact(item, digest, size, self.common))
+            return
+        value, contents = trackio_media.stored(item, self.common)
+        for place, content in contents.items():
+            self.put(content, place)
+        name = f"__{item.name}" if item.name in RESERVED_KEYS else item.name  # as `trackio.log` does
+        row_id = f"{self.common['run_id']}-{item.kind}-{item.name}-{item.step}"
+        stamp = self._stamp(item.step, item.time)
+        self.store([metric_record({**stamp, "metrics": {name: value}, "log_id": row_id})])
 
     def _record(self, row: Row) -> Record:
         from trackio import fragments
@@ -146,7 +229,7 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     return [
         Finding("storage", f"{folder}: writable, rows go to {mode}" if good else f"{there}: cannot be written", good),
         Finding("database", f"{database}: {'there' if database.exists() else 'made by the first run'}", True),
-        *(trackio_remote.examine(config) if trackio_remote.remote(config) else []),
+        *trackio_remote.examine(config),
     ]
 
 

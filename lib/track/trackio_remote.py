@@ -4,12 +4,16 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
+from lib.base import redact
 from lib.config.kconf import Options
 from lib.track.tracker import Finding, bind
 
 # Beyond the documented interface (tests/track/test_private.py guards it): `trackio.sync` sends only complete projects.
 PRIVATE = ("trackio.utils.parse_trackio_server_url",)
+SPACE, SERVER, BUCKET, DATASET = "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_DATASET_ID"
+VARIABLES = ("TRACKIO_DIR", SPACE, SERVER, BUCKET, DATASET)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,32 +28,76 @@ def remote(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> st
 
     The option comes before Trackio's variables, which are read in Trackio's own order.
     """
-    space = bind(TrackioOptions, config).trackio_space_id or env.get("TRACKIO_SPACE_ID")
-    return space or env.get("TRACKIO_SERVER_URL") or ""
+    space = bind(TrackioOptions, config).trackio_space_id or env.get(SPACE)
+    return space or env.get(SERVER) or ""
+
+
+def kept_in(env: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
+    """The dataset and the bucket in which a Space keeps its data; at most one, and None if Trackio chooses a bucket."""
+    bucket = env.get(BUCKET) or None
+    return None if bucket else env.get(DATASET) or None, bucket
+
+
+def notes(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> list[str]:
+    """Which settings win over others, and which have no effect; each a part of a sentence."""
+    found, target, option = [], remote(config, env), bind(TrackioOptions, config).trackio_space_id
+    if option and env.get(SPACE, option) != option:
+        found.append(f"the option {SPACE}={option} wins over the variable, which is {env[SPACE]}")
+    if env.get(SERVER) and target != env[SERVER]:
+        found.append(f"the Space {target} wins over {SERVER}")
+    kept = [name for name in (BUCKET, DATASET) if env.get(name)]
+    if kept and (not target or is_address(target)):
+        found += [f"{name} has no effect without a Space" for name in kept]
+    elif kept == [BUCKET, DATASET]:
+        found.append(f"{BUCKET} wins over {DATASET}")
+    elif DATASET in kept:
+        found.append(f"Trackio will drop {DATASET}; use {BUCKET} instead")
+    return found
 
 
 def examine(config: Mapping[str, Any]) -> list[Finding]:
-    """Whether the Hugging Face hub or the server answers within 3 seconds, and whether there is a token."""
-    import httpx
+    """The variables in force; and whether the Space's hub or the server answers in 3 seconds and takes the token."""
+    env, target = os.environ, remote(config)
+    found = [
+        f"{name}={redact.hide(env[name])}" for name in ("TRACKIO_DIR", SPACE, SERVER, BUCKET, DATASET) if env.get(name)
+    ]
+    return [
+        *([Finding("environment", ", ".join(found), True)] if found else []),
+        *(Finding("settings", note, True) for note in notes(config)),
+        *(_examine_server(target) if is_address(target) else _examine_hub(target) if target else []),
+    ]
+
+
+def _examine_server(address: str) -> list[Finding]:
+    base, token = server(address)
+    request = {
+        "method": "POST",
+        "url": f"{base.rstrip('/')}/api/bulk_log",
+        "json": {"kwargs": {"logs": [], "hf_token": None}},  # only the token is checked
+        "headers": {"X-Trackio-Write-Token": token},
+    }
+    return _ask("server", public(base), request, token, "set TRACKIO_WRITE_TOKEN")
+
+
+def _examine_hub(space: str) -> list[Finding]:
     import huggingface_hub
 
-    target = remote(config)
-    if is_address(target):
-        what, (base, token), missing = "server", server(target), "set TRACKIO_WRITE_TOKEN"
-        address = f"{base.rstrip('/')}/version"
-    else:
-        what, base, token, missing = "Space", target, huggingface_hub.get_token(), "run hf auth login, or set HF_TOKEN"
-        address = huggingface_hub.constants.ENDPOINT
+    token = huggingface_hub.get_token() or ""
+    hub = huggingface_hub.constants.ENDPOINT
+    request = {"method": "GET", "url": f"{hub}/api/whoami-v2", "headers": {"Authorization": f"Bearer {token}"}}
+    return _ask("Space", f"{space}: {hub}", request, token, "run hf auth login, or set HF_TOKEN")
+
+
+def _ask(what: str, where: str, request: dict[str, Any], token: str, remedy: str) -> list[Finding]:
+    import httpx
+
     try:
-        httpx.get(address, timeout=3)
-        answer = f"{base}: {address} answers"
-        good = True
+        refuses = httpx.request(**request, timeout=3).status_code in (400, 401, 403)
+        answer, good, state = "answers", True, f"refused; {remedy}" if refuses else "accepted"
     except httpx.HTTPError as error:
-        answer, good = f"{base}: {address} does not answer: {error}", False
-    return [
-        Finding(what, answer, good),
-        Finding(f"{what}'s token", "there" if token else f"missing; {missing}", bool(token)),
-    ]
+        answer, good, state, refuses = f"does not answer: {error}", False, "there", False
+    state = state if token else f"missing; {remedy}"
+    return [Finding(what, f"{where} {answer}", good), Finding(f"{what}'s token", state, bool(token) and not refuses)]
 
 
 def server(address: str) -> tuple[str, str]:
@@ -58,6 +106,12 @@ def server(address: str) -> tuple[str, str]:
 
     base, token = parse_trackio_server_url(address)
     return base, token or os.environ.get("TRACKIO_WRITE_TOKEN", "")
+
+
+def public(address: str) -> str:
+    """An address without a user, password or parameters."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
 def is_address(target: str) -> bool:

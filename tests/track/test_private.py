@@ -15,6 +15,7 @@ FOLDER = ROOT / "lib" / "track"
 DOCUMENTED = {
     "accelerate": {"accelerate.PartialState", "accelerate.tracking", "accelerate.tracking.GeneralTracker"}
     | {"accelerate.Accelerator", "accelerate.tracking.on_main_process"},
+    "trackio": {"trackio.Api"},
     "mlflow": {"mlflow.MlflowClient", "mlflow.entities.Metric", "mlflow.entities.Param", "mlflow.entities.RunTag"},
     "wandb": {"wandb", "wandb.Settings", "wandb.init", "wandb.teardown"}
     | {"wandb.errors.AuthenticationError", "wandb.errors.CommError"},
@@ -27,8 +28,8 @@ CALLS = {
     "tensorboard.plugins.scalar.summary_v2.scalar_pb": (2, ()),
     "tensorboard.plugins.text.summary_v2.text_pb": (2, ()),
     "tensorboard.summary.writer.record_writer.RecordWriter": (1, ()),
-    "trackio.deploy._build_remote_client_with_retry": (1, ()),
-    "trackio.deploy.create_space_if_not_exists": (1, ("bucket_id",)),
+    "trackio.cas.blob_path": (2, ()),
+    "trackio.deploy.create_space_if_not_exists": (3, ()),
     "trackio.deploy.raise_if_space_is_frozen_for_logging": (1, ()),
     "trackio.deploy.resolve_auto_bucket_id": (2, ()),
     "trackio.fragments.FragmentWriter": (0, ()),
@@ -36,7 +37,11 @@ CALLS = {
     "trackio.fragments.import_records": (1, ()),
     "trackio.fragments.metric_record": (1, ()),
     "trackio.fragments.system_metric_record": (1, ()),
-    "trackio.remote_client.RemoteClient": (1, ("write_token",)),
+    "trackio.remote_client.RemoteClient": (1, ("hf_token", "httpx_kwargs", "write_token")),
+    "trackio.sqlite_storage.SQLiteStorage.commit_artifact_version": (
+        0,
+        ("project", "name", "type", "description", "manifest", "metadata", "aliases", "run_name", "run_id"),
+    ),
     "trackio.sqlite_storage.SQLiteStorage.get_project_db_path": (1, ()),
     "trackio.sqlite_storage.SQLiteStorage.init_db": (1, ()),
     "trackio.sqlite_storage.SQLiteStorage.validate_project_name": (1, ()),
