@@ -34,13 +34,13 @@ def stored(item: Media, common: dict[str, str]) -> tuple[dict[str, Any], dict[Pu
 
 
 def artifact(item: Media, digest: str, size: int, common: dict[str, str]) -> dict[str, Any]:
-    """A version of an artifact. Artifacts belong to a project, so the name begins with that of the run.
+    """A version of an artifact. Artifacts belong to a project, so the name begins with the run's name and id.
 
     Content that the artifact has already is no new version. Each step is an alias of its version.
     """
     return {
         "project": common["project"],
-        "name": plain_name(f"{common['run']}-{item.name}", r"[^A-Za-z0-9._-]+", 128),
+        "name": plain_name(f"{common['run']}-{common['run_id']}-{item.name}", r"[^A-Za-z0-9._-]+", 128),
         "type": "file",
         "description": None,
         "manifest": [{"path": folder_name(item.path.name), "digest": digest, "size": size}],
