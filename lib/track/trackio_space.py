@@ -29,7 +29,7 @@ _ENDPOINTS = {
 }
 _BUILDING = ("BUILDING", "APP_STARTING")  # stages of a Space, in the hub's words
 _BROKEN = ("NO_APP_FILE", "CONFIG_ERROR", "BUILD_ERROR", "RUNTIME_ERROR", "PAUSED", "STOPPED", "DELETING")
-_PATIENCE = 60.0  # seconds that one delivery waits for a Space; the lane repeats the delivery
+_PATIENCE = 120.0  # seconds that one delivery waits for a Space; the lane repeats it six times after training
 _POLL = 5.0  # seconds
 
 

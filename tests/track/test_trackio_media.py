@@ -60,7 +60,7 @@ def test_the_dashboard_shows_media_at_their_steps_once(run, serve, port, tmp_pat
     assert len(ask(port, "get_run_artifacts", **who)["output"]) == 2
     for step, alias in enumerate(("step-1", "latest"), 1):
         [file] = ask(port, "get_artifact_manifest", name=artifact["name"], spec=alias)["manifest"]
-        assert file["path"] == f"step-{step}.pt"
+        assert (file["path"], file["size"]) == (f"step-{step}.pt", 7 * step)
         assert fetched(port, f"artifact_blob/demo/{file['digest']}") == b"weights" * step
 
 
@@ -87,13 +87,14 @@ def deliver(end):
     for name in ("put", "put_blob", "put_version", "store"):
         setattr(tracker, name, killing(getattr(tracker, name)))
     tracker.open(Identity.load(folder), backlog.configs[-1][1], folder)
-    tracker.media([item for _, item in backlog.items(0) if isinstance(item, Media)])
+    gone = Media("image", "gone", 1, 0.0, folder / "gone.png")
+    tracker.media([gone, *(item for _, item in backlog.items(0) if isinstance(item, Media))])
 
 for end in range(1, 15):
     if not (child := os.fork()):
         deliver(end)
         os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 deliver(0)
 """
 
@@ -102,7 +103,8 @@ def test_media_are_there_once_whenever_their_delivery_is_killed(run):
     folder = with_media(run.parent / "second", "second")
     words = [sys.executable, "-c", KILLED, str(folder)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
-    assert done.stdout.split() == ["-9"] * 14
+    gone = f"{folder}/gone.png: was removed, so Trackio has no gone of step 1"
+    assert done.stdout.splitlines() == [gone, "-9"] * 14 + [gone]
     stored = database(
         "select log_id, json_extract(metrics, '$.loss.file_path') from metrics where log_id like '%loss%'"
     )

@@ -13,9 +13,10 @@ import pytest
 from lib.track import trackio as trackio_adapter
 from lib.track import trackio_remote
 from lib.track.cursor import path_of
+from lib.track.tracker import Finding
 from tests.tracking import ROOT, RUN_ID, assert_trackio_holds, recorded, state, sync, train, trainer, wait_for
 from tests.tracking import trackio_rows as stored_rows
-from tests.trackio_show import RECORDS, TOKEN, ask, port, serve, with_media
+from tests.trackio_show import RECORDS, TOKEN, answers, ask, port, serve, with_media
 
 __all__ = ["port", "serve"]  # fixtures
 
@@ -226,13 +227,30 @@ def test_a_space_that_is_being_built_is_waited_for_and_then_has_all(
     assert sorted(one["version"] for one in artifact["versions"]) == [0, 1]
 
 
-def test_a_bucket_does_not_replace_the_local_databases(run, hub, monkeypatch):
+def test_the_doctor_asks_the_hub_about_the_token(run, hub, monkeypatch):
+    where = f"http://127.0.0.1:{hub.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", where)
+    monkeypatch.setenv("HF_TOKEN", "hf_a_good_token")
+    up = Finding("Space", f"someone/curves: {where} answers", True)
+    found = trackio_adapter.examine({"trackio_space_id": "someone/curves"})
+    assert found[3:] == [up, Finding("Space's token", "accepted", True)]
+    monkeypatch.setenv("HF_TOKEN", "hf_a_wrong_token")
+    refused = Finding("Space's token", "refused; run hf auth login, or set HF_TOKEN", False)
+    assert trackio_adapter.examine({"trackio_space_id": "someone/curves"})[3:] == [up, refused]
+
+
+def test_a_bucket_does_not_replace_the_local_databases(run, hub, port, monkeypatch):
     """Trackio itself downloads the databases of the bucket over those in $TRACKIO_DIR when it opens one."""
     monkeypatch.setenv("TRACKIO_BUCKET_ID", "someone/bucket")
     monkeypatch.setenv("HF_TOKEN", "hf_a_good_token")
     folder = recorded(run.parent / "second", *RECORDS)
     done = sync(folder, "--tracker", "trackio")
     assert "trackio: TRACKIO_BUCKET_ID has no effect without a Space" in done.stdout
+    command = [sys.executable, str(ROOT / "scripts" / "dashboard.py"), str(folder), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as dashboard:
+        wait_for(lambda: answers(port))
+        assert [one["name"] for one in ask(port, "get_runs_for_project")] == ["second"]
+        dashboard.send_signal(signal.SIGINT)
     assert (done.returncode, [path for path in hub.asked if "bucket" in path]) == (0, [])
 
 
