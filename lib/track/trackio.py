@@ -128,7 +128,7 @@ class Tracker:
         return str(SQLiteStorage.get_project_db_path(self.common["project"]).resolve())
 
     def holds(self) -> bool:
-        """Whether the database has rows of the run, or the inbox, which may be imported and emptied meanwhile."""
+        """Whether the database or the inbox has rows of the run; a dashboard may empty the inbox meanwhile."""
         import trackio
 
         for fragment in (storage() / "inbox").glob("*/*.jsonl") if self.inbox else ():

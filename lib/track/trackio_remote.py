@@ -42,7 +42,7 @@ def notes(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> lis
     """Which settings win over others, and which have no effect; each a part of a sentence."""
     found, target, option = [], remote(config, env), bind(TrackioOptions, config).trackio_space_id
     if option and env.get(SPACE, option) != option:
-        found.append(f"the option {SPACE}={option} wins over the variable, which is {env[SPACE]}")
+        found.append(f"the option {SPACE}={option} wins over the environment variable, which is {env[SPACE]}")
     if env.get(SERVER) and target != env[SERVER]:
         found.append(f"the Space {target} wins over {SERVER}")
     kept = [name for name in (BUCKET, DATASET) if env.get(name)]
@@ -51,18 +51,16 @@ def notes(config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> lis
     elif kept == [BUCKET, DATASET]:
         found.append(f"{BUCKET} wins over {DATASET}")
     elif DATASET in kept:
-        found.append(f"Trackio will drop {DATASET}; use {BUCKET} instead")
+        found.append(f"{DATASET} is deprecated, and Trackio will remove it; use {BUCKET}")
     return found
 
 
 def examine(config: Mapping[str, Any]) -> list[Finding]:
     """The variables in force; and whether the Space's hub or the server answers in 3 seconds and takes the token."""
-    env, target = os.environ, remote(config)
-    found = [
-        f"{name}={redact.hide(env[name])}" for name in ("TRACKIO_DIR", SPACE, SERVER, BUCKET, DATASET) if env.get(name)
-    ]
+    target, known = remote(config), {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    shown = ", ".join(f"{name}={redact.hide(text)}" for name, text in known.items())
     return [
-        *([Finding("environment", ", ".join(found), True)] if found else []),
+        *([Finding("environment", shown, True)] if shown else []),
         *(Finding("settings", note, True) for note in notes(config)),
         *(_examine_server(target) if is_address(target) else _examine_hub(target) if target else []),
     ]
@@ -76,28 +74,37 @@ def _examine_server(address: str) -> list[Finding]:
         "json": {"kwargs": {"logs": [], "hf_token": None}},  # only the token is checked
         "headers": {"X-Trackio-Write-Token": token},
     }
-    return _ask("server", public(base), request, token, "set TRACKIO_WRITE_TOKEN")
+    source = "TRACKIO_WRITE_TOKEN" if token == os.environ.get("TRACKIO_WRITE_TOKEN") else SERVER
+    return _ask("server", public(base), request, token and source, "set TRACKIO_WRITE_TOKEN")
 
 
 def _examine_hub(space: str) -> list[Finding]:
     import huggingface_hub
 
-    token = huggingface_hub.get_token() or ""
-    hub = huggingface_hub.constants.ENDPOINT
+    token, hub = huggingface_hub.get_token() or "", huggingface_hub.constants.ENDPOINT
     request = {"method": "GET", "url": f"{hub}/api/whoami-v2", "headers": {"Authorization": f"Bearer {token}"}}
-    return _ask("Space", f"{space}: {hub}", request, token, "run hf auth login, or set HF_TOKEN")
+    source = "HF_TOKEN" if token == os.environ.get("HF_TOKEN") else "hf auth login"
+    return _ask("Space", f"{space}: {hub}", request, token and source, "run hf auth login, or set HF_TOKEN")
 
 
-def _ask(what: str, where: str, request: dict[str, Any], token: str, remedy: str) -> list[Finding]:
+def _ask(what: str, where: str, request: dict[str, Any], source: str, remedy: str) -> list[Finding]:
+    """Findings about an address and its token; `source` of the token is empty if there is none."""
     import httpx
 
     try:
-        refuses = httpx.request(**request, timeout=3).status_code in (400, 401, 403)
-        answer, good, state = "answers", True, f"refused; {remedy}" if refuses else "accepted"
+        status = httpx.request(**request, timeout=3).status_code
+        refuses = status in (400, 401, 403)
+        good = status == 200 or refuses
+        answer = "answers" if good else f"answers with HTTP {status}"
     except httpx.HTTPError as error:
-        answer, good, state, refuses = f"does not answer: {error}", False, "there", False
-    state = state if token else f"missing; {remedy}"
-    return [Finding(what, f"{where} {answer}", good), Finding(f"{what}'s token", state, bool(token) and not refuses)]
+        answer, good, refuses = f"does not answer: {error}", False, False
+    state = "refused" if refuses else "accepted" if good else "there"
+    token = f"{state}, from {source}" if source else "missing"
+    trusted = bool(source) and not refuses
+    return [
+        Finding(what, f"{where} {answer}", good),
+        Finding(f"{what}'s token", token if trusted else f"{token}; {remedy}", trusted),
+    ]
 
 
 def server(address: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Sends the rows to a Hugging Face Space or your own Trackio server, in a lane beside that of the local database."""
+"""Sends the run to a Hugging Face Space or your own Trackio server, in a lane beside that of the local database."""
 
 import os
 import tempfile
@@ -85,10 +85,9 @@ class Tracker(trackio.Tracker):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             path.write_bytes(content)
-            where = {"project": project, "run": run, "step": step, "relative_path": None}
-            self._call(
-                "/bulk_upload_media", uploads=[{**where, "uploaded_file": handle_file(path)}], hf_token=self.token
-            )
+            where = {"project": project, "run": run, "step": int(step), "relative_path": None}
+            upload = {**where, "uploaded_file": handle_file(path)}
+            self._call("/bulk_upload_media", uploads=[upload], hf_token=self.token)
 
     def put_blob(self, file: IO[bytes], digest: str) -> None:
         """Upload the file of an artifact, unless the project has its content; the server checks the digest."""

@@ -209,10 +209,10 @@ def test_the_doctor_finds_storage_server_and_what_is_set(run, serve, port, tmp_p
     down = trackio_adapter.examine({})[2:]
     assert down[0] == Finding("environment", f"{folder}, TRACKIO_SERVER_URL={where}/?write_token=***", True)
     assert (down[1].what, down[1].good) == ("server", False)
-    assert down[2] == Finding("server's token", "there", True)
+    assert down[2] == Finding("server's token", "there, from TRACKIO_SERVER_URL", True)
     serve(port, tmp_path / "server")
     up = Finding("server", f"{where} answers", True)
-    assert trackio_adapter.examine({})[3:] == [up, Finding("server's token", "accepted", True)]
+    assert trackio_adapter.examine({})[3:] == [up, Finding("server's token", "accepted, from TRACKIO_SERVER_URL", True)]
     monkeypatch.setenv("TRACKIO_BUCKET_ID", "someone/bucket")
     monkeypatch.setenv("TRACKIO_SERVER_URL", f"{where}/")
     assert trackio_adapter.examine({})[3:] == [
@@ -221,5 +221,5 @@ def test_the_doctor_finds_storage_server_and_what_is_set(run, serve, port, tmp_p
         Finding("server's token", "missing; set TRACKIO_WRITE_TOKEN", False),
     ]
     monkeypatch.setenv("TRACKIO_WRITE_TOKEN", "wrong-token")
-    refused = Finding("server's token", "refused; set TRACKIO_WRITE_TOKEN", False)
+    refused = Finding("server's token", "refused, from TRACKIO_WRITE_TOKEN; set TRACKIO_WRITE_TOKEN", False)
     assert trackio_adapter.examine({})[4:] == [up, refused]

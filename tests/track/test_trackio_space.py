@@ -233,9 +233,9 @@ def test_the_doctor_asks_the_hub_about_the_token(run, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_a_good_token")
     up = Finding("Space", f"someone/curves: {where} answers", True)
     found = trackio_adapter.examine({"trackio_space_id": "someone/curves"})
-    assert found[3:] == [up, Finding("Space's token", "accepted", True)]
+    assert found[3:] == [up, Finding("Space's token", "accepted, from HF_TOKEN", True)]
     monkeypatch.setenv("HF_TOKEN", "hf_a_wrong_token")
-    refused = Finding("Space's token", "refused; run hf auth login, or set HF_TOKEN", False)
+    refused = Finding("Space's token", "refused, from HF_TOKEN; run hf auth login, or set HF_TOKEN", False)
     assert trackio_adapter.examine({"trackio_space_id": "someone/curves"})[3:] == [up, refused]
 
 
@@ -261,7 +261,7 @@ def test_the_option_comes_before_variables_and_a_note_says_what_wins():
     env = {"TRACKIO_SPACE_ID": "b/c", "TRACKIO_SERVER_URL": "http://d/?write_token=secret"}
     assert trackio_remote.remote({"trackio_space_id": "a"}, env) == "a"
     assert trackio_remote.notes({"trackio_space_id": "a"}, env) == [
-        "the option TRACKIO_SPACE_ID=a wins over the variable, which is b/c",
+        "the option TRACKIO_SPACE_ID=a wins over the environment variable, which is b/c",
         "the Space a wins over TRACKIO_SERVER_URL",
     ]
     assert trackio_remote.remote({"trackio_space_id": ""}, env) == "b/c"
@@ -278,7 +278,7 @@ def test_a_bucket_or_dataset_belongs_to_a_space():
     assert (trackio_remote.kept_in(bucket), trackio_remote.notes(space, bucket)) == ((None, "b/k"), [])
     assert trackio_remote.kept_in(dataset) == ("d/s", None)
     assert trackio_remote.notes(space, dataset) == [
-        "Trackio will drop TRACKIO_DATASET_ID; use TRACKIO_BUCKET_ID instead"
+        "TRACKIO_DATASET_ID is deprecated, and Trackio will remove it; use TRACKIO_BUCKET_ID"
     ]
     assert trackio_remote.kept_in(bucket | dataset) == (None, "b/k")
     assert trackio_remote.notes(space, bucket | dataset) == ["TRACKIO_BUCKET_ID wins over TRACKIO_DATASET_ID"]
