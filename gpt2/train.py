@@ -75,7 +75,7 @@ def train(argv: list[str]) -> int:
         schema, args = command_line.resolve(__doc__, argv, arguments=_arguments, base=own)
         if launched.rank == 0:
             _warn(schema, args)
-        track.names(schema["TRACKER"])  # refuses a tracker that cannot be used here
+        track.names(schema["TRACKER"], schema.values())  # refuses a tracker that cannot be used here
         threads.spin_little()
         with signals.ending_at_once():
             from gpt2 import place, session  # they import torch, which takes seconds: --help and mistakes come first

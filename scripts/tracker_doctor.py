@@ -112,7 +112,10 @@ def _child(pipe: Connection, name: str, config: dict[str, Any]) -> None:
     rows = []
     try:
         rows.append(package(name))
-        look = getattr(registry.module(name.partition(":")[0]), "examine", None) if rows[0].good else None
+        if rows[0].good and (text := registry.misconfigured(name, config)):
+            rows.append(Finding("configuration", text.removeprefix(f"tracker {name}: "), False))
+        usable = all(row.good for row in rows)
+        look = getattr(registry.module(name.partition(":")[0]), "examine", None) if usable else None
         rows += [Finding(str(row.what), str(row.found), bool(row.good)) for row in (look(config) if look else [])]
     except Exception as error:  # a tracker may raise anything
         text = " ".join(str(error).split()) or "no reason given"

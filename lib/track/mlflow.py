@@ -1,6 +1,6 @@
 """MLflow: a local SQLite database or a server; both ignore a value that they already hold."""
 
-import dataclasses
+import functools
 import json
 import os
 import posixpath
@@ -8,36 +8,56 @@ import re
 import shlex
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
-from importlib import util
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib.base import files
 from lib.base.errors import UserError
 from lib.base.files import locks, partial
-from lib.config.kconf import Options
 from lib.record import journal
 from lib.record.run import Identity
-from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
+from lib.track import mlflow_address, mlflow_media
+from lib.track.mlflow_address import SQLITE, MlflowOptions, address, problem, public
+from lib.track.tracker import (
+    Alert,
+    Finding,
+    Media,
+    Refused,
+    Row,
+    TrackOptions,
+    bind,
+    plain_name,
+    within_64_bits,
+)
+
+__all__ = ["MODULE", "PRIVATE", "Tracker", "examine", "problem"]
 
 MODULE = "mlflow"
 PRIVATE = ("mlflow.telemetry.set_telemetry_client",)  # undocumented; tests/track/test_private.py guards it
 RUN_ID = "espalier.run_id"  # the tag that stores our run id, because MLflow assigns its own
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # else FAILED
 METRICS, PARAMS = 1000, 100  # MLflow's limits for one call
-SQLITE = "sqlite:///"  # with a path and perhaps a query after it
 SECONDS = 10  # for one request to a server
 
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class MlflowOptions(Options):
-    """Where MLflow keeps runs."""
+def _refusable(method: Callable[..., T]) -> Callable[..., T]:
+    """The method, which raises Refused if the server answers that this user may not do this."""
 
-    mlflow_tracking_uri: str  # empty: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the folder of runs
-    output_dir: str
+    @functools.wraps(method)
+    def ask(self: "Tracker", *arguments: Any) -> T:
+        try:
+            return method(self, *arguments)
+        except Exception as error:
+            if _status(error) not in (401, 403):
+                raise
+            raise Refused(
+                f"{self.place} refuses this user (HTTP {_status(error)}); check MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; on Databricks, DATABRICKS_TOKEN"
+            ) from error
+
+    return ask
 
 
 class Tracker:
@@ -53,30 +73,50 @@ class Tracker:
     `resumed.<option>` has the new value.
     """
 
+    @_refusable
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
         """Create the experiment and the run, or find existing ones."""
+        options, runs = bind(MlflowOptions, config), folder.resolve().parent
+        notes = list(mlflow_address.notes(options))  # before _without_password changes variables
+        uri = address(options, runs)
+        self.place, self.last = mlflow_address.place(uri, runs), None
+        if text := problem(config):
+            raise Refused(text)
         _set_environment()
         from mlflow import MlflowClient
 
-        uri = _without_password(address(bind(MlflowOptions, config), folder.resolve().parent))
+        uri = _without_password(uri)
         if uri.startswith(SQLITE):
-            _make_database(_file(uri))
-        self.client, self.last = MlflowClient(uri), None
-        experiment = self._experiment(plain_name(identity.project, r"[\x00-\x1f]+", 250))
-        if found := self.client.search_runs([experiment], f"tags.`{RUN_ID}` = '{identity.run_id}'", max_results=1):
+            _make_database(mlflow_address.database(uri))
+        elif mlflow_address.is_databricks(uri):
+            _databricks(uri)
+        self.client = MlflowClient(uri)
+        experiment = self._experiment(options, identity.project, mlflow_address.artifacts(uri, runs))
+        self.name, number = experiment.name, experiment.experiment_id
+        found = self.client.search_runs([number], f"tags.`{RUN_ID}` = '{identity.run_id}'", max_results=1)
+        # A run without metrics may be one that a killed process has just made.
+        self.had = bool(found and found[0].data.metrics)
+        if found:
             run = found[0]
             self.client.update_run(run.info.run_id, status="RUNNING")
         else:
             began = next(journal.read(folder))["time"]
             tags = {**_tags(bind(TrackOptions, config)), RUN_ID: identity.run_id}
             name = plain_name(identity.name, r"[\x00-\x1f]+", 250)
-            run = self.client.create_run(experiment, int(began * 1000), tags, name)
+            run = self.client.create_run(number, int(began * 1000), tags, name)
         self.run_id = run.info.run_id
         self._store(config, run.data.params)
-        if not uri.startswith("http"):
-            return f"look at it with: mlflow server --backend-store-uri {shlex.quote(public(uri))} (package mlflow)"
-        return f"see {public(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+        return "; ".join([*notes, self._where(uri, number)])
 
+    def destination(self) -> str:
+        """The tracking URI and the experiment."""
+        return f"{self.place}, experiment {self.name}"
+
+    def holds(self) -> bool:
+        """Whether MLflow had metrics of the run, which is found by a tag."""
+        return self.had
+
+    @_refusable
     def log(self, rows: list[Row]) -> None:
         """Insert values, at most 1000 per transaction; existing values are ignored."""
         from mlflow.entities import Metric
@@ -90,26 +130,43 @@ class Tracker:
             self.client.log_batch(self.run_id, metrics=some)
         self.last = int(rows[-1].time * 1000)
 
+    @_refusable
     def alert(self, alerts: list[Alert]) -> None:
         """Store alerts as tags, because MLflow has no notifications."""
         for alert in alerts:
             name = _mlflow_name(f"alert.{alert.kind}.{alert.step}")
             self.client.set_tag(self.run_id, name, f"{alert.level}: {alert.message}")
 
+    @_refusable
+    def media(self, items: list[Media]) -> None:
+        """Store files as artifacts; each has a place of its own, where a second delivery replaces it."""
+        mlflow_media.store(self.client, self.run_id, items)
+
+    @_refusable
     def finish(self, status: str) -> None:
         """Set the run's status, and its end to the time of its last row."""
         self.client.set_terminated(self.run_id, STATUS.get(status, "FAILED"), self.last)
 
-    def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            return self.client.create_experiment(name)
+    def _where(self, uri: str, experiment: str) -> str:
+        if mlflow_address.is_server(uri):
+            return f"see {public(uri).rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+        if mlflow_address.is_database(uri):
+            return f"look at it with: mlflow server --backend-store-uri {shlex.quote(public(uri))} (package mlflow)"
+        return f"see the experiment {self.name} at {self.place}"
+
+    def _experiment(self, options: MlflowOptions, project: str, artifacts: str | None) -> Any:
+        if number := mlflow_address.experiment_id(options):
+            found = self.client.get_experiment(number)
+        else:
+            name = mlflow_address.experiment(options, project)
+            found = self.client.get_experiment_by_name(name)
+            found = found or self.client.get_experiment(self.client.create_experiment(name, artifacts))
         if found.lifecycle_stage != "active":
             raise UserError(
-                f"MLflow's experiment {name!r} was deleted; restore it with `mlflow experiments restore "
+                f"MLflow's experiment {found.name!r} was deleted; restore it with `mlflow experiments restore "
                 f"-x {found.experiment_id}`, or choose another TRACKER_PROJECT"
             )
-        return found.experiment_id
+        return found
 
     def _store(self, config: dict[str, Any], stored: dict[str, str]) -> None:
         from mlflow.entities import Param, RunTag
@@ -122,37 +179,23 @@ class Tracker:
             self.client.log_batch(self.run_id, tags=some)
 
 
-def address(options: MlflowOptions, runs: Path) -> str:
-    """The tracking URI: the option, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.
-
-    A relative path of a database starts from `runs`, the folder of runs, and not from the current folder.
-    """
-    uri = options.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    if not uri.startswith(SQLITE):
-        return uri
-    path, mark, query = uri.removeprefix(SQLITE).partition("?")
-    return f"{SQLITE}{runs.resolve() / files.named(path)}{mark}{query}"
-
-
-def public(uri: str) -> str:
-    """A URI without user name and password; in the URI of a database, a password may contain any character."""
-    credentials = "[^/]*@" if uri.startswith("http") else "[^/].*@"
-    return re.sub(f"^([^/]*//){credentials}", r"\1", uri)
-
-
 def examine(config: dict[str, Any]) -> list[Finding]:
     """The tracking URI, and whether the server answers or the database is writable; whether credentials are set."""
     options = bind(MlflowOptions, config)
     uri = address(options, Path(options.output_dir))
     findings = [Finding("tracking URI", public(uri), True)]
-    if uri.startswith("http"):
+    findings += [Finding("variables", note, True) for note in mlflow_address.notes(options)]
+    if mlflow_address.is_server(uri):
         keys = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
         here = [name for name in keys if os.environ.get(name)] or ["none in the environment"]
         return [*findings, Finding("credentials", ", ".join(here), True), _reach(uri)]
+    if mlflow_address.is_databricks(uri):
+        try:
+            findings.append(Finding("credentials", _databricks(uri), True))
+        except Refused as error:
+            findings.append(Finding("credentials", str(error), False))
     if uri.startswith(SQLITE):
-        lacking = [name for name in ("sqlalchemy", "alembic") if not util.find_spec(name)]
-        findings.append(Finding("packages of the local database", ", ".join(lacking) or "installed", not lacking))
-        findings.append(_look(_file(uri)))
+        findings.append(_look(mlflow_address.database(uri)))
     return findings
 
 
@@ -172,17 +215,42 @@ def _reach(uri: str) -> Finding:
 
 
 def _set_environment() -> None:
-    """Turn off MLflow's retries and telemetry: the lane retries, and a repeated `create` may create a second run."""
+    """Turn off MLflow's retries and telemetry: the lane retries, and a repeated `create` may create a second run.
+
+    Also turn off what makes calls return early.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SECONDS))
+    os.environ.setdefault("MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT", str(SECONDS))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # `log` returns when its rows are stored
     from mlflow.telemetry import set_telemetry_client
 
     set_telemetry_client()  # again, because the import called it before these variables were set
 
 
-def _file(uri: str) -> Path:
-    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+def _databricks(uri: str) -> str:
+    """How Databricks knows this user; raises Refused if no credentials are found. Limits its requests to seconds."""
+    from databricks.sdk.core import Config
+
+    profile = uri.partition("://")[2]
+    if ":" in profile:  # a scope and a prefix: MLflow itself reads such secrets, inside of Databricks
+        return profile
+    try:
+        found = Config(http_timeout_seconds=3, retry_timeout_seconds=3, profile=profile or None)
+    except ValueError as error:
+        raise Refused(
+            f"Databricks finds no credentials; set DATABRICKS_HOST and DATABRICKS_TOKEN, or run `databricks auth "
+            f"login`: {' '.join(str(error).split())[:200]}"
+        ) from None
+    return f"{found.auth_type} for {found.host}"
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status in an exception of MLflow, or of requests, with which MLflow uploads artifacts."""
+    if hasattr(error, "get_http_status_code"):
+        return error.get_http_status_code()
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _make_database(path: Path) -> None:
@@ -205,7 +273,7 @@ def _make_database(path: Path) -> None:
 def _without_password(uri: str) -> str:
     """Move credentials from the server's address to MLflow's variables, which MLflow never prints."""
     parts = urllib.parse.urlsplit(uri)
-    if not uri.startswith("http") or parts.password is None:
+    if not mlflow_address.is_server(uri) or parts.password is None:
         return uri
     os.environ["MLFLOW_TRACKING_USERNAME"] = urllib.parse.unquote(parts.username or "")
     os.environ["MLFLOW_TRACKING_PASSWORD"] = urllib.parse.unquote(parts.password)

@@ -19,16 +19,18 @@ from lib.track.tracker import Tracker
 GROUP = "espalier.trackers"  # the entry points that name a class like lib.track.tracker.Tracker
 
 
-def names(wanted: Iterable[str]) -> list[str]:
+def names(wanted: Iterable[str], config: Mapping[str, Any] | None = None) -> list[str]:
     """The wanted trackers; `all` becomes every installed one. Raises UsageError for one that cannot be used.
 
     A name belongs to a file lib/track/<name>.py, to a tracker of Accelerate (`accelerate:<name>`), or to an entry point
-    of the group `espalier.trackers`.
+    of the group `espalier.trackers`. With the resolved options, `config`, these are checked too.
     """
     wanted = list(wanted)
     if wanted == ["all"]:
-        return [name for name in known() if not problem(name)]
-    if problems := [text for name in wanted if (text := problem(name))]:
+        wanted = [name for name in known() if not problem(name)]
+    elif problems := [text for name in wanted if (text := problem(name))]:
+        raise UsageError(*problems)
+    if config is not None and (problems := [text for name in wanted if (text := misconfigured(name, config))]):
         raise UsageError(*problems)
     return wanted
 
@@ -98,6 +100,12 @@ def problem(name: str) -> str:
     packages = " ".join(text for library in missing for text in requirements(needed[library], library))
     what = f"package {' and package '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
     return f"tracker {name}: {what} not installed; run: {sys.executable} -m pip install {packages}"
+
+
+def misconfigured(name: str, config: Mapping[str, Any]) -> str:
+    """Why a tracker that is installed cannot be used with these options, in one sentence; empty if it can be used."""
+    check = None if name in plugins() else getattr(module(name.partition(":")[0]), "problem", None)
+    return f"tracker {name}: {text}" if check and (text := check(config)) else ""
 
 
 def _has_tracker(found: ModuleType | None) -> bool:

@@ -103,6 +103,7 @@ class Tracker(Protocol):
     ARGUMENT    what may follow its name after a colon, each with the library that it needs; the class gets the argument
     PRIVATE     what it uses beyond the documented interface of the library; tests/track/test_private.py guards it
     also(config, folder) -> list[str]     further trackers of the run, in their own lanes
+    problem(config) -> str                why the options do not fit, in one sentence, before the run's first step
     examine(config) -> list[Finding]      checks what the tracker needs, without a run
     """
 

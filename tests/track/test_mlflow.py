@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lib.base.files import write_json
 from lib.record import journal
 from lib.track import mlflow as adapter
+from lib.track import mlflow_address
 from tests import forked
 from tests.tracking import RUN_ID, expected, new_run, run, state, sync, train, trainer, wait_for
 
@@ -171,7 +172,7 @@ def test_a_database_is_beside_the_runs_wherever_a_sync_is_started(run, tmp_path,
         assert list(place.iterdir()) == []
     assert f"--backend-store-uri 'sqlite:///{run.parent.resolve()}/sub/my.db?timeout=9' (package" in done.stdout
     assert [path.name for path in (run.parent / "sub").iterdir()] == ["my.db"]
-    found = adapter.examine({"output_dir": str(run.parent)})[2].found
+    found = adapter.examine({"output_dir": str(run.parent)})[1].found
     assert found.startswith(f"{run.parent.resolve()}/sub/my.db: ") and found.endswith(" MB")
     (run.parent / "mlflow.db").write_bytes((run.parent / "sub" / "my.db").read_bytes())
     assert_holds(run)
@@ -196,7 +197,7 @@ def test_addresses_are_shown_without_passwords():
         "https://host/a@b": "https://host/a@b",
         "sqlite:////a@b/c@d.db": "sqlite:////a@b/c@d.db",
     }
-    assert {uri: adapter.public(uri) for uri in shown} == shown
+    assert {uri: mlflow_address.public(uri) for uri in shown} == shown
 
 
 def test_projects_and_runs_of_any_name_stay_apart(run):
@@ -269,13 +270,12 @@ def test_what_the_doctor_is_told(tmp_path, monkeypatch):
     found = adapter.examine(where)
     assert [(one.what, one.good) for one in found] == [
         ("tracking URI", True),
-        ("packages of the local database", True),
         ("database", True),
     ]
     assert found[0].found == f"sqlite:///{tmp_path}/new/mlflow.db"
-    assert found[2].found == f"{tmp_path}/new/mlflow.db: will be created"
+    assert found[1].found == f"{tmp_path}/new/mlflow.db: will be created"
     (tmp_path / "file").touch()
-    broken = adapter.examine({**where, "mlflow_tracking_uri": f"sqlite:///{tmp_path}/file/mlflow.db"})[2]
+    broken = adapter.examine({**where, "mlflow_tracking_uri": f"sqlite:///{tmp_path}/file/mlflow.db"})[1]
     assert (broken.good, broken.found) == (
         False,
         f"{tmp_path}/file/mlflow.db: {tmp_path}/file cannot be written",

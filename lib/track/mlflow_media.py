@@ -1,0 +1,85 @@
+"""Media in MLflow: artifacts of a run, at places where MLflow's pages show pictures, tables and texts."""
+
+import csv
+import io
+import json
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from lib.track.tracker import Media, plain_name
+
+PICTURES = "mlflow.loggedImages"  # the tag with which MLflow looks for pictures of steps
+SMALL = 256  # pixels: the longest side of the copy that MLflow shows in a grid
+
+
+def store(client: Any, run_id: str, items: list[Media]) -> None:
+    """Store files, each at a place of its own, where a second delivery replaces it; skips files that have vanished."""
+    for item in items:
+        try:
+            _STORE[item.kind](client, run_id, item)
+        except FileNotFoundError:
+            if item.path.exists():
+                raise
+            print(f"{item.path}: is no longer there, so MLflow does not get it", flush=True)
+
+
+def _image(client: Any, run_id: str, item: Media) -> None:
+    """As MLflow's `log_image` does, whose names have a random part: a second delivery would be a second picture."""
+    from PIL import Image  # trackio needs it too, so it is installed
+
+    same = uuid.uuid5(uuid.NAMESPACE_URL, f"{run_id}/{item.name}/{item.step}")
+    name = f"{_plain(item.name)}+step+{item.step}+timestamp+{int(item.time * 1000)}+{same}"
+    _copy(client, run_id, item.path, "images", f"{name}.png")
+    with tempfile.TemporaryDirectory() as folder, Image.open(item.path) as picture:
+        small = Path(folder) / f"{name}+compressed.webp"
+        picture.thumbnail((SMALL, SMALL))
+        picture.save(small)
+        client.log_artifact(run_id, str(small), "images")
+    client.set_tag(run_id, PICTURES, "True")
+
+
+def _table(client: Any, run_id: str, item: Media) -> None:
+    """As CSV, which MLflow shows as a table. Its own `log_table` appends, so that a second delivery would double rows.
+
+    Booleans are `true` and `false`, and null is empty.
+    """
+    table = json.loads(item.path.read_text(encoding="utf-8"))
+    text = io.StringIO()
+    rows = [[_cell(cell) for cell in row] for row in table["rows"]]
+    csv.writer(text, lineterminator="\n").writerows([table["columns"], *rows])
+    client.log_text(run_id, text.getvalue(), f"tables/{_plain(item.name)}/{_step(item)}.csv")
+
+
+def _text(client: Any, run_id: str, item: Media) -> None:
+    _copy(client, run_id, item.path, f"texts/{_plain(item.name)}", f"{_step(item)}.txt")
+
+
+def _artifact(client: Any, run_id: str, item: Media) -> None:
+    client.log_artifact(run_id, str(item.path), f"artifacts/{_plain(item.name)}/{_step(item)}")
+
+
+_STORE = {"image": _image, "table": _table, "text": _text, "artifact": _artifact}
+
+
+def _copy(client: Any, run_id: str, path: Path, folder: str, name: str) -> None:
+    """Store a file under another name, which MLflow takes from the path: a link."""
+    with tempfile.TemporaryDirectory() as temporary:
+        link = Path(temporary) / name
+        link.symlink_to(path.resolve())
+        client.log_artifact(run_id, str(link), folder)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, bool) else value
+
+
+def _plain(name: str) -> str:
+    """A name that MLflow allows for pictures. It has no folders, and MLflow shows `~` as `/`."""
+    plain = plain_name(name, r"[^a-zA-Z0-9_\-./ ]+", 100, lambda text: text.startswith("."))
+    return plain.replace("/", "~")
+
+
+def _step(item: Media) -> str:
+    return f"step-{item.step:08}"
