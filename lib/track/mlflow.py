@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lib.base.errors import UserError
-from lib.base.files import locks, partial
 from lib.record import journal
 from lib.record.run import Identity
-from lib.track import mlflow_address, mlflow_media
+from lib.track import mlflow_address, mlflow_database, mlflow_media
 from lib.track.mlflow_address import SQLITE, MlflowOptions, address, problem, public
 from lib.track.tracker import (
     Alert,
@@ -87,12 +86,14 @@ class Tracker:
 
         uri = _without_password(uri)
         if uri.startswith(SQLITE):
-            _make_database(mlflow_address.database(uri))
+            mlflow_database.make(mlflow_address.database(uri))
         elif mlflow_address.is_databricks(uri):
             _databricks(uri)
         self.client = MlflowClient(uri)
         experiment = self._experiment(options, identity.project, mlflow_address.artifacts(uri, runs))
         self.name, number = experiment.name, experiment.experiment_id
+        if uri.startswith(SQLITE):
+            mlflow_database.correct(mlflow_address.database(uri), experiment.artifact_location)
         found = self.client.search_runs([number], f"tags.`{RUN_ID}` = '{identity.run_id}'", max_results=1)
         # A run without metrics may be one that a killed process has just made.
         self.had = bool(found and found[0].data.metrics)
@@ -251,23 +252,6 @@ def _status(error: Exception) -> int | None:
     if hasattr(error, "get_http_status_code"):
         return error.get_http_status_code()
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _make_database(path: Path) -> None:
-    """Create the database under another name, then rename it: a kill or a second process would leave a broken file."""
-    from mlflow import MlflowClient
-
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(path.name + ".lock")  # a file, because NFS cannot lock folders
-    with lock.open("w") as file:
-        locks(file.fileno(), lock, wait=True)
-        if not path.exists():
-            partial(path).unlink(missing_ok=True)
-            MlflowClient(f"{SQLITE}{partial(path)}").search_experiments(max_results=1)
-            partial(path).replace(path)
-        lock.unlink(missing_ok=True)  # a process that creates a new lock file finds the database
 
 
 def _without_password(uri: str) -> str:

@@ -15,6 +15,7 @@ from lib.track.registry import requirements
 from lib.track.tracker import bind, plain_name
 
 SQLITE = "sqlite:///"  # with a path and perhaps a query after it
+FILES = "mlartifacts"  # the folder of artifacts, beside a database
 DATABASES = ("postgresql", "mysql", "mssql")
 STORES = "mlflow.tracking_store"  # the entry points of packages that add schemes
 WORKS = "sqlite:///path/to/mlflow.db, http://, https://, postgresql://, mysql://, mssql:// and databricks work"
@@ -50,7 +51,7 @@ def artifacts(uri: str, runs: Path) -> str | None:
     """Where a new experiment keeps files: beside its database; None with a server, which decides by itself."""
     if not is_database(uri):
         return None
-    return str((database(uri).parent if uri.startswith(SQLITE) else runs.resolve()) / "mlartifacts")
+    return str((database(uri).parent if uri.startswith(SQLITE) else runs.resolve()) / FILES)
 
 
 def is_database(uri: str) -> bool:

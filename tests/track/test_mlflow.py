@@ -13,38 +13,13 @@ from hypothesis import strategies as st
 from lib.base.files import write_json
 from lib.record import journal
 from lib.track import mlflow as adapter
-from lib.track import mlflow_address
+from lib.track import mlflow_database
 from tests import forked
+from tests.track.mlflow_runs import client, database, empty, runs, written
 from tests.tracking import RUN_ID, expected, new_run, run, state, sync, train, trainer, wait_for
 
-__all__ = ["run"]  # a fixture
+__all__ = ["database", "empty", "run"]  # fixtures
 pytestmark = pytest.mark.extra("mlflow")
-
-
-@pytest.fixture(scope="session")
-def empty(tmp_path_factory):
-    """A database without runs, which takes MLflow seconds to make."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(autouse=True)
-def database(run, empty, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return shutil.copy(empty, run.parent / "mlflow.db")
-
-
-def client(folder):
-    from mlflow import MlflowClient
-
-    return MlflowClient(f"sqlite:///{folder.parent.resolve()}/mlflow.db")
-
-
-def runs(folder, project="demo"):
-    return client(folder).search_runs([client(folder).get_experiment_by_name(project).experiment_id])
 
 
 def stored(folder):
@@ -74,16 +49,6 @@ def assert_holds(folder):
     found = stored(folder)
     assert {key: len(points) for key, points in found.items()} == dict.fromkeys(wanted, 1)
     assert all(repr(found[key][0]) == repr(point) for key, point in wanted.items())
-
-
-def written(folder, *events, config=None):
-    """A journal with these events: (event, step, metrics, details)."""
-    book = journal.Journal(folder)
-    if not book.seq:
-        book.write("start", 0, config={"tracker": ["mlflow"], **(config or {})})
-    for event, step, metrics, details in events:
-        book.write(event, step, metrics, **details)
-    book.close()
 
 
 def test_it_holds_values_times_configuration_and_status(run):
@@ -180,24 +145,12 @@ def test_a_database_is_beside_the_runs_wherever_a_sync_is_started(run, tmp_path,
 
 def test_a_new_database_leaves_no_lock_and_one_that_is_there_needs_none(tmp_path):
     path = tmp_path / "new" / "mlflow.db"
-    adapter._make_database(path)
+    mlflow_database.make(path)
     assert [one.name for one in path.parent.iterdir()] == ["mlflow.db"]
     stamp = path.stat().st_mtime_ns
     (tmp_path / "new" / "mlflow.db.lock").mkdir()  # cannot be opened
-    adapter._make_database(path)
+    mlflow_database.make(path)
     assert path.stat().st_mtime_ns == stamp
-
-
-def test_addresses_are_shown_without_passwords():
-    shown = {
-        "postgresql://u:p@ss@host/db": "postgresql://host/db",
-        "postgresql://u:p/s#@s@host/db?a=b": "postgresql://host/db?a=b",
-        "postgresql://host/db": "postgresql://host/db",
-        "https://u:p@ss@host/a@b": "https://host/a@b",
-        "https://host/a@b": "https://host/a@b",
-        "sqlite:////a@b/c@d.db": "sqlite:////a@b/c@d.db",
-    }
-    assert {uri: mlflow_address.public(uri) for uri in shown} == shown
 
 
 def test_projects_and_runs_of_any_name_stay_apart(run):

@@ -1,0 +1,177 @@
+"""Media in MLflow, beside its database and on servers, and servers that refuse the user."""
+
+import csv
+import json
+import re
+import struct
+import time
+import zlib
+
+import pytest
+
+from lib.track import mlflow as adapter
+from lib.track.tracker import Media, Refused, Row
+from tests.track.mlflow_runs import artifacts, database, empty, opened, runs, serving, text_of, written
+from tests.tracking import run, state, sync, trainer, wait_for
+
+__all__ = ["database", "empty", "run"]  # fixtures
+pytestmark = pytest.mark.extra("mlflow")
+
+
+def png(width=600, height=300):
+    """A black picture."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress((b"\0" + bytes(width)) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def media_of(folder):
+    """One item of each kind."""
+    text = text_of(folder, 20, "Once upon a time, ä\n")
+    picture, table, weights = (folder / "media" / name for name in ("loss.png", "sparsity.json", "step-20.pt"))
+    picture.write_bytes(png())
+    rows = [["h.0", 0.5, True], ["h,1", "NaN", None], ['"', 3, False]]
+    table.write_text(json.dumps({"columns": ["layer", "sparsity", "ok"], "rows": rows}))
+    weights.write_bytes(b"weights")
+    return [
+        Media("image", "plots/loss", 20, 1700000000.5, picture),
+        Media("table", "sparsity", 20, 1700000000.5, table),
+        text,
+        Media("artifact", "best: größe", 20, 1700000000.5, weights),
+    ]
+
+
+def test_media_are_artifacts_beside_the_database_and_there_once(run, tmp_path, monkeypatch):
+    import PIL.Image
+
+    monkeypatch.chdir(tmp_path)
+    written(run, ("train", 0, {"loss": 1.0}, {}))
+    items = media_of(run)
+    tracker, _ = opened(run)
+    tracker.media(items)
+    first = artifacts(tracker)
+    again, _ = opened(run)  # after a kill
+    again.media(items)
+    assert artifacts(again) == first
+    small, picture = (name for name in sorted(first) if name.startswith("images/"))
+    stem = r"images/plots~loss\+step\+20\+timestamp\+1700000000500\+[0-9a-f-]{36}"
+    assert re.fullmatch(rf"{stem}\.png", picture) and small == picture.replace(".png", "+compressed.webp")
+    assert first.pop(picture) == items[0].path.read_bytes()
+    (tmp_path / "small.webp").write_bytes(first.pop(small))
+    with PIL.Image.open(tmp_path / "small.webp") as shown:
+        assert (shown.format, shown.size) == ("WEBP", (256, 128))
+    table = first.pop("tables/sparsity/step-00000020.csv").decode()
+    assert list(csv.reader(table.splitlines())) == [
+        ["layer", "sparsity", "ok"],
+        ["h.0", "0.5", "true"],
+        ["h,1", "NaN", ""],
+        ['"', "3", "false"],
+    ]
+    assert first == {
+        "texts/sample/step-00000020.txt": "Once upon a time, ä\n".encode(),
+        "artifacts/best- gr-e-ba3c7a29/step-00000020/step-20.pt": b"weights",
+    }
+    assert runs(run)[0].data.tags["mlflow.loggedImages"] == "True"
+    assert not (tmp_path / "mlruns").exists()
+    assert (run.parent / "mlartifacts" / tracker.run_id / "artifacts" / picture).exists()
+
+
+def test_pictures_have_the_names_and_the_tag_that_mlflow_gives_them(run):
+    import PIL.Image
+
+    written(run, ("train", 0, {"loss": 1.0}, {}))
+    tracker, _ = opened(run)
+    (run / "media").mkdir()
+    (run / "media" / "a.png").write_bytes(png())
+    tracker.media([Media("image", "plots/loss", 20, 1700000000.5, run / "media" / "a.png")])
+    ours, tags = list(artifacts(tracker)), tracker.client.get_run(tracker.run_id).data.tags
+    other = tracker.client.create_run(tracker.client.get_run(tracker.run_id).info.experiment_id).info.run_id
+    picture = PIL.Image.open(run / "media" / "a.png")
+    tracker.client.log_image(other, picture, key="plots/loss", step=20, timestamp=1700000000500)
+    tracker.run_id = other
+    assert [re.sub(r"[0-9a-f-]{36}", "*", name) for name in artifacts(tracker)] == [
+        re.sub(r"[0-9a-f-]{36}", "*", name) for name in ours
+    ]
+    assert tags["mlflow.loggedImages"] == tracker.client.get_run(other).data.tags["mlflow.loggedImages"]
+
+
+def test_a_file_that_has_vanished_does_not_stop_the_others(run, capsys):
+    written(run, ("train", 0, {"loss": 1.0}, {}))
+    items = media_of(run)
+    for item in items[:2]:
+        item.path.unlink()
+    tracker, _ = opened(run)
+    tracker.media(items)
+    assert sorted(artifacts(tracker)) == [
+        "artifacts/best- gr-e-ba3c7a29/step-00000020/step-20.pt",
+        "texts/sample/step-00000020.txt",
+    ]
+    said = capsys.readouterr().out
+    assert all(f"{item.path}: is no longer there, so MLflow does not get it" in said for item in items[:2])
+
+
+# ---- servers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_gets_metrics_and_media_with_the_credentials_of_its_address(run, monkeypatch):
+    with serving() as server:
+        written(run, ("train", 3, {"loss": 1.0}, {}))
+        items = media_of(run)
+        tracker, note = opened(run, mlflow_tracking_uri=server.address.replace("//", "//me:secret@"))
+        assert note == f"see {server.address}/#/experiments/7/runs/abc"
+        assert tracker.destination() == f"{server.address}, experiment demo"
+        tracker.log([Row("train", 3, 1700000000.5, {"loss": 1.0})])
+        tracker.media(items)
+        tracker.media(items)
+    assert server.metrics() == [("loss", 3, 1.0)]
+    assert server.keys == {"Basic bWU6c2VjcmV0"}
+    assert len(server.files) == 5
+    assert server.files["7/abc/artifacts/texts/sample/step-00000020.txt"] == items[2].path.read_bytes()
+
+
+def test_a_server_that_refuses_the_user_is_told_of_while_the_run_trains(run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-wrong-token")
+    with serving() as server:
+        server.refuses = (401, "You are not authenticated.")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+        process = trainer(run, "mlflow", end=10_000, pause=0.05, deadline=0)
+        try:
+            wait_for(lambda: "refuses this user (HTTP 401)" in state(run, "mlflow").message)
+            assert process.poll() is None
+        finally:
+            process.kill()
+            process.communicate(timeout=30)
+        began = time.monotonic()
+        done = sync(run)
+        assert time.monotonic() - began < 25
+    sentence = f"{server.address} refuses this user (HTTP 401); check MLFLOW_TRACKING_USERNAME"
+    assert done.returncode == 1 and sentence in done.stdout, done.stdout
+    assert "a-wrong-token" not in done.stdout and server.keys == {"Bearer a-wrong-token"}
+
+
+def test_databricks_gets_the_run_with_its_token_and_its_refusal_is_recognised(run, monkeypatch):
+    written(run, ("train", 3, {"loss": 1.0}, {}))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Users/me/gpt2")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    with pytest.raises(Refused, match="Databricks finds no credentials; set DATABRICKS_HOST and DATABRICKS_TOKEN"):
+        opened(run)
+    found = adapter.examine({"output_dir": str(run.parent)})
+    assert [(one.what, one.good) for one in found] == [("tracking URI", True), ("credentials", False)]
+    with serving() as server:
+        monkeypatch.setenv("DATABRICKS_HOST", server.address)
+        monkeypatch.setenv("DATABRICKS_TOKEN", "a-token-of-databricks")
+        tracker, note = opened(run)
+        assert note == f"see the experiment /Users/me/gpt2 at databricks ({server.address})"
+        assert tracker.destination() == f"databricks ({server.address}), experiment /Users/me/gpt2"
+        tracker.log([Row("train", 3, 1700000000.5, {"loss": 1.0})])
+        assert server.metrics() == [("loss", 3, 1.0)]
+        assert "Bearer a-token-of-databricks" in server.keys
+        server.refuses = (403, json.dumps({"error_code": "PERMISSION_DENIED", "message": "no"}))
+        with pytest.raises(Refused, match=r"refuses this user \(HTTP 403\)"):
+            opened(run)
+        found = adapter.examine({"output_dir": str(run.parent)})[1]
+        assert (found.found, found.good) == (f"pat for {server.address}", True)
