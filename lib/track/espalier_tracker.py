@@ -81,11 +81,11 @@ class EspalierTracker(GeneralTracker):
         super().__init__()
         schema = Schema()
         texts = {name.upper(): option_text(name.upper(), value) for name, value in options.items()}
-        texts = {"TRACKER": ",".join(trackers) or "none", **texts}
+        texts = {"TRACKER": ",".join(trackers) or "none", "TRACKER_PROJECT": project, **texts}
         schema.override([(name, text, "EspalierTracker") for name, text in texts.items()])
-        self.names = track.names(schema["TRACKER"])
+        self.names = track.names(schema["TRACKER"], schema.values())
         self.options = {name.lower(): schema[name] for name in texts} | {"tracker": self.names}
-        project = project or run.project_name(run.clone(Path.cwd()))
+        project = schema["TRACKER_PROJECT"] or run.project_name(run.clone(Path.cwd()))
         self.wanted = run.RunOptions(output_dir, project, run_name, "")
         self.resume, self.wait_seconds = resume, wait_seconds
         # What trackers bind, and what a journal requires to be a number.

@@ -75,12 +75,12 @@ class Tracker:
     @_refusable
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
         """Create the experiment and the run, or find existing ones."""
+        if text := problem(config):
+            raise Refused(text)
         options, runs = bind(MlflowOptions, config), folder.resolve().parent
         notes = list(mlflow_address.notes(options))  # before _without_password changes variables
         uri = address(options, runs)
         self.place, self.last = mlflow_address.place(uri, runs), None
-        if text := problem(config):
-            raise Refused(text)
         _set_environment()
         from mlflow import MlflowClient
 
@@ -106,6 +106,8 @@ class Tracker:
             name = plain_name(identity.name, r"[\x00-\x1f]+", 250)
             run = self.client.create_run(number, int(began * 1000), tags, name)
         self.run_id = run.info.run_id
+        if mlflow_address.is_database(uri):
+            mlflow_database.tidy(run.info.artifact_uri)
         self._store(config, run.data.params)
         return "; ".join([*notes, self._where(uri, number)])
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from lib.base import files
 from lib.config.kconf import Options
@@ -107,8 +108,9 @@ def notes(options: MlflowOptions) -> Iterator[str]:
     if ours and theirs and ours != theirs:
         yield f"the option MLFLOW_TRACKING_URI={public(ours)} wins over the variable, which is {public(theirs)}"
     uri = _wanted(options)
-    if is_server(uri) and public(uri) != uri and os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        yield "the user and the password in MLFLOW_TRACKING_URI win over the variables MLFLOW_TRACKING_USERNAME, ..."
+    given = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if given and is_server(uri) and public(uri) != uri and unquote(urlsplit(uri).username or "") != given:
+        yield "the user and the password in MLFLOW_TRACKING_URI win over MLFLOW_TRACKING_USERNAME and its password"
     project, name = options.tracker_project, os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if project and name and project != name:
         yield f"TRACKER_PROJECT={project} wins over MLFLOW_EXPERIMENT_NAME={name}"

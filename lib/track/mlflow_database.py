@@ -1,4 +1,4 @@
-"""MLflow's local SQLite database: made whole or not at all, and correct after it was moved with its artifacts."""
+"""MLflow's local SQLite database and the artifacts beside it: after a kill, and after they were moved."""
 
 import contextlib
 import sqlite3
@@ -7,6 +7,7 @@ from pathlib import Path
 from lib.base.files import locks, partial
 from lib.track.mlflow_address import FILES, SQLITE
 
+PRIVATE = ("mlflow.store.artifact.local_artifact_repo._TEMP_ARTIFACT_PREFIX",)
 SECONDS = 10  # to wait for another process that writes
 
 
@@ -41,3 +42,12 @@ def correct(path: Path, before: str) -> None:
             "update runs set artifact_uri = ? || substr(artifact_uri, ?) where substr(artifact_uri, 1, ?) = ?",
             (now, len(before) + 1, len(before) + 1, f"{before}/"),
         )
+
+
+def tidy(folder: str) -> None:
+    """Remove the incomplete files that a killed process left in a run's folder of artifacts, if that is a local one."""
+    from mlflow.store.artifact.local_artifact_repo import _TEMP_ARTIFACT_PREFIX
+
+    if folder.startswith("/"):
+        for left in Path(folder).rglob(f"{_TEMP_ARTIFACT_PREFIX}*"):
+            left.unlink()

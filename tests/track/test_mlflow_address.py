@@ -107,6 +107,11 @@ def test_variables_of_mlflow_are_used_where_options_are_empty_and_notes_say_what
         "TRACKER_PROJECT=ours wins over MLFLOW_EXPERIMENT_ID=0",
         "MLFLOW_RUN_ID=abc is not used, because MLflow finds a run of Espalier by its own id",
     ]
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "you")
+    options = mlflow_address.MlflowOptions("http://me:secret@host", str(run.parent), "")
+    assert list(mlflow_address.notes(options))[1] == (
+        "the user and the password in MLFLOW_TRACKING_URI win over MLFLOW_TRACKING_USERNAME and its password"
+    )
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
     assert opened(run)[0].destination() == "sqlite:///other.db, experiment Default"
 

@@ -1,5 +1,6 @@
 """Media in MLflow, beside its database and on servers, and servers that refuse the user."""
 
+import contextlib
 import csv
 import json
 import re
@@ -9,6 +10,7 @@ import zlib
 
 import pytest
 
+from lib.record import journal, media
 from lib.track import mlflow as adapter
 from lib.track.tracker import Media, Refused, Row
 from tests.track.mlflow_runs import artifacts, database, empty, opened, runs, serving, text_of, written
@@ -54,7 +56,10 @@ def test_media_are_artifacts_beside_the_database_and_there_once(run, tmp_path, m
     tracker, _ = opened(run)
     tracker.media(items)
     first = artifacts(tracker)
+    left = run.parent / "mlartifacts" / tracker.run_id / "artifacts" / "texts" / ".artifact.uploading.abc"
+    left.touch()
     again, _ = opened(run)  # after a kill
+    assert not left.exists()
     again.media(items)
     assert artifacts(again) == first
     small, picture = (name for name in sorted(first) if name.startswith("images/"))
@@ -78,6 +83,20 @@ def test_media_are_artifacts_beside_the_database_and_there_once(run, tmp_path, m
     assert runs(run)[0].data.tags["mlflow.loggedImages"] == "True"
     assert not (tmp_path / "mlruns").exists()
     assert (run.parent / "mlartifacts" / tracker.run_id / "artifacts" / picture).exists()
+
+
+def test_a_lane_delivers_media_once(run):
+    with contextlib.closing(journal.Journal(run)) as book:
+        book.write("start", 0, config={"tracker": ["mlflow"]})
+        media.write(run, book, "text", "sample", 1, b"text of 1")
+        book.write("train", 1, {"loss": 1.0})
+        media.write(run, book, "table", "layers", 2, b'{"columns": ["name"], "rows": [["h.0"]]}')
+    wanted = {"texts/sample/step-00000001.txt": b"text of 1", "tables/layers/step-00000002.csv": b"name\nh.0\n"}
+    for _ in range(2):
+        done = sync(run)
+        assert done.returncode == 0 and "3 rows delivered" in done.stdout, done.stdout
+        assert artifacts(opened(run)[0]) == wanted
+        (run / "trackers" / "mlflow.json").unlink()
 
 
 def test_pictures_have_the_names_and_the_tag_that_mlflow_gives_them(run):
