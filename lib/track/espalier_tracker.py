@@ -81,7 +81,7 @@ class EspalierTracker(GeneralTracker):
         super().__init__()
         schema = Schema()
         texts = {name.upper(): option_text(name.upper(), value) for name, value in options.items()}
-        texts = {"TRACKER": ",".join(trackers) or "none", "TRACKER_PROJECT": project, **texts}
+        texts = {"TRACKER": ",".join(trackers) or "none", **({"TRACKER_PROJECT": project} if project else {}), **texts}
         schema.override([(name, text, "EspalierTracker") for name, text in texts.items()])
         self.names = track.names(schema["TRACKER"], schema.values())
         self.options = {name.lower(): schema[name] for name in texts} | {"tracker": self.names}
