@@ -16,7 +16,7 @@ from lib.base.errors import UserError
 from lib.record import journal
 from lib.record.run import Identity
 from lib.track import mlflow_address, mlflow_database, mlflow_media
-from lib.track.mlflow_address import SQLITE, MlflowOptions, address, problem, public
+from lib.track.mlflow_address import SQLITE, MlflowOptions, address, problem, public  # registry looks for `problem`
 from lib.track.tracker import (
     Alert,
     Finding,
@@ -28,8 +28,6 @@ from lib.track.tracker import (
     plain_name,
     within_64_bits,
 )
-
-__all__ = ["MODULE", "PRIVATE", "Tracker", "examine", "problem"]
 
 MODULE = "mlflow"
 PRIVATE = ("mlflow.telemetry.set_telemetry_client",)  # undocumented; tests/track/test_private.py guards it

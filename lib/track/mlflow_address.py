@@ -19,7 +19,7 @@ SQLITE = "sqlite:///"  # with a path and perhaps a query after it
 FILES = "mlartifacts"  # the folder of artifacts, beside a database
 DATABASES = ("postgresql", "mysql", "mssql")
 STORES = "mlflow.tracking_store"  # the entry points of packages that add schemes
-WORKS = "sqlite:///path/to/mlflow.db, http://, https://, postgresql://, mysql://, mssql:// and databricks work"
+WORKS = "sqlite:///path/to/mlflow.db, http://, https://, postgresql://, mysql://, mssql:// or databricks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ def problem(config: dict[str, Any]) -> str:
         return f"{what} names a folder, where MLflow no longer keeps runs; write {SQLITE}{path}"
     if metadata.entry_points(group=STORES, name=kind):
         return ""
-    return f"{what} has the scheme {kind}, which MLflow does not know; {WORKS}"
+    return f"{what} has the scheme {kind}, which MLflow does not know; use {WORKS}"
 
 
 def _wanted(options: MlflowOptions) -> str:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from lib.base.errors import UsageError
 from lib.track import mlflow as adapter
 from lib.track import mlflow_address, registry
 from lib.track.tracker import Refused, Row
@@ -30,8 +31,8 @@ PROBLEMS = {
     "localhost:5000": "has no scheme; write http://localhost:5000",
     "uc:http://host": "is a registry of models and keeps no runs; write databricks",
     "databricks-uc://profile": "is a registry of models and keeps no runs; write databricks",
-    "s3://bucket": "has the scheme s3, which MLflow does not know; sqlite:///path/to/mlflow.db, http://, https://, "
-    "postgresql://, mysql://, mssql:// and databricks work",
+    "s3://bucket": "has the scheme s3, which MLflow does not know; use sqlite:///path/to/mlflow.db, http://, "
+    "https://, postgresql://, mysql://, mssql:// or databricks",
     "mysql+nonsense://host/runs": "is not understood; write it as mysql://user:password@host/database",
 }
 
@@ -43,6 +44,16 @@ def test_a_tracking_uri_is_checked_before_a_run_begins(uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert adapter.problem({"mlflow_tracking_uri": ""}) == wanted
     assert adapter.problem({"mlflow_tracking_uri": "http://host"}) == ""
+
+
+def test_a_package_can_add_a_scheme_to_mlflow(tmp_path, monkeypatch):
+    assert "has the scheme odd, which MLflow does not know" in adapter.problem({"mlflow_tracking_uri": "odd://x"})
+    info = tmp_path / "odd-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mlflow.tracking_store]\nodd = odd:Store\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert adapter.problem({"mlflow_tracking_uri": "odd://x"}) == ""
 
 
 def test_a_database_without_its_driver_and_secrets_are_not_in_the_sentence():
@@ -79,7 +90,10 @@ def test_training_and_the_doctor_refuse_a_place_where_mlflow_keeps_no_runs(tmp_p
     done = forked.run(place, "scripts/tracker_doctor.py", "mlflow")
     assert done.returncode == 1
     assert re.search(f"mlflow +configuration +BAD +{re.escape(sentence)}", done.stdout), done.stdout
-    assert registry.misconfigured("csv", {"mlflow_tracking_uri": "file:runs"}) == ""
+    for wanted in (["mlflow"], ["all"]):  # with `all` it is not left out as if it were not installed
+        with pytest.raises(UsageError, match=r"^tracker mlflow: MLFLOW_TRACKING_URI=file:runs names"):
+            registry.names(wanted, {"mlflow_tracking_uri": "file:runs"})
+    assert registry.names(["csv"], {"mlflow_tracking_uri": "file:runs"}) == ["csv"]
 
 
 def test_a_sync_to_such_a_place_is_refused_without_new_attempts(run, monkeypatch):

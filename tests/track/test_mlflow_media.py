@@ -5,7 +5,6 @@ import csv
 import json
 import re
 import struct
-import time
 import zlib
 
 import pytest
@@ -164,9 +163,7 @@ def test_a_server_that_refuses_the_user_is_told_of_while_the_run_trains(run, mon
         finally:
             process.kill()
             process.communicate(timeout=30)
-        began = time.monotonic()
         done = sync(run)
-        assert time.monotonic() - began < 25
     sentence = f"{server.address} refuses this user (HTTP 401); check MLFLOW_TRACKING_USERNAME"
     assert done.returncode == 1 and sentence in done.stdout, done.stdout
     assert "a-wrong-token" not in done.stdout and server.keys == {"Bearer a-wrong-token"}
