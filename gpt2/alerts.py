@@ -96,8 +96,9 @@ class Watch:
             text = "the training loss {:.4g} is {:.1f} standard deviations above {:.4g}, the mean of the losses before"
             yield Alert("spike", "warn", text.format(metrics["train_loss"], *found))
         if event == "finish" and status == "finished":
-            losses = f"validation loss {metrics['final_val_loss']:.4f}, best {metrics['best_val_loss']:.4f}"
-            yield Alert("finished", "info", f"the run is finished after {step:,} steps: {losses}")
+            losses = ": validation loss {final_val_loss:.4f}, best {best_val_loss:.4f}"
+            losses = losses.format(**metrics) if "final_val_loss" in metrics else ""
+            yield Alert("finished", "info", f"the run is finished after {step:,} steps{losses}")
 
 
 def worse_since(folder: Path, vocab_size: int) -> float:

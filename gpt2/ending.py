@@ -31,11 +31,10 @@ def finished(training: Training, data: Data, recorder: Recorder, json_output: st
     """
     step, folder = training.step, recorder.folder
     known = evaluations(journal.history(folder).values())
-    final = journal.final(folder, step) or {
-        "final_val_loss": known[-1].val_loss,
-        "best_val_loss": (best(known) or known[-1]).val_loss,
-        "total_time_seconds": recorder.seconds(),
-    }
+    losses = {}
+    if known:  # EVALUATE=y
+        losses = {"final_val_loss": known[-1].val_loss, "best_val_loss": (best(known) or known[-1]).val_loss}
+    final = journal.final(folder, step) or losses | {"total_time_seconds": recorder.seconds()}
     if not recorder.journal.ended(step):  # an earlier session may have ended it, and been killed before the summary
         recorder.draw(step)
         recorder.keep_artifact(artifact, step)
@@ -71,9 +70,11 @@ def show(summary: dict[str, Any], sample: str, trackers: list[str], sample_words
     folder = shlex.quote(summary["run"])
     deliver = "" if "trackio" in trackers else f"make sync RUN={folder} TRACKER=trackio && "
     zeros = f"{summary['sparsity']:.2%} of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average"
-    facts = {
-        "validation loss": f"{summary['final_val_loss']:.4f} final, {summary['best_val_loss']:.4f} best, "
-        "in nats per token",
+    facts = {}
+    if "final_val_loss" in summary:
+        losses = "{final_val_loss:.4f} final, {best_val_loss:.4f} best, in nats per token"
+        facts["validation loss"] = losses.format(**summary)
+    facts |= {
         **({"zero": zeros} if summary["sparsity"] else {}),
         "speed": f"{summary['tokens_per_second']:,.0f} tokens/s",
         "time": duration(summary["total_time_seconds"]),

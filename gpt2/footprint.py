@@ -68,7 +68,7 @@ def shortage(folder: Path, training: Training, max_iters: int, bind: Callable[[t
     """A note if `folder` has too little room for all checkpoints, else ""; raises CheckpointError if none fits."""
     size, keeping = checkpoint_bytes(training, bind), bind(checkpoint.Keeping)
     free = checkpoint.require_room(folder / checkpoint.name(max_iters), size)
-    most = keeping.checkpoint_keep + keeping.checkpoint_best + 1  # and the one that is being written
+    most = keeping.checkpoint_keep + bool(keeping.checkpoint_best) + 1  # and the one that is being written
     missing = (most - len(checkpoint.find(folder))) * size - free
     if missing <= 0:
         return ""

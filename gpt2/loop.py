@@ -28,10 +28,10 @@ class LoopOptions(Options):
 
     gradient_accumulation: int  # micro-batches per step
     grad_clip: float  # largest norm of the gradient; 0: no clipping
-    eval_interval: int  # steps; 0: only before the first and after the last
+    eval_interval: int | None  # steps; 0: only before the first and after the last; None: nothing is evaluated
     log_interval: int  # steps
     checkpoint_interval: int  # steps; 0: only after the last
-    checkpoint_best: bool  # also after each evaluation that is the best so far
+    checkpoint_best: bool | None  # also after each evaluation that is the best so far; None: nothing is evaluated
 
 
 class Listener(Protocol):
@@ -91,10 +91,8 @@ def train(
         training.step = step
         recorder.tick()
 
-        logs, evaluates, saves = (
-            last or due(step, interval)
-            for interval in (options.log_interval, options.eval_interval, options.checkpoint_interval)
-        )
+        logs, saves = (last or due(step, every) for every in (options.log_interval, options.checkpoint_interval))
+        evaluates = evaluation_due(step, schedule.max_iters, options.eval_interval)
         if not (logs or evaluates or saves or stopped()):
             continue
         check_finite(training, recorder)
@@ -115,6 +113,11 @@ def train(
 def due(step: int, interval: int) -> bool:
     """Whether something that happens every `interval` steps (0: never) happens after this one."""
     return interval > 0 and step % interval == 0
+
+
+def evaluation_due(step: int, last: int, interval: int | None) -> bool:
+    """Whether the validation loss is measured after this step; with an `interval` of None it never is."""
+    return interval is not None and (step in (0, last) or due(step, interval))
 
 
 def update(

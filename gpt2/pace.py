@@ -18,7 +18,7 @@ _FORWARD = 1 / 3  # an evaluated token costs a third of a trained one: the backw
 
 
 def seconds_left(
-    training: Training, data: Data, machine: Machine, schedule: Schedule, eval_interval: int
+    training: Training, data: Data, machine: Machine, schedule: Schedule, eval_interval: int | None
 ) -> float | None:
     """About how long the rest of a run takes; None if no step is left, or if memory is too short to measure.
 

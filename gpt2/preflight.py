@@ -28,7 +28,21 @@ class SamplingOptions(Options):
     """Whether a run samples while it trains."""
 
     sample_tokens: int
-    sample_at_eval: bool
+    sample_at_eval: bool | None  # None: nothing is evaluated
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions(Options):
+    """Whether there are evaluations, and what they read."""
+
+    evaluate: bool
+    val_fraction: float | None  # None: the dataset has its own validation part
+
+
+def check_evaluation(options: EvaluationOptions) -> None:
+    """Raise UsageError for evaluations of no text."""
+    if options.evaluate and options.val_fraction == 0:
+        raise UsageError("VAL_FRACTION=0 leaves no text for validation; raise it, or set EVALUATE=n")
 
 
 class Problems(list[str]):
@@ -52,6 +66,7 @@ def quick(bind: Bind) -> list[str]:
     """Run the checks that do not import PyTorch. Returns warnings; raises UsageError with all problems."""
     problems = Problems()
     problems.of(lambda: shape.check(bind(shape.ModelOptions)))
+    problems.of(lambda: check_evaluation(bind(EvaluationOptions)))
     warnings = problems.of(lambda: schedule.warnings(bind))
     problems.tell()
     sampling = bind(SamplingOptions)

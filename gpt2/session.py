@@ -96,11 +96,11 @@ class SessionOptions(Options):
     compile: str
     dataset: str
     tokenizer: str
-    eval_interval: int
+    eval_interval: int | None  # None: nothing is evaluated
     tracker: tuple[str, ...]
     json_output: str  # file; empty: none
     sample_tokens: int  # 0: nothing is sampled
-    sample_at_eval: bool
+    sample_at_eval: bool | None  # None: nothing is evaluated
     tracker_config: str
     tracker_artifacts: str
 
@@ -305,8 +305,7 @@ class Session:
     def _evaluate_if_missing(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> None:
         """Measure the validation loss after this step if an evaluation is due and the journal lacks it."""
         step = self.training.step
-        wanted = step in (0, self.schedule.max_iters) or loop.due(step, self.options.eval_interval)
-        if not wanted:
+        if not loop.evaluation_due(step, self.schedule.max_iters, self.options.eval_interval):
             return
         known = self.machine.ranks.first(lambda: recorder.val_loss(step))
         if known is None:

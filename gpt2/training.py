@@ -65,7 +65,7 @@ class Training:
             "data": self.data_sums(),
             "compiled": self.compiled,
             "step": self.step,
-            "best": self.best._asdict(),
+            "best": self.best._asdict() if self.evaluations else {},
             "evaluations": [list(one) for one in self.evaluations],
             "train_seconds": self.train_seconds,
             "total_seconds": self.total_seconds,

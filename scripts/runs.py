@@ -262,8 +262,7 @@ def compare(args: argparse.Namespace) -> int:
         parts += [view.styled(f"\nthe same: {', '.join(same)}", "dim")]
     reasons = list(difference.unequal(a, b))
     parts += [view.heading("result"), view.grid(_results(a, b, not reasons), ("", "A", "B", "B - A"), right=3)]
-    ranks = f"The budgets differ, so neither is ranked: {'; '.join(reasons)}." if reasons else difference.verdict(a, b)
-    view.out(*parts, "", "\n".join([ranks, *difference.notes(a, b)]))
+    view.out(*parts, "", "\n".join([difference.verdict(a, b, reasons), *difference.notes(a, b)]))
     return 0
 
 

@@ -21,12 +21,18 @@ TINY = {
     "device": "cpu", "dtype": "float32", "threads": 1, "seed": 7, "sample_tokens": 20, "tracker_run_name": "run",
     "system_metrics_interval": 0, "checkpoint_best": False,
 }  # fmt: skip
+UNEVALUATED = {"evaluate": False, "eval_interval": None, "eval_samples": None, "checkpoint_best": None}  # changes
+
+
+def options(**changes: object) -> dict[str, object]:
+    """The options of the tiny run, with changes; None leaves an option out."""
+    return {name: value for name, value in (TINY | changes).items() if value is not None}
 
 
 def arguments(**changes: object) -> list[str]:
-    """Flags of the tiny run, with changes; False and True are --no-x and --x."""
+    """Flags of the tiny run, with changes; False and True are --no-x and --x, None leaves an option out."""
     flags = []
-    for name, value in (TINY | changes).items():
+    for name, value in options(**changes).items():
         flag = name.replace("_", "-")
         flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return flags
@@ -107,7 +113,7 @@ def text(value: object) -> str:
 def schema(folder: Path, **changes: object) -> Schema:
     """Write the corpus to `folder`; returns the configuration of the tiny run there. Raises ConfigError."""
     (folder / "corpus.txt").write_text(TEXT)
-    values = TINY | {"dataset_source": folder / "corpus.txt", "data_dir": folder / "data"} | changes
+    values = options(**{"dataset_source": folder / "corpus.txt", "data_dir": folder / "data"} | changes)
     made = Schema()
     made.override([(name.upper(), text(value), "test") for name, value in values.items()])
     return made

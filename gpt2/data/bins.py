@@ -1,5 +1,6 @@
 """Bins: files of tokens that nanoGPT, llm.c, modded-nanogpt or others wrote; the content tells which format it is."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,20 +21,23 @@ _LEAST_LOW = 32  # the fewest nonzero low halves that tell the width of tokens
 _MOST_HIGH = 0.1  # wide tokens have at most this many nonzero high halves per nonzero low half
 
 
-def open_bins(folder: Path) -> dict[str, list[TokenFile]]:
-    """Open the *train*.bin and *val*.bin files in a folder; the header or the zeros of wide tokens tell the format."""
+def open_bins(folder: Path, splits: Iterable[str] = SPLITS) -> dict[str, list[TokenFile]]:
+    """Open the files *<split>*.bin of these splits; the header or the zeros of wide tokens tell the format."""
     allow_files()
-    paths = {split: sorted(folder.glob(f"*{split}*.bin")) for split in SPLITS}
-    for split in SPLITS:
-        if not paths[split]:
+    paths = {split: sorted(folder.glob(f"*{split}*.bin")) for split in splits}
+    for split, found in paths.items():
+        if not found:
+            without = ", or set EVALUATE=n to train without validation" * (split == "val")
             numpy = "; .npy files are not read" if any(folder.glob("*.npy")) else ""
-            raise UsageError(f"{folder}: holds no *{split}*.bin; DATA_DIR must name the folder of the bins{numpy}")
-    return {split: [_open(path) for path in paths[split]] for split in SPLITS}
+            raise UsageError(
+                f"{folder}: holds no *{split}*.bin; DATA_DIR must name the folder of the bins{without}{numpy}"
+            )
+    return {split: [_open(path) for path in found] for split, found in paths.items()}
 
 
 def notes(folder: Path, files: dict[str, list[TokenFile]], tokenizer: str, vocab_size: int) -> list[str]:
     """Return notes about bins that TOKENIZER probably did not make; `verify` must have read the files."""
-    found, said = [file for split in SPLITS for file in files[split]], []
+    found, said = [file for split in files.values() for file in split], []
     if wide := [file for file in found if file.dtype != TOKEN]:
         bits = " and ".join(sorted({str(8 * file.dtype.itemsize) for file in wide}))
         said.append(f"{folder}: {len(wide)} of {len(found)} bins hold tokens of {bits} bits, and are read as such")

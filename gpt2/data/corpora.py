@@ -27,7 +27,8 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 # What `splitting` returns if the names of files do not decide. meta.json keeps these words and they are compared, so
 # another wording would call every prepared dataset outdated.
 AT_THE_END, BY_FILE = "the end is for validation", "by file, those that share a passage on one side"
-UNNAMED = (AT_THE_END, BY_FILE, split_names.BY_DOCUMENT)
+UNDIVIDED = "all of it is for training"  # VAL_FRACTION=0
+UNNAMED = (AT_THE_END, BY_FILE, UNDIVIDED, split_names.BY_DOCUMENT)
 _SHAKESPEARE_BYTES = 1_115_394
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 
@@ -76,13 +77,15 @@ def _counted(paths: list[Path]) -> str:
 
 def splitting(options: CorpusOptions) -> str:
     """Describe how the text is divided between training and validation. Different ways have different words."""
-    if options.dataset == "stdlib":
-        return BY_FILE
-    if options.dataset == "shakespeare":
-        return AT_THE_END
+    if options.dataset in ("stdlib", "shakespeare"):
+        whole = BY_FILE if options.dataset == "stdlib" else AT_THE_END
+        return whole if options.val_fraction else UNDIVIDED
     paths = _own_files(options) if options.dataset == "files" and options.dataset_source else []
-    if paths and (words := split_names.sort(paths).words()):
-        return words
+    parts = split_names.sort(paths)
+    if paths and parts.words() and (options.val_fraction or parts.val or parts.test):
+        return parts.words()
+    if not options.val_fraction:
+        return UNDIVIDED
     return AT_THE_END if _is_one_text(paths, options) else split_names.BY_DOCUMENT
 
 
@@ -127,7 +130,7 @@ def shakespeare(options: CorpusOptions, sha256: str = SHAKESPEARE_SHA256) -> Ite
         raise DataError(f"{source}: is not Tiny Shakespeare: its sha256 is not {sha256[:12]}...; get it again")
     text = content.decode()
     cut = int(len(text) * (1 - options.val_fraction))
-    return iter([Text("val", text[cut:]), Text("train", text[:cut])])
+    return iter([Text(split, part) for split, part in (("val", text[cut:]), ("train", text[:cut])) if part])
 
 
 def finewebedu(options: CorpusOptions) -> Iterator[Text]:

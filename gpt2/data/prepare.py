@@ -81,10 +81,14 @@ def _fill(partial: Path, options: PreparedOptions, shard_tokens: int, threads: i
     progress = Progress(options)
     try:
         _tokenise(options, writers, save, threads, progress)
-        if not all(writer.tokens for writer in writers.values()):
+        if not all(writers[split].tokens for split in options.splits):
+            name = f"{options.dataset} {options.dataset_source or ''}".strip()
+            parts = "training and validation" if options.evaluate else "training"
+            whole = options.val_fraction and any(writer.tokens for writer in writers.values())
+            without = ", or train on all of it with EVALUATE=n VAL_FRACTION=0" if whole else ""
             raise DataError(
-                f"{options.dataset} {options.dataset_source or ''}".strip() + ": holds too little text for training "
-                "and validation; choose a corpus of at least two different documents, or one text of several words"
+                f"{name}: holds too little text for {parts}; choose a corpus of at least two different documents, "
+                f"or one text of several words{without}"
             )
         for split in reversed(SPLITS):  # train last: with a limit, a finished train split ends the preparation
             writers[split].finish()
@@ -156,7 +160,7 @@ def _tokenise(
     with contextlib.closing(encoded(options.tokenizer, wanted, threads)) as found:
         for (number, text), ids in progress.show(found):
             if train.tokens >= limit and number >= train.texts:
-                if val.tokens:
+                if val.tokens or not options.val_fraction:
                     break
                 if text.split == "train":
                     continue

@@ -33,6 +33,12 @@ class PreparedOptions(CorpusOptions):
 
     tokenizer: str
     data_dir: str
+    evaluate: bool
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the run reads. What a folder holds does not depend on it, because runs share folders."""
+        return SPLITS if self.evaluate else ("train",)
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,7 @@
 """Shards: the files in which the tokens of a prepared dataset lie, raw little-endian uint16. Writes and opens them."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,12 +85,12 @@ class ShardWriter:
         return self.folder / shard_name(self.split, len(self.shards))
 
 
-def open_shards(folder: Path, meta: dict) -> dict[str, list[TokenFile]]:
-    """Open the shards of each split; raises DataError if a file does not have the size that meta.json says."""
+def open_shards(folder: Path, meta: dict, splits: Iterable[str] = SPLITS) -> dict[str, list[TokenFile]]:
+    """Open the shards of these splits; raises DataError if a file does not have the size that meta.json says."""
     allow_files()
     return {
         split: [_open(folder / shard["file"], shard["tokens"]) for shard in meta["splits"][split]["shards"]]
-        for split in SPLITS
+        for split in splits
     }
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from gpt2.data import bins, prepared, shards, tokens
 from gpt2.data import tokenizer as tokenizers
 from gpt2.data.local_files import DataError
+from gpt2.data.shards import SPLITS
 from gpt2.data.tokens import TOKEN, Seal, TokenFile
 from lib.base.errors import UsageError
 from lib.machine.dist import ALONE, Ranks
@@ -37,7 +38,7 @@ class DataOptions(prepared.PreparedOptions):
     batch_size: int  # windows
     gradient_accumulation: int  # micro-batches
     seed: int
-    eval_samples: int  # windows
+    eval_samples: int | None  # windows; None: nothing is evaluated
 
 
 def check_shares(options: DataOptions, ranks: int) -> None:
@@ -63,10 +64,10 @@ def load(options: DataOptions, ranks: Ranks = ALONE, pin: bool = False) -> "Data
     """
     tokenizer, meta = tokenizers.load(options.tokenizer), None
     if options.dataset == "bins":
-        files, known = bins.open_bins(options.folder), {}
+        files, known = bins.open_bins(options.folder, options.splits), {}
     else:
         meta = _meta(options, tokenizer)
-        files, known = shards.open_shards(options.folder, meta), shards.seals(meta)
+        files, known = shards.open_shards(options.folder, meta, options.splits), shards.seals(meta)
     data = Data(options, files, tokenizer, pin)
     seen = ranks.first(lambda: data.verify(known, shards.CHANGED))
     ranks.first(lambda: _say_notes(data, meta))
@@ -114,9 +115,10 @@ class Split:
         self.begins = np.cumsum([0, *map(len, self.parts)], dtype=np.int64)  # of each part; the last is the text's end
         self.tokens = int(self.begins[-1])
         if self.tokens <= block_size:
+            without = ", or set EVALUATE=n to train without validation" * (name == "validation")
             raise UsageError(
                 f"the {name} split has {self.tokens} tokens, and a window takes BLOCK_SIZE + 1 = {block_size + 1}; "
-                "choose a smaller BLOCK_SIZE or a larger dataset"
+                f"choose a smaller BLOCK_SIZE or a larger dataset{without}"
             )
 
     def windows(self, starts: np.ndarray) -> np.ndarray:
@@ -135,14 +137,14 @@ class Split:
 
 
 class Data:
-    """Gives the batches of a dataset; knows its files and its tokenizer."""
+    """Gives the batches of a dataset; knows its files and its tokenizer. With EVALUATE=n it has no validation split."""
 
     def __init__(
         self, options: DataOptions, files: dict[str, list[TokenFile]], tokenizer: tokenizers.Tokenizer, pin: bool
     ):
         self.options, self.files, self.tokenizer, self.pin = options, files, tokenizer, pin
         self.train = Split("training", files["train"], options.block_size)
-        self.val = Split("validation", files["val"], options.block_size)
+        self.val = Split("validation", files["val"], options.block_size) if options.evaluate else None
         self.vocab_size = tokenizer.vocab_size
 
     @property
@@ -163,7 +165,7 @@ class Data:
         """
         known = {file.path.name: file.seal for split in self.files.values() for file in split}
         self.verify(known, "was changed while a run trained on it; restore it and resume from the last checkpoint")
-        return {split: {file.path.name: file.seal.sha256 for file in files} for split, files in self.files.items()}
+        return {split: {f.path.name: f.seal.sha256 for f in self.files.get(split, [])} for split in SPLITS}
 
     @property
     def fingerprint(self) -> str:
@@ -179,8 +181,8 @@ class Data:
     @property
     def description(self) -> str:
         """The dataset in a few words, for people."""
-        sizes = f"{self.train.tokens:,} training and {self.val.tokens:,} validation tokens"
-        return f"{self.options.dataset}-{self.options.tokenizer}: {sizes}"
+        val = f"and {self.val.tokens:,} validation tokens" if self.val else "tokens, no validation"
+        return f"{self.options.dataset}-{self.options.tokenizer}: {self.train.tokens:,} training {val}"
 
     def batch(self, step: int, micro: int) -> Batch:
         """Return micro-batch `micro` of optimizer step `step`, both from 0; depends only on these two and the seed."""
@@ -191,7 +193,9 @@ class Data:
 
     @property
     def val_windows(self) -> int:
-        """How many windows `val_batches` has: EVAL_SAMPLES, or all windows if there are fewer."""
+        """How many windows `val_batches` has: EVAL_SAMPLES, or all windows if there are fewer; 0 with EVALUATE=n."""
+        if self.val is None:
+            return 0
         return min(self.options.eval_samples, (self.val.tokens - 1) // self.options.block_size)
 
     def val_batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:

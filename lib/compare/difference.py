@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def notes(a: Side, b: Side) -> Iterator[str]:
         yield f"Not the same: {' and '.join(tuned)}. A fair comparison tunes both equally well."
     if "SEED" in differ:
         yield "The seeds differ, and so do data order and initial weights: part of the difference is random."
-    if "EVAL_INTERVAL" in differ:
+    if "EVAL_INTERVAL" in differ and not _unevaluated(a, b):
         yield "EVAL_INTERVAL differs, so the best losses come from different steps and cannot be compared."
     commits = code(a, b).get("commit", ("", ""))
     if commits[0] != commits[1] or versions(a, b):
@@ -124,8 +124,16 @@ def notes(a: Side, b: Side) -> Iterator[str]:
         yield "The machine or its use differs, so the times cannot be compared."
 
 
-def verdict(a: Side, b: Side) -> str:
-    """Which run has the lower validation loss at equal budget, or why neither is ranked."""
+def _unevaluated(a: Side, b: Side) -> list[str]:
+    return [name for name, side in (("A", a), ("B", b)) if side.options.get("EVALUATE") == "n"]
+
+
+def verdict(a: Side, b: Side, reasons: Sequence[str]) -> str:
+    """Which run has the lower validation loss, or why neither is ranked. `reasons` say why budgets are not equal."""
+    if without := _unevaluated(a, b):
+        return f"{' and '.join(without)} did not measure the validation loss (EVALUATE=n), so neither is ranked."
+    if reasons:
+        return f"The budgets differ, so neither is ranked: {'; '.join(reasons)}."
     found = common_loss(a, b)
     if found is None:
         return "They have no validation loss at the same step, so neither is ranked."

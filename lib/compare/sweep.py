@@ -132,7 +132,12 @@ def read(path: Path, words: Iterable[str] = ()) -> Sweep:
         except UsageError as error:
             places = "" if isinstance(error, ConfigError) else f"{one.place}: "
             file.problems += [places + problem for problem in error.args]
-    for one in list(schemas)[1:]:
+    without = {schema.sources["EVALUATE"] for schema in schemas.values() if not schema["EVALUATE"]}
+    file.problems += [
+        f"{place}: EVALUATE=n: the table of a sweep compares validation losses, so all its runs must measure them"
+        for place in sorted(without)
+    ]
+    for one in list(schemas)[1:] if not without else []:
         file.problems += _unequal(next(iter(schemas)), one, schemas)
     if file.problems:
         raise ConfigError(dict.fromkeys(file.problems))

@@ -41,6 +41,12 @@ GROUPS = {
         KEPT,
         _words("MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER EVAL_SAMPLES"),
     ),
+    "evaluation": Group(
+        "Without evaluations a run has no result to compare, so it keeps them from its beginning to its end.",
+        KEPT,
+        ("EVALUATE",),
+        equal_in_comparison=False,
+    ),
     "state of the method": Group(
         "The optimizer's state and the masks fit only the method that made them.",
         KEPT,

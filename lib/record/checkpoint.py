@@ -32,7 +32,7 @@ class Keeping(Options):
     """Which checkpoints of a run are kept."""
 
     checkpoint_keep: int  # how many of the newest
-    checkpoint_best: bool  # whether the one of state["best"]["step"] is kept too
+    checkpoint_best: bool | None  # whether the one of state["best"]["step"] is kept too; None: nothing is evaluated
 
     def obsolete(self, found: list[Path], best: int) -> list[Path]:
         """The checkpoints among `found`, oldest first, that are no longer kept."""

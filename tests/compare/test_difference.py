@@ -16,7 +16,8 @@ def side(tmp_path):
 
     def make(name, losses=(2.0, 1.0), steps=(1, 2, 3, 4), made=None, **options):
         events = [*trained(*steps), *(evaluated(step, loss) for step, loss in zip((2, 4), losses, strict=False))]
-        folder = write(tmp_path / name, *events, ended(steps[-1], final_val_loss=losses[-1], total_time_seconds=3.0))
+        final = {"final_val_loss": losses[-1]} if losses else {}
+        folder = write(tmp_path / name, *events, ended(steps[-1], **final, total_time_seconds=3.0))
         entries = {key: {"value": value, "source": "default"} for key, value in options.items()}
         provenance = {"commit": "abc", "python": "3.11", "packages": {"torch": "2.13"}, "host": "here", **(made or {})}
         (folder / "provenance.json").write_text(json.dumps({"options": entries, **provenance}))
@@ -30,7 +31,7 @@ def test_runs_at_equal_budget_are_ranked(side):
     assert difference.options(a, b) == {"OPTIMIZER": ("adam", "sgd"), "SGD_MOMENTUM": ("-", "0.9")}
     assert list(difference.unequal(a, b)) == []
     assert list(difference.notes(a, b)) == []
-    assert difference.verdict(a, b) == (
+    assert difference.verdict(a, b, []) == (
         "Equal budgets: at step 4 B has the lower validation loss, by 0.2500 nats per token."
     )
     assert a.results() == {
@@ -97,5 +98,22 @@ def test_code_that_nobody_knows_is_not_the_same(side):
 
 def test_what_cannot_be_ranked(side):
     good, bad = side("a"), side("b", (2.0, math.nan))
-    assert difference.verdict(good, bad) == "At step 4 a validation loss is NaN or infinite, so neither is ranked."
-    assert difference.verdict(good, good) == "Equal budgets, and the same validation loss at step 4."
+    assert difference.verdict(good, bad, []) == "At step 4 a validation loss is NaN or infinite, so neither is ranked."
+    assert difference.verdict(good, good, []) == "Equal budgets, and the same validation loss at step 4."
+    assert difference.verdict(good, good, ["MAX_ITERS is 4 and 2", "SEED is 1 and 2"]) == (
+        "The budgets differ, so neither is ranked: MAX_ITERS is 4 and 2; SEED is 1 and 2."
+    )
+
+
+def test_a_run_without_validation_is_not_ranked(side):
+    a, b = side("a", (), EVALUATE="n"), side("b", EVALUATE="y", EVAL_INTERVAL="2", EVAL_SAMPLES="8")
+    reasons = list(difference.unequal(a, b))
+    assert difference.verdict(a, b, reasons) == (
+        "A did not measure the validation loss (EVALUATE=n), so neither is ranked."
+    )
+    assert difference.verdict(a, a, []) == (
+        "A and B did not measure the validation loss (EVALUATE=n), so neither is ranked."
+    )
+    assert list(difference.notes(a, b)) == []  # nothing about the steps of the evaluations
+    assert (a.results()["final val loss"], a.results()["best val loss"]) == (None, None)
+    assert difference.verdict(b, side("earlier"), []) == "Equal budgets, and the same validation loss at step 4."

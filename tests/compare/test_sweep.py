@@ -244,6 +244,13 @@ def test_unequal_budgets_are_refused(tmp_path, word):
     )
 
 
+def test_runs_without_validation_are_refused(tmp_path):
+    told = "EVALUATE=n: the table of a sweep compares validation losses, so all its runs must measure them"
+    assert problems(write(tmp_path, "a", "b EVALUATE=n")) == [f"4: {told}"]
+    assert problems(write(tmp_path, "common EVALUATE=n", "a", "b MAX_ITERS=9")) == [f"3: {told}"]
+    assert problems(write(tmp_path, "a", "b"), "EVALUATE=n") == [f"command line: {told}"]
+
+
 def test_what_is_compared_may_differ(tmp_path):
     path = write(
         tmp_path,

@@ -59,6 +59,7 @@ EXAMPLES = {
     "LOSS_SPIKE_SIGMA": "4.5",
     "RETRIES": "2",
     "RETRY_LR_FACTOR": "0.1",
+    "EVALUATE": "n",
     "EVAL_INTERVAL": "50",
     "EVAL_SAMPLES": "20",
     "LOG_INTERVAL": "1",

@@ -28,7 +28,7 @@ def test_a_resumed_run_keeps_what_it_is():
     pruning = {name for name, option in SCHEMA.options.items() if option.menu[0] == "Pruning"}
     assert kept - pruning == set(
         "MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER OPTIMIZER ADAMWPRUNE_BASE_OPTIMIZER_NAME "
-        "ADAMWADV_AMSGRAD SPAM_DENSITY SEED EVAL_SAMPLES TRACKER_PROJECT TRACKER_RUN_NAME".split()
+        "ADAMWADV_AMSGRAD SPAM_DENSITY SEED EVALUATE EVAL_SAMPLES TRACKER_PROJECT TRACKER_RUN_NAME".split()
     )
     assert pruning <= kept
 
@@ -60,7 +60,7 @@ def test_a_sweep_holds_equal_what_is_no_method_and_no_output():
 def test_a_comparison_of_two_runs_allows_other_machines_and_seeds():
     free = matters.names(SCHEMA, lambda group: not group.equal_in_comparison)
     sweep = matters.names(SCHEMA, lambda group: not group.equal_in_sweep)
-    more = "SEED DEVICE COMPILE THREADS LOG_INTERVAL EVAL_INTERVAL DATA_DIR LOSS_SPIKE_SIGMA OUTPUT_DIR"
+    more = "SEED DEVICE COMPILE THREADS LOG_INTERVAL EVALUATE EVAL_INTERVAL DATA_DIR LOSS_SPIKE_SIGMA OUTPUT_DIR"
     assert free - sweep == set(more.split())
     assert sweep <= free
 

@@ -27,6 +27,7 @@ def test_the_defaults():
         "loss_spike_sigma": 7.0,
         "retries": 0,
         "retry_lr_factor": 0.5,
+        "evaluate": True,
         "eval_interval": 250,
         "eval_samples": 200,
         "log_interval": 10,

@@ -195,6 +195,30 @@ def test_a_file_without_end_is_not_read_to_it():
         texts("shakespeare", "/dev/zero")
 
 
+def test_shakespeare_with_a_share_of_0_is_all_for_training(tmp_path):
+    (tmp_path / "input.txt").write_text("To be, or not to be")
+    sha256 = hashlib.sha256(b"To be, or not to be").hexdigest()
+    found = corpora.shakespeare(options("shakespeare", tmp_path / "input.txt", val_fraction=0), sha256)
+    assert list(found) == [Text("train", "To be, or not to be")]
+    assert corpora.splitting(options("shakespeare", val_fraction=0)) == "all of it is for training"
+
+
+def test_how_a_corpus_is_split_has_words(tmp_path):
+    for name in ("ours.train.txt", "ours.test.txt", "other.txt"):
+        (tmp_path / name).write_text("text" if name == "other.txt" else "a longer text")
+    by_name = (
+        "by name: train from 2 files such as other.txt, val from the same by VAL_FRACTION; left out: ours.test.txt"
+    )
+    for dataset, source, divided, whole in (
+        ("stdlib", None, "by file, those that share a passage on one side", "all of it is for training"),
+        ("finewebedu", None, "by document, copies on one side", "all of it is for training"),
+        ("files", tmp_path / "other.txt", "the end is for validation", "all of it is for training"),
+        ("files", tmp_path, by_name, by_name),
+    ):
+        assert corpora.splitting(options(dataset, source)) == divided
+        assert corpora.splitting(options(dataset, source, val_fraction=0)) == whole
+
+
 def test_shakespeare_that_cannot_be_had(tmp_path):
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x: cannot be downloaded: .*Connection refused; try"):
         texts("shakespeare", "http://127.0.0.1:9/x")

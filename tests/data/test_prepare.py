@@ -56,6 +56,75 @@ def test_a_limit_cuts_a_long_text_and_ends_it(tmp_path, monkeypatch):
     assert bytes(tokens(folder, "val").astype(np.uint8)) == b"aaaa aaaa \0"
 
 
+# ---- without validation ----------------------------------------------------------------------------------------------
+
+
+def test_all_text_is_for_training_with_a_share_of_0(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one two three four")
+    lines = write_lines(tmp_path / "b.jsonl", ["first", "second", "third"])
+    (tmp_path / "docs").mkdir()
+    for name, text in (("a.md", "one"), ("b.md", "two")):
+        (tmp_path / "docs" / name).write_text(text)
+    for source, expected in (("a.txt", b"one two three four\0"), ("b.jsonl", b"first\0second\0third\0"),
+                             ("docs", b"one\0two\0")):  # fmt: skip
+        named = {"dataset_source": tmp_path / source, "evaluate": "n", "val_fraction": "0"}
+        folder = prepare.prepare(options(tmp_path, **named))
+        assert bytes(tokens(folder, "train").astype(np.uint8)) == expected
+        assert [path.name for path in folder.glob("*.bin")] == ["train-00000.bin"]
+        meta = json.loads((folder / "meta.json").read_text())
+        assert (meta["split"], meta["splits"]["val"]) == ("all of it is for training", {"tokens": 0, "shards": []})
+        assert "tokens for train, 0 tokens for val" in capsys.readouterr().out
+        assert prepare.prepare(options(tmp_path, **named)) == folder
+    with pytest.raises(UsageError, match=r"VAL_FRACTION was 0\.0 and is 0\.05"):
+        prepare.prepare(options(tmp_path, dataset_source=lines))
+
+
+def test_whether_a_run_evaluates_does_not_change_what_a_folder_holds(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", [f"the document {n}" for n in range(50)])
+    for name, evaluate in (("with", "y"), ("without", "n")):
+        prepare.prepare(options(tmp_path, data_dir=tmp_path / name, dataset_source=source, evaluate=evaluate))
+    (with_,), (without,) = ((tmp_path / name).iterdir() for name in ("with", "without"))
+    assert len(tokens(with_, "val")) > 0
+    assert content(with_) == content(without)
+
+
+def test_with_a_share_of_0_preparation_stops_at_the_limit(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(encoding, "_BATCH_TEXTS", 1)
+    source = write_lines(tmp_path / "a.jsonl", [f"{n:04}" for n in range(500)])
+    whole = encoding._encode
+    monkeypatch.setattr(encoding, "_encode", lambda *words: read.append(1) or whole(*words))
+    named = {"dataset_source": source, "dataset_max_tokens": 12, "evaluate": "n", "val_fraction": "0"}
+    folder = prepare.prepare(options(tmp_path, **named), threads=1)
+    assert bytes(tokens(folder, "train").astype(np.uint8)) == b"0000\x000001\x000002\0"
+    assert len(read) < 20
+
+
+def test_a_text_too_short_to_divide_is_enough_without_evaluation(tmp_path, capsys):
+    source = write_lines(tmp_path / "a.jsonl", ["word", "word"])
+    few = (
+        f"files {source}: holds too little text for {{}}; choose a corpus of at least two different documents, or one "
+        "text of several words"
+    )
+    with pytest.raises(DataError) as error:
+        prepare.prepare(options(tmp_path, dataset_source=source))
+    everything = ", or train on all of it with EVALUATE=n VAL_FRACTION=0"
+    assert str(error.value) == few.format("training and validation") + everything
+    folder = prepare.prepare(options(tmp_path, dataset_source=source, evaluate="n"))
+    assert bytes(tokens(folder, "train").astype(np.uint8)) == b"word\0word\0"
+    shutil.rmtree(folder)
+    write_lines(source, ["word"])  # all of it is for validation
+    with pytest.raises(DataError) as error:
+        prepare.prepare(options(tmp_path, dataset_source=source, evaluate="n"))
+    assert str(error.value) == few.format("training") + everything
+    prepare.prepare(options(tmp_path, dataset_source=source, evaluate="n", val_fraction="0"))
+    shutil.rmtree(folder)
+    write_lines(source, [""])
+    with pytest.raises(DataError) as error:
+        prepare.prepare(options(tmp_path, dataset_source=source, evaluate="n", val_fraction="0"))
+    assert str(error.value) == few.format("training")
+
+
 def test_threads_give_what_one_gives(tmp_path, monkeypatch):
     """Small batches, so that several are on their way, and shards of few tokens."""
     monkeypatch.setattr(encoding, "_BATCH_TEXTS", 7)

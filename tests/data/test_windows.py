@@ -163,6 +163,17 @@ def test_a_small_validation_split_is_read_whole(bins):
         assert [firsts(batch) for batch in found.val_batches()] == [[100, 108, 116, 124, 132], [140, 148]]
 
 
+@pytest.mark.parametrize("spoil", [lambda val: val.unlink(), lambda val: val.write_bytes(b"odd")])
+def test_without_evaluation_bins_for_validation_are_neither_needed_nor_read(bins, spoil):
+    sums = windows.load(options(bins)).sums()
+    spoil(bins / "val.bin")
+    found = windows.load(options(bins, seed=1337, evaluate="n"))
+    assert [firsts(found.batch(step, 0)) for step in range(4)] == GOLDEN
+    assert (found.val, found.val_windows) == (None, 0)
+    assert found.description == "bins-bytes: 100 training tokens, no validation"
+    assert found.sums() == {"train": sums["train"], "val": {}}
+
+
 # ---- files
 
 
@@ -196,7 +207,11 @@ def cut(path, size):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda d: (d / "val.bin").unlink(), "HERE: holds no *val*.bin; DATA_DIR must name the folder of the bins"),
+        (
+            lambda d: (d / "val.bin").unlink(),
+            "HERE: holds no *val*.bin; DATA_DIR must name the folder of the bins, or set EVALUATE=n to train without "
+            "validation",
+        ),
         (lambda d: (d / "train.bin").unlink(), "HERE: holds no *train*.bin; DATA_DIR must name the folder of the bins"),
         (
             lambda d: cut(d / "train.bin", 33),
@@ -236,7 +251,7 @@ def cut(path, size):
         (
             lambda d: write_raw(d / "val.bin", []),
             "the validation split has 0 tokens, and a window takes BLOCK_SIZE + 1 = 9; choose a smaller BLOCK_SIZE or "
-            "a larger dataset",
+            "a larger dataset, or set EVALUATE=n to train without validation",
         ),
         (
             lambda d: write_raw(d / "train.bin", range(8)),
@@ -267,6 +282,15 @@ def test_prepared_data_round_trips(prepared):
     text = b"It was the best of times, it was the worst of times. " * 10
     for row in found.batch(0, 0)[0]:
         assert found.tokenizer.decode(row) in text + b"\0"
+
+
+def test_one_folder_serves_runs_with_and_without_evaluation(prepared, tmp_path):
+    named = {"dataset": "files", "dataset_source": tmp_path / "a.txt", "evaluate": "n"}
+    (prepared.folder / "val-00000.bin").unlink()  # not opened
+    found = windows.load(options(tmp_path / "data", **named))
+    assert (found.folder, found.train.tokens, found.val) == (prepared.folder, 504, None)
+    with pytest.raises(DataError, match=r"val-00000\.bin: cannot be read"):
+        windows.load(prepared)
 
 
 def test_prepared_data_that_does_not_fit_is_one_sentence(prepared, tmp_path):

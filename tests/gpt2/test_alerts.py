@@ -38,6 +38,10 @@ def test_the_end_is_told_when_it_is_one():
     assert looks(
         Watch(256, math.inf, False, 0), ("finish", 2400, metrics, "finished"), ("finish", 9, {}, "interrupted")
     ) == [Alert("finished", "info", "the run is finished after 2,400 steps: validation loss 1.6070, best 1.5000")]
+    without = ("finish", 2400, {"total_time_seconds": 1.5}, "finished")  # EVALUATE=n
+    assert looks(Watch(256, math.inf, False, 0), without) == [
+        Alert("finished", "info", "the run is finished after 2,400 steps")
+    ]
 
 
 def noisy(count, seed=0):

@@ -1,11 +1,11 @@
-"""The validation loss against a plain computation over the same windows."""
+"""When the validation loss is measured, and its value against a plain computation over the same windows."""
 
 import numpy as np
 import pytest
 import torch
 
 from gpt2.data import windows
-from gpt2.loop import validation_loss
+from gpt2.loop import evaluation_due, validation_loss
 from gpt2.model import GPT2, ModelOptions
 from lib.machine import device
 from lib.machine.device import SystemOptions
@@ -23,12 +23,19 @@ def parts(tmp_path):
         windows.DataOptions(
             dataset="bins", dataset_source=None, dataset_subset=None, dataset_text_field=None, dataset_max_tokens=None,
             val_fraction=None, dataset_end_of_text=None, text_errors=None, tokenizer="bytes", data_dir=str(tmp_path),
-            block_size=BLOCK, batch_size=3, gradient_accumulation=1, seed=0, eval_samples=WINDOWS,
+            evaluate=True, block_size=BLOCK, batch_size=3, gradient_accumulation=1, seed=0, eval_samples=WINDOWS,
         )
     )  # fmt: skip
     torch.manual_seed(0)
     model = GPT2(ModelOptions("custom", 2, 2, 32, BLOCK, dropout=0.5), 256)
     return model, made, device.choose(SystemOptions("cpu", "float32", 0, False)), tmp_path
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps"), [(4, [0, 4, 8, 10]), (5, [0, 5, 10]), (0, [0, 10]), (99, [0, 10]), (None, [])]
+)
+def test_is_measured_before_the_first_step_at_the_interval_and_after_the_last(interval, steps):
+    assert [step for step in range(11) if evaluation_due(step, 10, interval)] == steps
 
 
 def test_is_the_mean_over_the_windows(parts):

@@ -9,7 +9,7 @@ import pytest
 from gpt2 import preflight
 from lib.base.errors import UsageError
 from lib.config.kconf import ROOT
-from tests.training import schema
+from tests.training import UNEVALUATED, schema
 
 PRUNED = {"pruning_method": "magnitude"}
 
@@ -37,6 +37,8 @@ PRUNED = {"pruning_method": "magnitude"}
             "PRUNING_METHOD=wanda measures the inputs of linear layers, and wte.weight is not the weight of one; leave "
             "it out of PRUNING_SCOPE",
         ]),
+        ({"val_fraction": 0}, 1, ["VAL_FRACTION=0 leaves no text for validation; raise it, or set EVALUATE=n"]),
+        ({"val_fraction": 0} | UNEVALUATED, 1, []),
         ({"optimizer": "adamwspam", "spam_interval": 100}, 1, [
             "SPAM_WARMUP_STEPS=150 does not end before the next reset; choose less than SPAM_INTERVAL=100",
         ]),

@@ -311,11 +311,12 @@ def test_ctrl_c_ends_the_second_program_while_it_waits(tmp_path, slow):
 @pytest.mark.parametrize("content", ["", "\n\n", '{"text": "one"}\n', '{"text": ""}\n'])
 def test_too_small_a_corpus_is_one_sentence(tmp_path, content):
     (tmp_path / "a.jsonl").write_text(content)
+    whole = ", or train on all of it with EVALUATE=n VAL_FRACTION=0" * ("one" in content)
     assert run(tmp_path, "--dataset files --dataset-source a.jsonl --tokenizer bytes") == (
         1,
         "",
         "error: files a.jsonl: holds too little text for training and validation; choose a "
-        "corpus of at least two different documents, or one text of several words\n",
+        f"corpus of at least two different documents, or one text of several words{whole}\n",
     )
 
 
