@@ -10,7 +10,7 @@ from typing import Any
 from lib.base import files
 from lib.base.errors import UserError
 from lib.record.run import Identity
-from lib.track.tracker import Alert, Row
+from lib.track.tracker import Alert, Media, Row
 
 _ONE_LINE = {ord("\n"): "\\n", ord("\r"): "\\r"}  # so that each record is exactly one line
 
@@ -26,6 +26,7 @@ class Tracker:
         """Read the existing files; raises UserError if this tracker did not write them."""
         self.metrics = Table(folder / "metrics.csv", ("time", "event", "step", "metric", "value"))
         self.alerts = Table(folder / "alerts.csv", ("time", "kind", "step", "level", "message"))
+        self.files, self.folder = Table(folder / "media.csv", ("time", "name", "step", "kind", "file")), folder
         return f"writing {self.metrics.path}"
 
     def log(self, rows: list[Row]) -> None:
@@ -36,10 +37,17 @@ class Tracker:
         """Append alerts to a separate file, which a run without alerts does not have."""
         self.alerts.append(_alerts(alerts))
 
+    def media(self, items: list[Media]) -> None:
+        """List the files, by their paths in the run's folder, in a separate file; they stay where they are."""
+        self.files.append(
+            [[_time(m.time), m.name, str(m.step), m.kind, str(m.path.relative_to(self.folder))] for m in items]
+        )
+
     def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
-        """Replace each file by one with these rows or alerts, atomically."""
+        """Replace each file by one with these rows or alerts, atomically; that of media is empty until they come."""
         self.metrics.replace(_metrics(rows))
         self.alerts.replace(_alerts(alerts))
+        self.files.replace([])
 
     def finish(self, status: str) -> None:
         """Do nothing: the status of the run is in its journal."""

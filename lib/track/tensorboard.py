@@ -3,7 +3,9 @@
 tensorboard.summary.Writer writes from a thread and cannot tell what is on the disk, so records are written here.
 """
 
+import html
 import io
+import json
 import re
 import shlex
 import time
@@ -13,7 +15,7 @@ from typing import Any
 
 from lib.base import files
 from lib.record.run import Identity
-from lib.track.tracker import Alert, Row, within_64_bits
+from lib.track.tracker import Alert, Media, Row, within_64_bits
 
 MODULE = "tensorboard"
 # Beyond the documented interface (tests/track/test_private.py guards it). The documented one needs TensorFlow.
@@ -26,9 +28,11 @@ PRIVATE = (
     "tensorboard.plugins.hparams.metadata",
     "tensorboard.plugins.hparams.plugin_data_pb2",
     "tensorboard.plugins.hparams.summary_v2.hparams_pb",
+    "tensorboard.plugins.image.metadata.create_summary_metadata",
     "tensorboard.plugins.scalar.summary_v2.scalar_pb",
     "tensorboard.plugins.text.summary_v2.text_pb",
     "tensorboard.summary.writer.record_writer.RecordWriter",
+    "tensorboard.util.tensor_util.make_tensor_proto",
 )
 SESSION = "events.out.tfevents.0000000000.session"  # must sort first: some readers never return to an earlier file
 
@@ -39,6 +43,8 @@ class Tracker:
     Values are float32, because TensorBoard's server ignores float64: other numbers are rounded, and those beyond 3.4e38
     become infinite; NaN and infinities are kept. The tag of a metric is its name. If another event of the run already
     uses that name, the tag is <event>/<name>.
+
+    The tags of media are `image/<name>`, `text/<name>` and `table/<name>`; TensorBoard has no place for other files.
 
     The configuration, the identity and the status are in a separate file. It is replaced when they change, because
     readers use only the first version that they find.
@@ -65,6 +71,19 @@ class Tracker:
     def alert(self, alerts: list[Alert]) -> None:
         """Append alerts as texts, with one tag for each kind."""
         self._append(self._alerts(alert for alert in alerts if (f"alert {alert.kind}", alert.step) not in self.stored))
+
+    def media(self, items: list[Media]) -> None:
+        """Append images, and texts and tables as Markdown; print a line for each file that cannot be shown."""
+        for item in items:
+            event = f"{item.kind} {item.name}"
+            if item.kind == "artifact" or (event, item.step) in self.stored:
+                continue
+            try:
+                value = _SHOW[item.kind](item.path.read_bytes())
+            except (FileNotFoundError, ValueError) as error:
+                print(f"{item.path} is left out: {error}", flush=True)
+                continue
+            self._append([self._event(event, item.step, item.time, {f"{item.kind}/{item.name}": value})])
 
     def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
         """Write a new file with these rows and alerts, then delete the old files.
@@ -183,6 +202,39 @@ def _text_value(text: str) -> Any:
     from tensorboard.plugins.text.summary_v2 import text_pb
 
     return text_pb("", text.encode(errors="backslashreplace")).value[0]
+
+
+def _image(png: bytes) -> Any:
+    """A PNG for the IMAGES tab, which asks for its width and height; raises ValueError for other formats."""
+    from tensorboard.compat.proto import summary_pb2
+    from tensorboard.plugins.image.metadata import create_summary_metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    if not png.startswith(b"\x89PNG\r\n\x1a\n") or len(png) < 24:
+        raise ValueError("it is not a PNG")
+    width, height = (str(int.from_bytes(png[at : at + 4])).encode() for at in (16, 20))
+    tensor = make_tensor_proto([width, height, png], dtype="string")
+    return summary_pb2.Summary.Value(metadata=create_summary_metadata("", ""), tensor=tensor)
+
+
+def _block(text: bytes) -> Any:
+    """A text as it is: the TEXT tab takes Markdown, in which four spaces mark a block of code."""
+    return _text_value("".join(f"    {line}\n" for line in text.decode().split("\n")))
+
+
+def _table(data: bytes) -> Any:
+    """A table as Markdown; raises ValueError if it is not JSON."""
+    table = json.loads(data)
+    rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    return _text_value("".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows))
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return html.escape(re.sub(r"[\\`*_\[\]|]", r"\\\g<0>", " ".join(text.split())), quote=False)
+
+
+_SHOW = {"image": _image, "text": _block, "table": _table}  # kind -> Summary.Value of a file's content
 
 
 def _end(status: str, moment: float) -> Any:

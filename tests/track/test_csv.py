@@ -12,7 +12,7 @@ from lib.base.errors import UserError
 from lib.record import journal
 from lib.record.run import Identity
 from lib.track import csv as adapter
-from lib.track.tracker import Row
+from lib.track.tracker import Media, Row
 from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, train_while_lanes_die
 
 __all__ = ["run"]  # a fixture
@@ -101,6 +101,33 @@ def test_alerts_have_a_file_of_their_own(run):
         message = "the loss,\\nor its gradient, is no number"
         assert [line[1:] for line in found] == [["diverged", step, "error", message] for step in ("1", "2")]
         (folder / "trackers" / "csv.json").unlink()
+
+
+def test_media_are_listed_once_and_replaced_when_the_file_is_rewritten(tmp_path):
+    listed = [
+        Media(kind, name, step, 1e9 + step, tmp_path / "media" / file)
+        for kind, name, step, file in [
+            ("text", "sample", 5, "sample-5.txt"),
+            ("image", "loss, and more", 5, "loss-5.png"),
+            ("text", "sample", 10, "sample-10.txt"),
+        ]
+    ]
+    text = (
+        "time,name,step,kind,file\n"
+        "2001-09-09T01:46:45.000000+00:00,sample,5,text,media/sample-5.txt\n"
+        '2001-09-09T01:46:45.000000+00:00,"loss, and more",5,image,media/loss-5.png\n'
+        "2001-09-09T01:46:50.000000+00:00,sample,10,text,media/sample-10.txt\n"
+    )
+    for size in range(len(text)):
+        (tmp_path / "media.csv").write_text(text[:size])
+        for _ in range(2):
+            opened(tmp_path).media(listed[:2])
+            opened(tmp_path).media(listed)
+            assert (tmp_path / "media.csv").read_text() == text
+    tracker = opened(tmp_path)
+    tracker.rewrite([], [])
+    tracker.media(listed[2:])
+    assert [line[1:] for line in lines(tmp_path / "media.csv")[1:]] == [["sample", "10", "text", "media/sample-10.txt"]]
 
 
 # ---- deaths ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """TensorBoard, read back by its own readers and its own server: every value once, whatever was killed, cut or full."""
 
 import contextlib
+import io
 import json
 import re
 import resource
@@ -16,7 +17,7 @@ from lib.base.errors import UserError
 from lib.record import journal
 from lib.record.run import Identity
 from lib.track import tensorboard as adapter
-from lib.track.tracker import Alert, Row
+from lib.track.tracker import Alert, Media, Row
 from tests.tracking import RUN_ID, expected, new_run, recorded, run, state, sync, train, train_while_lanes_die, wait_for
 
 __all__ = ["run"]  # a fixture
@@ -67,6 +68,58 @@ def opened(folder):
 
 def rows(first, end):
     return [Row("train", step, 1e9 + step / 4, {"train_loss": step / 8, "tokens": step}) for step in range(first, end)]
+
+
+SAMPLE = "# no heading\n\n    def f(x):\n        return x | 1  # <b> & *y*\n"
+TABLE = {"columns": ["layer", "a|b"], "rows": [["h_0_attn", 0.5], ["*x* <b>", None], ["two\nlines", "NaN"], [True, 7]]}
+MARKDOWN = """| layer | a\\|b |
+| --- | --- |
+| h\\_0\\_attn | 0.5 |
+| \\*x\\* &lt;b&gt; | null |
+| two lines | NaN |
+| true | 7 |
+"""
+
+
+def picture(width, height):
+    from PIL import Image
+
+    Image.new("RGB", (width, height), (0, 128, 0)).save(file := io.BytesIO(), "png")
+    return file.getvalue()
+
+
+def media(folder, steps=(5, 10)):
+    """An image, a text, a table and an artifact at each step; the files are in the folder `media`."""
+    contents = {
+        ("image", "loss"): picture(30, 20),
+        ("text", "sample"): SAMPLE.encode(),
+        ("table", "sparsity"): json.dumps(TABLE).encode(),
+        ("artifact", "checkpoint"): b"weights",
+    }
+    (folder / "media").mkdir(exist_ok=True)
+    items = []
+    for step in steps:
+        for (kind, name), content in contents.items():
+            path = folder / "media" / f"{name}-{step}"
+            path.write_bytes(content)
+            items.append(Media(kind, name, step, 1e9 + step, path))
+    return items
+
+
+def shown(folder):
+    """Tag -> (time, step, content) of each image and each text, which may be a table."""
+    events = accumulated(folder)
+    return {
+        tag: [(e.wall_time, e.step, e.tensor_proto.string_val[-1]) for e in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+        if tag != "run" and events.SummaryMetadata(tag).plugin_data.plugin_name in ("images", "text")
+    }
+
+
+def assert_shows(folder, steps=(5, 10)):
+    block = "".join(f"    {line}\n" for line in SAMPLE.split("\n")).encode()
+    wanted = {"image/loss": picture(30, 20), "text/sample": block, "table/sparsity": MARKDOWN.encode()}
+    assert shown(folder) == {tag: [(1e9 + step, step, content) for step in steps] for tag, content in wanted.items()}
 
 
 # ---- what arrives ----------------------------------------------------------------------------------------------------
@@ -131,7 +184,7 @@ def served(folder):
             data = None if body is None else json.dumps(body).encode()
             headers = {"Content-Type": "application/json"}
             with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=30) as answer:
-                return json.load(answer)
+                return json.load(answer) if "json" in answer.headers["Content-Type"] else answer.read()
 
         wait_for(lambda: len(get("scalars/tags")) == 2)
         yield get
@@ -149,6 +202,65 @@ def test_alerts_are_texts(run):
         assert sync(folder, "--tracker", "tensorboard").returncode == 0
         assert texts(folder, "alert/diverged") == ["error: the loss is no number"] * 2
         (folder / "trackers" / "tensorboard.json").unlink()
+
+
+def test_images_texts_and_tables_are_shown_once(tmp_path):
+    tracker = opened(tmp_path)
+    tracker.media(media(tmp_path, steps=[5]))
+    for _ in range(2):
+        tracker = opened(tmp_path)
+        tracker.media(media(tmp_path))
+        tracker.media(media(tmp_path))
+        tracker.log([Row("train", 5, 1e9, {"image/loss": 2.0, "loss": 1.0})])
+        assert_shows(tmp_path)
+        assert points(tmp_path) == {"train/image/loss": [(1e9, 5, 2.0)], "loss": [(1e9, 5, 1.0)]}
+
+
+def test_a_rewrite_has_only_the_media_that_come_after_it(tmp_path):
+    tracker = opened(tmp_path)
+    tracker.log(rows(0, 3))
+    tracker.media(media(tmp_path))
+    for _ in range(2):  # the second time by a process that finds a rewritten file
+        tracker.rewrite(rows(0, 2), [])
+        assert shown(tmp_path) == {}
+        tracker.media(media(tmp_path, steps=[5]))
+        assert_shows(tmp_path, steps=[5])
+        tracker = opened(tmp_path)
+
+
+def test_a_file_that_vanished_or_is_no_picture_is_left_out_and_named(tmp_path, capsys):
+    items = media(tmp_path)
+    (tmp_path / "media" / "sample-5").unlink()
+    (tmp_path / "media" / "loss-5").write_bytes(b"GIF89a")
+    (tmp_path / "media" / "sparsity-5").write_text("{")
+    opened(tmp_path).media(items)
+    assert_shows(tmp_path, steps=[10])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{tmp_path}/media/loss-5 is left out: it is not a PNG"
+    assert [line.partition(" is left out: ")[0] for line in said[1:]] == [
+        f"{tmp_path}/media/sample-5",
+        f"{tmp_path}/media/sparsity-5",
+    ]
+
+
+def test_its_server_shows_pictures_code_as_it_is_and_tables(tmp_path):
+    for name in ("one", "two"):
+        folder = new_run(tmp_path / name)
+        tracker = opened(folder)
+        tracker.log(rows(0, 2))
+        tracker.media(media(folder, steps=[5]))
+    with served(tmp_path) as get:
+        wait_for(lambda: "two/tensorboard" in get("images/tags"))
+        run = "two/tensorboard"
+        [image] = get("images/images", run=run, tag="image/loss", sample=0)
+        assert image["step"] == 5
+        assert get("images/individualImage", **dict(urllib.parse.parse_qsl(image["query"]))) == picture(30, 20)
+        [sample] = get("text/text", run=run, tag="text/sample")
+        code = "# no heading\n\n    def f(x):\n        return x | 1  # &lt;b&gt; &amp; *y*\n"
+        assert sample["text"] == f"<pre><code>{code}</code></pre>"
+        [table] = get("text/text", run=run, tag="table/sparsity")
+        cells = re.findall(r"<t[hd]>(.*)</t[hd]>", table["text"])
+        assert cells == ["layer", "a|b", "h_0_attn", "0.5", "*x* &lt;b&gt;", "null", "two lines", "NaN", "true", "7"]
 
 
 def test_the_same_metric_of_two_events_is_two_series(tmp_path):
@@ -222,6 +334,18 @@ def test_a_file_cut_anywhere_and_continued_holds_every_value_once(tmp_path):
         assert [(t, s, v) for t, s, v in points(folder)["train_loss"]] == [
             (1e9 + step / 4, step, step / 8) for step in range(6)
         ]
+
+
+def test_a_file_cut_in_its_media_shows_each_once(tmp_path):
+    opened(tmp_path).media(media(tmp_path))
+    [path] = (tmp_path / "tensorboard").glob("*tfevents.[1-9]*")
+    whole, name = path.read_bytes(), path.name
+    for size in range(0, len(whole) + 1, 61):
+        folder = new_run(tmp_path / str(size))
+        (folder / "tensorboard").mkdir()
+        (folder / "tensorboard" / name).write_bytes(whole[:size])
+        opened(folder).media(media(folder))
+        assert_shows(folder)
 
 
 def test_files_sort_in_the_order_they_were_made_even_when_the_clock_goes_back(tmp_path):
