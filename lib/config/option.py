@@ -47,6 +47,7 @@ class Option:
         prompted = self.node if self.node.prompt else self.node.parent  # a set has no prompt, so its menu names it
         self.prompt = prompted.prompt[0]
         self.help = self.node.help or next((s.nodes[0].help for s in members.values() if s.nodes[0].help), "")
+        self.help += f"\n\n{other.nodes[0].help}" if other else ""
         self.flag = "--" + self.name.lower().replace("_", "-")
 
     @property
@@ -176,12 +177,22 @@ class Option:
     def _set_complaint(self, text: str) -> str | None:
         names = split_set(text)
         if unknown := [name for name in names if name not in (*self.members, "none", "all") and not self._takes(name)]:
-            hint = nearest(unknown[0], self.members)
+            hint = self._hint(unknown[0])
             some = ", ".join(value for value in self.members if value != "all")
             return f"takes none, all or some of {some}; got {unknown[0]!r}{hint}"
         if len(names) > 1 and {"none", "all"} & set(names):
             return f"takes none or all only by themselves; got {text!r}"
         return None
+
+    def _hint(self, name: str) -> str:
+        """A similar value; one that is no member with its note, a line `- value: note` in the help of <SET>_OTHER."""
+        notes = re.findall(r"^- (\S+): (.+(?:\n  .+)*)", self.other.nodes[0].help, re.MULTILINE) if self.other else []
+        others = {value.rpartition(":")[2]: (value, " ".join(note.split())) for value, note in notes}
+        hit = closest(name.lower(), [*self.members, *others])
+        if hit not in others:
+            return f"; did you mean {hit}?" if hit else ""
+        value, note = others[hit]
+        return f"; did you mean {value} ({note})?" if ":" in value else f"; {note}"  # without a colon: it is no value
 
     def _takes(self, name: str) -> bool:
         """Whether a set takes `name`, not a member: it is `member:more`, or an entry point of an installed package."""

@@ -58,6 +58,18 @@ def options():
             "trackio,wandbb",
             "takes none, all or some of trackio, wandb, tensorboard, mlflow, csv; got 'wandbb'; did you mean wandb?",
         ),
+        (
+            "TRACKER",
+            "Comet",
+            "takes none, all or some of trackio, wandb, tensorboard, mlflow, csv; got 'Comet'; did you mean "
+            "accelerate:comet_ml (pip install accelerate==1.15.0 comet_ml)?",
+        ),
+        (
+            "TRACKER",
+            "neptune",
+            "takes none, all or some of trackio, wandb, tensorboard, mlflow, csv; got 'neptune'; Neptune's service was "
+            "shut down on 5 March 2026; use mlflow with a server of your own, or wandb or accelerate:comet_ml",
+        ),
         ("TRACKER", "none,trackio", "takes none or all only by themselves; got 'none,trackio'"),
         ("PROMPT", "Once upon a time, “so”", None),
         ("PROMPT", "two\nlines", "must be one line of UTF-8 text without control characters"),

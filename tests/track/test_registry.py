@@ -1,5 +1,6 @@
 """Which trackers there are: members of the option, Accelerate's, and plug-ins, good and bad."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ import pytest
 from lib import track
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
-from lib.track import registry
+from lib.track import accelerate, registry
 from tests.training import ROOT
 
 
@@ -76,6 +77,32 @@ def test_what_is_no_tracker_is_one_sentence():
     assert names("tensorbard") == "tracker tensorbard does not exist; did you mean tensorboard?"
     assert names("csv:x") == "tracker csv:x: csv takes no argument after a colon"
     assert names("accelerate:cometml").startswith("tracker accelerate:cometml does not exist; write accelerate")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("comet_ml", "comet_ml"),
+        ("comet", "comet_ml"),
+        ("CometML", "comet_ml"),
+        ("clearml", "clearml"),
+        ("dvclive", "dvclive"),
+        ("dvc", "dvclive"),
+        ("swanlab", "swanlab"),
+        ("aim", "aim"),
+    ],
+)
+def test_a_tracker_of_accelerate_without_the_prefix_is_named_with_its_packages(given, meant):
+    hint = rf"did you mean accelerate:{meant} \(pip install accelerate==1\.15\.0 {meant}\)\?$"
+    with pytest.raises(UsageError, match=rf"^--tracker takes none, .*; got '{given}'; {hint}"):
+        Schema().override([("TRACKER", given, "--tracker")])
+
+
+def test_the_help_of_the_option_lists_every_tracker_of_accelerate_with_its_packages():
+    listed = re.findall(r"^- accelerate:(\S+): pip install (.+)$", Schema().options["TRACKER"].help, re.MULTILINE)
+    names = set(accelerate.ARGUMENT) - {"tensorboard"}  # the tracker tensorboard is better
+    packages = " ".join(registry.requirements("accelerate", "accelerate"))
+    assert dict(listed) == {name: f"{packages} {name}" for name in names}
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
