@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import shlex
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib.base.errors import UsageError
+from lib.base import redact
+from lib.base.errors import UsageError, UserError
 from lib.record.run import Identity
+from lib.track.accelerate_media import SHOW
 from lib.track.cursor import path_of
-from lib.track.tracker import Alert, Finding, Row, plain_name, within_64_bits
+from lib.track.tracker import Alert, Finding, Media, Refused, Row, plain_name, within_64_bits
 
 MODULE = "accelerate"
 # Names allowed after the colon, and the library that each needs. Espalier has its own trackers for wandb, trackio and
@@ -19,14 +23,17 @@ ARGUMENT = {name: name for name in ("aim", "clearml", "comet_ml", "dvclive", "sw
 # Variables of programs that start several training processes. A lane is not one of these processes.
 _LAUNCHERS = ("ACCELERATE_", "FORK_LAUNCHED", "OMPI_", "PMI_", "MV2_")
 
+_REFUSALS = ("InvalidAPIKey", "InvalidWorkspace")  # Comet's exceptions
+
 
 class Tracker:
     """Hands rows to one of Accelerate's trackers.
 
-    These libraries cannot tell which rows they have. So each row is recorded in <run>/trackers/accelerate-<name>.sent
-    after the library accepted it, and is not sent again. If this process is killed, at most one row is sent twice (it
-    was accepted, but not yet recorded), and rows that the library held only in memory are lost there. A normal end has
-    neither problem. The journal keeps all rows: to send them again, delete accelerate-<name>.*.
+    These libraries cannot tell what they have. So each row and file is recorded in
+    <run>/trackers/accelerate-<name>.sent after the library accepted it, and is not sent again; each server has a list
+    of its own. If this process is killed, at most one row is sent twice (it was accepted, but not yet recorded), and
+    rows that the library held only in memory are lost there. A normal end has neither problem. The journal keeps all
+    rows: to send them again, delete accelerate-<name>.*.
 
     Rows get the time of delivery. How NaN, infinities, unusual names and restarts are handled depends on the library.
     """
@@ -45,23 +52,53 @@ class Tracker:
 
         PartialState(cpu=True)  # Accelerate's trackers require it
         again = identity.name.removeprefix(Identity.load(folder).name)  # `~2` for the second run at this tracker
-        self.sent = Sent(path_of(folder, f"accelerate:{self.name}", "sent"), again)
-        class_name, arguments_of = _CLASSES[self.name]
-        arguments, settings = arguments_of(identity, folder.resolve(), again)
-        self.tracker = getattr(tracking, class_name)(*arguments, **settings)
-        self.tracker.start()
+        library = _LIBRARIES[self.name]
+        arguments, settings = library.arguments(identity, folder.resolve(), again)
+        self.tracker = getattr(tracking, library.tracker)(*arguments, **settings)
+        self._start(library.key)
+        self.place = redact.hide(library.place())
+        kind = f"{hashlib.md5(self.place.encode()).hexdigest()[:8]}.sent" if self.place else "sent"
+        self.sent = Sent(path_of(folder, f"accelerate:{self.name}", kind), again)
         if "configuration" not in self.sent:
             plain = within_64_bits(config).items()
             plain = {name: v if isinstance(v, bool | int | float | str) else json.dumps(v) for name, v in plain}
             self.tracker.store_init_configuration(plain)
             self.sent.add("configuration")
-        return ""
+        return library.note(self.tracker.tracker, folder)
+
+    def _start(self, key: str) -> None:
+        try:
+            self.tracker.start()
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status in (401, 403) or type(error).__name__ in _REFUSALS:
+                # Without `from None`, the log would get the message of Comet's exception, which is the key.
+                raise Refused(f"the server refuses the API key or the workspace; correct {key}") from None
+            raise
+        if self.name == "comet_ml" and not self.tracker.tracker.alive:  # it would drop every row without an error
+            raise UserError("Comet does not take the run; the log of this tracker, in the folder trackers, says why")
+
+    def destination(self) -> str:
+        """The server and the workspace, also for a run that is kept offline to be uploaded there; empty: neither."""
+        return self.place
 
     def log(self, rows: list[Row]) -> None:
         """Send the rows that were not sent before."""
         for row in rows:
             if (key := f"{row.event} {row.step}") not in self.sent:
                 self.tracker.log(within_64_bits(row.metrics), step=row.step)
+                self.sent.add(key)
+
+    def media(self, items: list[Media]) -> None:
+        """Hand over what the library can keep and did not get before."""
+        for item in items:
+            key = f"{item.kind} {item.step} {json.dumps(item.name)}"
+            if item.kind in SHOW[self.name] and key not in self.sent:
+                try:
+                    SHOW[self.name][item.kind](self.tracker, item)
+                except FileNotFoundError as error:
+                    print(f"{item.path} is left out: {error}", flush=True)
+                    continue
                 self.sent.add(key)
 
     def alert(self, alerts: list[Alert]) -> None:
@@ -122,14 +159,17 @@ def _clearml(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[
 
 
 def _comet_ml(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
-    from comet_ml import ExperimentConfig
+    from comet_ml import ExperimentConfig, get_config
 
     names = ("log_code", "parse_args", "auto_output_logging", "log_env_details", "log_graph", "log_git_metadata")
     setting = ExperimentConfig(
         name=identity.name, offline_directory=str(folder / "comet"), **dict.fromkeys(names, False)
     )
     key = hashlib.sha256(identity.run_id.encode()).hexdigest()[:32]  # Comet takes 32 to 50 letters and digits
-    return (identity.project,), {"experiment_key": key, "experiment_config": setting}
+    settings = {"experiment_key": key, "experiment_config": setting}
+    if not get_config("comet.api_key"):
+        settings["online"] = False
+    return (identity.project,), settings
 
 
 def _dvclive(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
@@ -147,12 +187,53 @@ def _tensorboard(identity: Identity, folder: Path, again: str) -> tuple[tuple, d
     return (f"accelerate-tensorboard{again}", str(folder)), {}
 
 
-# name -> class in accelerate.tracking, and the function that gives its arguments
-_CLASSES: dict[str, tuple[str, Callable[[Identity, Path, str], tuple[tuple, dict[str, Any]]]]] = {
-    "aim": ("AimTracker", _aim),
-    "clearml": ("ClearMLTracker", _clearml),
-    "comet_ml": ("CometMLTracker", _comet_ml),
-    "dvclive": ("DVCLiveTracker", _dvclive),
-    "swanlab": ("SwanLabTracker", _swanlab),
-    "tensorboard": ("TensorBoardTracker", _tensorboard),
+def _comet_place() -> str:
+    from comet_ml import get_config
+
+    address = get_config("comet.url_override") or "https://www.comet.com/clientlib/"
+    return f"{address.partition('/clientlib')[0].rstrip('/')}/{get_config('comet.workspace') or ''}".rstrip("/")
+
+
+def _comet_note(experiment: Any, folder: Path) -> str:
+    from comet_ml import OfflineExperiment, get_config
+
+    if not isinstance(experiment, OfflineExperiment):
+        return f"look at it at {experiment.url}"
+    why = "" if get_config("comet.api_key") else ", because neither COMET_API_KEY nor ~/.comet.config has an API key"
+    files = f"{shlex.quote(str(folder / 'comet'))}/*.zip"
+    return f"the run is kept offline{why}; after its end, upload it with: comet upload {files}"
+
+
+def _clearml_place() -> str:
+    from clearml.backend_api import Session
+
+    return Session.get_api_server_host()
+
+
+def _swanlab_place() -> str:
+    from swanlab import Settings
+
+    settings = Settings()
+    return f"{settings.api_host}/{settings.project.workspace or ''}".rstrip("/")
+
+
+class _Library(typing.NamedTuple):
+    tracker: str  # a class in accelerate.tracking
+    arguments: Callable[[Identity, Path, str], tuple[tuple, dict[str, Any]]]  # of this class
+    key: str = "its API key"  # where the user sets the key and the workspace
+    place: Callable[[], str] = lambda: ""  # see `destination`
+    note: Callable[[Any, Path], str] = lambda run, folder: ""  # for the user, from the library's own object for the run
+
+
+_LIBRARIES = {
+    "aim": _Library("AimTracker", _aim),
+    "clearml": _Library(
+        "ClearMLTracker", _clearml, "CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY", _clearml_place
+    ),
+    "comet_ml": _Library(
+        "CometMLTracker", _comet_ml, "COMET_API_KEY and COMET_WORKSPACE, or ~/.comet.config", _comet_place, _comet_note
+    ),
+    "dvclive": _Library("DVCLiveTracker", _dvclive),
+    "swanlab": _Library("SwanLabTracker", _swanlab, "SWANLAB_API_KEY and SWANLAB_WORKSPACE", _swanlab_place),
+    "tensorboard": _Library("TensorBoardTracker", _tensorboard),
 }

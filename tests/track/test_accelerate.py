@@ -25,6 +25,7 @@ from lib.record import journal
 from lib.record.run import Identity, project_name
 from lib.track import accelerate as bridge
 from lib.track import lane
+from lib.track.accelerate_media import SHOW
 from lib.track.espalier_tracker import EspalierTracker, Series, flattened, plain
 from tests.disk import disk, fill
 from tests.tracking import ROOT, expected, recorded, run, state, sync, trainer, wait_for
@@ -138,8 +139,8 @@ def test_a_note_that_a_full_disk_tears_goes_on_where_it_ended(disk):
 
 
 def test_what_accelerate_does_not_have_or_what_is_not_installed_is_a_sentence(monkeypatch):
-    assert all(hasattr(tracking, class_name) for class_name, _ in bridge._CLASSES.values())
-    assert set(bridge.ARGUMENT) == set(bridge._CLASSES)
+    assert all(hasattr(tracking, library.tracker) for library in bridge._LIBRARIES.values())
+    assert set(bridge.ARGUMENT) == set(bridge._LIBRARIES) == set(SHOW)
     choice = "write accelerate: and one of aim, clearml, comet_ml, dvclive, swanlab, tensorboard"
     for name in ("accelerate", "accelerate:comet"):
         with pytest.raises(UsageError, match=f"^tracker {name} does not exist; {choice}$"):

@@ -154,7 +154,7 @@ def test_the_classes_of_accelerate_are_there():
     pytest.importorskip("accelerate")
     from accelerate import tracking
 
-    names = [class_name for class_name, _ in accelerate._CLASSES.values()]
+    names = [library.tracker for library in accelerate._LIBRARIES.values()]
     assert [name for name in names if not issubclass(getattr(tracking, name), tracking.GeneralTracker)] == []
 
 
