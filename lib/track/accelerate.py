@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import typing
 from collections.abc import Callable
@@ -22,8 +23,6 @@ MODULE = "accelerate"
 ARGUMENT = {name: name for name in ("aim", "clearml", "comet_ml", "dvclive", "swanlab", "tensorboard")}
 # Variables of programs that start several training processes. A lane is not one of these processes.
 _LAUNCHERS = ("ACCELERATE_", "FORK_LAUNCHED", "OMPI_", "PMI_", "MV2_")
-
-_REFUSALS = ("InvalidAPIKey", "InvalidWorkspace")  # Comet's exceptions
 
 
 class Tracker:
@@ -70,8 +69,7 @@ class Tracker:
         try:
             self.tracker.start()
         except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            if status in (401, 403) or type(error).__name__ in _REFUSALS:
+            if _refuses(error):
                 # Without `from None`, the log would get the message of Comet's exception, which is the key.
                 raise Refused(f"the server refuses the API key or the workspace; correct {key}") from None
             raise
@@ -107,6 +105,14 @@ class Tracker:
     def finish(self, status: str) -> None:
         """End the library's run, which may upload for a while; Accelerate cannot pass the status on."""
         self.tracker.finish()
+
+
+def _refuses(error: Exception) -> bool:
+    """Whether an error of a library means that its server refuses the key; SwanLab has the same for a dead network."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    comet = type(error).__name__ in ("InvalidAPIKey", "InvalidWorkspace")
+    clearml = re.search(r"\(error 40[13] ", str(error))
+    return status in (401, 403) or comet or bool(clearml)
 
 
 class Sent:
@@ -165,7 +171,8 @@ def _comet_ml(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict
     setting = ExperimentConfig(
         name=identity.name, offline_directory=str(folder / "comet"), **dict.fromkeys(names, False)
     )
-    key = hashlib.sha256(identity.run_id.encode()).hexdigest()[:32]  # Comet takes 32 to 50 letters and digits
+    # Comet takes 32 to 50 letters and digits. A key belongs to one workspace of a server.
+    key = hashlib.sha256(f"{identity.run_id}{get_config('comet.workspace') or ''}".encode()).hexdigest()[:32]
     settings = {"experiment_key": key, "experiment_config": setting}
     if not get_config("comet.api_key"):
         settings["online"] = False

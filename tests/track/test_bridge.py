@@ -55,6 +55,31 @@ def accumulated(folder):
     return EventAccumulator(str(folder / "accelerate-tensorboard"), size_guidance={"tensors": 0, "images": 0}).Reload()
 
 
+@contextlib.contextmanager
+def server(status, answer):
+    """A server that gives every request the same answer; yields the paths that were asked for."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *words):
+            pass
+
+        do_GET = do_POST
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_port}/clientlib/", asked
+        listening.shutdown()
+
+
 # ---- media and lists of what was sent --------------------------------------------------------------------------------
 
 
@@ -102,6 +127,21 @@ def test_each_server_gets_every_row(run, monkeypatch):
     assert lists == ["configuration\ntrain 1\ntrain 2\n"] * 2
 
 
+@pytest.mark.extra("clearml")
+def test_a_wrong_key_of_clearml_is_said_at_once(run, monkeypatch):
+    pytest.importorskip("clearml")
+    folder = recorded(run.parent / "second", ("train", 1, {"train_loss": 0.5}, {}))
+    with server(401, {}) as (address, asked):
+        for host in ("API", "WEB", "FILES"):
+            monkeypatch.setenv(f"CLEARML_{host}_HOST", address.removesuffix("/clientlib/"))
+        monkeypatch.setenv("CLEARML_API_ACCESS_KEY", KEY)
+        monkeypatch.setenv("CLEARML_API_SECRET_KEY", KEY)
+        done = sync(folder, "--tracker", "accelerate:clearml")
+    assert done.returncode == 1 and asked == ["/auth.login"]
+    refusal = "the server refuses the API key or the workspace; correct CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET"
+    assert refusal in done.stdout
+
+
 # ---- Comet -----------------------------------------------------------------------------------------------------------
 
 
@@ -113,31 +153,6 @@ def comet(run, tmp_path, monkeypatch):
     for name in ("COMET_API_KEY", "COMET_WORKSPACE", "COMET_START_ONLINE", "COMET_URL_OVERRIDE"):
         monkeypatch.delenv(name, raising=False)
     return recorded(tmp_path / "runs" / "second", *(("train", s, {"train_loss": 0.5 * s}, {}) for s in (1, 2)))
-
-
-@contextlib.contextmanager
-def server(status, answer):
-    """A server that gives every request the same answer; yields the paths that were asked for."""
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked.append(self.path)
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
-
-        def log_message(self, *words):
-            pass
-
-        do_GET = do_POST
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}/clientlib/", asked
-        listening.shutdown()
 
 
 def told(folder):
