@@ -26,7 +26,7 @@ class Tracker:
         """Read the existing files; raises UserError if this tracker did not write them."""
         self.metrics = Table(folder / "metrics.csv", ("time", "event", "step", "metric", "value"))
         self.alerts = Table(folder / "alerts.csv", ("time", "kind", "step", "level", "message"))
-        self.files, self.folder = Table(folder / "media.csv", ("time", "name", "step", "kind", "file")), folder
+        self.files, self.folder = Table(folder / "media.csv", ("time", "kind", "step", "name", "file"), 3), folder
         return f"writing {self.metrics.path}"
 
     def log(self, rows: list[Row]) -> None:
@@ -40,7 +40,7 @@ class Tracker:
     def media(self, items: list[Media]) -> None:
         """List the files, by their paths in the run's folder, in a separate file; they stay where they are."""
         self.files.append(
-            [[_time(m.time), m.name, str(m.step), m.kind, str(m.path.relative_to(self.folder))] for m in items]
+            [[_time(m.time), m.kind, str(m.step), m.name, str(m.path.relative_to(self.folder))] for m in items]
         )
 
     def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
@@ -54,15 +54,18 @@ class Tracker:
 
 
 class Table:
-    """A CSV file in which the second and third field of a line identify its record; no record is stored twice.
+    """A CSV file in which the fields after the first identify a line's record; no record is stored twice.
 
     After a kill the last record may be incomplete; its missing lines are added when the record is delivered again.
     """
 
-    def __init__(self, path: Path, header: tuple[str, ...]):
-        """Read the file; the next `append` removes an incomplete last line. Raises UserError if the header differs."""
-        self.path, self.header = path, _line(header)
-        self.stored: set[tuple[str, str]] = set()
+    def __init__(self, path: Path, header: tuple[str, ...], keys: int = 2):
+        """Read the file; the next `append` removes an incomplete last line. Raises UserError if the header differs.
+
+        keys    the number of fields, after the first, that identify a record
+        """
+        self.path, self.header, self.key = path, _line(header), slice(1, 1 + keys)
+        self.stored: set[tuple[str, ...]] = set()
         self.last: set[bytes] = set()  # lines of the last record, which may be incomplete
         self.size = 0  # bytes of complete lines
         if not path.exists():
@@ -80,7 +83,7 @@ class Table:
                 break
             self.size += len(line)
             fields = next(csv.reader([line.decode(errors="replace")]))
-            if (key := tuple(fields[1:3])) != last:
+            if (key := tuple(fields[self.key])) != last:
                 last, self.last = key, set()
             self.last.add(line)
             self.stored.add(key)
@@ -92,11 +95,11 @@ class Table:
             return
         data = b"".join([self.header, *map(_line, records)])
         files.write(self.path, data)
-        self.stored, self.last, self.size = {tuple(record[1:3]) for record in records}, set(), len(data)
+        self.stored, self.last, self.size = {tuple(record[self.key]) for record in records}, set(), len(data)
 
     def append(self, records: list[list[str]]) -> None:
         """Add the lines that are missing; the first one creates the file."""
-        new = [(tuple(record[1:3]), _line(record)) for record in records if tuple(record[1:3]) not in self.stored]
+        new = [(key, _line(record)) for record in records if (key := tuple(record[self.key])) not in self.stored]
         data = b"".join(line for _, line in new if line not in self.last)
         if data:
             data = data if self.size else self.header + data

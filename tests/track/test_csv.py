@@ -108,26 +108,28 @@ def test_media_are_listed_once_and_replaced_when_the_file_is_rewritten(tmp_path)
         Media(kind, name, step, 1e9 + step, tmp_path / "media" / file)
         for kind, name, step, file in [
             ("text", "sample", 5, "sample-5.txt"),
+            ("text", "loss, and more", 5, "loss-5.txt"),
             ("image", "loss, and more", 5, "loss-5.png"),
             ("text", "sample", 10, "sample-10.txt"),
         ]
     ]
     text = (
-        "time,name,step,kind,file\n"
-        "2001-09-09T01:46:45.000000+00:00,sample,5,text,media/sample-5.txt\n"
-        '2001-09-09T01:46:45.000000+00:00,"loss, and more",5,image,media/loss-5.png\n'
-        "2001-09-09T01:46:50.000000+00:00,sample,10,text,media/sample-10.txt\n"
+        "time,kind,step,name,file\n"
+        "2001-09-09T01:46:45.000000+00:00,text,5,sample,media/sample-5.txt\n"
+        '2001-09-09T01:46:45.000000+00:00,text,5,"loss, and more",media/loss-5.txt\n'
+        '2001-09-09T01:46:45.000000+00:00,image,5,"loss, and more",media/loss-5.png\n'
+        "2001-09-09T01:46:50.000000+00:00,text,10,sample,media/sample-10.txt\n"
     )
     for size in range(len(text)):
         (tmp_path / "media.csv").write_text(text[:size])
         for _ in range(2):
-            opened(tmp_path).media(listed[:2])
+            opened(tmp_path).media(listed[:3])
             opened(tmp_path).media(listed)
             assert (tmp_path / "media.csv").read_text() == text
     tracker = opened(tmp_path)
     tracker.rewrite([], [])
-    tracker.media(listed[2:])
-    assert [line[1:] for line in lines(tmp_path / "media.csv")[1:]] == [["sample", "10", "text", "media/sample-10.txt"]]
+    tracker.media(listed[3:])
+    assert [line[1:] for line in lines(tmp_path / "media.csv")[1:]] == [["text", "10", "sample", "media/sample-10.txt"]]
 
 
 # ---- deaths ----------------------------------------------------------------------------------------------------------
