@@ -116,6 +116,10 @@ def shown(folder):
     }
 
 
+def steps_shown(folder):
+    return {tag: tuple(step for _, step, _ in values) for tag, values in shown(folder).items()}
+
+
 def assert_shows(folder, steps=(5, 10)):
     block = "".join(f"    {line}\n" for line in SAMPLE.split("\n")).encode()
     wanted = {"image/loss": picture(30, 20), "text/sample": block, "table/sparsity": MARKDOWN.encode()}
@@ -226,6 +230,28 @@ def test_a_rewrite_has_only_the_media_that_come_after_it(tmp_path):
         tracker.media(media(tmp_path, steps=[5]))
         assert_shows(tmp_path, steps=[5])
         tracker = opened(tmp_path)
+
+
+def test_a_run_that_goes_back_shows_its_valid_media(run):
+    folder = recorded(run.parent / "second", ("train", 5, {"loss": 1.0}, {}))
+
+    def write(step):
+        with contextlib.closing(journal.Journal(folder)) as book:
+            for item in media(folder, steps=[step]):
+                file = f"media/{item.path.name}"
+                book.write("media", step, kind=item.kind, name=item.name, file=file, bytes=item.path.stat().st_size)
+
+    for step in (5, 10):
+        write(step)
+    assert sync(folder, "--tracker", "tensorboard").returncode == 0
+    assert steps_shown(folder) == dict.fromkeys(("image/loss", "text/sample", "table/sparsity"), (5, 10))
+    with contextlib.closing(journal.Journal(folder)) as book:
+        book.write("resume", 5, config={"tracker": []}, changed={"SEED": ["1", "2"]})
+    write(15)
+    for _ in range(2):  # the second time without the cursor
+        assert sync(folder, "--tracker", "tensorboard").returncode == 0
+        assert steps_shown(folder) == dict.fromkeys(("image/loss", "text/sample", "table/sparsity"), (5, 15))
+        (folder / "trackers" / "tensorboard.json").unlink()
 
 
 def test_a_file_that_vanished_or_is_no_picture_is_left_out_and_named(tmp_path, capsys):
