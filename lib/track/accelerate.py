@@ -93,10 +93,12 @@ class Tracker:
             key = f"{item.kind} {item.step} {json.dumps(item.name)}"
             if item.kind in SHOW[self.name] and key not in self.sent:
                 try:
-                    SHOW[self.name][item.kind](self.tracker, item)
+                    taken = SHOW[self.name][item.kind](self.tracker, item)
                 except FileNotFoundError as error:
                     print(f"{item.path} is left out: {error}", flush=True)
                     continue
+                if taken is False:  # ClearML
+                    raise UserError(f"{item.path}: the server did not take it; the log of this tracker says why")
                 self.sent.add(key)
 
     def alert(self, alerts: list[Alert]) -> None:
@@ -108,7 +110,7 @@ class Tracker:
 
 
 def _refuses(error: Exception) -> bool:
-    """Whether an error of a library means that its server refuses the key; SwanLab has the same for a dead network."""
+    """Whether a library's error means that its server refuses the key. SwanLab has the same error without a network."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     comet = type(error).__name__ in ("InvalidAPIKey", "InvalidWorkspace")
     clearml = re.search(r"\(error 40[13] ", str(error))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from lib.record.run import folder_name
 from lib.track.tracker import Media
 
 Show = Callable[[Any, Media], object]
@@ -77,7 +78,7 @@ _COMET_ML: dict[str, Show] = {
     ),
 }
 _DVCLIVE: dict[str, Show] = {  # files in such a folder get a slider
-    "image": lambda tracker, item: tracker.tracker.log_image(f"{item.name}/{item.step}.png", item.path),
+    "image": lambda tracker, item: tracker.tracker.log_image(f"{folder_name(item.name)}/{item.step}.png", item.path),
 }
 _SWANLAB: dict[str, Show] = {
     "image": lambda tracker, item: tracker.log_images({_key(item): [str(item.path)]}, step=item.step),

@@ -64,7 +64,7 @@ class Table:
 
         keys    the number of fields, after the first, that identify a record
         """
-        self.path, self.header, self.key = path, _line(header), slice(1, 1 + keys)
+        self.path, self.header, self.keys = path, _line(header), keys
         self.stored: set[tuple[str, ...]] = set()
         self.last: set[bytes] = set()  # lines of the last record, which may be incomplete
         self.size = 0  # bytes of complete lines
@@ -82,24 +82,27 @@ class Table:
             if not line.endswith(b"\n"):
                 break
             self.size += len(line)
-            fields = next(csv.reader([line.decode(errors="replace")]))
-            if (key := tuple(fields[self.key])) != last:
+            if (key := self._key(line)) != last:
                 last, self.last = key, set()
             self.last.add(line)
             self.stored.add(key)
         self.stored.discard(last)
 
+    def _key(self, line: bytes) -> tuple[str, ...]:
+        return tuple(next(csv.reader([line.decode(errors="replace")]))[1 : 1 + self.keys])
+
     def replace(self, records: list[list[str]]) -> None:
         """Replace the content by these records; if the disk is full, the old content stays."""
         if not (records or self.path.exists()):
             return
-        data = b"".join([self.header, *map(_line, records)])
+        lines = [_line(record) for record in records]
+        data = b"".join([self.header, *lines])
         files.write(self.path, data)
-        self.stored, self.last, self.size = {tuple(record[self.key]) for record in records}, set(), len(data)
+        self.stored, self.last, self.size = set(map(self._key, lines)), set(), len(data)
 
     def append(self, records: list[list[str]]) -> None:
         """Add the lines that are missing; the first one creates the file."""
-        new = [(key, _line(record)) for record in records if (key := tuple(record[self.key])) not in self.stored]
+        new = [(key, line) for line in map(_line, records) if (key := self._key(line)) not in self.stored]
         data = b"".join(line for _, line in new if line not in self.last)
         if data:
             data = data if self.size else self.header + data

@@ -108,7 +108,7 @@ def test_media_are_listed_once_and_replaced_when_the_file_is_rewritten(tmp_path)
         Media(kind, name, step, 1e9 + step, tmp_path / "media" / file)
         for kind, name, step, file in [
             ("text", "sample", 5, "sample-5.txt"),
-            ("text", "loss, and more", 5, "loss-5.txt"),
+            ("text", "loss, and\nmore", 5, "loss-5.txt"),
             ("image", "loss, and more", 5, "loss-5.png"),
             ("text", "sample", 10, "sample-10.txt"),
         ]
@@ -116,7 +116,7 @@ def test_media_are_listed_once_and_replaced_when_the_file_is_rewritten(tmp_path)
     text = (
         "time,kind,step,name,file\n"
         "2001-09-09T01:46:45.000000+00:00,text,5,sample,media/sample-5.txt\n"
-        '2001-09-09T01:46:45.000000+00:00,text,5,"loss, and more",media/loss-5.txt\n'
+        '2001-09-09T01:46:45.000000+00:00,text,5,"loss, and\\nmore",media/loss-5.txt\n'
         '2001-09-09T01:46:45.000000+00:00,image,5,"loss, and more",media/loss-5.png\n'
         "2001-09-09T01:46:50.000000+00:00,text,10,sample,media/sample-10.txt\n"
     )
