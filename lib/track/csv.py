@@ -29,6 +29,10 @@ class Tracker:
         self.files, self.folder = Table(folder / "media.csv", ("time", "kind", "step", "name", "file"), 3), folder
         return f"writing {self.metrics.path}"
 
+    def holds(self) -> bool:
+        """Whether the metrics are there; the user may have deleted them."""
+        return self.metrics.path.exists()
+
     def log(self, rows: list[Row]) -> None:
         """Append the rows that are not in the file."""
         self.metrics.append(_metrics(rows))

@@ -108,7 +108,8 @@ class _Lane:
     def run(self) -> None:
         ended, before = self.gone(0), self.cursor.state
         complete = ended and before == "finished" and not self.cursor.pending(self.backlog.update())
-        if complete and not self.cursor.destination:  # else the rows may have to go to another destination now
+        # The rows may have to go elsewhere now, or the destination may have lost them.
+        if complete and not (self.cursor.destination or hasattr(registry.tracker_class(self.name), "holds")):
             return
         self.note(state="starting", message="", note="")
         self.tracker = registry.tracker_class(self.name)()
@@ -163,18 +164,15 @@ class _Lane:
 
     def _find_destination(self) -> str:
         """Continue with what the tracker's destination has; returns a note if it lacks what was delivered."""
-        if not hasattr(self.tracker, "destination"):
-            return ""
-        place = self._insist(self.tracker.destination)
-        before = self.cursor.go_to(place)
-        delivered = self.cursor.rows
+        place = self._insist(self.tracker.destination) if hasattr(self.tracker, "destination") else ""
+        before, delivered = self.cursor.go_to(place), self.cursor.rows
         if delivered and hasattr(self.tracker, "holds") and not self._insist(self.tracker.holds):
             self.cursor.lost()
         if before:
             rest = "the rest" if self.cursor.rows else "all of the run"
             return f"the rows went to {before} before; {place} now gets {rest}"
         lost = delivered > self.cursor.rows
-        return f"{place} does not hold the run any more and gets all of it again" if lost else ""
+        return f"{place or self.folder} does not hold the run any more and gets all of it again" if lost else ""
 
     def _begin_again(self, ended: bool) -> None:
         """Give the tracker exactly the valid rows, by a rewrite or a new run; `ended`: its old run was finished."""

@@ -64,6 +64,10 @@ class Tracker:
                 self._know(event)
         return f"look at it with: tensorboard --logdir {shlex.quote(str(folder.parent))}"
 
+    def holds(self) -> bool:
+        """Whether event files of earlier processes are there; the user may have deleted them."""
+        return bool(self.stored)
+
     def log(self, rows: list[Row]) -> None:
         """Append the rows that are in no file; if the disk is full, append none of them."""
         self._append(self._rows(row for row in rows if (row.event, row.step) not in self.stored))

@@ -184,3 +184,15 @@ def test_a_file_of_somebody_else_is_a_sentence_and_untouched(run):
     (run / "metrics.csv").rename(run / "mine.csv")
     assert sync(run).returncode == 0 and state(run, "csv").state == "finished"
     assert_holds(run)
+
+
+def test_a_deleted_file_is_written_again(run):
+    train(run, "csv")
+    before = (run / "metrics.csv").read_bytes()
+    (run / "metrics.csv").unlink()
+    done = sync(run)
+    assert (done.returncode, f"{run} does not hold the run any more and gets all of it again" in done.stdout) == (
+        0,
+        True,
+    )
+    assert (run / "metrics.csv").read_bytes() == before

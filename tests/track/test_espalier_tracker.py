@@ -74,7 +74,8 @@ def in_trackio():
     with contextlib.closing(sqlite3.connect(path)) as database:
         rows = database.execute("select step, metrics from metrics order by step").fetchall()
         versions = database.execute(
-            "select name, manifest from artifact_versions join artifacts on artifacts.id = artifact_id"
+            "select replace(name, '-' || producer_run_id, ''), manifest "
+            "from artifact_versions join artifacts on artifacts.id = artifact_id"
         ).fetchall()
     kept = [(name, step, value) for step, metrics in rows for name, value in json.loads(metrics).items()]
     media = [one for one in kept if isinstance(one[2], dict)]
