@@ -1,7 +1,8 @@
-"""The rank of this process and the size of its job, from Ray Train, torchrun or SLURM; without these, one process."""
+"""How this process was started: its rank and the size of its job, and whether a job or container ends with it."""
 
 import dataclasses
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,17 @@ _VARIABLES = frozenset(
     "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME "
     "NODE_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID SLURM_STEP_NUM_TASKS".split()
 )
+# A job's name for people, and variables that all its processes have. The job's end kills what they leave behind.
+_JOBS = {
+    "SLURM job": ("SLURM_JOB_ID",),
+    "PBS job": ("PBS_JOBID",),
+    "LSF job": ("LSB_JOBID",),
+    "Flux job": ("FLUX_JOB_ID",),
+    "Grid Engine job": ("JOB_ID", "SGE_TASK_ID"),
+    "Hugging Face job": ("JOB_ID", "ACCELERATOR"),  # huggingface.co/docs/hub/jobs-configuration
+    "AWS Batch job": ("AWS_BATCH_JOB_ID",),
+    "Kubernetes pod": ("KUBERNETES_SERVICE_HOST",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +50,24 @@ def found(env: Mapping[str, str]) -> Launch:
 def without(env: Mapping[str, str]) -> dict[str, str]:
     """The environment without launchers' variables, for a process that is not a rank of this one's job."""
     return {n: value for n, value in env.items() if n not in _VARIABLES and not n.startswith("TORCHELASTIC_")}
+
+
+def ends_with_us(env: Mapping[str, str]) -> str:
+    """What ends when this process does, such as `SLURM job`; empty if nothing does, as far as can be seen.
+
+    A person's shell in a job goes on, so standard input must not be a terminal. A container ends with its process 1.
+    Container runtimes make process 1 the leader of session 1, which its children stay in. torchrun gives each worker
+    a session of its own. A program that came by `docker exec`, ssh or a server has another session.
+    """
+    if _ray():  # Ray kills what a worker leaves behind: docs.ray.io, "Lifetimes of a User-Spawn Process"
+        return "Ray worker"
+    typed = os.isatty(0)
+    for words, names in _JOBS.items():
+        if not typed and all(env.get(name) for name in names):
+            return words
+    started = os.getppid() if "TORCHELASTIC_RUN_ID" in env else os.getpid()
+    is_main = sys.platform == "linux" and os.getsid(started) == 1 and (not typed or os.getpgid(started) == 1)
+    return "container" if is_main else ""
 
 
 def _ray() -> Launch | None:

@@ -1,7 +1,12 @@
 """Which process this is: what each launcher says, and what contradicts itself."""
 
+import json
+import os
+import pty
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +15,7 @@ from lib.base.errors import UsageError
 from lib.base.launch import ALONE, Launch, found
 from lib.config.command_line import unconfigured
 
+ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500",
     "TORCHELASTIC_RUN_ID": "my-run-42",
@@ -83,3 +89,65 @@ def test_programs_that_are_started_are_no_ranks():
     env = TORCHRUN | SLURM | kept | {"TORCHELASTIC_RESTART_COUNT": "0", "CONFIG_SEED": "1"}
     assert found(launch.without(env)) == ALONE
     assert unconfigured(env) == kept | {"SLURM_STEP_NODELIST": SLURM["SLURM_STEP_NODELIST"]}
+
+
+# ---- what ends with this process -------------------------------------------------------------------------------------
+
+JOBS = {
+    "SLURM job": {"SLURM_JOB_ID": "4711"},
+    "PBS job": {"PBS_JOBID": "4711.head"},
+    "LSF job": {"LSB_JOBID": "4711"},
+    "Flux job": {"FLUX_JOB_ID": "f2Kx"},
+    "Grid Engine job": {"JOB_ID": "4711", "SGE_TASK_ID": "undefined"},
+    "Hugging Face job": {"JOB_ID": "699d874f1aad19adb8aaeadc", "ACCELERATOR": "none"},
+    "AWS Batch job": {"AWS_BATCH_JOB_ID": "5a-b"},
+    "Kubernetes pod": {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+}
+ASK = """
+import json, os, sys
+from lib.base import launch
+for env in json.loads(sys.argv[1]):
+    print(launch.ends_with_us(env) or "nothing")
+"""
+
+
+def asked(*environments, before=(), **popen):
+    """What a new process finds, for each of these environments; `before` are the words that start it."""
+    done = subprocess.run(
+        [*before, sys.executable, "-c", ASK, json.dumps(environments)],
+        cwd=ROOT, text=True, capture_output=True, timeout=30, check=False, **popen,
+    )  # fmt: skip
+    return done.stdout.splitlines() or done.stderr
+
+
+def test_a_job_ends_with_its_process_but_not_with_what_a_person_starts_in_its_shell():
+    nothing = {"JOB_ID": "an id of something else", "HOME": "/root"}
+    assert asked(*JOBS.values(), nothing, stdin=subprocess.DEVNULL) == [*JOBS, "nothing"]
+    ours, theirs = pty.openpty()
+    assert asked(*JOBS.values(), nothing, stdin=theirs) == ["nothing"] * 9
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_container_ends_with_its_main_process_and_not_with_what_came_into_it_later():
+    """In a real namespace of processes, whose process 1 leads session 1, as runtimes of containers have it."""
+    container = ["unshare", "--pid", "--fork", "--mount-proc", "setsid"]
+    if subprocess.run([*container, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace of processes cannot be made here")
+    torchrun = {"TORCHELASTIC_RUN_ID": "none"}
+    assert asked({}, torchrun, stdin=subprocess.DEVNULL, before=container)[0] == "container"
+    shell = [*container, "sh", "-c", '"$0" "$@"; exit']  # the shell is process 1
+    assert asked({}, stdin=subprocess.DEVNULL, before=shell) == ["container"]
+    worker = [*container, "sh", "-c", 'setsid --wait "$0" "$@"; exit']  # torchrun gives each worker its own session
+    assert asked({}, torchrun, stdin=subprocess.DEVNULL, before=worker) == ["nothing", "container"]
+
+
+def test_a_worker_of_ray_takes_its_processes_with_it(monkeypatch):
+    context = types.SimpleNamespace(
+        get_world_rank=lambda: 0,
+        get_world_size=lambda: 1,
+        get_local_rank=lambda: 0,
+        get_experiment_name=lambda: "mine",
+    )
+    monkeypatch.setitem(sys.modules, "ray.train", types.SimpleNamespace(get_context=lambda: context))
+    assert launch.ends_with_us({}) == "Ray worker"
