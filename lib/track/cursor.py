@@ -1,5 +1,6 @@
 """How much of a run's journal a tracker has: stored in the run's folder, so that delivery can continue."""
 
+import bisect
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ class Backlog(Places):
         self.folder, self.end = folder, 0
         self.configs: list[tuple[int, Configuration]] = []  # place and configuration of each start and resume
         self.without_metrics: set[int] = set()  # places of rows without metrics, which trackers do not get
+        self.sorted: tuple[int, list[int]] = 0, []  # the end for which they hold, and the places that trackers get
 
     def update(self) -> "Backlog":
         """Read the new records; raises JournalError."""
@@ -47,8 +49,11 @@ class Backlog(Places):
         return journal.at(self.folder, self.place(key))["metrics"]
 
     def count(self, beyond: int) -> int:
-        """The number of valid rows, alerts and media beyond a place."""
-        return sum(place > beyond and place not in self.without_metrics for _, place in self)
+        """The number of valid rows, alerts and media beyond a place; asked again, it costs little."""
+        if self.sorted[0] != self.end:
+            self.sorted = self.end, sorted(place for _, place in self if place not in self.without_metrics)
+        places = self.sorted[1]
+        return len(places) - bisect.bisect_right(places, beyond)
 
     def items(self, beyond: int) -> Iterator[tuple[int, Item]]:
         """The valid rows, alerts and media beyond a place, each with its own place, in order."""
