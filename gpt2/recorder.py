@@ -14,10 +14,9 @@ from lib import track
 from lib.base.metric import Metric
 from lib.record import checkpoint, history, journal, media, pictures
 from lib.terminal.console import Console, say
+from lib.track import waiting
 
 _IMPORT_SECONDS, _OPEN_SECONDS = 15.0, 3.0  # the longest waits for trackers, because one may hang
-_DELIVERY_SECONDS = 30.0  # the longest wait for trackers at the end; they continue without the trainer after that
-_STOPPED_SECONDS = 5.0  # the same after a signal: schedulers kill all processes of a job 30 s after it
 
 
 class Recorder:
@@ -34,6 +33,7 @@ class Recorder:
         keeping: checkpoint.Keeping,
         about: dict[str, str],
         sampler: Callable[[], str | None] | None,
+        patience: waiting.Patience,
     ):
         """Start the trackers. `about` goes into the headers of checkpoints.
 
@@ -45,9 +45,10 @@ class Recorder:
         self.sampler = sampler
         self.began, self.before = time.perf_counter(), training.total_seconds
         self.described: set[str] = set()  # metrics for which the journal says how to show them
-        self.patience = _DELIVERY_SECONDS
+        self.patience = patience  # with the trackers at the end
         self.trackers = list(trackers)
         self.lanes = track.Lanes(folder, self.trackers)  # last: these processes are closed by __exit__ only
+        self.attendant = waiting.Attendant(self.lanes, console.say)
 
     def __enter__(self) -> "Recorder":
         self.writer.__enter__()
@@ -57,7 +58,8 @@ class Recorder:
         try:
             self.writer.__exit__(*exc_info)
         finally:
-            self._close_trackers()
+            self.console.close()  # a failed run has not closed it, and the wait has bars of its own
+            self.attendant.close(self.patience)  # trackers never change the exit code
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
         """Put an event into the journal, from which trackers get it, and show it. Alerts about it come first.
@@ -71,8 +73,6 @@ class Recorder:
         record = self.journal.write(event, step, metrics, **details, **({"shown": shown} if shown else {}))
         self.described |= record.get("shown", {}).keys()
         self.console.show(record)
-        for note in self.lanes.notes():
-            self.console.say(note)
         if event == "eval" and math.isfinite(metrics["val_loss"]):
             self.sample(step)
 
@@ -170,7 +170,7 @@ class Recorder:
 
     def interrupt(self, step: int) -> None:
         """Record that the user interrupted the run after this step, and say how to continue it."""
-        self.patience = _STOPPED_SECONDS
+        self.patience = self.patience.after_signal()
         self.write("finish", step, {}, status="interrupted")
         self.console.close()
         say(f"stopped after step {step}; continue with: make resume RUN={shlex.quote(str(self.folder))}")
@@ -192,16 +192,6 @@ class Recorder:
     def seconds(self) -> float:
         """The time that the run has taken up to now, over all its sessions."""
         return self.before + time.perf_counter() - self.began
-
-    def _close_trackers(self) -> None:
-        """Wait a while for the trackers, and print what each has received. They never change the exit code."""
-        self.lanes.close()
-        with contextlib.suppress(KeyboardInterrupt):  # the user does not want to wait; trackers survive the signal
-            if not self.lanes.wait(1.0):
-                say(f"waiting up to {self.patience:.0f} s for the trackers (Ctrl-C ends the wait; they continue)")
-                self.lanes.wait(self.patience)
-        if deliveries := self.lanes.deliveries():
-            say(track.table(deliveries))
 
 
 class Unrecorded:

@@ -36,6 +36,7 @@ from lib.machine import device
 from lib.machine.use import Use
 from lib.record import checkpoint, journal, monitor, provenance, retries, run
 from lib.terminal.console import Console, say
+from lib.track import waiting
 
 
 def train(schema: Schema, command: list[str], launch: Launch, folder: Path | None = None, missing: str = "") -> int:
@@ -228,7 +229,8 @@ class Session:
         keeping, trackers = schema.bind(checkpoint.Keeping), track.names(self.options.tracker)
         samples = self.options.sample_at_eval and self.options.sample_tokens
         sampler = functools.partial(self._sample, asked) if samples else None
-        recorder = Recorder(folder, book, console, trackers, training, watch, keeping, self._about(identity), sampler)
+        patience, about = waiting.patience(schema.bind(waiting.WaitOptions).tracker_wait), self._about(identity)
+        recorder = Recorder(folder, book, console, trackers, training, watch, keeping, about, sampler, patience)
         stack.enter_context(recorder)
         recorder.tidy()
         saves = training.step < max_iters  # a run that is at its end writes no more checkpoints

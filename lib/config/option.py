@@ -20,6 +20,7 @@ from lib.base.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
 _PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE")  # a string option with such a name is a path, or may be one
+_WAIT = re.compile(r"auto|all|\d{1,7}", re.ASCII)  # values of a string option whose name ends in _WAIT
 _BEYOND = re.compile(r"[+-]?[0.]*[1-9]")  # a text that is neither zero nor inf
 
 Value = bool | int | float | str | tuple[str, ...] | None
@@ -30,6 +31,7 @@ class Option:
 
     kind      "bool", "int", "float", "str", "choice" or "set"
     is_path   whether it is a text that may be a path, in which a leading ~ is the home folder
+    is_wait   whether it is a text that says how long to wait: auto, all, or seconds
     members   value -> kconfiglib symbol, for a choice and a set
     other     symbol with the values `a,b` of a set that are not members; None if only members are allowed
     """
@@ -43,6 +45,7 @@ class Option:
     ):
         self.name, self.item, self.members, self.kind, self.other = item.name, item, members, kind, other
         self.is_path = kind == "str" and self.name.endswith(_PATHS)
+        self.is_wait = kind == "str" and self.name.endswith("_WAIT")
         self.node = item.nodes[0]
         prompted = self.node if self.node.prompt else self.node.parent  # a set has no prompt, so its menu names it
         self.prompt = prompted.prompt[0]
@@ -158,6 +161,8 @@ class Option:
                 "holds a password or token, which files would keep; give it in the environment, as in "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
+        if self.is_wait and not _WAIT.fullmatch(text):
+            return f"must be auto, all or a whole number of seconds; got {text!r}"
         if self.is_path and text.startswith("~") and self._convert(text).startswith("~"):
             return f"names the home of an unknown user; got {text!r}; write ./{text} for a file of that name"
         if self.kind == "int" and not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
@@ -250,6 +255,8 @@ class Option:
             return "{" + ",".join(self.members) + "}"
         if self.kind == "set":
             return "none | all | " + ",".join(value for value in self.members if value != "all")
+        if self.is_wait:
+            return "auto, all, seconds"
         return f"{self.range[0]} .. {self.range[1]}" if self.range else {"bool": "y, n"}.get(self.kind, "text")
 
 

@@ -3,9 +3,11 @@
 import errno
 import math
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from tqdm import tqdm
 
@@ -13,6 +15,8 @@ from lib.base.errors import NO_ROOM, shown
 from lib.base.metric import EARLIER, Metric, line
 from lib.record import journal
 from lib.record.best import Evaluation, best
+
+_LINE_SECONDS = 10.0  # between lines about something that is waited for, where the output is not a terminal
 
 
 class Console:
@@ -77,6 +81,55 @@ class Console:
     def close(self) -> None:
         """Remove the bar."""
         self.bar.close()
+
+
+class Bars:
+    """How far several things are that are waited for: a bar for each, or a line where the output is not a terminal."""
+
+    def __init__(self, unit: str):
+        """`unit` is what is counted, such as `rows`."""
+        self.live, self.unit = sys.stderr.isatty(), unit
+        self.bars: dict[str, tqdm] = {}
+        self.next_line = time.monotonic() + _LINE_SECONDS
+
+    def show(self, counts: Mapping[str, tuple[str, int, int]]) -> None:
+        """Show for each name a word about its state, how many are done, and how many there are.
+
+        A bar whose name is left out stays as it is.
+        """
+        if self.live:
+            for name in counts:
+                if name not in self.bars:
+                    self.bars[name] = self._bar()
+            for name, count in counts.items():
+                self._move(name, *count)
+        elif counts and time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + _LINE_SECONDS
+            parts = (f"{name} {state}, {n:,} of {total:,} {self.unit}" for name, (state, n, total) in counts.items())
+            say("; ".join(parts))
+
+    def _bar(self) -> tqdm:
+        form = f"{{desc}} {{percentage:3.0f}}%|{{bar}}| {{n}} of {{total}} {self.unit} [{{elapsed}}]"
+        return tqdm(total=1, position=len(self.bars), leave=False, bar_format=form)
+
+    def _move(self, name: str, state: str, done: int, total: int) -> None:
+        bar = self.bars[name]
+        bar.n, bar.total = done, max(1, total)
+        bar.ncols = shutil.get_terminal_size().columns - 3  # room for the ^C that a terminal shows
+        width = max(map(len, self.bars))
+        bar.set_description_str(f"{name:<{width}}  {state:<8}")  # draws the bar
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        with tqdm.external_write_mode(file=sys.stdout) if self.bars else nullcontext():
+            say(text)
+
+    def close(self) -> None:
+        """Remove the bars."""
+        for bar in reversed(self.bars.values()):
+            bar.close()
+        if self.bars:
+            print("\r\033[J", end="", file=sys.stderr, flush=True)  # the ^C
 
 
 def say(text: str) -> None:

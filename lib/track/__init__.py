@@ -169,7 +169,9 @@ class _LaneProcess:
         cursor, code = self._cursor(), self.process.poll()
         message = self._trouble(cursor, code) or cursor.note
         if code is None:
-            message = f"still delivering in the background (process {self.process.pid})"
+            until = launch.ends_with_us(os.environ)
+            until = f", until this {until} ends" if until else ""
+            message = f"still delivering in the background (process {self.process.pid}){until}"
         return _delivery(self.folder, self.name, cursor, backlog, message)
 
     def _cursor(self) -> Cursor:

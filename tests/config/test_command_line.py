@@ -112,6 +112,7 @@ EXAMPLES = {
     "TRACKER_TAGS": "baseline,old",
     "TRACKER_CONFIG": "full",
     "TRACKER_ARTIFACTS": "best",
+    "TRACKER_WAIT": "600",
     "TRACKIO_SPACE_ID": "me/metrics",
     "WANDB_OFFLINE": "y",
     "WANDB_ENTITY": "team",

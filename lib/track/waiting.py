@@ -1,0 +1,135 @@
+"""Trackers as the user of a run sees them: what they report while it trains, and how its end waits for them."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from lib.base import launch
+from lib.config.kconf import Options
+from lib.terminal.console import Bars, duration, say
+from lib.track import Delivery, Lanes, table
+
+_USUAL_SECONDS = 30.0  # the longest wait of TRACKER_WAIT=auto where trackers can go on after the run
+_IDLE_SECONDS = 900.0  # elsewhere, the longest wait in which nothing arrives: a hanging tracker must not hold a cluster
+_STOPPED_SECONDS = 5.0  # the longest wait after a signal: schedulers kill all processes of a job 30 s after it
+_QUIET_SECONDS = 1.0  # a wait that is not worth a word
+_LOOK_SECONDS = 0.5  # between looks at the deliveries
+_NEWS_SECONDS = 2.0  # between looks at what trackers report while the run trains
+
+
+@dataclasses.dataclass(frozen=True)
+class WaitOptions(Options):
+    """How long the end of a run waits for its trackers."""
+
+    tracker_wait: str  # auto, all, or seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long to wait until the trackers have everything."""
+
+    seconds: float  # in total; infinite: no limit
+    idle: float = math.inf  # seconds in which nothing arrives
+    reason: str = ""  # why there is no limit, as a clause
+
+    def words(self) -> str:
+        """Such as `up to 30 s`."""
+        if self.seconds < math.inf:
+            return f"up to {self.seconds:.0f} s"
+        return f"until everything is delivered{self.reason}"
+
+    def after_signal(self) -> "Patience":
+        """What is left of it after Ctrl-C or SIGTERM."""
+        return Patience(min(self.seconds, _STOPPED_SECONDS))
+
+
+def patience(wait: str, env: Mapping[str, str] = os.environ) -> Patience:
+    """What the value of TRACKER_WAIT means in this process.
+
+    In a job that ends with this process, `auto` waits for every tracker. A tracker of files ends its delivery quickly
+    anyway. Whether another one sends its rows far away is known only once it is open, and opening is what takes
+    minutes at a new Space.
+    """
+    if wait == "auto":
+        job = launch.ends_with_us(env)
+        return Patience(math.inf, _IDLE_SECONDS, f": they end with this {job}") if job else Patience(_USUAL_SECONDS)
+    return Patience(math.inf if wait == "all" else float(wait))
+
+
+class Attendant:
+    """Tells the user what the trackers of a run report, from a thread beside the loop, and waits for them at the end.
+
+    A look costs one `stat` per tracker.
+    """
+
+    def __init__(self, lanes: Lanes, say: Callable[[str], object]):
+        """Call `say` with each note and error within seconds, until `close`."""
+        self.lanes, self.say, self.ended = lanes, say, threading.Event()
+        self.thread = threading.Thread(target=self._listen, name="news of trackers", daemon=True)
+        self.thread.start()
+
+    def _listen(self) -> None:
+        while not self.ended.wait(_NEWS_SECONDS):
+            for note in self.lanes.notes():
+                self.say(note)
+
+    def close(self, patience: Patience) -> None:
+        """Tell the lanes that the run has ended, wait for them, and print what each tracker has.
+
+        Ctrl-C and SIGTERM leave the wait. The lanes continue, unless they were killed.
+        """
+        self.ended.set()
+        self.thread.join(1)  # a look may hang on a file system; the thread then ends with the process
+        self.lanes.close()
+        with contextlib.suppress(KeyboardInterrupt), _left_by_sigterm():
+            wait(self.lanes, patience)
+        if deliveries := self.lanes.deliveries():
+            say(table(deliveries))
+
+
+def wait(lanes: Lanes, patience: Patience) -> None:
+    """Wait until the lanes, which are closed, have ended, but not longer than `patience`. Show how far they are."""
+    deadline = time.monotonic() + patience.seconds
+    if lanes.wait(min(_QUIET_SECONDS, patience.seconds)) or not patience.seconds:
+        return
+    say(f"waiting for the trackers {patience.words()} (Ctrl-C ends the wait)")
+    moved, before = time.monotonic(), []
+    with contextlib.closing(Bars("rows")) as bars:
+        while True:
+            looked, found = time.monotonic(), lanes.deliveries()
+            for note in lanes.notes():
+                bars.say(note)
+            bars.show({one.name: _count(one) for one in found if one.state != "finished" or one not in before})
+            if found != before:
+                moved, before = looked, found
+            now = time.monotonic()
+            rest = max(_LOOK_SECONDS, 20 * (now - looked))  # a look at a large journal must not keep a processor busy
+            left = min(deadline, moved + patience.idle) - now
+            if left <= 0 or lanes.wait(min(rest, left)):
+                break
+    if now >= moved + patience.idle:
+        say(f"nothing has arrived at the trackers for {duration(patience.idle)}, so the wait ends")
+
+
+def _count(one: Delivery) -> tuple[str, int, int]:
+    """What a bar shows of a delivery. A tracker that has all rows may still upload them."""
+    state = "closing" if one.state == "live" and not one.pending else one.state
+    return state, one.delivered, one.delivered + one.pending
+
+
+@contextlib.contextmanager
+def _left_by_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM raises KeyboardInterrupt: a job that reaches its limit still says what is missing."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a library in C has set it
