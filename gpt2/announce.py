@@ -1,6 +1,8 @@
 """What a session records and says before its first step: what is trained, on what, and what a resumed run changes."""
 
 import dataclasses
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from gpt2 import pace
 from gpt2.data.windows import Data
 from gpt2.model import GPT2
 from gpt2.training import Training
+from lib.machine.device import Machine
 from lib.record import journal, option_changes
 from lib.schedule import Schedule
 from lib.terminal.console import Console, table
@@ -85,6 +88,20 @@ def show_facts(
     if pruning != "none":
         facts["pruning"] = f"{pruning}, {training.pruner.total:,} weights in scope; see make prune-report"
     console.say(table(facts))
+
+
+def notes(machine: Machine, monitored: bool) -> Iterator[str]:
+    """What the user may not expect: GPUs without work, and machines that system metrics (`monitored`) leave out."""
+    if machine.ranks.size == 1 and machine.gpus > 1:
+        yield (
+            f"this process uses 1 of {machine.gpus} GPUs; to use all, give the same options to torchrun --standalone "
+            f"--nproc-per-node {machine.gpus} gpt2/train.py, with GRADIENT_ACCUMULATION a multiple of {machine.gpus}"
+        )
+    if monitored and machine.machines > 1:
+        yield (
+            f"system metrics are those of {platform.node()}, the machine of rank 0, and of all its GPUs; the others "
+            f"of the {machine.machines} machines are not measured"
+        )
 
 
 def model_words(model: GPT2) -> str:

@@ -222,6 +222,9 @@ class Session:
         announce.show_facts(console, folder, training, self.data, use.words(), pruning, self.schedule, seconds)
         if advice := pace.advice(seconds, self.machine):
             console.say(f"note: {advice}")
+        interval = schema.bind(monitor.MonitorOptions).system_metrics_interval
+        for note in announce.notes(self.machine, interval > 0):
+            console.say(f"note: {note}")
 
         sigma = schema.bind(AlertOptions).loss_spike_sigma
         watch = Watch(self.data.vocab_size, training.pruner.goal(), "alert sparsity" in book.reached, sigma)
@@ -236,9 +239,8 @@ class Session:
         saves = training.step < max_iters  # a run that is at its end writes no more checkpoints
         if saves and (note := footprint.shortage(recorder.writer.folder, training, max_iters, schema.bind)):
             console.say(f"note: {note}")
-        seconds = schema.bind(monitor.MonitorOptions).system_metrics_interval
         write, after = functools.partial(book.write, "system"), book.reached.get("system", 0)
-        stack.enter_context(monitor.Monitor(seconds, lambda: training.step, write, after))
+        stack.enter_context(monitor.Monitor(interval, lambda: training.step, write, after))
         return recorder
 
     def _sample(self, asked: StopSignals) -> str | None:

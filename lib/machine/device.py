@@ -58,6 +58,8 @@ class Machine:
     ranks: Ranks = ALONE  # the processes of the run, each with its own device
     dtype_reason: str = ""  # why `auto` chose `dtype`; empty if the user chose it
     deterministic: bool = False
+    gpus: int = 0  # that this process may use; 0 on other devices
+    machines: int = 1  # on which the ranks are
 
     def use(self, compiled: bool | None = None, reason: str = "") -> Use:
         """The fields that the journal keeps; `compiled` and its `reason` are from `compiles`."""
@@ -93,7 +95,9 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
     if options.dtype == "auto":
         can = "multiplies" if dtype == torch.bfloat16 else "cannot multiply"
         reason = f"auto: this device {can} bfloat16 in hardware"
-    return Machine(device, dtype, name, peak, join(launch, device), reason, options.deterministic)
+    ranks, gpus = join(launch, device), torch.cuda.device_count() if kind == "cuda" else 0
+    machines = _machines(launch, ranks, device)
+    return Machine(device, dtype, name, peak, ranks, reason, options.deterministic, gpus, machines)
 
 
 def _determine(asked: bool) -> None:
@@ -127,6 +131,15 @@ def _device(kind: str, launch: Launch) -> torch.device:
     device = torch.device(kind, launch.local_rank % count)
     torch.cuda.set_device(device)
     return device
+
+
+def _machines(launch: Launch, ranks: Ranks, device: torch.device) -> int:
+    """The number of machines that the ranks are on: on each, one has the local rank 0."""
+    if launch.size == 1:
+        return 1
+    firsts = torch.full((), float(launch.local_rank == 0), device=device)
+    ranks.sum([firsts])
+    return int(firsts)
 
 
 def _automatic_dtype(kind: str) -> torch.dtype:

@@ -70,7 +70,10 @@ def host(process: psutil.Process) -> Metrics:
 
 
 def gpu(handles: list[object]) -> Metrics:
-    """Utilisation (percent), memory (GiB), power (W) and temperature (degrees Celsius) of each GPU."""
+    """Utilisation (percent), memory (GiB), power (W) and temperature (degrees Celsius) of each GPU of the machine.
+
+    The number is NVML's, as nvidia-smi shows it. CUDA_VISIBLE_DEVICES neither hides a GPU here nor renumbers it.
+    """
     found: Metrics = {}
     for number, handle in enumerate(handles):
         found |= _read(_GPU, f"system/gpu{number}_", handle)

@@ -62,6 +62,16 @@ def test_ranks_that_would_share_a_gpu_are_refused(monkeypatch):
             place(count, launcher, local_rank)
 
 
+def test_one_process_knows_how_many_gpus_it_could_use(monkeypatch):
+    """As CUDA_VISIBLE_DEVICES leaves them. No GPU is at hand, so PyTorch's answers are given."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    found = device.choose(options(device="cuda"))
+    assert (found.gpus, found.machines, found.name) == (8, 1, "NVIDIA H200")
+    assert device.choose(options()).gpus == 0
+
+
 def machine(kind="cpu"):
     return device.Machine(torch.device(kind), torch.float32, kind, None)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 import shutil
 import signal
 import sqlite3
@@ -46,15 +47,17 @@ def torchrun(folder: Path, *words: str, job: str = "mine") -> subprocess.Popen:
     return start(folder, command)
 
 
-def srun(folder: Path, *words: str, second: list[str] | None = None) -> list[subprocess.Popen]:
-    """Start two tasks as srun would, the second with more words."""
+def srun(
+    folder: Path, *words: str, second: list[str] | None = None, local_ranks: tuple[str, str] = ("0", "1")
+) -> list[subprocess.Popen]:
+    """Start two tasks as srun would, the second with more words. On two machines, both have the local rank 0."""
     common = {
         "SLURM_JOB_ID": str(next(JOBS)), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
     }  # fmt: skip
     return [
-        start(folder, [TRAIN, *words, *more], **common, SLURM_PROCID=rank, SLURM_LOCALID=rank)
-        for rank, more in (("0", []), ("1", second or []))
+        start(folder, [TRAIN, *words, *more], **common, SLURM_PROCID=rank, SLURM_LOCALID=local)
+        for rank, local, more in zip("01", local_ranks, ([], second or []), strict=True)
     ]
 
 
@@ -164,9 +167,14 @@ def test_a_job_does_not_go_on_with_what_it_began_with_other_options(tmp_path):
     assert (tmp_path / "runs/b/summary.json").exists()
 
 
-def test_tasks_of_slurm_make_one_run(pair, tmp_path):
-    first, second = srun(tmp_path, *WORDS)
-    assert "run folder" in finish(first)
+def test_tasks_of_slurm_make_one_run_and_say_whose_system_metrics_it_has(pair, tmp_path):
+    first, second = srun(tmp_path, *WORDS, "--system-metrics-interval", "1", local_ranks=("0", "0"))
+    output = finish(first)
+    assert "run folder" in output
+    assert (
+        f"note: system metrics are those of {platform.node()}, the machine of rank 0, and of all its GPUs; the others "
+        "of the 2 machines are not measured\n"
+    ) in output
     assert finish(second) == ""
     assert_same_course(assert_one_run(tmp_path), pair / "runs/run", 0)
 
