@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gpt2.alerts import Watch
+from gpt2.divergence import Diverged
 from gpt2.rescue import Spare
 from gpt2.training import Training
 from lib import track
@@ -58,6 +59,8 @@ class Recorder:
         try:
             self.writer.__exit__(*exc_info)
         finally:
+            if isinstance(exc_info[1], Diverged):  # a retry follows, and its trackers deliver the rest
+                self.patience = self.patience.short()
             self.console.close()  # a failed run has not closed it, and the wait has bars of its own
             self.attendant.close(self.patience)  # trackers never change the exit code
 
@@ -170,7 +173,7 @@ class Recorder:
 
     def interrupt(self, step: int) -> None:
         """Record that the user interrupted the run after this step, and say how to continue it."""
-        self.patience = self.patience.after_signal()
+        self.patience = self.patience.short()
         self.write("finish", step, {}, status="interrupted")
         self.console.close()
         say(f"stopped after step {step}; continue with: make resume RUN={shlex.quote(str(self.folder))}")

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from tqdm import tqdm
 
@@ -119,10 +119,9 @@ class Bars:
         width = max(map(len, self.bars))
         bar.set_description_str(f"{name:<{width}}  {state:<8}")  # draws the bar
 
-    def say(self, text: str) -> None:
-        """Print a line above the bars."""
-        with tqdm.external_write_mode(file=sys.stdout) if self.bars else nullcontext():
-            say(text)
+    def above(self) -> AbstractContextManager[None]:
+        """A context in which lines are printed above the bars."""
+        return tqdm.external_write_mode(file=sys.stdout) if self.bars else nullcontext()
 
     def close(self) -> None:
         """Remove the bars."""

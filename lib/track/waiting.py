@@ -16,7 +16,7 @@ from lib.track import Delivery, Lanes, table
 
 _USUAL_SECONDS = 30.0  # the longest wait of TRACKER_WAIT=auto where trackers can go on after the run
 _IDLE_SECONDS = 900.0  # elsewhere, the longest wait in which nothing arrives: a hanging tracker must not hold a cluster
-_STOPPED_SECONDS = 5.0  # the longest wait after a signal: schedulers kill all processes of a job 30 s after it
+_SHORT_SECONDS = 5.0  # the longest wait after a signal: schedulers kill all processes of a job 30 s after it
 _QUIET_SECONDS = 1.0  # a wait that is not worth a word
 _LOOK_SECONDS = 0.5  # between looks at the deliveries
 _NEWS_SECONDS = 2.0  # between looks at what trackers report while the run trains
@@ -43,9 +43,9 @@ class Patience:
             return f"up to {self.seconds:.0f} s"
         return f"until everything is delivered{self.reason}"
 
-    def after_signal(self) -> "Patience":
-        """What is left of it after Ctrl-C or SIGTERM."""
-        return Patience(min(self.seconds, _STOPPED_SECONDS))
+    def short(self) -> "Patience":
+        """What is left of it if there is no time to wait."""
+        return Patience(min(self.seconds, _SHORT_SECONDS))
 
 
 def patience(wait: str, env: Mapping[str, str] = os.environ) -> Patience:
@@ -81,19 +81,22 @@ class Attendant:
     def close(self, patience: Patience) -> None:
         """Tell the lanes that the run has ended, wait for them, and print what each tracker has.
 
-        Ctrl-C and SIGTERM leave the wait. The lanes continue, unless they were killed.
+        Ctrl-C and SIGTERM leave the wait. The lanes continue, unless the signal went to them too and killed them.
         """
         self.ended.set()
         self.thread.join(1)  # a look may hang on a file system; the thread then ends with the process
         self.lanes.close()
         with contextlib.suppress(KeyboardInterrupt), _left_by_sigterm():
-            wait(self.lanes, patience)
+            _wait(self.lanes, patience, self.say)
         if deliveries := self.lanes.deliveries():
             say(table(deliveries))
 
 
-def wait(lanes: Lanes, patience: Patience) -> None:
-    """Wait until the lanes, which are closed, have ended, but not longer than `patience`. Show how far they are."""
+def _wait(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> None:
+    """Wait until the lanes, which are closed, have ended, but not longer than `patience`. Show how far they are.
+
+    `tell` is called with each note and error.
+    """
     deadline = time.monotonic() + patience.seconds
     if lanes.wait(min(_QUIET_SECONDS, patience.seconds)) or not patience.seconds:
         return
@@ -103,7 +106,8 @@ def wait(lanes: Lanes, patience: Patience) -> None:
         while True:
             looked, found = time.monotonic(), lanes.deliveries()
             for note in lanes.notes():
-                bars.say(note)
+                with bars.above():
+                    tell(note)
             bars.show({one.name: _count(one) for one in found if one.state != "finished" or one not in before})
             if found != before:
                 moved, before = looked, found

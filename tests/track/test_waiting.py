@@ -68,7 +68,7 @@ def test_the_option_says_how_long(monkeypatch):
     assert in_job == Patience(math.inf, 900.0, ": they end with this SLURM job")
     assert in_job.words() == "until everything is delivered: they end with this SLURM job"
     assert waiting.patience("45", {"SLURM_JOB_ID": "4711"}).words() == "up to 45 s"
-    assert [waiting.patience(text, {}).after_signal() for text in ("all", "auto", "2")] == [
+    assert [waiting.patience(text, {}).short() for text in ("all", "auto", "2")] == [
         Patience(5.0), Patience(5.0), Patience(2.0),
     ]  # fmt: skip
 
