@@ -19,6 +19,7 @@ from lib.base.errors import UsageError, UserError
 from lib.config.kconf import Schema
 from lib.record import journal, media, run
 from lib.terminal.console import say
+from lib.track import waiting
 from lib.track.espalier_series import Series
 from lib.track.espalier_values import flattened, images, large, npy, plain, png, table
 
@@ -63,7 +64,7 @@ class EspalierTracker(GeneralTracker):
         trackers: tuple[str, ...] = ("trackio",),
         output_dir: str = "",
         resume: bool = False,
-        wait_seconds: float = 30.0,
+        wait_seconds: float | None = None,
         **options: str | bool,
     ):
         """Check the arguments; nothing is written before Accelerate starts its trackers.
@@ -73,7 +74,7 @@ class EspalierTracker(GeneralTracker):
         trackers           as in --tracker: names, ("all",) or ()
         output_dir         empty: the logging_dir of Accelerate's ProjectConfiguration; without one, `runs`
         resume             continue the run of this name in `output_dir`, if it exists, instead of a new one
-        wait_seconds       how long `finish` waits for the trackers; after that they continue in the background
+        wait_seconds       how long `finish` waits for the trackers; None: as the option tracker_wait says
         options            Espalier's options for trackers, such as tracker_group="sweep", wandb_offline=True
 
         Raises UsageError for an argument that cannot be used.
@@ -87,7 +88,8 @@ class EspalierTracker(GeneralTracker):
         self.options = {name.lower(): schema[name] for name in texts} | {"tracker": self.names}
         project = schema["TRACKER_PROJECT"] or run.project_name(run.clone(Path.cwd()))
         self.wanted = run.RunOptions(output_dir, project, run_name, "")
-        self.resume, self.wait_seconds = resume, wait_seconds
+        self.resume, asked = resume, waiting.patience(schema["TRACKER_WAIT"])
+        self.patience = asked if wait_seconds is None else waiting.Patience(wait_seconds)
         # What trackers bind, and what a journal requires to be a number.
         reserved = [name for name, option in schema.options.items() if option.menu[0] in _MENUS] + ["MAX_ITERS"]
         self.reserved = {name.lower() for name in reserved}
@@ -241,12 +243,9 @@ class EspalierTracker(GeneralTracker):
         self.journal.write("finish", max(self.series.last, 0), {}, status="finished")
         self.stack.close()
         lanes, self.journal, self.lanes = self.lanes, None, None
-        lanes.close()
-        lanes.wait(self.wait_seconds)
-        self.run.notes.extend(lanes.notes())
         say(f"run folder  {self.folder}")
-        if deliveries := lanes.deliveries():
-            say(track.table(deliveries))
+        waiting.end(lanes, self.patience, self._tell)
+        self.run.notes.extend(lanes.notes())
 
     def _begin(self) -> None:
         if self.lanes is None:  # the script has no configuration
@@ -254,8 +253,11 @@ class EspalierTracker(GeneralTracker):
 
     def _hear(self) -> None:
         for note in self.lanes.notes():
-            self.run.notes.append(note)
-            say(note)
+            self._tell(note)
+
+    def _tell(self, note: str) -> None:
+        self.run.notes.append(note)
+        say(note)
 
     def _write(self, kind: str, name: str, step: int | None, content: bytes) -> None:
         media.write(self.folder, self.journal, kind, *self._free(name, step), content)

@@ -79,24 +79,27 @@ class Attendant:
                 self.say(note)
 
     def close(self, patience: Patience) -> None:
-        """Tell the lanes that the run has ended, wait for them, and print what each tracker has.
-
-        Ctrl-C and SIGTERM leave the wait. The lanes continue, unless the signal went to them too and killed them.
-        """
+        """End the lanes; see `end`."""
         self.ended.set()
         self.thread.join(1)  # a look may hang on a file system; the thread then ends with the process
-        self.lanes.close()
-        with contextlib.suppress(KeyboardInterrupt), _left_by_sigterm():
-            _wait(self.lanes, patience, self.say)
-        if deliveries := self.lanes.deliveries():
-            say(table(deliveries))
+        end(self.lanes, patience, self.say)
+
+
+def end(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> None:
+    """Tell the lanes that the run has ended, wait for them, and print what each tracker has.
+
+    `tell` is called with what they report meanwhile. Ctrl-C and SIGTERM leave the wait. The lanes continue, unless the
+    signal went to them too and killed them.
+    """
+    lanes.close()
+    with contextlib.suppress(KeyboardInterrupt), _left_by_sigterm():
+        _wait(lanes, patience, tell)
+    if deliveries := lanes.deliveries():
+        say(table(deliveries))
 
 
 def _wait(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> None:
-    """Wait until the lanes, which are closed, have ended, but not longer than `patience`. Show how far they are.
-
-    `tell` is called with each note and error.
-    """
+    """Wait until the lanes, which are closed, have ended, but not longer than `patience`. Show how far they are."""
     deadline = time.monotonic() + patience.seconds
     if lanes.wait(min(_QUIET_SECONDS, patience.seconds)) or not patience.seconds:
         return

@@ -182,3 +182,19 @@ def test_a_second_look_at_what_is_pending_costs_nothing(tmp_path):
     assert backlog.update().count(third) == 700 and backlog.sorted is known
     book.write("train", 1000, {"train_loss": 1.5})
     assert backlog.update().count(third) == 701
+
+
+@pytest.mark.extra("accelerate")
+def test_a_script_of_ones_own_waits_as_it_says(run, capsys):
+    from lib.track.espalier_tracker import EspalierTracker
+
+    (run.parent / "script").mkdir()
+    assert EspalierTracker("script", wait_seconds=7).patience == Patience(7.0)
+    tracker = EspalierTracker("script", trackers=("csv",), output_dir=str(run.parent / "script"), tracker_wait="0")
+    tracker.start()
+    tracker.log({"loss": 1.0})
+    tracker.finish()
+    output = capsys.readouterr().out
+    assert "waiting" not in output
+    assert "deliver the rest with: make sync RUN=" in output
+    wait_for(lambda: state(tracker.folder, "csv").state == "finished")
