@@ -101,7 +101,7 @@ def end(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> None
 def _wait(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> None:
     """Wait until the lanes, which are closed, have ended, but not longer than `patience`. Show how far they are."""
     deadline = time.monotonic() + patience.seconds
-    if lanes.wait(min(_QUIET_SECONDS, patience.seconds)) or not patience.seconds:
+    if lanes.wait(min(_QUIET_SECONDS, patience.seconds)) or patience.seconds <= _QUIET_SECONDS:
         return
     say(f"waiting for the trackers {patience.words()} (Ctrl-C ends the wait)")
     moved, before = time.monotonic(), []

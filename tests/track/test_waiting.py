@@ -17,7 +17,7 @@ from lib.track import waiting
 from lib.track.cursor import Backlog
 from lib.track.waiting import Patience
 from tests.tracking import ROOT, got, state, wait_for
-from tests.training import arguments, start
+from tests.training import arguments, start, train
 
 # Ends a run with the tracker `recorder`: folder, TRACKER_WAIT, seconds between lines, seconds without progress.
 END = """
@@ -44,6 +44,30 @@ class Tracker:
     def open(self, identity, config, folder):
         raise Refused("the server refuses the key; give another")
 """
+
+
+# A plug-in that takes its time.
+SLOW = """
+import time
+class Tracker:
+    def open(self, identity, config, folder):
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def plugin(run, tmp_path, monkeypatch):
+    """Install a plug-in tracker of this name, with this code, for the programs that a test starts."""
+
+    def install(name, code):
+        info = tmp_path / "plugin" / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info.parent / f"{name}.py").write_text(code)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[espalier.trackers]\n{name} = {name}:Tracker\n")
+        monkeypatch.setenv("PYTHONPATH", f"{info.parent}{os.pathsep}{os.environ['PYTHONPATH']}")
+
+    return install
 
 
 def end(run, wait, *, line=10.0, idle=900.0, **popen):
@@ -144,15 +168,9 @@ def read(terminal):
         return b""
 
 
-def test_a_refused_key_is_said_while_nothing_is_recorded(run, tmp_path, monkeypatch):
+def test_a_refused_key_is_said_while_nothing_is_recorded(plugin, tmp_path):
     """With LOG_INTERVAL=1000 and slow steps, the next record may be minutes away."""
-    site = tmp_path / "plugin"
-    info = site / "refusing-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "refusing.py").write_text(REFUSING)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: refusing\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[espalier.trackers]\nrefusing = refusing:Tracker\n")
-    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ['PYTHONPATH']}")
+    plugin("refusing", REFUSING)
     rare = {"log_interval": 10000, "eval_interval": 10000, "checkpoint_interval": 10000, "max_iters": 100000}
     process = start(tmp_path, *arguments(tracker="refusing", **rare))
     for line in process.stdout:
@@ -167,6 +185,14 @@ def test_a_refused_key_is_said_while_nothing_is_recorded(run, tmp_path, monkeypa
     assert process.returncode == 130
     assert "refusing  failed    0 rows delivered, 1 pending\n          the server refuses the key; give an" in output
     assert "deliver the rest with: make sync RUN=runs/run" in output
+
+
+def test_a_run_waits_as_its_option_says(plugin, tmp_path):
+    plugin("slow", SLOW)
+    output = train(tmp_path, *arguments(tracker="slow", tracker_wait="1", max_iters=1, warmup_steps=0))
+    assert "waiting for the trackers up to 1 s" not in output  # the first second is not worth a word
+    assert re.search(r"slow +opening +0 rows delivered, \d pending\n +still delivering in the background", output)
+    os.kill(int((tmp_path / "runs/run/trackers/slow.lock").read_text()), signal.SIGKILL)
 
 
 def test_a_second_look_at_what_is_pending_costs_nothing(tmp_path):
