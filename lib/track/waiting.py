@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 
 from lib.base import launch
 from lib.config.kconf import Options
@@ -92,14 +93,14 @@ def end(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> None
     signal went to them too and killed them.
     """
     lanes.close()
-    with contextlib.suppress(KeyboardInterrupt), _left_by_sigterm():
-        _wait(lanes, patience, tell)
+    with contextlib.suppress(KeyboardInterrupt), _signals() as asked:
+        _wait(lanes, patience, tell, asked)
     if deliveries := lanes.deliveries():
         say(table(deliveries))
 
 
-def _wait(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> None:
-    """Wait until the lanes, which are closed, have ended, but not longer than `patience`. Show how far they are."""
+def _wait(lanes: Lanes, patience: Patience, tell: Callable[[str], object], asked: Callable[[], bool]) -> None:
+    """Wait until the lanes, which are closed, have ended, `patience` is used up, or the user `asked` to leave."""
     deadline = time.monotonic() + patience.seconds
     if lanes.wait(min(_QUIET_SECONDS, patience.seconds)) or patience.seconds <= _QUIET_SECONDS:
         return
@@ -115,9 +116,8 @@ def _wait(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> No
             if found != before:
                 moved, before = looked, found
             now = time.monotonic()
-            rest = max(_LOOK_SECONDS, 20 * (now - looked))  # a look at a large journal must not keep a processor busy
             left = min(deadline, moved + patience.idle) - now
-            if left <= 0 or lanes.wait(min(rest, left)):
+            if left <= 0 or asked() or lanes.wait(min(_LOOK_SECONDS, left)):
                 break
     if now >= moved + patience.idle:
         say(f"nothing has arrived at the trackers for {duration(patience.idle)}, so the wait ends")
@@ -130,13 +130,23 @@ def _count(one: Delivery) -> tuple[str, int, int]:
 
 
 @contextlib.contextmanager
-def _left_by_sigterm() -> Iterator[None]:
-    """A context in which SIGTERM raises KeyboardInterrupt: a job that reaches its limit still says what is missing."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _signals() -> Iterator[Callable[[], bool]]:
+    """A context that yields a function: whether Ctrl-C or SIGTERM has come. A second signal raises KeyboardInterrupt.
+
+    The first one only sets a mark, because an exception in the middle of reading the journal would make the counts
+    wrong. A job that reaches its limit gets SIGTERM, and should say what is missing too.
+    """
+    heard: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        if len(heard) > 1:
+            raise KeyboardInterrupt
+
+    wanted = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {one: signal.signal(one, note) for one in wanted if signal.getsignal(one) is not signal.SIG_IGN}
     try:
-        yield
+        yield lambda: bool(heard)
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a library in C has set it
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a library in C has set it
