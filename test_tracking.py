@@ -23,7 +23,7 @@ import numpy as np
 from lib.base.errors import run_program
 from lib.record import journal, run
 from lib.track import registry
-from lib.track.lane import configuration
+from lib.track.cursor import Backlog
 
 ROOT = Path(__file__).resolve().parent
 PROJECT = "test-tracking"
@@ -82,7 +82,7 @@ def check(folder: Path, trackers: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
     storage = folder / f"trackio-{name}"
     train(folder, name, trackers, storage)
     one = folder / "runs" / name
-    expected = journal_rows(one)
+    expected, shown = journal_rows(one), Backlog(one).update().configs[-1][1]
     for tracker in trackers:
         try:
             found = READERS[tracker](one, storage)
@@ -90,7 +90,7 @@ def check(folder: Path, trackers: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
             yield trackers, tracker, len(expected), 0, [f"cannot be read back: {type(error).__name__}: {error}"]
             continue
         differences = compare(expected, found)
-        for option, value in configuration(one).items() if found.config is not None else ():
+        for option, value in shown.items() if found.config is not None else ():
             if option not in found.config or found.config[option] != found.option(value):
                 differences.append(f"configuration: {option} is {value!r}, found {found.config.get(option)!r}")
         if found.names not in (None, (PROJECT, name)):
@@ -131,7 +131,11 @@ def read_trackio(folder: Path, storage: Path) -> Found:
         query = "select log_id, metrics from system_metrics where run_id = ?"
         system = database.execute(query, [identity.run_id]).fetchall()
     stored += [(int(log_id.rpartition("-")[2]), metrics) for log_id, metrics in system]
-    rows = [(step, {name: float(v) for name, v in json.loads(metrics).items()}) for step, metrics in stored]
+    # A picture or text is in the place of a number.
+    rows = [
+        (step, {name: float(v) for name, v in json.loads(metrics).items() if not isinstance(v, dict)})
+        for step, metrics in stored
+    ]
     return Found(with_events(rows), (identity.project, ", ".join(name for [name] in names)), json.loads(config))
 
 
@@ -143,7 +147,9 @@ def read_wandb(folder: Path, storage: Path) -> Found:
     records = [json.loads(line) for text in texts for line in text.splitlines()]
     begun = next(r["run"] for r in records if r["type"] == "run")
     items = [r["history"]["item"] for r in records if r["type"] == "history"]
-    rows = [(i["step"], {k: float(v) for k, v in i.items() if k != "step" and not k.startswith("_")}) for i in items]
+    other = ("_", "media/", "artifact/")  # wandb's own, and media
+    rows = [(i["step"], {k: float(v) for k, v in i.items() if k != "step" and not k.startswith(other)}) for i in items]
+    rows = [(step, metrics) for step, metrics in rows if metrics]
     # The final metrics are wandb's summary: they come in one update after the last row.
     final = [r["summary"]["update"] for r in records if "final_val_loss" in r.get("summary", {}).get("update", {})]
     rows += [(items[-1]["step"], {name: float(v) for name, v in update.items()}) for update in final]
