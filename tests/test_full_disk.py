@@ -83,7 +83,7 @@ def assert_whole(run: Path, wanted: Path) -> None:
             assert path.read_bytes()[-1:] in (b"", b"\n") and journal.damaged(run) == []
             assert measured(run).items() <= measured(wanted).items()
         else:
-            assert path.read_text() == (wanted / path.relative_to(run)).read_text(), path
+            assert path.read_bytes() == (wanted / path.relative_to(run)).read_bytes(), path
 
 
 def measured(run: Path) -> dict[tuple[str, int], dict]:
