@@ -1,4 +1,4 @@
-"""Deliver to a run's trackers what they lack. A second call delivers nothing twice."""
+"""Deliver to a run's trackers what they lack, and upload what they keep offline. A second call sends nothing twice."""
 
 import argparse
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib import track
-from lib.base.errors import UsageError, run_program, shown
+from lib.base.errors import UsageError, UserError, run_program, shown
 from lib.config.kconf import Schema
 from lib.record import run
-from lib.track import lane
+from lib.track import lane, registry
 
 
 def main() -> int:
-    """Deliver, with progress on a terminal. Returns 1 if a tracker still lacks something."""
+    """Deliver and upload, with progress on a terminal. Returns 1 if a tracker or its server still lacks something."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", nargs="?", help="folder of the run [the latest in the output folder]")
     parser.add_argument("--tracker", help="trackers to deliver to, such as trackio,wandb [those of the run]")
@@ -24,7 +24,25 @@ def main() -> int:
     names = track.names(trackers(folder, args.tracker))
     deliveries = deliver(track.Lanes(folder, names))
     print(shown(f"{folder}\n{track.table(deliveries)}"))
-    return 1 if any(one.pending or one.state == "failed" for one in deliveries) else 0
+    lacking = [one.name for one in deliveries if one.pending or one.state == "failed"]
+    return 1 if upload(folder, [one.name for one in deliveries if one.name not in lacking]) or lacking else 0
+
+
+def upload(folder: Path, names: list[str]) -> list[str]:
+    """Let trackers send what they keep in the run's folder to their servers; returns those that cannot."""
+    failed = []
+    for name in names:
+        if name in registry.plugins() or not hasattr(module := registry.module(name.partition(":")[0]), "upload"):
+            continue
+        show(f"{name}: uploading what it keeps in {folder}")
+        try:
+            done = module.upload(folder, lane.configuration(folder) or {})
+            show(f"{name}: {done}\n")
+        except UserError as error:
+            show("")
+            print(f"error: {name}: {error}", file=sys.stderr)
+            failed.append(name)
+    return failed
 
 
 def trackers(folder: Path, wanted: str | None) -> list[str]:

@@ -126,8 +126,8 @@ def test_a_run_killed_at_twenty_instants_is_whole_in_its_journal_and_in_every_tr
     assert [record["step"] for record in records(run, "eval")] == list(range(0, STEPS + 1, 50))
     assert journal.damaged(run) == []
     for _ in range(2):  # the second time there is nothing to deliver
-        done = sync(run)
-        assert done.returncode == 0, done.stdout
+        done = sync(run)  # wandb cannot upload here
+        assert done.stdout.count("  finished  ") == len(TRACKERS), done.stdout
         _assert_every_tracker_holds(run, tmp_path / "storage")
 
 

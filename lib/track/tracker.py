@@ -105,6 +105,8 @@ class Tracker(Protocol):
     also(config, folder) -> list[str]     further trackers of the run, in their own lanes
     problem(config) -> str                why the options do not fit, in one sentence, before the run's first step
     examine(config) -> list[Finding]      checks what the tracker needs, without a run
+    upload(folder, config) -> str         sends what the tracker keeps offline in the run's folder: `make sync` calls it
+                                          after the delivery; returns a sentence, and raises UserError
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:

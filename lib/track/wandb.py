@@ -11,35 +11,36 @@ from typing import Any
 from lib.base.errors import UserError
 from lib.config.kconf import Options
 from lib.record.run import Identity
+from lib.track import wandb_media, wandb_place, wandb_start
 from lib.track import wandb_private as private
-from lib.track.tracker import Alert, Finding, Row, TrackOptions, bind, plain_name, within_64_bits
+from lib.track.tracker import Alert, Finding, Media, Refused, Row, bind, within_64_bits
+from lib.track.wandb_upload import sync, upload
+
+__all__ = ["Tracker", "examine", "upload"]
 
 MODULE = "wandb"
-INIT_SECONDS = 15  # for wandb.init to reach the server, unless $WANDB_INIT_TIMEOUT is set
-FINISH_SECONDS = 120  # for run.finish to upload the rest, unless $WANDB_FINISH_TIMEOUT is set
-FLUSH_SECONDS = 0.5  # how often wandb writes its file; a kill would lose the 15 s of its default
+ANSWER_SECONDS = 10  # for the server to answer at all
 DURABLE_SECONDS = 30  # a batch that is not in the file after this time has failed
 QUIET_SECONDS = 2  # after the death of an earlier process, its wandb-core may still write for a moment
 
 
 @dataclasses.dataclass(frozen=True)
 class WandbOptions(Options):
-    """Where the run goes at Weights & Biases."""
+    """Whether wandb sends the run."""
 
     wandb_offline: bool
-    wandb_entity: str  # empty: wandb's own default
 
 
 class Tracker:
     """Logs rows and waits until they are in the run's .wandb file.
 
     wandb cannot tell whether a row is stored, and it drops rows whose step decreases. So the step is logged as a metric
-    `step`. All .wandb files of the run, also those of earlier processes, are read to find the rows that they hold, and
-    only missing rows are logged.
+    `step`. All .wandb files of the run that go to the same place, also those of earlier processes, are read to find the
+    rows that they hold, and only missing rows are logged.
 
     Rows in the file are stored, but not yet uploaded: online, wandb uploads them within 15 s. After a kill or a network
-    failure, `wandb sync` uploads the rest. A completely uploaded file gets the marker of `wandb sync`; the note of the
-    next process names the other files. If the server does not answer at the start, the run stays offline.
+    failure, the next process or `upload` uploads the rest. A completely uploaded file gets the marker of `wandb sync`;
+    the note names files for which that failed. If the server does not answer at the start, the run stays offline.
 
     NaN, infinities and 64-bit integers are kept; wandb's JSON rounds larger integers to floats. Rows of the event
     `system` are logged like others, with their step, so wandb's own system metrics are off. wandb's alerts have no step
@@ -48,36 +49,58 @@ class Tracker:
     """
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
-        """Start wandb on a new file of the run: online if there is an API key, else offline, in <folder>/wandb."""
+        """Start wandb on a new file of the run: online if there is an API key, else offline, in <folder>/wandb.
+
+        Raises Refused for a key of the wrong form, and if the server answers, but does not take the run.
+        """
         from wandb.errors import AuthenticationError, CommError
 
-        self.opened_with, self.failed = (identity, config, folder), False
-        mode, note = _mode(bind(WandbOptions, config), folder)
-        self.contents, self.sent, self.timed_out = private.Contents(_run_name(identity.name)), set(), False
-        earlier = private.files_of(folder, identity.run_id)
-        _wait_until_quiet(earlier)
-        for path in earlier:
-            self.contents.read(private.TransactionLog(path))
+        self.opened_with = identity, config, folder
+        os.environ.update(private.data_folder(folder))
+        self.place, variables = wandb_place.chosen(identity, config)
+        self.sent, self.timed_out, unanswered = set(), False, ""
         try:
-            self.run = _init(identity, config, folder, mode)
-        except AuthenticationError:
-            raise
-        except CommError:
-            self.run = _init(identity, config, folder, "offline")
-            note = _offline(folder, "because the server cannot be reached")
+            mode, note = _mode(bind(WandbOptions, config), folder)
+            if mode in (None, "online"):
+                unanswered = private.answers(self.place.server, ANSWER_SECONDS)
+            earlier = private.files_of(folder, identity.run_id)
+            _wait_until_quiet(earlier)
+            if mode in (None, "online") and not unanswered:
+                self._upload(earlier, folder)
+            self.run = wandb_start.init(identity, self.place, config, folder, "offline" if unanswered else mode)
+        except AuthenticationError as error:
+            raise Refused(f"wandb: the API key cannot be right: {error}; run: wandb login --relogin") from None
+        except CommError as error:
+            if "timed out" not in str(error):
+                raise Refused(f"{self.place} refuses the run: {error}; check the key, entity and project") from None
+            unanswered = "the server did not answer in time"
+            self.run = wandb_start.init(identity, self.place, config, folder, "offline")
         if self.run.disabled:
             raise UserError(
                 "WANDB_MODE=disabled: wandb would discard all rows; unset it, or remove wandb from TRACKER "
                 "(if it is not set, run: wandb enabled)"
             )
-        file = Path(self.run.settings.sync_file)
-        if folder.resolve() not in file.resolve().parents:  # wandb does not tell when it uses another folder
-            raise UserError(f"{folder}: wandb cannot write to this folder and uses {file.parent}; make it writable")
-        self.file = private.TransactionLog(file)
+        self.file = private.TransactionLog(wandb_start.file_of(self.run, folder))
+        self._read(earlier)
         self.run.define_metric("*", step_metric="step")
         self.run.define_metric("step", hidden=True)  # no chart
-        note = note or (_offline(folder, "by wandb's own settings") if self.run.offline else f"see {self.run.url}")
-        return "; ".join(filter(None, [note, _not_uploaded(earlier, self.run.offline)]))
+        if unanswered:
+            note = _offline(folder, "because the server cannot be reached")
+        elif self.run.offline:
+            note = note or _offline(folder, "by wandb's own settings")
+        else:
+            wandb_media.await_artifacts(self.run)
+            note = f"see {self.run.url}"
+        self.failed = False
+        return "; ".join(filter(None, [note, variables, _not_uploaded(self.earlier, self.run.offline)]))
+
+    def destination(self) -> str:
+        """The server, the entity if one is given, and the project."""
+        return str(self.place)
+
+    def holds(self) -> bool:
+        """Whether the server has the run, or a .wandb file has rows that go there."""
+        return bool(self.earlier) or (not self.run.offline and self.run.resumed)
 
     def log(self, rows: list[Row]) -> None:
         """Log the rows that are in no file of the run, and wait until they are; raises UserError after a timeout."""
@@ -89,18 +112,49 @@ class Tracker:
         """Send the alerts that are in no file of the run, and wait like `log`."""
         self._deliver(alerts)
 
+    def media(self, items: list[Media]) -> None:
+        """Send the media that are in no file of the run, and wait like `log`; online, until artifacts are uploaded."""
+        self._deliver(items)
+
     def finish(self, status: str) -> None:
         """Close the run; online, wait until everything is uploaded, and raise UserError after a timeout."""
+        code = 0 if status == "finished" else 1
         try:
-            self.run.finish(exit_code=0 if status == "finished" else 1)
+            self.run.finish(exit_code=code)
         except TimeoutError:
             self.timed_out = True  # kept, because a second call of run.finish returns without an error
-        if self.timed_out or private.upload_refused(Path(self.run.settings.log_internal)):
+        if self.timed_out or private.not_uploaded(Path(self.run.settings.log_internal)):
             raise UserError(f"wandb could not upload everything; upload the rest with: {_sync([self.file.path])}")
         if not self.run.offline:
             private.uploaded_mark(self.file.path).touch()
+        if not self.sent and self.contents.exit_code == code:  # `make sync` of a run that has everything
+            wandb_start.discard(self.file.path)
 
-    def _deliver(self, items: Collection[Row | Alert]) -> None:
+    def _upload(self, earlier: list[Path], folder: Path) -> None:
+        """Upload what earlier processes left. wandb numbers rows as it gets them, so old rows must come first."""
+        waiting = private.unsent([path for path in earlier if self.place.has(path)])
+        if not waiting:
+            return
+        try:
+            sync(folder, waiting, self.place.server)
+        except UserError as error:  # the note names the files
+            print(error, flush=True)
+
+    def _read(self, earlier: list[Path]) -> None:
+        """Find the rows in the files of earlier processes, unless they go elsewhere or the server has lost them."""
+        account = "" if self.run.offline else self.run.entity
+        lost = not (self.run.offline or self.run.resumed)
+        self.earlier = [
+            path
+            for path in earlier
+            if self.place.has(path, account) and not (lost and private.uploaded_mark(path).exists())
+        ]
+        self.contents = private.Contents(self.place.name)
+        for path in self.earlier:
+            self.contents.read(private.TransactionLog(path))
+        self.place.mark(self.file.path, account)
+
+    def _deliver(self, items: Collection[Row | Alert | Media]) -> None:
         """Send items; after a failed call, to a new file: wandb's own process may be dead, and it never restarts."""
         import wandb
 
@@ -111,68 +165,46 @@ class Tracker:
         self._store(items)
         self.failed = False
 
-    def _store(self, items: Collection[Row | Alert]) -> None:
-        for item in items:
-            if item not in self.contents and _item_key(item) not in self.sent:
-                self._send(item)
-                self.sent.add(_item_key(item))
+    def _store(self, items: Collection[Row | Alert | Media]) -> None:
+        unreadable = [
+            item
+            for item in items
+            if item not in self.contents and _item_key(item) not in self.sent and not self._send(item)
+        ]
         deadline = time.monotonic() + DURABLE_SECONDS
-        while missing := [item for item in items if item not in self.contents]:
+        while missing := [item for item in items if item not in self.contents and item not in unreadable]:
             if time.monotonic() > deadline:
                 raise UserError(f"{self.file.path}: wandb did not write {len(missing)} rows in {DURABLE_SECONDS} s")
-            time.sleep(FLUSH_SECONDS / 5)
+            time.sleep(wandb_start.FLUSH_SECONDS / 5)
             self.contents.read(self.file)
 
-    def _send(self, item: Row | Alert) -> None:
+    def _send(self, item: Row | Alert | Media) -> bool:
+        """Hand an item to wandb; False if its file cannot be read."""
         if isinstance(item, Alert):
             title, text = private.alert_message(item, self.contents.run_name)
             # wandb suppresses a second alert of one title within `wait_duration`.
             self.run.alert(title, text, level=item.level.upper(), wait_duration=0.001)
+        elif isinstance(item, Media):
+            if (content := wandb_media.readable(item)) is None:
+                return False
+            wandb_media.send(self.run, item, content, self.file.path.parent)
         elif item.event == "finish":
             self.run.summary.update(item.metrics)
         else:
             self.run.log({"step": item.step, **item.metrics, "_timestamp": item.time})
-
-
-def _init(identity: Identity, config: dict[str, Any], folder: Path, mode: str | None) -> Any:
-    """The run that `wandb.init` creates or resumes; raises what `wandb.init` raises."""
-    import wandb
-
-    options = bind(TrackOptions, config)
-    tags = [tag.strip() for tag in (options.tracker_tags or "").split(",")]
-    try:
-        return wandb.init(
-            project=wandb_project(identity.project),
-            entity=bind(WandbOptions, config).wandb_entity or None,
-            group=_run_name(options.tracker_group) if options.tracker_group else None,
-            tags=list(dict.fromkeys(plain_name(tag, r"[\x00-\x1f]", 64) for tag in tags if tag)) or None,
-            name=_run_name(identity.name),
-            id=identity.run_id,
-            config=config,
-            mode=mode,
-            dir=str(folder),
-            resume="allow",
-            reinit="create_new",
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
-                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_SECONDS)),
-                finish_timeout_raises=True,
-                **private.settings(FLUSH_SECONDS),
-            ),
-        )
-    except Exception:
-        wandb.teardown()  # otherwise wandb refuses the next attempt, because the run is in use
-        raise
+        self.sent.add(_item_key(item))
+        return True
 
 
 def examine(config: Mapping[str, Any]) -> list[Finding]:
     """The mode, whether there is an API key, and whether the server answers within 3 seconds."""
-    import requests
+    from wandb.errors import AuthenticationError
 
-    mode, note = _mode(bind(WandbOptions, config), Path("<run>"))
-    key, address = private.has_key(), private.server_address()
+    try:
+        mode, note = _mode(bind(WandbOptions, config), Path("<run>"))
+        key = private.has_key()
+    except AuthenticationError as error:
+        return [Finding("API key", f"cannot be right: {error}; run: wandb login --relogin", False)]
     online = mode in (None, "online")
     found = [
         Finding("mode", note or mode or "online", mode != "disabled"),
@@ -180,35 +212,25 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     ]
     if not online:
         return found
-    try:
-        requests.get(address, timeout=3)
-    except requests.RequestException as error:
-        return [*found, Finding("server", f"{address} does not answer ({type(error).__name__})", False)]
-    return [*found, Finding("server", f"{address} answers", True)]
+    address = private.server_address()
+    problem = private.answers(address, 3)
+    return [*found, Finding("server", problem or f"{address} answers", not problem)]
 
 
-def wandb_project(name: str) -> str:
-    """The name of a project at wandb, which refuses some characters."""
-    return plain_name(name, r"[/\\#?%:\x00-\x1f]", 100)
-
-
-def _run_name(name: str) -> str:
-    """The name of a run or group at wandb."""
-    return plain_name(name, r"[\x00-\x1f]", 128)
-
-
-def _item_key(item: Row | Alert) -> tuple[str, int]:
+def _item_key(item: Row | Alert | Media) -> tuple[str, int]:
+    if isinstance(item, Media):
+        return private.media_name(item), item.step
     return (item.event if isinstance(item, Row) else f"alert {item.kind}", item.step)
 
 
-def _mode(options: WandbOptions, folder: Path, env: Mapping[str, str] = os.environ) -> tuple[str | None, str]:
+def _mode(options: WandbOptions, folder: Path) -> tuple[str | None, str]:
     """wandb's mode and a note about it; None leaves the mode to wandb's own settings, which default to online."""
-    wanted = env.get("WANDB_MODE", "")
+    wanted = os.environ.get("WANDB_MODE", "")
     if wanted:
         return wanted, _offline(folder, "by WANDB_MODE") if wanted in ("offline", "dryrun") else ""
     if options.wandb_offline:
         return "offline", _offline(folder, "as configured")
-    if not private.has_key(env):
+    if not private.has_key():
         return "offline", _offline(folder, "because there is no API key")
     return None, ""
 
@@ -219,7 +241,7 @@ def _offline(folder: Path, why: str) -> str:
 
 def _not_uploaded(earlier: list[Path], offline: bool) -> str:
     """A note about files of earlier processes; the note of an offline run names those that were offline already."""
-    unsent = [path for path in earlier if not private.uploaded_mark(path).exists()]
+    unsent = private.unsent(earlier)
     if offline:
         unsent = [path for path in unsent if not path.parent.name.startswith("offline-")]
     return f"part of the run may not be uploaded yet; upload it with: {_sync(unsent)}" if unsent else ""

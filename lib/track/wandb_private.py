@@ -7,17 +7,22 @@ them. `wandb leet inspect` reads such a file too, but it takes half a second and
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.track.tracker import Alert, Row, plain_name
+from lib.track.tracker import Alert, Media, Row, plain_name
 
 PRIVATE = (
     "wandb.proto.wandb_internal_pb2",  # what a .wandb file holds
-    "wandb.sdk.lib.wbauth.read_netrc_auth",
+    "wandb.sdk.lib.wbauth.authenticate_session",
     "wandb.sdk.wandb_setup.singleton",  # the documented `wandb.setup` starts wandb-core
+)
+_REFUSED = re.compile(
+    r'"level":"ERROR[^"]*","msg":"((?:filestream: fatal error|runfiles|file transfer: |sender: failed to log artifact)'
+    r'(?:[^"\\]|\\.)*)"'
 )
 _BLOCK, _FILE_HEADER, _CHUNK_HEADER = 32768, 7, 7  # bytes, in a .wandb file
 
@@ -27,6 +32,21 @@ def settings(flush_seconds: float) -> dict[str, Any]:
     return {"x_transaction_log_flush_interval": flush_seconds, "x_disable_stats": True}
 
 
+def about(everything: bool, program: str) -> dict[str, Any]:
+    """Settings for what wandb tells about the machine and the code; with an empty `program` and not `everything`, none.
+
+    The machine's kind (system, Python, processor, GPUs) belongs to a result; its name, the git remote, the code and the
+    list of packages do not. wandb takes the arguments of the program from `sys.argv`.
+    """
+    known = {"program": program} if program else {}
+    if everything:
+        return known
+    return {**known, "host": "", "disable_git": True, "disable_code": True} | {
+        "x_save_requirements": False,
+        "x_disable_machine_info": not program,
+    }
+
+
 def server_address() -> str:
     """The address of wandb's server, from the environment or wandb's settings files."""
     from wandb.sdk import wandb_setup
@@ -34,15 +54,27 @@ def server_address() -> str:
     return wandb_setup.singleton().settings.base_url
 
 
-def has_key(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether wandb would find credentials without a network: in the environment, netrc or its settings."""
-    from wandb.sdk import wandb_setup
+def has_key() -> bool:
+    """Whether wandb has credentials, found without a network: in the environment, netrc or its settings.
+
+    Raises AuthenticationError if they have the wrong form.
+    """
     from wandb.sdk.lib import wbauth
 
-    if env.get("WANDB_API_KEY") or env.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    found = wandb_setup.singleton().settings
-    return bool(found.api_key or wbauth.read_netrc_auth(host=found.base_url))
+    return bool(
+        wbauth.authenticate_session(host=server_address(), source="espalier", prompt=False, update_session=False)
+    )
+
+
+def answers(address: str, seconds: float) -> str:
+    """Why a server does not answer within some seconds, or an empty text; any answer counts."""
+    import requests
+
+    try:
+        requests.get(address, timeout=seconds)
+    except requests.RequestException as error:
+        return f"{address} does not answer ({type(error).__name__})"
+    return ""
 
 
 def files_of(folder: Path, run_id: str) -> list[Path]:
@@ -55,9 +87,30 @@ def uploaded_mark(path: Path) -> Path:
     return path.with_name(f"{path.name}.synced")
 
 
-def upload_refused(internal_log: Path) -> bool:
-    """Whether the server rejected rows; that ends the upload, and wandb reports it only in this log."""
-    return "filestream: fatal error" in internal_log.read_text(encoding="utf-8", errors="replace")
+def unsent(paths: list[Path]) -> list[Path]:
+    """Those .wandb files that have a run and are not completely uploaded; a process killed at its start leaves none."""
+    waiting = [path for path in paths if not uploaded_mark(path).exists()]
+    return [path for path in waiting if any(record.HasField("run") for record in TransactionLog(path).records())]
+
+
+def cut_torn_end(path: Path) -> None:
+    """Remove the incomplete record that a killed process left at the end of its .wandb file: wandb refuses the file."""
+    log = TransactionLog(path)
+    for _ in log.bodies():
+        pass
+    if log.position < path.stat().st_size:
+        os.truncate(path, log.position)
+
+
+def not_uploaded(log: Path) -> str:
+    """Why rows, files or artifacts were not uploaded, which wandb says only in this log (JSON lines); or empty."""
+    found = _REFUSED.search(log.read_text(encoding="utf-8", errors="replace"))
+    return json.loads(f'"{found[1]}"') if found else ""
+
+
+def data_folder(folder: Path) -> dict[str, str]:
+    """The variable that tells wandb to keep files of tables in the run's folder until they are uploaded."""
+    return {"WANDB_DATA_DIR": os.environ.get("WANDB_DATA_DIR") or str(folder.resolve() / "wandb")}
 
 
 class TransactionLog:
@@ -105,34 +158,54 @@ class TransactionLog:
 
 
 class Contents:
-    """The rows and alerts in the .wandb files of a run."""
+    """The rows, media and alerts in the .wandb files of a run."""
 
     def __init__(self, run_name: str):
         self.run_name = run_name
         self.history: set[tuple[int, str]] = set()  # (step, names of the metrics)
         self.summary: dict[str, Any] = {}
         self.alerts: set[tuple[str, str]] = set()  # (title, text)
+        self.exit_code: int | None = None  # of the newest process that ended
 
     def read(self, log: TransactionLog) -> None:
         """Add the records that were written to a file since it was last read."""
         for record in log.records():
             if record.HasField("history"):
-                items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-                if "step" in items:
-                    self.history.add((json.loads(items["step"]), _metric_names(items)))
+                items = {tuple(item.nested_key) or (item.key,): item.value_json for item in record.history.item}
+                if ("step",) in items and _has_files(items, log.path):
+                    names = dict.fromkeys(name for name, *_ in items)
+                    self.history.add((json.loads(items["step",]), _metric_names(names)))
             elif record.HasField("summary"):
                 self.summary |= {item.key: json.loads(item.value_json) for item in record.summary.update if item.key}
             elif record.HasField("alert"):
                 self.alerts.add((record.alert.title, record.alert.text))
+            elif record.HasField("exit"):
+                self.exit_code = record.exit.exit_code
 
-    def __contains__(self, item: Row | Alert) -> bool:
+    def __contains__(self, item: Row | Alert | Media) -> bool:
         if isinstance(item, Alert):
             title, text = alert_message(item, self.run_name)
-            without_name = text.removeprefix(f"{self.run_name}: ")  # how earlier versions of this tracker wrote it
-            return bool({(title, text), (title, without_name)} & self.alerts)
+            without_name = text.removeprefix(f"{self.run_name}: ")  # an earlier version, or the run had another name
+            return any(title == known and found.endswith(without_name) for known, found in self.alerts)
+        if isinstance(item, Media):
+            return (item.step, media_name(item)) in self.history
         if item.event == "finish":
             return all(name in self.summary and _same(self.summary[name], v) for name, v in item.metrics.items())
         return (item.step, _metric_names(item.metrics)) in self.history
+
+
+def media_name(item: Media) -> str:
+    """The metric that refers to media; the part before the slash is the section of the charts."""
+    return f"{'artifact' if item.kind == 'artifact' else 'media'}/{item.name}"
+
+
+def _has_files(items: Mapping[tuple[str, ...], str], log: Path) -> bool:
+    """Whether the media of a row are completely in the files beside a .wandb file; `items` by nested name."""
+    paths = {name[0]: json.loads(value) for name, value in items.items() if name[1:] == ("path",)}
+    return all(
+        (file := log.parent / "files" / path).exists() and file.stat().st_size == json.loads(items[name, "size"])
+        for name, path in paths.items()
+    )
 
 
 def alert_message(alert: Alert, run_name: str) -> tuple[str, str]:

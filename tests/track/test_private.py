@@ -18,7 +18,8 @@ DOCUMENTED = {
     "trackio": {"trackio.Api"},
     "mlflow": {"mlflow.MlflowClient", "mlflow.entities.Metric", "mlflow.entities.Param", "mlflow.entities.RunTag"},
     "wandb": {"wandb", "wandb.Settings", "wandb.init", "wandb.teardown"}
-    | {"wandb.errors.AuthenticationError", "wandb.errors.CommError"},
+    | {"wandb.errors.AuthenticationError", "wandb.errors.CommError"}
+    | {"wandb.Artifact", "wandb.Html", "wandb.Image", "wandb.Table"},
 }
 # How the private functions are called: positional arguments and names.
 CALLS = {
@@ -49,7 +50,7 @@ CALLS = {
     "trackio.utils.parse_trackio_server_url": (1, ()),
     "trackio.utils.preprocess_space_and_dataset_ids": (3, ()),
     "trackio.utils.serialize_values": (1, ()),
-    "wandb.sdk.lib.wbauth.read_netrc_auth": (0, ("host",)),
+    "wandb.sdk.lib.wbauth.authenticate_session": (0, ("host", "source", "prompt", "update_session")),
     "wandb.sdk.wandb_setup.singleton": (0, ()),
 }
 MODULES = {

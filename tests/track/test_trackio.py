@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lib.record import journal
 from lib.track import trackio as trackio_adapter
-from lib.track import wandb as wandb_adapter
+from lib.track import wandb_place
 from lib.track.tracker import Finding
 from tests.tracking import ROOT, RUN_ID, assert_trackio_holds, recorded, sync, train, wait_for
 from tests.tracking import trackio_rows as stored_rows
@@ -106,7 +106,7 @@ def test_projects_with_different_names_stay_apart(left, right):
         SQLiteStorage.validate_project_name(trackio_adapter.trackio_project(name))
         assert canonical_project_name(trackio_adapter.trackio_project(name)) == trackio_adapter.trackio_project(name)
     assert (left == right) == (trackio_adapter.trackio_project(left) == trackio_adapter.trackio_project(right))
-    assert (left == right) == (wandb_adapter.wandb_project(left) == wandb_adapter.wandb_project(right))
+    assert (left == right) == (wandb_place.project_name(left) == wandb_place.project_name(right))
 
 
 def test_project_names_in_trackio_are_plain():
