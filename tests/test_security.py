@@ -43,6 +43,7 @@ EXCEPTIONS = {
     ("tests/bench/test_reference.py", "import pickle in a program"),  # stands for nanoGPT, as does
     ("tests/bench/test_reference.py", "exec in a program"),  # its configurator
     ("tests/scripts/test_menuconfig.py", "os.execv"),  # the child of a fork becomes the program that it tests
+    ("tests/test_guides.py", "exec"),  # a program of our own page
     # Ranks tell each other small facts by torch's own channel, which pickles; who reaches that is one of the job.
     ("lib/machine/dist.py", "distributed.broadcast_object_list"),
     ("lib/machine/dist.py", "distributed.all_gather_object"),
