@@ -10,11 +10,13 @@ import csv
 import json
 import math
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,8 @@ PROJECT = "test-tracking"
 COMBINATIONS = (("trackio",), ("wandb",), ("trackio", "wandb"), ("tensorboard", "mlflow", "csv"))
 MODEL = "--model-name custom --n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --tokenizer bytes --dataset files"
 LENGTH = "--batch-size 4 --max-iters 20 --eval-interval 10 --eval-samples 8 --log-interval 2 --warmup-steps 2"
-SYSTEM = "--device cpu --dtype float32 --threads 1 --sample-tokens 0 --checkpoint-interval 0"
+SYSTEM = "--device cpu --dtype float32 --threads 1 --checkpoint-interval 0"
+MEDIA = "--sample-tokens 4 --sample-at-eval --tracker-artifacts last"
 PREFIXES = ("WANDB_", "TRACKIO_", "MLFLOW_", "CONFIG_")  # of environment variables that would redirect the runs
 PUBLISHED = {
     "train_loss",
@@ -43,6 +46,7 @@ PUBLISHED = {
 }
 
 Rows = list[tuple[str, int, str, float]]  # (event, step, metric, value)
+Files = Sequence[tuple[str, str, int]]  # (kind, name, step) of media
 
 
 class Found(NamedTuple):
@@ -53,10 +57,11 @@ class Found(NamedTuple):
     config: dict[str, Any] | None = None
     option: Callable[[Any], Any] = lambda value: value  # converts an option to the form that is stored
     number: Callable[[float], float] = float  # the same for a metric
+    files: Files = ()
 
 
 def main() -> int:
-    """Test each combination of trackers and print what was found; returns the exit code."""
+    """Test each combination of trackers and print how many values and files were found; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="test_tracking-") as name:
         folder = Path(name)
         (folder / "text.txt").write_text("Trained along a trellis, pruned to what bears fruit.\n" * 400)
@@ -89,18 +94,20 @@ def check(folder: Path, trackers: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
         except Exception as error:  # any error of reading is a difference, which this program reports
             yield trackers, tracker, len(expected), 0, [f"cannot be read back: {type(error).__name__}: {error}"]
             continue
-        differences = compare(expected, found)
+        wanted = journal_files(one, tracker)
+        differences = compare(expected, found) + compare_files(wanted, found.files)
         for option, value in shown.items() if found.config is not None else ():
             if option not in found.config or found.config[option] != found.option(value):
                 differences.append(f"configuration: {option} is {value!r}, found {found.config.get(option)!r}")
         if found.names not in (None, (PROJECT, name)):
             differences.append(f"project and run are called {found.names}")
-        yield trackers, tracker, len(expected), len(found.rows), differences
+        counts = len(expected) + len(wanted), len(found.rows) + len(found.files)
+        yield trackers, tracker, *counts, differences
 
 
 def train(folder: Path, name: str, trackers: tuple[str, ...], storage: Path) -> None:
     """Run the real trainer; its output is shown only if it fails."""
-    command = [sys.executable, str(ROOT / "gpt2" / "train.py"), *f"{MODEL} {LENGTH} {SYSTEM}".split()]
+    command = [sys.executable, str(ROOT / "gpt2" / "train.py"), *f"{MODEL} {LENGTH} {SYSTEM} {MEDIA}".split()]
     command += ["--dataset-source", str(folder / "text.txt"), "--data-dir", str(folder / "data")]
     command += ["--output-dir", str(folder / "runs"), "--tracker-project", PROJECT, "--tracker-run-name", name]
     command += ["--tracker", ",".join(trackers)]
@@ -120,6 +127,13 @@ def journal_rows(folder: Path) -> Rows:
     return [(r["event"], r["step"], name, value) for r in events for name, value in journal.numbers(r).items()]
 
 
+def journal_files(folder: Path, tracker: str) -> Files:
+    """The media that a tracker must have. TensorBoard has no place for artifacts."""
+    records = [record for record in journal.read(folder) if record["event"] == "media"]
+    kept = [r for r in records if not (tracker == "tensorboard" and r["kind"] == "artifact")]
+    return [(r["kind"], r["name"], r["step"]) for r in kept]
+
+
 def read_trackio(folder: Path, storage: Path) -> Found:
     """The run in Trackio's database."""
     identity = run.Identity.load(folder)
@@ -130,13 +144,20 @@ def read_trackio(folder: Path, storage: Path) -> Found:
         # Trackio stores no step of system metrics; the end of log_id has it.
         query = "select log_id, metrics from system_metrics where run_id = ?"
         system = database.execute(query, [identity.run_id]).fetchall()
+        query = "select name, alias from artifacts join artifact_aliases on artifact_id = artifacts.id"
+        aliases = database.execute(query).fetchall()
     stored += [(int(log_id.rpartition("-")[2]), metrics) for log_id, metrics in system]
     # A picture or text is in the place of a number.
-    rows = [
-        (step, {name: float(v) for name, v in json.loads(metrics).items() if not isinstance(v, dict)})
-        for step, metrics in stored
-    ]
-    return Found(with_events(rows), (identity.project, ", ".join(name for [name] in names)), json.loads(config))
+    values = [(step, name, v) for step, metrics in stored for name, v in json.loads(metrics).items()]
+    rows = [(step, {name: float(v)}) for step, name, v in values if not isinstance(v, dict)]
+    kinds = {"trackio.html": "text", "trackio.image": "image"}
+    files = [(kinds[v["_type"]], name, step) for step, name, v in values if isinstance(v, dict)]
+    prefix = f"{identity.name}-{identity.run_id}-"
+    for name, alias in aliases:
+        if alias.startswith("step-") and name.startswith(prefix):
+            files.append(("artifact", name.removeprefix(prefix), int(alias.removeprefix("step-"))))
+    who = identity.project, ", ".join(name for [name] in names)
+    return Found(with_events(rows), who, json.loads(config), files=files)
 
 
 def read_wandb(folder: Path, storage: Path) -> Found:
@@ -153,7 +174,21 @@ def read_wandb(folder: Path, storage: Path) -> Found:
     # The final metrics are wandb's summary: they come in one update after the last row.
     final = [r["summary"]["update"] for r in records if "final_val_loss" in r.get("summary", {}).get("update", {})]
     rows += [(items[-1]["step"], {name: float(v) for name, v in update.items()}) for update in final]
-    return Found(with_events(rows), (begun["project"], begun["display_name"]), begun["config"]["update"])
+    kinds = {"html-file": "text", "image-file": "image"}
+    files = [
+        (kinds[value], name.removeprefix("media/").removesuffix("._type"), item["step"])
+        for item in items
+        for name, value in item.items()
+        if name.startswith("media/") and name.endswith("._type")
+    ]
+    files += [
+        ("artifact", name.removeprefix("artifact/"), item["step"])
+        for item in items
+        for name in item
+        if name.startswith("artifact/")
+    ]
+    who = begun["project"], begun["display_name"]
+    return Found(with_events(rows), who, begun["config"]["update"], files=files)
 
 
 def read_tensorboard(folder: Path, storage: Path) -> Found:
@@ -174,7 +209,10 @@ def read_tensorboard(folder: Path, storage: Path) -> Found:
     def option(value: Any) -> str:
         return ",".join(value) if isinstance(value, list) else str(value)
 
-    return Found(rows, (config["project"], config["name"]), config, option, lambda value: float(np.float32(value)))
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith(("text/", "image/"))]
+    files = [(*tag.split("/", 1), point.step) for tag in tags for point in events.Tensors(tag)]
+    who = config["project"], config["name"]
+    return Found(rows, who, config, option, lambda value: float(np.float32(value)), files)
 
 
 def read_mlflow(folder: Path, storage: Path) -> Found:
@@ -193,14 +231,25 @@ def read_mlflow(folder: Path, storage: Path) -> Found:
     def option(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value)
 
-    return Found(rows, (experiment.name, one.info.run_name), one.data.params, option)
+    kept = Path(one.info.artifact_uri.removeprefix("file://"))
+    places = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
+    form = r"texts/(.+)/step-(\d+)\.txt|images/(.+?)\+step\+(\d+)\+.*\.png|artifacts/(.+)/step-(\d+)/.+"
+    files = []
+    for match in (re.fullmatch(form, place) for place in sorted(places)):
+        if match:
+            kind = {1: "text", 3: "image", 5: "artifact"}[match.lastindex - 1]
+            files.append((kind, match[match.lastindex - 1], int(match[match.lastindex])))
+    return Found(rows, (experiment.name, one.info.run_name), one.data.params, option, files=files)
 
 
 def read_csv(folder: Path, storage: Path) -> Found:
     """The run's metrics.csv."""
     with (folder / "metrics.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    return Found([(line["event"], int(line["step"]), line["metric"], float(line["value"])) for line in lines])
+    rows = [(line["event"], int(line["step"]), line["metric"], float(line["value"])) for line in lines]
+    with (folder / "media.csv").open(newline="") as file:
+        files = [(line["kind"], line["name"], int(line["step"])) for line in csv.DictReader(file)]
+    return Found(rows, files=files)
 
 
 READERS = {
@@ -239,6 +288,16 @@ def compare(expected: Rows, found: Found) -> list[str]:
             differences.append(f"{event} {step} {name}: {value!r} in the journal, found {have}")
     return differences + [
         f"{' '.join(map(str, key))}: not in the journal, found {have}" for key, have in values.items()
+    ]
+
+
+def compare_files(expected: Files, found: Files) -> list[str]:
+    """Differences as sentences: media that are missing, unexpected or there twice."""
+    wanted, here = Counter(expected), Counter(found)
+    return [
+        f"{kind} {name} of step {step}: {wanted[kind, name, step]} in the journal, found {here[kind, name, step]}"
+        for kind, name, step in sorted(wanted.keys() | here.keys())
+        if wanted[kind, name, step] != here[kind, name, step]
     ]
 
 

@@ -105,7 +105,8 @@ def test_a_run_killed_at_twenty_instants_is_whole_in_its_journal_and_in_every_tr
     run, chance, kills = tmp_path / "runs" / "run", random.Random(5), 0
     words = arguments(
         tracker=",".join(TRACKERS), max_iters=STEPS, checkpoint_interval=20, log_interval=5, eval_interval=50,
-        sample_tokens=0, system_metrics_interval=0.5, pruning_method="magnitude", pruning_interval=100,
+        sample_at_eval=True, sample_tokens=3, tracker_artifacts="last", system_metrics_interval=0.5,
+        pruning_method="magnitude", pruning_interval=100,
     )  # fmt: skip
     while kills < KILLS:
         process = _start(tmp_path, words if not (run / ".config").exists() else ["--resume", str(run)])
@@ -124,6 +125,8 @@ def test_a_run_killed_at_twenty_instants_is_whole_in_its_journal_and_in_every_tr
     assert process.returncode == 0, output
     assert [record["step"] for record in records(run, "train")] == list(range(5, STEPS + 1, 5))
     assert [record["step"] for record in records(run, "eval")] == list(range(0, STEPS + 1, 50))
+    kept = [(record["name"], record["step"]) for record in records(run, "media") if record["kind"] != "image"]
+    assert kept == [("sample", step) for step in range(0, STEPS + 1, 50)] + [("last-checkpoint", STEPS)]
     assert journal.damaged(run) == []
     for _ in range(2):  # the second time there is nothing to deliver
         done = sync(run)  # wandb cannot upload here
@@ -156,7 +159,7 @@ def _kill_lanes(run):
 
 
 def _assert_every_tracker_holds(run, storage):
-    """Each backend's own reader finds every (event, step, metric) of the journal once, with its value."""
+    """Each backend's own reader finds every value of the journal once, by event, step and metric, and every file."""
     import test_tracking
 
     wanted: dict[tuple[str, int, str], float] = {}
@@ -169,5 +172,6 @@ def _assert_every_tracker_holds(run, storage):
     for name in TRACKERS:
         found = test_tracking.READERS[name](run, storage)
         assert Counter(row[:3] for row in found.rows) == Counter(wanted.keys()), name
+        assert test_tracking.compare_files(test_tracking.journal_files(run, name), found.files) == [], name
         for event, step, metric, value in found.rows:
             assert same({"": value}, {"": found.number(wanted[event, step, metric])}), (name, event, step, metric)
