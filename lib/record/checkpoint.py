@@ -275,15 +275,17 @@ def is_finite(weights: Iterable[Tensor]) -> bool:
 
 def load_newest(
     folder: Path, device: torch.device | str = "cpu", expected: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any] | None:
-    """The state in the newest checkpoint of the run in `folder` (see `load`); None if there is no checkpoint.
+) -> dict[str, Any]:
+    """The state in the newest checkpoint of the run in `folder`; see `load`.
 
-    Raises CheckpointError if the newest one cannot be loaded. The message names the newest one that can be loaded, and
+    Raises CheckpointError if there is none, or if the newest one cannot be loaded. The message names the newest one that can be loaded, and
     the user decides whether to go back to it.
     """
     found = find(folder / "checkpoints")
-    if not found:
-        return None
+    if not found:  # rank 0 has found one, so this process looks at another disk
+        raise CheckpointError(
+            f"{folder}: has no checkpoint here, though rank 0 sees one; put OUTPUT_DIR where all machines see it"
+        )
     try:
         return load(found[-1], device, expected)
     except CheckpointError as error:
