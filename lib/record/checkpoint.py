@@ -278,8 +278,8 @@ def load_newest(
 ) -> dict[str, Any]:
     """The state in the newest checkpoint of the run in `folder`; see `load`.
 
-    Raises CheckpointError if there is none, or if the newest one cannot be loaded. The message names the newest one that can be loaded, and
-    the user decides whether to go back to it.
+    Raises CheckpointError if there is none, or if the newest one cannot be loaded. The message then names the newest
+    one that can be loaded, and the user decides whether to go back to it.
     """
     found = find(folder / "checkpoints")
     if not found:  # rank 0 has found one, so this process looks at another disk
