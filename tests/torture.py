@@ -34,7 +34,7 @@ CHOICES = "OPTIMIZER ADAMWPRUNE_BASE_OPTIMIZER_NAME PRUNING_METHOD PRUNING_DYNAM
 SMALL = {
     "n_layer": 1, "n_embd": 16, "block_size": 16, "gradient_accumulation": 1, "batch_size": 2, "max_iters": 12,
     "warmup_steps": 2, "eval_interval": 6, "eval_samples": 4, "checkpoint_interval": 4, "checkpoint_best": True,
-    "sample_tokens": 0,
+    "sample_tokens": 2, "sample_at_eval": True, "tracker_artifacts": "last",
 }  # fmt: skip
 # Options for the combinations that have them.
 WHERE_POSSIBLE = {"pruning_interval": 2, "spam_interval": 5, "spam_warmup_steps": 2, "spam_clip_free_steps": 2}

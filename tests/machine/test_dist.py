@@ -117,6 +117,7 @@ def test_two_ranks_make_one_run_with_the_losses_of_one_process(pair, tmp_path):
 def test_two_ranks_are_one_run_to_a_tracker(pair):
     [database] = (pair / "trackio").glob("*.db")
     rows = sqlite3.connect(database).execute("select run_id, log_id from metrics").fetchall()
+    rows = [(run_id, log_id) for run_id, log_id in rows if "-image-" not in log_id]  # drawn if matplotlib is installed
     identity = run.Identity.load(pair / "runs/run")
     assert {run_id for run_id, _ in rows} == {identity.run_id}
     wanted = [(event, step) for event, steps in STEPS.items() for step in steps] + [("finish", 40)]

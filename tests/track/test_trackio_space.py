@@ -245,7 +245,7 @@ def test_a_bucket_does_not_replace_the_local_databases(run, hub, port, monkeypat
     monkeypatch.setenv("HF_TOKEN", "hf_a_good_token")
     folder = recorded(run.parent / "second", *RECORDS)
     done = sync(folder, "--tracker", "trackio")
-    assert "trackio: TRACKIO_BUCKET_ID has no effect without a Space" in done.stdout
+    assert "TRACKIO_BUCKET_ID has no effect without a Space" in done.stdout
     command = [sys.executable, str(ROOT / "scripts" / "dashboard.py"), str(folder), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as dashboard:
         wait_for(lambda: answers(port))
