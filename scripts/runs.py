@@ -232,7 +232,9 @@ def _deliveries(folder: Path, seen: History) -> Iterator[track.Delivery]:
         alive = files.is_held(folder / FOLDER, path_of(folder, name, "lock").name)
         state = cursor.state if alive or cursor.state in ("finished", "failed") else "stopped"
         pending = cursor.pending(backlog.update())
-        yield track.Delivery(name, state, cursor.rows, pending, cursor.message or cursor.note, command)
+        yield track.Delivery(
+            name, state, cursor.rows, pending, cursor.message or cursor.aside() or cursor.note, command
+        )
 
 
 # ---- compare ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def main() -> int:
     names = track.names(trackers(folder, args.tracker))
     deliveries = deliver(track.Lanes(folder, names))
     print(shown(f"{folder}\n{track.table(deliveries)}"))
-    lacking = [one.name for one in deliveries if one.pending or one.state == "failed"]
+    lacking = [one.name for one in deliveries if not one.complete]
     return 1 if upload(folder, [one.name for one in deliveries if one.name not in lacking]) or lacking else 0
 
 

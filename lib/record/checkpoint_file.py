@@ -29,6 +29,11 @@ class CheckpointError(UserError):
     """A checkpoint cannot be written, read or used."""
 
 
+def is_name(name: str) -> bool:
+    """Whether a file of this name is a checkpoint."""
+    return bool(_NAME.fullmatch(name))
+
+
 def name(step: int) -> str:
     """The file name of the checkpoint after `step`."""
     return f"step-{step:09d}.pt"

@@ -32,10 +32,12 @@ class Delivery:
 
     name: str
     state: str  # starting, opening, live, finished or failed
-    delivered: int  # rows and alerts
-    pending: int  # rows and alerts
+    delivered: int  # rows, alerts and media
+    pending: int  # rows, alerts and media
     message: str  # an error or a note of the tracker; one sentence or empty
     command: str  # delivers what is pending
+    complete: bool = False  # whether the process has ended because everything is delivered
+    sending: int = 0  # bytes of the large file that is being sent now
 
 
 def table(deliveries: Iterable[Delivery]) -> str:
@@ -56,7 +58,10 @@ class Lanes:
     def __init__(self, folder: Path, names: Iterable[str]):
         """Start the processes; the journal in `folder` must have its start or resume event."""
         folder, names = Path(folder), list(names)
-        found = registry.along(names, lane.configuration(folder) or {}, folder) if names else []
+        config = (lane.configuration(folder) or {}) if names else {}
+        found = registry.along(names, config, folder)
+        usual = names == list(config.get("tracker", names))
+        self.command = f"make sync RUN={shlex.quote(str(folder))}" + ("" if usual else f" TRACKER={','.join(names)}")
         self.lanes, self.backlog = [_start(folder, name) for name in found], Backlog(folder)
 
     def notes(self) -> Iterator[str]:
@@ -92,7 +97,7 @@ class Lanes:
 
     def deliveries(self) -> list[Delivery]:
         """The state of each delivery."""
-        return [one.delivery(self.backlog.update()) for one in self.lanes]
+        return [one.delivery(self.backlog.update(), self.command) for one in self.lanes]
 
 
 def _start(folder: Path, name: str) -> "_LaneProcess | _Unstarted":
@@ -165,14 +170,16 @@ class _LaneProcess:
                 self.said.add(text)
                 yield f"{self.name}: {text}"
 
-    def delivery(self, backlog: Backlog) -> Delivery:
+    def delivery(self, backlog: Backlog, command: str) -> Delivery:
         cursor, code = self._cursor(), self.process.poll()
         message = self._trouble(cursor, code) or cursor.note
         if code is None:
             until = launch.ends_with_us(os.environ)
             until = f", until this {until} ends" if until else ""
             message = f"still delivering in the background (process {self.process.pid}){until}"
-        return _delivery(self.folder, self.name, cursor, backlog, message)
+        pending = cursor.pending(backlog)
+        complete = code == 0 and not pending and cursor.state != "failed"
+        return Delivery(self.name, cursor.state, cursor.rows, pending, message, command, complete, cursor.sending)
 
     def _cursor(self) -> Cursor:
         try:
@@ -186,7 +193,7 @@ class _LaneProcess:
                 pid = path_of(self.folder, self.name, "lock").read_text(encoding="utf-8").strip()
                 return f"another process ({pid}) is already delivering this run to this tracker"
         if code in (None, 0) or cursor.state == "failed":
-            return cursor.message
+            return cursor.message or cursor.aside()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return f"its process ended with {how}, see {path_of(self.folder, self.name, 'log')}"
 
@@ -220,10 +227,5 @@ class _Unstarted:
             yield f"{self.name}: {self.message}"
         self.said = True
 
-    def delivery(self, backlog: Backlog) -> Delivery:
-        return _delivery(self.folder, self.name, Cursor(state="failed"), backlog, self.message)
-
-
-def _delivery(folder: Path, name: str, cursor: Cursor, backlog: Backlog, message: str) -> Delivery:
-    command = f"make sync RUN={shlex.quote(str(folder))}"
-    return Delivery(name, cursor.state, cursor.rows, cursor.pending(backlog), message, command)
+    def delivery(self, backlog: Backlog, command: str) -> Delivery:
+        return Delivery(self.name, "failed", 0, Cursor().pending(backlog), self.message, command)

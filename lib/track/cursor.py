@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lib.record.in_force import Key, Places, Record, key_of
 from lib.track.tracker import Alert, Configuration, Media, Row
 
 FOLDER = "trackers"
+SHARE = ("offset", "reach", "edition", "rows", "left_out")  # what a Cursor knows about one destination
 _FIRST_COME = 0  # the edition in states of earlier versions, which kept the first delivered record of a step
 
 Item = Row | Alert | Media  # what trackers get; other records of the journal are for other readers
@@ -55,6 +57,12 @@ class Backlog(Places):
         places = self.sorted[1]
         return len(places) - bisect.bisect_right(places, beyond)
 
+    def media(self, key: str) -> Media | None:
+        """The valid media of a key of `Cursor.left_out`; None if they were withdrawn."""
+        step, _, name = key.partition(" ")
+        place = self.place(key_of("media", int(step), {"name": name}))
+        return place and _item(journal.at(self.folder, place), self.folder)
+
     def items(self, beyond: int) -> Iterator[tuple[int, Item]]:
         """The valid rows, alerts and media beyond a place, each with its own place, in order."""
         for record, end in journal.tail(self.folder, beyond):
@@ -83,9 +91,9 @@ class Cursor:
     message: str = ""  # why it failed, one sentence
     note: str = ""  # from the tracker to the user, such as the address of the run
     destination: str = ""  # where the rows go; empty: into the run's folder, or an earlier version did not record it
-    elsewhere: dict[str, list[int]] = dataclasses.field(
-        default_factory=dict
-    )  # destination -> offset, reach, edition, rows
+    elsewhere: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # destination -> the values of SHARE
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # `<step> <name>` of media -> why it failed
+    sending: int = 0  # bytes of the file that is being sent now
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "Cursor":
@@ -102,8 +110,8 @@ class Cursor:
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: the tracker's state cannot be read: {error}") from None
         kinds = zip(vars(found).values(), vars(cls()).values(), strict=True)
-        numbers = (found.offset, found.reach, found.edition, found.rows)
-        if not all(type(value) is type(right) for value, right in kinds) or not all(0 <= n < 2**63 for n in numbers):
+        shares = [{name: getattr(found, name) for name in SHARE}, *found.elsewhere.values()]
+        if not all(type(value) is type(right) for value, right in kinds) or not all(map(_is_share, shares)):
             raise UserError(f"{path}: the tracker's state cannot be read: it has values of the wrong type")
         return found
 
@@ -125,15 +133,30 @@ class Cursor:
         before, self.destination = self.destination, destination
         if before in ("", destination):
             return ""
-        self.elsewhere[before] = [self.offset, self.reach, self.edition, self.rows]
-        offset, reach, edition, rows = self.elsewhere.pop(destination, (0, 0, self.edition, 0))
-        known = edition == self.edition
-        self.offset, self.reach, self.rows = (offset, reach, rows) if known else (0, 0, 0)
+        self.elsewhere[before] = {name: getattr(self, name) for name in SHARE}
+        known = self.elsewhere.pop(destination, {})
+        self.lost()
+        if known.get("edition") == self.edition:
+            vars(self).update(known)
         return before
 
     def lost(self) -> None:
         """Count nothing as delivered: the destination no longer holds the run."""
         self.offset = self.reach = self.rows = 0
+        self.left_out = {}
+
+    def set_aside(self, item: Media, reason: str) -> None:
+        """Remember media that cannot be delivered now, so that the rows after it need not wait."""
+        self.left_out[f"{item.step} {item.name}"] = reason
+
+    def aside(self) -> str:
+        """What was set aside, as a sentence; empty if nothing was."""
+        if not self.left_out:
+            return ""
+        key, reason = next(iter(self.left_out.items()))
+        step, _, name = key.partition(" ")
+        more = f"; and {len(self.left_out) - 1} more files" if len(self.left_out) > 1 else ""
+        return f"{name} of step {step} is left out: {reason}{more}"
 
     def is_stale(self, backlog: Backlog) -> bool:
         """Whether the tracker may have rows that are no longer valid."""
@@ -143,7 +166,7 @@ class Cursor:
 
     def pending(self, backlog: Backlog) -> int:
         """The number of rows, alerts and media that are still to be delivered."""
-        return backlog.count(0 if self.is_stale(backlog) else self.offset)
+        return backlog.count(0) if self.is_stale(backlog) else backlog.count(self.offset) + len(self.left_out)
 
     def batch(self, backlog: Backlog, limit: int) -> tuple[list[Item], int]:
         """The next rows, alerts and media, about `limit`, and the place in the journal after them.
@@ -180,6 +203,16 @@ class Cursor:
         """Switch to a new run at the tracker, which is empty."""
         self.lost()
         self.edition = max(1, self.edition) + 1
+
+
+def _is_share(values: Any) -> bool:
+    """Whether these are the values of SHARE, as far as their types and ranges tell."""
+    if not isinstance(values, dict) or values.keys() != set(SHARE):
+        return False
+    *numbers, left_out = (values[name] for name in SHARE)
+    sound = isinstance(left_out, dict) and all(re.fullmatch(r"\d{1,18} .*", key, re.DOTALL) for key in left_out)
+    reasons = sound and all(isinstance(reason, str) for reason in left_out.values())
+    return reasons and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
 
 
 def _is_for_trackers(record: Record) -> bool:

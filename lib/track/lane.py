@@ -10,13 +10,13 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lib.base import files, redact
 from lib.base.errors import UserError
-from lib.record import journal
+from lib.record import checkpoint_file, journal
 from lib.record.run import Identity
 from lib.track import registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, Item, path_of
@@ -26,6 +26,7 @@ POLL = 2.0  # seconds between reads of the journal; each uses processor time tha
 ASK = 0.25  # seconds between attempts to get the lock
 BATCH = 2000  # records in one call of a tracker
 WAITS = (1, 2, 4, 8, 15)  # seconds between the attempts at a call that fails
+_LARGE = 50_000_000  # bytes: from this size on, the state says that a file is being sent
 BUSY = 3  # exit code: another process delivers this run to this tracker
 
 Gone = Callable[[float], bool]
@@ -132,6 +133,7 @@ class _Lane:
             if items:
                 self._deliver(items, edge)
             elif ended:
+                self._try_again()
                 break
         status = _status(self.folder)
         if status == "running":  # `make sync` while the run trains
@@ -181,8 +183,9 @@ class _Lane:
             items = [item for _, item in self.backlog.items(0)]
             rows, alerts, media = (_of(kind, items) for kind in (Row, Alert, Media))
             self._insist(lambda: self.tracker.rewrite(rows, alerts))
-            self._deliver_media(media)
-            self.cursor.rewritten(self.backlog.end, len(items))
+            self.cursor.left_out = {}
+            missing = [item for item in media if not self._hand_over(item)]
+            self.cursor.rewritten(self.backlog.end, len(items) - len(missing))
             self._save()
             return
         if not ended:
@@ -206,33 +209,55 @@ class _Lane:
         self.cursor.reach = max(edge, self.cursor.reach)
         self._save()  # before delivery, so that after a kill the state shows that the tracker may have them
         for start in range(0, len(items), BATCH):
-            for kind, deliver in ((Row, self.tracker.log), (Alert, self.tracker.alert), (Media, self._deliver_media)):
+            for kind, deliver in ((Row, self.tracker.log), (Alert, self.tracker.alert)):
                 if some := _of(kind, items[start : start + BATCH]):
                     self._insist(functools.partial(deliver, some))
-        self.cursor.advance(edge, len(items))
+        missing = [item for item in _of(Media, items) if not self._hand_over(item)]
+        self.cursor.advance(edge, len(items) - len(missing))
         self._save()
 
-    def _deliver_media(self, items: list[Media]) -> None:
-        """Hand over media to a tracker that takes them; their files may have been removed since, or replaced by links.
+    def _hand_over(self, item: Media) -> bool:
+        """Give media to a tracker that takes them. Media that it cannot get are set aside; then this returns False."""
+        if not hasattr(self.tracker, "media"):
+            return True
+        if not os.path.lexists(item.path):  # such as a checkpoint of an earlier end; nothing can deliver it
+            print(f"{item.path}: is no longer there, so the tracker does not get it", flush=True)
+            return True
+        try:
+            self.cursor.sending = _size(item.path, self.folder)
+            if self.cursor.sending > _LARGE:
+                self._save()
+            # Where one item failed, the next ones may fail for the same reason, so they get fewer attempts.
+            self._insist(
+                lambda: self.tracker.media([item]), WAITS[:1] if self.cursor.left_out else WAITS, for_ever=False
+            )
+        except Exception as error:
+            self.cursor.set_aside(item, redact.hide(_sentence(error)))
+            return False
+        finally:
+            self.cursor.sending = 0
+        self.cursor.left_out.pop(f"{item.step} {item.name}", None)
+        return True
 
-        A link may lead to a file outside of the run, which must not be uploaded.
-        """
-        for item in items:
-            if not item.path.is_file() or item.path.is_symlink():
-                print(f"{item.path}: is no longer there, so the tracker does not get it", flush=True)
-        here = [item for item in items if item.path.is_file() and not item.path.is_symlink()]
-        if here and hasattr(self.tracker, "media"):
-            self._insist(lambda: self.tracker.media(here))
+    def _try_again(self) -> None:
+        """Deliver what was set aside, once more before the end."""
+        for key in list(self.cursor.left_out):
+            if (item := self.backlog.media(key)) is None:  # withdrawn meanwhile
+                del self.cursor.left_out[key]
+            elif self._hand_over(item):
+                self.cursor.rows += 1
+        self._save()
 
     def _save(self) -> None:
         self._insist(lambda: self.cursor.save(self.folder, self.name))
 
-    def _insist(self, action: Callable[[], Any]) -> Any:
-        """Return what `action` returns. After an error, try again after each of WAITS, then while the trainer runs.
+    def _insist(self, action: Callable[[], Any], waits: Sequence[float] | None = None, for_ever: bool = True) -> Any:
+        """Return what `action` returns. After an error, try again after each of `waits`, then while the trainer runs.
 
-        A refusal is told at once, and is not tried again after the trainer has ended.
+        `waits` are WAITS unless given. A refusal is told at once, and is not tried again after the trainer has ended.
+        Not `for_ever`: after the waits the error is raised also while the trainer runs.
         """
-        waits = iter(WAITS)
+        rest = iter(WAITS if waits is None else waits)
         while True:
             try:
                 result = action()
@@ -240,9 +265,9 @@ class _Lane:
             except Exception as error:
                 traceback.print_exc()  # into the tracker's log file
                 ended = self.gone(0)
-                wait = None if isinstance(error, Refused) else next(waits, None)
+                wait = None if isinstance(error, Refused) else next(rest, None)
                 if wait is None:
-                    if ended:
+                    if ended or not for_ever:
                         raise
                     wait = WAITS[-1]
                     self.pipe.close()
@@ -251,6 +276,23 @@ class _Lane:
                 time.sleep(wait) if ended else self.gone(wait)
         self.cursor.message = ""
         return result
+
+
+def _size(path: Path, folder: Path) -> int:
+    """Bytes of a file of media that may be sent; raises UserError for another one.
+
+    A received run must not make trackers send other files of the user. Only the folder of checkpoints may be a link,
+    to another disk, and only for files with names of checkpoints.
+    """
+    try:
+        checkpoints = path.parent == folder / journal.MEDIA_FOLDERS[1] and checkpoint_file.is_name(path.name)
+        inside = path.resolve().is_relative_to(folder.resolve()) or (checkpoints and not path.is_symlink())
+        if not (inside and path.is_file()):
+            raise UserError(f"{path}: is not a file in the run's folder")
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _of(kind: type[T], items: Iterable[Any]) -> list[T]:

@@ -17,6 +17,7 @@ from lib.track import Delivery, Lanes, table
 
 _USUAL_SECONDS = 30.0  # the longest wait of TRACKER_WAIT=auto where trackers can go on after the run
 _IDLE_SECONDS = 900.0  # elsewhere, the longest wait in which nothing arrives: a hanging tracker must not hold a cluster
+_SLOWEST = 100_000  # bytes/s: while a large file is sent, nothing else arrives
 _SHORT_SECONDS = 5.0  # the longest wait after a signal: schedulers kill all processes of a job 30 s after it
 _QUIET_SECONDS = 1.0  # a wait that is not worth a word
 _LOOK_SECONDS = 0.5  # between looks at the deliveries
@@ -116,16 +117,17 @@ def _wait(lanes: Lanes, patience: Patience, tell: Callable[[str], object], asked
             if found != before:
                 moved, before = looked, found
             now = time.monotonic()
-            left = min(deadline, moved + patience.idle) - now
+            sends = max((one.sending for one in found), default=0) / _SLOWEST
+            left = min(deadline, moved + patience.idle + sends) - now
             if left <= 0 or asked() or lanes.wait(min(_LOOK_SECONDS, left)):
                 break
-    if now >= moved + patience.idle:
+    if now >= moved + patience.idle + sends:
         say(f"nothing has arrived at the trackers for {duration(patience.idle)}, so the wait ends")
 
 
 def _count(one: Delivery) -> tuple[str, int, int]:
     """What a bar shows of a delivery. A tracker that has all rows may still upload them."""
-    state = "closing" if one.state == "live" and not one.pending else one.state
+    state = "closing" if one.state == "live" and not one.pending else "uploading" if one.sending else one.state
     return state, one.delivered, one.delivered + one.pending
 
 

@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 
+from lib.base import files
 from lib.record import journal, media
 from lib.track.cursor import path_of
 from tests.tracking import expected, recorded, run, state, sync, train, trainer, wait_for
@@ -151,3 +152,66 @@ def test_a_tracker_shows_the_parameters_of_a_run_and_still_gets_its_own_options(
     assert sync(folder).returncode == 0
     config = json.loads((place / "0123456789ab").read_text().splitlines()[0])
     assert config == ["config", {"layers": 4}]
+
+
+# ---- media that cannot be delivered ----------------------------------------------------------------------------------
+
+
+def with_texts(folder, steps, tracker="traveller"):
+    """A run with a text and a row at each step."""
+    recorded(folder, tracker=[tracker])
+    book = journal.Journal(folder)
+    for step in range(1, steps + 1):
+        book.write("train", step, {"train_loss": 1.0})
+        media.write(folder, book, "text", "sample", step, f"text of {step}".encode())
+    book.write("finish", steps, {"final_val_loss": 1.0}, status="finished")
+    book.close()
+    return folder
+
+
+def test_a_file_that_a_tracker_cannot_take_is_set_aside_and_tried_again(tmp_path, run, places):
+    """The rows behind it arrive, the exit code and the message tell of it, and a later sync delivers it."""
+    place, folder = places("first"), with_texts(tmp_path / "runs" / "second", 3)
+    (folder / "media" / "sample-00000002.txt").write_bytes(b"\xff")  # the traveller reads text
+    done = sync(folder)
+    assert done.returncode == 1
+    assert "traveller  finished  6 rows delivered, 1 pending" in done.stdout
+    assert "sample of step 2 is left out: UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff" in done.stdout
+    assert f"deliver the rest with: make sync RUN={folder}" in done.stdout
+    there = [("train", 1), ("train", 2), ("train", 3), ("media", 1), ("media", 3)]
+    assert [what[:2] for what in held(place)] == there
+    (folder / "media" / "sample-00000002.txt").write_text("text of 2")
+    done = sync(folder)
+    assert (done.returncode, "traveller  finished  7 rows delivered" in done.stdout) == (0, True), done.stdout
+    assert held(place)[5:] == [("media", 2, "text", "sample", "text of 2")]
+
+
+def test_a_folder_of_media_that_leads_out_of_the_run_is_not_followed(tmp_path, run, places):
+    place, folder = places("first"), with_texts(tmp_path / "runs" / "second", 1)
+    (folder / "media").rename(tmp_path / "private")
+    (folder / "media").symlink_to(tmp_path / "private")
+    done = sync(folder)
+    assert done.returncode != 0
+    assert not (place / "0123456789ab").exists() or ("media", 1) not in [what[:2] for what in held(place)]
+
+
+def test_a_checkpoint_on_another_disk_is_sent(tmp_path, run, places):
+    place, folder = places("first"), recorded(tmp_path / "runs" / "second", tracker=["traveller"])
+    (tmp_path / "disk").mkdir()
+    (folder / "checkpoints").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "step-000000001.pt").write_text("weights")
+    book = journal.Journal(folder)
+    media.keep(folder, book, "last-checkpoint", 1, folder / "checkpoints" / "step-000000001.pt")
+    book.close()
+    assert sync(folder).returncode == 0
+    assert held(place) == [("media", 1, "artifact", "last-checkpoint", "weights")]
+
+
+def test_sync_fails_while_another_process_delivers(tmp_path, run, places):
+    places("first")
+    folder = with_texts(tmp_path / "runs" / "second", 1)
+    assert sync(folder).returncode == 0
+    with path_of(folder, "traveller", "lock").open("ab") as file:
+        assert files.locks(file.fileno(), folder)
+        done = sync(folder)
+    assert (done.returncode, "is already delivering this run to this tracker" in done.stdout) == (1, True)
