@@ -1,10 +1,12 @@
 """Media: files of a run that trackers show or keep, such as samples and pictures. The journal refers to them."""
 
+import os
 import shutil
 from pathlib import Path
 
 from lib.base import files
 from lib.base.errors import UserError
+from lib.record import checkpoint_file
 from lib.record.journal import MEDIA_FOLDERS, Journal, Record
 from lib.record.run import folder_name
 
@@ -31,6 +33,23 @@ def keep(folder: Path, book: Journal, name: str, step: int, path: Path) -> Recor
     if path.parent != folder / MEDIA_FOLDERS[1]:
         path = _kept(path, place(folder, book, name, step, path.suffix))
     return _record(folder, book, "artifact", name, step, path)
+
+
+def size(path: Path, folder: Path) -> int:
+    """Bytes of a file of media that may be sent; raises UserError for another one.
+
+    A received run must not make trackers send other files of the user. Only the folder of checkpoints may be a link,
+    to another disk, and only for files with names of checkpoints.
+    """
+    try:
+        checkpoints = path.parent == folder / MEDIA_FOLDERS[1] and checkpoint_file.is_name(path.name)
+        inside = path.resolve().is_relative_to(folder.resolve()) or (checkpoints and not path.is_symlink())
+        if not (inside and path.is_file()):
+            raise UserError(f"{path}: is not a file in the run's folder")
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def place(folder: Path, book: Journal, name: str, step: int, suffix: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from lib.base import files, redact
 from lib.base.errors import UserError
-from lib.record import checkpoint_file, journal
+from lib.record import journal, media
 from lib.record.run import Identity
 from lib.track import registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, Item, path_of
@@ -166,7 +166,7 @@ class _Lane:
 
     def _find_destination(self) -> str:
         """Continue with what the tracker's destination has; returns a note if it lacks what was delivered."""
-        place = self._insist(self.tracker.destination) if hasattr(self.tracker, "destination") else ""
+        place = redact.hide(self._insist(self.tracker.destination)) if hasattr(self.tracker, "destination") else ""
         before, delivered = self.cursor.go_to(place), self.cursor.rows
         if delivered and hasattr(self.tracker, "holds") and not self._insist(self.tracker.holds):
             self.cursor.lost()
@@ -181,10 +181,10 @@ class _Lane:
         if hasattr(self.tracker, "rewrite"):
             self._open()  # with the current options
             items = [item for _, item in self.backlog.items(0)]
-            rows, alerts, media = (_of(kind, items) for kind in (Row, Alert, Media))
+            rows, alerts, shown = (_of(kind, items) for kind in (Row, Alert, Media))
             self._insist(lambda: self.tracker.rewrite(rows, alerts))
             self.cursor.left_out = {}
-            missing = [item for item in media if not self._hand_over(item)]
+            missing = [item for item in shown if not self._hand_over(item)]
             self.cursor.rewritten(self.backlog.end, len(items) - len(missing))
             self._save()
             return
@@ -224,7 +224,7 @@ class _Lane:
             print(f"{item.path}: is no longer there, so the tracker does not get it", flush=True)
             return True
         try:
-            self.cursor.sending = _size(item.path, self.folder)
+            self.cursor.sending = media.size(item.path, self.folder)
             if self.cursor.sending > _LARGE:
                 self._save()
             # Where one item failed, the next ones may fail for the same reason, so they get fewer attempts.
@@ -276,23 +276,6 @@ class _Lane:
                 time.sleep(wait) if ended else self.gone(wait)
         self.cursor.message = ""
         return result
-
-
-def _size(path: Path, folder: Path) -> int:
-    """Bytes of a file of media that may be sent; raises UserError for another one.
-
-    A received run must not make trackers send other files of the user. Only the folder of checkpoints may be a link,
-    to another disk, and only for files with names of checkpoints.
-    """
-    try:
-        checkpoints = path.parent == folder / journal.MEDIA_FOLDERS[1] and checkpoint_file.is_name(path.name)
-        inside = path.resolve().is_relative_to(folder.resolve()) or (checkpoints and not path.is_symlink())
-        if not (inside and path.is_file()):
-            raise UserError(f"{path}: is not a file in the run's folder")
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _of(kind: type[T], items: Iterable[Any]) -> list[T]:
