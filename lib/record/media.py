@@ -1,6 +1,7 @@
 """Media: files of a run that trackers show or keep, such as samples and pictures. The journal refers to them."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,11 @@ def size(path: Path, folder: Path) -> int:
 def place(folder: Path, book: Journal, name: str, step: int, suffix: str) -> Path:
     """Where a file of this name and step is to be written, in a folder that exists then."""
     book.check()  # the folder may be gone
-    (folder / FOLDER).mkdir(exist_ok=True)
+    try:
+        (folder / FOLDER).mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder / FOLDER}: cannot be made: {files.reason(error, folder)}") from None
+    suffix = suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,12}", suffix) else ""
     return folder / FOLDER / f"{folder_name(name)}-{step:08d}{suffix}"
 
 
@@ -73,4 +78,5 @@ def _kept(path: Path, there: Path) -> Path:
 
 def _record(folder: Path, book: Journal, kind: str, name: str, step: int, path: Path) -> Record:
     file = path.relative_to(folder).as_posix()
+    name = name.encode(errors="replace").decode()  # a file name that is not UTF-8 has characters that nobody accepts
     return book.write("media", step, kind=kind, name=name, file=file, bytes=path.stat().st_size)

@@ -85,8 +85,8 @@ class Tracker(Protocol):
 
     A tracker may also have these methods:
 
-    media(items)           shows or keeps the files in a list of Media; without it, a tracker gets none. If it raises, the
-                           item is set aside after a few attempts, the user is told, and `make sync` tries it again
+    media(items)           shows or keeps the files in a list of Media; without it, a tracker gets none. If it raises a
+                           few times, the item is set aside, the user is told, and `make sync` tries it again
     rewrite(rows, alerts)  replaces everything that is stored, whatever `open` found; may be called again
     destination() -> str   where the rows of the opened run go, without secrets: a path, a server, a project
     holds() -> bool        whether the destination had this run before `open`

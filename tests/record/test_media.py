@@ -1,6 +1,7 @@
 """Media: files that the journal refers to, written whole, recorded once, and never outside of the run's folder."""
 
 import json
+import os
 
 import pytest
 
@@ -115,3 +116,26 @@ def test_a_line_that_refers_to_any_other_file_is_damaged(field):
     assert journal.record(json.dumps(good | field).encode()) is None
     for name in ("kind", "name", "file"):
         assert journal.record(json.dumps({key: good[key] for key in good if key != name}).encode()) is None
+
+
+def test_a_file_name_that_is_not_utf8_gets_a_name_that_everybody_accepts(tmp_path, book):
+    path = tmp_path / os.fsdecode(b"caf\xe9.b\xe9n")
+    path.write_bytes(b"x")
+    record = media.keep(tmp_path / "run", book, path.name, 2, path)
+    assert record["name"] == "caf?.b?n"
+    assert record["file"] == "media/caf-.b-n-c91df6-00000002"
+    assert list(journal.read(tmp_path / "run")) == [record]
+
+
+def test_only_regular_files_of_the_run_may_be_sent(tmp_path, book):
+    run = tmp_path / "run"
+    path = run / media.write(run, book, "text", "sample", 1, b"four")["file"]
+    assert media.size(path, run) == 4
+    (tmp_path / "secret").write_text("a key")
+    (run / "media" / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(run / "media" / "pipe")
+    for name in ("link", "pipe", "../../secret", "."):
+        with pytest.raises(UserError, match="is not a file in the run's folder"):
+            media.size(run / "media" / name, run)
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        media.size(run / "media" / ("x" * 300), run)
