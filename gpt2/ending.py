@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from lib.record.best import best, dense_best, evaluations
 from lib.terminal.console import duration, say, table
 
 
-def finished(training: Training, data: Data, recorder: Recorder, json_output: str, artifact: str) -> dict[str, Any]:
+def finished(
+    training: Training, data: Data, recorder: Recorder, json_output: str, artifact: str, asked: Callable[[], bool]
+) -> dict[str, Any]:
     """Record that the run has made all its steps. Returns its summary, which is also in summary.json.
 
-    `artifact` names the checkpoint that trackers get: `last`, `best` or `none`.
+    `artifact` names the checkpoint that trackers get: `last`, `best` or `none`. A run that is `asked` to stop draws no
+    pictures.
     """
     step, folder = training.step, recorder.folder
     known = evaluations(journal.history(folder).values())
@@ -36,7 +40,8 @@ def finished(training: Training, data: Data, recorder: Recorder, json_output: st
         losses = {"final_val_loss": known[-1].val_loss, "best_val_loss": (best(known) or known[-1]).val_loss}
     final = journal.final(folder, step) or losses | {"total_time_seconds": recorder.seconds()}
     if not recorder.journal.ended(step):  # an earlier session may have ended it, and been killed before the summary
-        recorder.draw(step)
+        if not asked():
+            recorder.draw(step)
         recorder.keep_artifact(artifact, step)
         recorder.write("finish", step, final, status="finished")
     recorder.console.close()

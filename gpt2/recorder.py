@@ -3,8 +3,9 @@
 import contextlib
 import math
 import shlex
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gpt2.alerts import Watch
@@ -12,6 +13,7 @@ from gpt2.divergence import Diverged
 from gpt2.rescue import Spare
 from gpt2.training import Training
 from lib import track
+from lib.base.errors import UserError
 from lib.base.metric import Metric
 from lib.record import checkpoint, history, journal, media, pictures
 from lib.terminal.console import Console, say
@@ -59,10 +61,17 @@ class Recorder:
         try:
             self.writer.__exit__(*exc_info)
         finally:
-            if isinstance(exc_info[1], Diverged):  # a retry follows, and its trackers deliver the rest
-                self.patience = self.patience.short()
+            retries = isinstance(exc_info[1], Diverged)  # the trackers of the retry deliver the rest
+            if retries or isinstance(exc_info[1], KeyboardInterrupt):
+                self.hurry()
             self.console.close()  # a failed run has not closed it, and the wait has bars of its own
-            self.attendant.close(self.patience)  # trackers never change the exit code
+            heard = self.attendant.close(self.patience)  # trackers never change the exit code
+            if heard and retries:  # the user wants no retry
+                signal.raise_signal(heard)
+
+    def hurry(self) -> None:
+        """Wait only shortly for the trackers at the end."""
+        self.patience = self.patience.short()
 
     def write(self, event: str, step: int, metrics: dict[str, float], **details: object) -> None:
         """Put an event into the journal, from which trackers get it, and show it. Alerts about it come first.
@@ -83,17 +92,24 @@ class Recorder:
         """Keep a sample of the model after this step, if samples are wanted."""
         if self.sampler is None:
             return
-        with self.busy("sampling"):
-            text = self.sampler()
+        try:
+            with self.busy("sampling"):
+                text = self.sampler()
+        except RuntimeError as error:  # such as logits that are infinite in float16
+            self.console.say(f"note: no sample of step {step}: {error}")
+            return
         if text is not None:
             media.write(self.folder, self.journal, "text", "sample", step, text.encode())
 
     def has_sample(self, step: int) -> bool:
-        """Whether the journal has a sample of this step."""
-        return journal.key_of("media", step, {"name": "sample"}) in journal.in_force(self.folder).others
+        """Whether the journal has a sample of this step, or samples are not wanted."""
+        return (
+            self.sampler is None
+            or journal.key_of("media", step, {"name": "sample"}) in journal.in_force(self.folder).others
+        )
 
     def draw(self, step: int) -> None:
-        """Keep pictures of the run, which ends after this step. One that cannot be drawn does not stop the run."""
+        """Keep pictures of the run, which ends after this step. One that cannot be kept does not stop the run."""
         if problem := pictures.problem():
             if self.trackers:  # nobody else misses them
                 self.console.say(f"note: {problem}")
@@ -107,7 +123,8 @@ class Recorder:
                     self.console.say(f"note: the picture {name!r} cannot be drawn: {type(error).__name__}: {error}")
         for name, drawn in found.items():
             if drawn:
-                media.write(self.folder, self.journal, "image", name, step, drawn)
+                with self._told():
+                    media.write(self.folder, self.journal, "image", name, step, drawn)
 
     def keep_artifact(self, which: str, step: int) -> None:
         """Name the checkpoint that trackers get at the end of the run after `step`: `last`, `best` or `none`."""
@@ -115,9 +132,20 @@ class Recorder:
             return
         path = self.writer.folder / checkpoint.name(step if which == "last" else self.training.best.step)
         if path.exists():
-            media.keep(self.folder, self.journal, f"{which}-checkpoint", step, path)
+            with self._told():
+                media.keep(self.folder, self.journal, f"{which}-checkpoint", step, path)
         else:
             self.console.say(f"note: {path}: is not there, so trackers do not get it")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """A context in which a file that cannot be written is a note: the run has made all its steps."""
+        try:
+            yield
+        except journal.JournalError:  # without the journal there is no end to record
+            raise
+        except UserError as error:
+            self.console.say(f"note: {error}")
 
     def alert(self, kind: str, level: str, message: str, step: int) -> None:
         """Tell the user something at once, in the terminal and through trackers that can."""
@@ -173,7 +201,7 @@ class Recorder:
 
     def interrupt(self, step: int) -> None:
         """Record that the user interrupted the run after this step, and say how to continue it."""
-        self.patience = self.patience.short()
+        self.hurry()
         self.write("finish", step, {}, status="interrupted")
         self.console.close()
         say(f"stopped after step {step}; continue with: make resume RUN={shlex.quote(str(self.folder))}")

@@ -4,7 +4,7 @@ import argparse
 import codecs
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if not __package__:
@@ -64,9 +64,20 @@ def draw(logits: torch.Tensor, temperature: float, top_k: int, generator: torch.
     return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=generator))
 
 
-def text(model: GPT2, tokenizer: tokenizers.Tokenizer, machine: device.Machine, options: SampleOptions) -> str:
-    """Return a sample as text, prompt included."""
-    return "".join(stream(model, tokenizer, machine, options))
+def text(
+    model: GPT2,
+    tokenizer: tokenizers.Tokenizer,
+    machine: device.Machine,
+    options: SampleOptions,
+    asked: Callable[[], bool] = lambda: False,
+) -> str | None:
+    """Return a sample as text, prompt included; None if `asked` to stop meanwhile."""
+    pieces = []
+    for piece in stream(model, tokenizer, machine, options):
+        if asked():
+            return None
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def stream(

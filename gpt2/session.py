@@ -141,8 +141,9 @@ class Session:
                 )
                 if self._loop(recorder, asked):
                     return asked.exit_code or 128 + signal.SIGTERM  # 0 here means that another rank got the signal
-            ranks.first(lambda: self._finish(recorder))
-            return 0
+            with StopSignals("recording the end of the run") as asked:
+                ranks.first(lambda: self._finish(recorder, asked))
+            return asked.exit_code
 
     # ---- before the loop -------------------------------------------------------------------------------------------
 
@@ -245,12 +246,8 @@ class Session:
 
     def _sample(self, asked: StopSignals) -> str | None:
         """A sample of the model as it is now; None if the run was `asked` to stop meanwhile."""
-        pieces, options = [], self.schema.bind(sample.SampleOptions)
-        for piece in sample.stream(self.model, self.data.tokenizer, self.machine, options):
-            if asked():
-                return None
-            pieces.append(piece)
-        return "".join(pieces)
+        options = self.schema.bind(sample.SampleOptions)
+        return sample.text(self.model, self.data.tokenizer, self.machine, options, asked)
 
     def _about(self, identity: run.Identity) -> dict[str, str]:
         """What the headers of checkpoints say about the run."""
@@ -318,13 +315,14 @@ class Session:
             self.training.note(known)
             self.machine.ranks.first(lambda: recorder.has_sample(step) or recorder.sample(step))
 
-    def _finish(self, recorder: Recorder) -> None:
-        """Record the end of the run, and show its summary with a sample."""
-        summary = ending.finished(
-            self.training, self.data, recorder, self.options.json_output, self.options.tracker_artifacts
-        )
+    def _finish(self, recorder: Recorder, asked: StopSignals) -> None:
+        """Record the end of the run, and show its summary and a sample; if `asked` to stop, without what takes long."""
+        json_output, artifact = self.options.json_output, self.options.tracker_artifacts
+        summary = ending.finished(self.training, self.data, recorder, json_output, artifact, asked)
+        text = self._sample(asked) or ""
+        if asked():
+            recorder.hurry()
         options = self.schema.bind(sample.SampleOptions)
-        text = sample.text(self.model, self.data.tokenizer, self.machine, options)
         more = "" if options.sample_tokens else " SAMPLE_TOKENS=200"
         more += " PROMPT='def '" if self.options.dataset == "stdlib" else ""  # the model has learned from Python code
         ending.show(summary, text, recorder.trackers, more)

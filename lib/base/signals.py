@@ -25,7 +25,9 @@ class StopSignals:
     end the program.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str = "stopping after this batch, then saving"):
+        """`answer` is what the first signal prints."""
+        self.answer = answer
         self.heard: list[int] = []  # the first one decides the exit code
         self.heard_at = 0.0  # when the first one came, on the monotonic clock
         self.last_words: Callable[[], object] = lambda: None  # called before a second signal ends the program
@@ -101,7 +103,7 @@ class StopSignals:
                     continue
                 if not first:
                     name = signal.Signals(number).name
-                    _tell(f"\n{name}: stopping after this batch, then saving; a second one stops at once\n")
+                    _tell(f"\n{name}: {self.answer}; a second one stops at once\n")
                 if now - first.setdefault(number, now) > _ECHO_SECONDS and number != signal.SIGHUP:
                     self._end(number)
 

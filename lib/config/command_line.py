@@ -50,12 +50,16 @@ def resolve(
     return schema, args
 
 
+# Variables that the libraries of trackers document. They are read where the option of that name is empty.
+_OF_LIBRARIES = ("MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID", "WANDB_ENTITY")
+
+
 def warn_of_unread(schema: Schema, given: Iterable[str], env: Mapping[str, str] = os.environ) -> None:
     """Warn about environment variables with the name of an option, as in `SEED=3 make train`: they are not read.
 
     Does not warn about options that are also `given` in a valid way: make exports the variables of its command line.
     """
-    for name in sorted(schema.options.keys() & env.keys() - set(given)):
+    for name in sorted(schema.options.keys() & env.keys() - {*given, *_OF_LIBRARIES}):
         option, text = schema.options[name], env[name]
         if text and option.written(text) != option.text:
             plain = text if re.fullmatch(r"[\w.,:/-]{1,40}", text, re.ASCII) else "..."

@@ -33,7 +33,7 @@ class Console:
             disable=not self.live,
             dynamic_ncols=True,
             leave=False,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]",
         )
 
     def tick(self) -> None:

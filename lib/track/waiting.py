@@ -4,13 +4,12 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
+from collections.abc import Callable, Mapping
 
 from lib.base import launch
+from lib.base.signals import StopSignals
 from lib.config.kconf import Options
 from lib.terminal.console import Bars, duration, say
 from lib.track import Delivery, Lanes, table
@@ -80,24 +79,25 @@ class Attendant:
             for note in self.lanes.notes():
                 self.say(note)
 
-    def close(self, patience: Patience) -> None:
+    def close(self, patience: Patience) -> int:
         """End the lanes; see `end`."""
         self.ended.set()
         self.thread.join(1)  # a look may hang on a file system; the thread then ends with the process
-        end(self.lanes, patience, self.say)
+        return end(self.lanes, patience, self.say)
 
 
-def end(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> None:
+def end(lanes: Lanes, patience: Patience, tell: Callable[[str], object]) -> int:
     """Tell the lanes that the run has ended, wait for them, and print what each tracker has.
 
-    `tell` is called with what they report meanwhile. Ctrl-C and SIGTERM leave the wait. The lanes continue, unless the
-    signal went to them too and killed them.
+    `tell` is called with what they report meanwhile. A signal leaves the wait, and its number is returned, else 0. The
+    lanes continue, unless the signal went to them too and killed them.
     """
     lanes.close()
-    with contextlib.suppress(KeyboardInterrupt), _signals() as asked:
+    with StopSignals("ending the wait for the trackers") as asked:
         _wait(lanes, patience, tell, asked)
     if deliveries := lanes.deliveries():
         say(table(deliveries))
+    return asked.heard[0] if asked.heard else 0
 
 
 def _wait(lanes: Lanes, patience: Patience, tell: Callable[[str], object], asked: Callable[[], bool]) -> None:
@@ -129,26 +129,3 @@ def _count(one: Delivery) -> tuple[str, int, int]:
     """What a bar shows of a delivery. A tracker that has all rows may still upload them."""
     state = "closing" if one.state == "live" and not one.pending else "uploading" if one.sending else one.state
     return state, one.delivered, one.delivered + one.pending
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """A context that yields a function: whether Ctrl-C or SIGTERM has come. A second signal raises KeyboardInterrupt.
-
-    The first one only sets a mark, because an exception in the middle of reading the journal would make the counts
-    wrong. A job that reaches its limit gets SIGTERM, and should say what is missing too.
-    """
-    heard: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
-        if len(heard) > 1:
-            raise KeyboardInterrupt
-
-    wanted = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {one: signal.signal(one, note) for one in wanted if signal.getsignal(one) is not signal.SIG_IGN}
-    try:
-        yield lambda: bool(heard)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: a library in C has set it

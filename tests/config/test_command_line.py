@@ -437,3 +437,8 @@ def test_a_variable_named_like_an_option_is_warned_of_if_it_would_change_somethi
     ]
     assert resolve("MAX_ITERS=5", MAX_ITERS="3").warnings == []  # make exports what it is given
     assert resolve(MAX_ITERS="3", CONFIG_MAX_ITERS="4").warnings == []
+
+
+def test_a_variable_that_a_trackers_library_reads_is_not_called_unread(folder):
+    assert resolve(MLFLOW_TRACKING_URI="http://host", TRACKIO_SPACE_ID="me/x", WANDB_ENTITY="team").warnings == []
+    assert resolve(SEED="3").warnings == ["environment SEED is not read; say make train SEED=3, or set CONFIG_SEED=3"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lib.base.errors import shown
-from tests.training import arguments, losses, records, train
+from tests.training import arguments, losses, records, start, train
 
 
 def media(run, *kinds):
@@ -63,6 +63,19 @@ def test_pictures_at_the_end_are_drawn_once(tmp_path):
     (run / "journal.jsonl").write_text("".join(journal[:-1]))  # as if killed before it recorded its end
     train(tmp_path, "--resume", str(run))
     assert media(run, "image") == pictures
+
+
+@pytest.mark.extra("report")
+def test_a_picture_that_cannot_be_written_is_a_note(tmp_path):
+    """The run has made all its steps, so it ends as it should."""
+    process = start(tmp_path, *arguments(max_iters=40))
+    for line in process.stdout:
+        if line.startswith("step 20/40"):
+            (tmp_path / "runs" / "run" / "media").write_text("no folder")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())["status"] == "finished"
+    assert media(tmp_path / "runs" / "run", "image") == []
 
 
 def test_without_matplotlib_a_run_with_a_tracker_says_what_to_install(tmp_path):
