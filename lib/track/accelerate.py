@@ -1,5 +1,6 @@
 """A bridge to trackers of Hugging Face Accelerate, each in its own process: `--tracker accelerate:comet_ml`."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,7 +15,8 @@ from lib.base import redact
 from lib.base.errors import UsageError, UserError
 from lib.record.run import Identity
 from lib.track.accelerate_media import SHOW
-from lib.track.cursor import path_of
+from lib.track.accelerate_sent import list_of
+from lib.track.media_files import encodable
 from lib.track.tracker import Alert, Finding, Media, Refused, Row, plain_name, within_64_bits
 
 MODULE = "accelerate"
@@ -29,10 +31,10 @@ class Tracker:
     """Hands rows to one of Accelerate's trackers.
 
     These libraries cannot tell what they have. So each row and file is recorded in
-    <run>/trackers/accelerate-<name>.sent after the library accepted it, and is not sent again; each server has a list
-    of its own. If this process is killed, at most one row is sent twice (it was accepted, but not yet recorded), and
-    rows that the library held only in memory are lost there. A normal end has neither problem. The journal keeps all
-    rows: to send them again, delete accelerate-<name>.*.
+    <run>/trackers/accelerate-<name>.sent after the library accepted it, and is not sent again; each server has its own
+    list, see `list_of`. If this process is killed, at most one row is sent twice (accepted, but not yet recorded), and
+    rows that the library held only in memory are lost there. A normal end has neither problem. The journal keeps
+    all rows: to send them again, delete accelerate-<name>.*.
 
     Rows get the time of delivery. How NaN, infinities, unusual names and restarts are handled depends on the library.
     """
@@ -42,6 +44,8 @@ class Tracker:
         if name not in ARGUMENT:
             raise UsageError(f"tracker accelerate:{name}: Accelerate has {', '.join(ARGUMENT)}")
         self.name = name
+        if _LIBRARIES[name].kept:
+            self.holds = self._holds  # the others cannot tell
 
     def open(self, identity: Identity, config: dict[str, Any], folder: Path) -> str:
         """Start the library's run, and store the configuration if this was not done before."""
@@ -53,11 +57,18 @@ class Tracker:
         again = identity.name.removeprefix(Identity.load(folder).name)  # `~2` for the second run at this tracker
         library = _LIBRARIES[self.name]
         arguments, settings = library.arguments(identity, folder.resolve(), again)
+        self.place = redact.hide(library.place())
+        self.sent, first = list_of(folder, self.name, self.place, again)
+        if self.name == "comet_ml":
+            settings["experiment_key"] = _comet_key(identity, first)
+        if library.kept:
+            self.held = self.sent.has_rows() and any(folder.glob(library.kept.format(again)))
+            if not self.held:
+                self.sent.forget()
         self.tracker = getattr(tracking, library.tracker)(*arguments, **settings)
         self._start(library.key)
-        self.place = redact.hide(library.place())
-        kind = f"{hashlib.md5(self.place.encode()).hexdigest()[:8]}.sent" if self.place else "sent"
-        self.sent = Sent(path_of(folder, f"accelerate:{self.name}", kind), again)
+        if first and self.place:
+            self.sent.own(self.place)
         if "configuration" not in self.sent:
             plain = within_64_bits(config).items()
             plain = {name: v if isinstance(v, bool | int | float | str) else json.dumps(v) for name, v in plain}
@@ -80,11 +91,16 @@ class Tracker:
         """The server and the workspace, also for a run that is kept offline to be uploaded there; empty: neither."""
         return self.place
 
+    def _holds(self) -> bool:
+        """Whether the files of the library were there before `open`; the user may have deleted them."""
+        return self.held
+
     def log(self, rows: list[Row]) -> None:
         """Send the rows that were not sent before."""
         for row in rows:
             if (key := f"{row.event} {row.step}") not in self.sent:
-                self.tracker.log(within_64_bits(row.metrics), step=row.step)
+                values = {encodable(name): value for name, value in within_64_bits(row.metrics).items()}
+                self.tracker.log(values, step=row.step)
                 self.sent.add(key)
 
     def media(self, items: list[Media]) -> None:
@@ -92,12 +108,8 @@ class Tracker:
         for item in items:
             key = f"{item.kind} {item.step} {json.dumps(item.name)}"
             if item.kind in SHOW[self.name] and key not in self.sent:
-                try:
-                    taken = SHOW[self.name][item.kind](self.tracker, item)
-                except FileNotFoundError as error:
-                    print(f"{item.path} is left out: {error}", flush=True)
-                    continue
-                if taken is False:  # ClearML
+                item = dataclasses.replace(item, name=encodable(item.name))
+                if SHOW[self.name][item.kind](self.tracker, item) is False:  # ClearML
                     raise UserError(f"{item.path}: the server did not take it; the log of this tracker says why")
                 self.sent.add(key)
 
@@ -115,33 +127,6 @@ def _refuses(error: Exception) -> bool:
     comet = type(error).__name__ in ("InvalidAPIKey", "InvalidWorkspace")
     clearml = re.search(r"\(error 40[13] ", str(error))
     return status in (401, 403) or comet or bool(clearml)
-
-
-class Sent:
-    """The list of sent rows: a file with one line per row, written unbuffered, so that it survives a kill.
-
-    Lines of a second run at this tracker begin with the suffix of its name, `~2`.
-    """
-
-    def __init__(self, path: Path, again: str = ""):
-        self.prefix = f"{again} " if again else ""
-        self.file = path.open("ab+", buffering=0)
-        self.file.seek(0)
-        data = self.file.read()
-        complete = data.rfind(b"\n") + 1
-        self.file.truncate(complete)  # a full disk may have left an incomplete last line
-        self.keys = set(data[:complete].decode().splitlines())
-        self.unwritten = b""  # the rest of a line that a full disk did not take
-
-    def __contains__(self, key: str) -> bool:
-        return self.prefix + key in self.keys
-
-    def add(self, key: str) -> None:
-        """Record a sent row. After an OSError, the next call writes the rest of the line first."""
-        self.keys.add(self.prefix + key)
-        self.unwritten += f"{self.prefix}{key}\n".encode()
-        while self.unwritten:  # a disk that becomes full takes only a part of a line
-            self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
 
 def examine(config: dict[str, Any]) -> list[Finding]:
@@ -173,12 +158,21 @@ def _comet_ml(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict
     setting = ExperimentConfig(
         name=identity.name, offline_directory=str(folder / "comet"), **dict.fromkeys(names, False)
     )
-    # Comet takes 32 to 50 letters and digits. A key belongs to one workspace of a server.
-    key = hashlib.sha256(f"{identity.run_id}{get_config('comet.workspace') or ''}".encode()).hexdigest()[:32]
-    settings = {"experiment_key": key, "experiment_config": setting}
+    settings = {"experiment_config": setting}
     if not get_config("comet.api_key"):
         settings["online"] = False
     return (identity.project,), settings
+
+
+def _comet_key(identity: Identity, first: bool) -> str:
+    """The key of the experiment, 32 letters and digits; a key belongs to one workspace of a server.
+
+    `first`: the run's only list is that of an earlier version, whose key did not depend on the workspace.
+    """
+    from comet_ml import get_config
+
+    workspace = "" if first else get_config("comet.workspace") or ""
+    return hashlib.sha256(f"{identity.run_id}{workspace}".encode()).hexdigest()[:32]
 
 
 def _dvclive(identity: Identity, folder: Path, again: str) -> tuple[tuple, dict[str, Any]]:
@@ -229,6 +223,7 @@ def _swanlab_place() -> str:
 class _Library(typing.NamedTuple):
     tracker: str  # a class in accelerate.tracking
     arguments: Callable[[Identity, Path, str], tuple[tuple, dict[str, Any]]]  # of this class
+    kept: str = ""  # glob of its files in the run's folder, with the run's suffix; empty: its `holds` cannot be told
     key: str = "its API key"  # where the user sets the key and the workspace
     place: Callable[[], str] = lambda: ""  # see `destination`
     note: Callable[[Any, Path], str] = lambda run, folder: ""  # for the user, from the library's own object for the run
@@ -237,12 +232,17 @@ class _Library(typing.NamedTuple):
 _LIBRARIES = {
     "aim": _Library("AimTracker", _aim),
     "clearml": _Library(
-        "ClearMLTracker", _clearml, "CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY", _clearml_place
+        "ClearMLTracker", _clearml, "", "CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY", _clearml_place
     ),
     "comet_ml": _Library(
-        "CometMLTracker", _comet_ml, "COMET_API_KEY and COMET_WORKSPACE, or ~/.comet.config", _comet_place, _comet_note
+        "CometMLTracker",
+        _comet_ml,
+        "",
+        "COMET_API_KEY and COMET_WORKSPACE, or ~/.comet.config",
+        _comet_place,
+        _comet_note,
     ),
-    "dvclive": _Library("DVCLiveTracker", _dvclive),
-    "swanlab": _Library("SwanLabTracker", _swanlab, "SWANLAB_API_KEY and SWANLAB_WORKSPACE", _swanlab_place),
-    "tensorboard": _Library("TensorBoardTracker", _tensorboard),
+    "dvclive": _Library("DVCLiveTracker", _dvclive, "dvclive{}/*"),
+    "swanlab": _Library("SwanLabTracker", _swanlab, "", "SWANLAB_API_KEY and SWANLAB_WORKSPACE", _swanlab_place),
+    "tensorboard": _Library("TensorBoardTracker", _tensorboard, "accelerate-tensorboard{}/events.out.tfevents*"),
 }

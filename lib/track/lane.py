@@ -110,7 +110,7 @@ class _Lane:
         ended, before = self.gone(0), self.cursor.state
         complete = ended and before == "finished" and not self.cursor.pending(self.backlog.update())
         # The rows may have to go elsewhere now, or the destination may have lost them.
-        if complete and not (self.cursor.destination or hasattr(registry.tracker_class(self.name), "holds")):
+        if complete and not (self.cursor.destination or hasattr(registry.tracker_class(self.name)(), "holds")):
             return
         self.note(state="starting", message="", note="")
         self.tracker = registry.tracker_class(self.name)()

@@ -15,6 +15,8 @@ from typing import Any
 
 from lib.base import files
 from lib.record.run import Identity
+from lib.track import media_files
+from lib.track.media_files import encodable
 from lib.track.tracker import Alert, Media, Row, within_64_bits
 
 MODULE = "tensorboard"
@@ -34,6 +36,7 @@ PRIVATE = (
     "tensorboard.summary.writer.record_writer.RecordWriter",
     "tensorboard.util.tensor_util.make_tensor_proto",
 )
+_OWN = re.compile(r"events\.out\.tfevents\.[1-9]\d{9}")
 SESSION = "events.out.tfevents.0000000000.session"  # must sort first: some readers never return to an earlier file
 
 
@@ -59,7 +62,7 @@ class Tracker:
         self.identity, self.config, self.folder = identity, config, folder / "tensorboard"
         self.folder.mkdir(exist_ok=True)
         self._forget()
-        for path in self._files():
+        for path in self._own_files():
             for event in _events(path):
                 self._know(event)
         return f"look at it with: tensorboard --logdir {shlex.quote(str(folder.parent))}"
@@ -77,25 +80,20 @@ class Tracker:
         self._append(self._alerts(alert for alert in alerts if (f"alert {alert.kind}", alert.step) not in self.stored))
 
     def media(self, items: list[Media]) -> None:
-        """Append images, and texts and tables as Markdown; print a line for each file that cannot be shown."""
+        """Append images, and texts and tables as Markdown; raises UserError for a damaged file."""
         for item in items:
-            event = f"{item.kind} {item.name}"
-            if item.kind == "artifact" or (event, item.step) in self.stored:
-                continue
-            try:
-                value = _SHOW[item.kind](item.path.read_bytes())
-            except (FileNotFoundError, ValueError) as error:
-                print(f"{item.path} is left out: {error}", flush=True)
-                continue
-            self._append([self._event(event, item.step, item.time, {f"{item.kind}/{item.name}": value})])
+            name = encodable(item.name)
+            if item.kind != "artifact" and (f"{item.kind} {name}", item.step) not in self.stored:
+                value = {f"{item.kind}/{name}": _SHOW[item.kind](item)}
+                self._append([self._event(f"{item.kind} {name}", item.step, item.time, value)])
 
     def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
-        """Write a new file with these rows and alerts, then delete the old files.
+        """Write a new file with these rows and alerts, then delete the old files that this tracker wrote.
 
         After a kill in between, the next call deletes the rest. A TensorBoard that is running has already read the old
         files and must be restarted.
         """
-        old = self._files()
+        old = self._own_files()
         self._forget()
         if events := [*self._rows(rows), *self._alerts(alerts)]:
             data, self.path = _records(events, first=True), self._new_path()
@@ -128,6 +126,10 @@ class Tracker:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("events.out.tfevents.[1-9]*"))
+
+    def _own_files(self) -> list[Path]:
+        """Files with names as `_new_path` makes them; other writers add a host and more."""
+        return [path for path in self._files() if _OWN.fullmatch(path.name)]
 
     def _know(self, event: Any) -> None:
         for value in event.summary.value:
@@ -199,7 +201,9 @@ class Tracker:
 def _scalars(row: Row) -> dict[str, Any]:
     from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-    return {name: scalar_pb("", float(value)).value[0] for name, value in within_64_bits(row.metrics).items()}
+    return {
+        encodable(name): scalar_pb("", float(value)).value[0] for name, value in within_64_bits(row.metrics).items()
+    }
 
 
 def _text_value(text: str) -> Any:
@@ -208,29 +212,28 @@ def _text_value(text: str) -> Any:
     return text_pb("", text.encode(errors="backslashreplace")).value[0]
 
 
-def _image(png: bytes) -> Any:
-    """A PNG for the IMAGES tab, which asks for its width and height; raises ValueError for other formats."""
+def _image(item: Media) -> Any:
+    """A PNG for the IMAGES tab, which asks for its width and height."""
     from tensorboard.compat.proto import summary_pb2
     from tensorboard.plugins.image.metadata import create_summary_metadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
-    if not png.startswith(b"\x89PNG\r\n\x1a\n") or len(png) < 24:
-        raise ValueError("it is not a PNG")
+    png = media_files.image(item)
     width, height = (str(int.from_bytes(png[at : at + 4])).encode() for at in (16, 20))
     tensor = make_tensor_proto([width, height, png], dtype="string")
     return summary_pb2.Summary.Value(metadata=create_summary_metadata("", ""), tensor=tensor)
 
 
-def _block(text: bytes) -> Any:
+def _block(item: Media) -> Any:
     """A text as it is: the TEXT tab takes Markdown, in which four spaces mark a block of code."""
-    return _text_value("".join(f"    {line}\n" for line in text.decode().split("\n")))
+    return _text_value("".join(f"    {line}\n" for line in media_files.text(item).split("\n")))
 
 
-def _table(data: bytes) -> Any:
-    """A table as Markdown; raises ValueError if it is not JSON."""
-    table = json.loads(data)
-    rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
-    return _text_value("".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows))
+def _table(item: Media) -> Any:
+    """A table as Markdown."""
+    columns, rows = media_files.table(item)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return _text_value("".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines))
 
 
 def _cell(value: Any) -> str:
@@ -238,7 +241,7 @@ def _cell(value: Any) -> str:
     return html.escape(re.sub(r"[\\`*_\[\]|]", r"\\\g<0>", " ".join(text.split())), quote=False)
 
 
-_SHOW = {"image": _image, "text": _block, "table": _table}  # kind -> Summary.Value of a file's content
+_SHOW = {"image": _image, "text": _block, "table": _table}  # kind -> Summary.Value of a file
 
 
 def _end(status: str, moment: float) -> Any:

@@ -26,6 +26,7 @@ from lib.record.run import Identity, project_name
 from lib.track import accelerate as bridge
 from lib.track import lane
 from lib.track.accelerate_media import SHOW
+from lib.track.accelerate_sent import Sent
 from lib.track.espalier_tracker import EspalierTracker, Series, flattened, plain
 from tests.disk import disk, fill
 from tests.tracking import ROOT, expected, recorded, run, state, sync, trainer, wait_for
@@ -129,7 +130,7 @@ def test_a_note_that_a_full_disk_tears_goes_on_where_it_ended(disk):
     path = disk("size=8k") / "sent"
     path.write_bytes(b"train 1\n" * 511 + b"tra 1\n")  # 4094 bytes: two are left of the first page
     fill(path.parent)
-    sent = bridge.Sent(path)
+    sent = Sent(path)
     with pytest.raises(OSError, match="No space left"):
         sent.add("train 2")
     assert path.read_bytes().endswith(b"tra 1\ntr") and "train 2" in sent
@@ -172,6 +173,7 @@ def test_a_killed_script_that_is_resumed_is_one_run_with_every_row_once(run, tmp
         "nan": "nan",
         "tracker": ["trackio"],
         "tracker_group": "one",
+        "tracker_project": "demo",
     }
     assert "the run a run/of mine~2 has all valid rows; rows of a run/of mine were withdrawn" in done.stdout
     assert sorted(step for step, metrics in tracked(folder) if "loss" in metrics) == list(range(8))
@@ -252,18 +254,17 @@ def test_no_value_of_a_script_is_an_option_of_a_tracker(run, tmp_path, monkeypat
     tracker.log({"loss": 1.0})
     tracker.finish()
     config = next(journal.read(tracker.folder))["config"]
-    ours = {"tracker": ["trackio"], "tracker_group": "ours"}
+    ours = {"tracker": ["trackio"], "tracker_group": "ours", "tracker_project": "demo"}
     assert config == {("lr" if name == "lr" else f"config.{name}"): v for name, v in values.items()} | ours
 
 
 def test_an_end_without_a_run_is_nothing_and_a_row_without_one_is_a_sentence(tmp_path, capsys):
     tracker = EspalierTracker("mine", output_dir=str(tmp_path), trackers=())
     tracker.finish()
-    for folder in ("mine", "mine-2"):
-        with pytest.raises(
-            UserError, match=r"^EspalierTracker: no run has started; call init_trackers, or start, first$"
-        ):
-            tracker.log({"loss": 1.0})
+    for folder, what in (("mine", "no run has started"), ("mine-2", f"the run in {tmp_path}/mine has ended")):
+        for call in (tracker.log, tracker.log_images, tracker.store_init_configuration):
+            with pytest.raises(UserError, match=rf"^EspalierTracker: {what}; call init_trackers, or start, first$"):
+                call({"loss": 1.0})
         tracker.start()
         tracker.log({"loss": 2.0})
         tracker.finish()

@@ -1,14 +1,17 @@
 """The bridge to Accelerate's trackers: media, servers and keys, read back by the libraries' own readers or files."""
 
 import contextlib
+import dataclasses
 import http.server
 import json
+import shutil
 import threading
 import time
 import zipfile
 
 import pytest
 
+from lib.base.errors import UserError
 from lib.record import journal
 from lib.record.run import Identity
 from lib.track import accelerate as bridge
@@ -18,6 +21,7 @@ from tests.tracking import RUN_ID, recorded, run, state, sync
 pytest.importorskip("accelerate", reason="needs the optional package accelerate: make test-extras")
 
 __all__ = ["run"]  # a fixture
+KEY_OF_EARLIER = "d407ad901895723f32d31e6515f5284b"  # SHA-256 of RUN_ID
 KEY = "aWrongKeyOf25Letters00000"
 TABLE = {"columns": ["layer", "sparsity"], "rows": [["h_0", 0.5], ["all", "NaN"]]}
 
@@ -84,13 +88,13 @@ def server(status, answer):
 
 
 @pytest.mark.extra("accelerate")
-def test_each_item_is_handed_over_once(run, capsys):
+def test_each_item_is_handed_over_once(run):
     items = media(run, 5, 10)
     tracker = opened(run)
     tracker.media(items[:4])
-    items[4].path.unlink()
-    tracker.media(items)
-    assert capsys.readouterr().out.startswith(f"{run}/media/loss-10 is left out: ")
+    items[4].path.write_bytes(items[4].path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"^{run}/media/loss-10: this PNG file is cut off or damaged; write it again$"):
+        tracker.media(items)
     tracker.finish("finished")
     picture(items[4].path)
     tracker = opened(run)
@@ -106,9 +110,7 @@ def test_each_item_is_handed_over_once(run, capsys):
     assert (run / "trackers" / "accelerate-tensorboard.sent").read_text().splitlines() == [
         "configuration",
         *(f'{kind} 5 "{name}"' for kind, name in [("image", "loss"), ("text", "sample"), ("table", "layers")]),
-        'text 10 "sample"',
-        'table 10 "layers"',
-        'image 10 "loss"',
+        *(f'{kind} 10 "{name}"' for kind, name in [("image", "loss"), ("text", "sample"), ("table", "layers")]),
     ]
 
 
@@ -125,6 +127,54 @@ def test_each_server_gets_every_row(run, monkeypatch):
     assert [point.step for point in accumulated(run).Scalars("loss")] == [1, 2, 1, 2]
     lists = [path.read_text() for path in (run / "trackers").glob("accelerate-tensorboard.*.sent")]
     assert lists == ["configuration\ntrain 1\ntrain 2\n"] * 2
+
+
+@pytest.mark.extra("accelerate")
+def test_a_run_of_an_earlier_version_goes_on_with_its_list(run, monkeypatch):
+    rows = [Row("train", step, 1e9, {"loss": 1.0 / step}) for step in (1, 2)]
+    library = bridge._LIBRARIES["tensorboard"]
+    (run / "trackers").mkdir()
+    first = run / "trackers" / "accelerate-tensorboard.sent"
+    first.write_text("configuration\ntrain 1\n")
+    for place in ("https://one.example", "https://one.example", "https://two.example"):
+        # Without `kept`, as at a server.
+        monkeypatch.setitem(bridge._LIBRARIES, "tensorboard", library._replace(place=lambda p=place: p, kept=""))
+        tracker = opened(run)
+        tracker.log(rows)
+        tracker.finish("finished")
+    assert sorted(point.step for point in accumulated(run).Scalars("loss")) == [1, 2, 2]
+    assert first.read_text() == "configuration\ntrain 1\nserver caf88497\ntrain 2\n"
+    [second] = (run / "trackers").glob("accelerate-tensorboard.*.sent")
+    assert second.read_text() == "configuration\ntrain 1\ntrain 2\n"
+
+
+@pytest.mark.extra("accelerate")
+def test_deleted_files_are_written_again_also_after_a_kill(run):
+    folder = recorded(run.parent / "second", *(("train", s, {"train_loss": 0.5}, {}) for s in (1, 2)))
+    again = f"{folder} does not hold the run any more and gets all of it again"
+    sent = folder / "trackers" / "accelerate-tensorboard.sent"
+    for lost in (False, False, True, False, True):
+        if lost:
+            shutil.rmtree(folder / "accelerate-tensorboard")
+        done = sync(folder, "--tracker", "accelerate:tensorboard")
+        assert (done.returncode, again in done.stdout) == (0, lost)
+        assert [point.step for point in accumulated(folder).Scalars("train_loss")] == [1, 2]
+        assert sent.read_text() == "configuration\ntrain 1\ntrain 2\n"
+    sent.write_text("configuration\n")  # the process was killed when it had opened the empty folder
+    assert opened(folder).holds() is False
+    assert not hasattr(bridge.Tracker("comet_ml"), "holds") and not hasattr(bridge.Tracker("aim"), "holds")
+
+
+@pytest.mark.extra("accelerate")
+def test_a_name_that_is_not_utf8_gets_an_escape(run):
+    item = dataclasses.replace(media(run, 5)[0], name="caf\udce9")
+    for _ in range(2):
+        tracker = opened(run)
+        tracker.media([item])
+        tracker.log([Row("train", 5, 1e9, {"\udce9": 2.0})])
+        tracker.finish("finished")
+    assert [image.step for image in accumulated(run).Images("image/caf\\udce9")] == [5]
+    assert [point.value for point in accumulated(run).Scalars("\\udce9")] == [2.0]
 
 
 @pytest.mark.extra("clearml")
@@ -216,3 +266,16 @@ def test_a_run_that_comet_takes_names_its_address_and_its_place(comet, monkeypat
         assert "look at it at http" in tracker.open(Identity(RUN_ID, "demo", "second"), {"learning_rate": 0.1}, comet)
         assert tracker.destination() == f"{address.removesuffix('/clientlib/')}/team"
         tracker.tracker.tracker.end()
+
+
+@pytest.mark.extra("comet_ml")
+def test_a_run_of_an_earlier_version_goes_on_in_its_experiment(comet, monkeypatch):
+    (comet / "trackers").mkdir()
+    (comet / "trackers" / "accelerate-comet_ml.sent").write_text("configuration\ntrain 1\n")
+    for workspace, earlier in (("team", True), ("other", False), ("team", True)):
+        monkeypatch.setenv("COMET_WORKSPACE", workspace)
+        tracker = bridge.Tracker("comet_ml")
+        tracker.open(Identity(RUN_ID, "demo", "second"), {"learning_rate": 0.1}, comet)
+        assert (tracker.tracker.tracker.get_key() == KEY_OF_EARLIER) is earlier
+        assert ("train 1" in tracker.sent) is earlier
+        tracker.finish("finished")

@@ -1,6 +1,7 @@
 """TensorBoard, read back by its own readers and its own server: every value once, whatever was killed, cut or full."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -254,19 +255,59 @@ def test_a_run_that_goes_back_shows_its_valid_media(run):
         (folder / "trackers" / "tensorboard.json").unlink()
 
 
-def test_a_file_that_vanished_or_is_no_picture_is_left_out_and_named(tmp_path, capsys):
-    items = media(tmp_path)
-    (tmp_path / "media" / "sample-5").unlink()
-    (tmp_path / "media" / "loss-5").write_bytes(b"GIF89a")
-    (tmp_path / "media" / "sparsity-5").write_text("{")
-    opened(tmp_path).media(items)
-    assert_shows(tmp_path, steps=[10])
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"{tmp_path}/media/loss-5 is left out: it is not a PNG"
-    assert [line.partition(" is left out: ")[0] for line in said[1:]] == [
-        f"{tmp_path}/media/sample-5",
-        f"{tmp_path}/media/sparsity-5",
+def test_a_damaged_file_is_a_sentence_and_does_not_count(tmp_path):
+    image, text, table, _ = media(tmp_path, steps=[5])
+    whole = image.path.read_bytes()
+    tracker = opened(tmp_path)
+    damage = [
+        (image, b"", "is not a PNG file; write it again"),
+        (image, b"GIF89a", "is not a PNG file; write it again"),
+        (image, whole[:8], "this PNG file is cut off or damaged; write it again"),
+        (image, whole[:-1], "this PNG file is cut off or damaged; write it again"),
+        (image, whole.replace(b"IDAT", b"IDAX"), "this PNG file is cut off or damaged; write it again"),
+        (image, whole[:8] + whole[33:], "this PNG file has no header; write it again"),
+        (text, b"caf\xe9", "this text is not UTF-8: "),
+        (table, b"", "this table is not JSON: "),
+        (table, json.dumps(TABLE).encode()[:-9], "this table is not JSON: "),
+        (table, b"[" * 9**5, "this table is not JSON: "),
+        (table, b"[]", 'this table is not an object with the lists "columns" and "rows"'),
+        (table, b'{"columns": ["a"]}', 'this table is not an object with the lists "columns" and "rows"'),
+        (table, b'{"columns": ["a"], "rows": [[1], [1, 2]]}', "row 2 of this table is not a list of 1 cells"),
+        (table, b'{"columns": ["a"], "rows": [7]}', "row 1 of this table is not a list of 1 cells"),
     ]
+    for item, content, why in damage:
+        before = item.path.read_bytes()
+        item.path.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{re.escape(f'{item.path}: {why}')}"):
+            tracker.media([item])
+        item.path.write_bytes(before)
+    tracker.media([image, text, table])
+    assert_shows(tmp_path, steps=[5])
+
+
+def test_a_name_that_is_not_utf8_gets_an_escape(tmp_path):
+    image = dataclasses.replace(media(tmp_path, steps=[5])[0], name="caf\udce9")
+    for _ in range(2):
+        tracker = opened(tmp_path)
+        tracker.media([image])
+        tracker.log([Row("train", 5, 1e9, {"\udce9": 2.0})])
+    assert steps_shown(tmp_path) == {"image/caf\\udce9": (5,)}
+    assert points(tmp_path) == {"\\udce9": [(1e9, 5, 2.0)]}
+
+
+def test_a_rewrite_deletes_only_its_own_files(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    theirs = tmp_path / "tensorboard" / "events.out.tfevents.1700000000.host"
+    theirs.write_bytes(b"precious")
+    tracker = opened(tmp_path)
+    assert not tracker.holds()
+    tracker.log(rows(0, 3))
+    tracker = opened(tmp_path)
+    assert tracker.holds()
+    tracker.rewrite(rows(0, 2), [])
+    assert theirs.read_bytes() == b"precious"
+    assert [step for _, step, _ in points(tmp_path)["tokens"]] == [0, 1]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
 
 
 def test_its_server_shows_pictures_code_as_it_is_and_tables(tmp_path):
