@@ -262,9 +262,35 @@ def test_a_strangers_link_is_not_written_through(sent, program):
     assert program("scripts/runs.py", "export", "sent").returncode == 2
     (sent / "steps.csv.tmp").unlink()
     assert victim.read_text() == "mine"
-    (sent / "disk").mkdir()
-    (sent / "wandb").symlink_to(sent / "disk")  # a folder on another disk is its owner's wish
+    (sent.parent / "disk").mkdir()
+    (sent / "wandb").symlink_to(sent.parent / "disk")  # a folder on another disk is its owner's wish
     assert run.Identity.load(sent)
+
+
+def test_trackers_delete_and_write_nothing_through_a_strangers_link(sent):
+    (sent.parent / "mine").mkdir()
+    for name in ("tensorboard", "media", "trackers", "accelerate-tensorboard", "dvclive"):
+        place = sent / name
+        if place.exists():
+            place.rename(sent / "kept")
+        place.symlink_to(sent.parent / "mine")
+        with pytest.raises(UsageError, match=rf"^{place}: is a link, and trackers delete files there; put the folder"):
+            run.Identity.load(sent)
+        place.unlink()
+        if (sent / "kept").exists():
+            (sent / "kept").rename(place)
+    (sent / "wandb" / "run-1" / "logs").mkdir(parents=True)
+    (sent / "wandb" / "debug.log").symlink_to("run-1/logs/debug.log")  # as the library makes it
+    (sent / "wandb" / "latest-run").symlink_to("run-1")
+    (sent / "wandb" / "run-2").symlink_to(sent.parent / "mine")  # a folder in $WANDB_DIR
+    assert run.Identity.load(sent)
+    for name, target in (("debug-cli.log", "../../mine/.bashrc"), ("run-1/run-1.wandb", "../../../mine/notes")):
+        (sent / "wandb" / name).symlink_to(target)
+        with pytest.raises(
+            UsageError, match=rf"/wandb/.+{Path(name).suffix}: is a link, which may lead to any file; put the file"
+        ):
+            run.Identity.load(sent)
+        (sent / "wandb" / name).unlink()
 
 
 @pytest.mark.parametrize("wrong", [{"run_id": "../x"}, {"run_id": "*"}, {"run_id": ""}, {"name": 5}, {"project": None}])

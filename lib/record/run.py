@@ -21,6 +21,8 @@ from lib.config import command_line
 from lib.config.kconf import ROOT, Options
 
 FOLDERS = ("checkpoints", "trackers", "media")
+# Trackers write, replace and delete files in these, so they may not be links.
+_NO_LINKS = ("trackers", "media", "tensorboard", "accelerate-tensorboard", "dvclive", "swanlab", "comet")
 _UNBEGUN = {"lock", "checkpoints", ".config", ".config.tmp", "run.json.tmp"}  # files of a folder without run.json
 _ID = re.compile(r"\w{1,64}", re.ASCII)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -242,15 +244,26 @@ def _output_dir(argv: Sequence[str], *more: str) -> str:
 
 
 def _check_links(folder: Path) -> None:
-    """Raise UsageError for a link to a file where programs write: a received folder may have a link to any file.
+    """Raise UsageError for a link where programs write or delete files: a received folder may have a link to anything.
 
-    The folders of a run may be links, for instance to another disk: programs write only files with known names there.
+    `checkpoints` and `wandb` may be links to another disk: programs write only files with known names there. In `wandb`
+    the library makes links to its own files, and this code links to folders in $WANDB_DIR.
     """
-    for place in (folder, *(folder / name for name in FOLDERS)):
+    for name in _NO_LINKS:
+        if (folder / name).is_symlink():
+            raise UsageError(
+                f"{folder / name}: is a link, and trackers delete files there; put the folder itself there"
+            )
+    wandb = folder / "wandb"
+    for place in (folder, folder / "checkpoints", *(folder / name for name in _NO_LINKS), wandb, *wandb.glob("*")):
         with contextlib.suppress(OSError):  # it does not exist yet
             for entry in os.scandir(place):
-                if entry.is_symlink() and not entry.is_dir():
+                if entry.is_symlink() and not entry.is_dir() and not (place == wandb and _leads_into(entry, wandb)):
                     raise UsageError(f"{entry.path}: is a link, which may lead to any file; put the file itself there")
+
+
+def _leads_into(link: os.DirEntry, folder: Path) -> bool:
+    return folder.resolve() in Path(link.path).resolve().parents
 
 
 def configuration(folder: Path) -> Path:
