@@ -30,7 +30,7 @@ class Tracker:
         return f"writing {self.metrics.path}"
 
     def holds(self) -> bool:
-        """Whether the metrics are there; the user may have deleted them."""
+        """Whether the metrics are there, at least their header; the user may have deleted them."""
         return self.metrics.path.exists()
 
     def log(self, rows: list[Row]) -> None:
@@ -39,16 +39,19 @@ class Tracker:
 
     def alert(self, alerts: list[Alert]) -> None:
         """Append alerts to a separate file, which a run without alerts does not have."""
+        self.metrics.create()
         self.alerts.append(_alerts(alerts))
 
     def media(self, items: list[Media]) -> None:
         """List the files, by their paths in the run's folder, in a separate file; they stay where they are."""
+        self.metrics.create()
         self.files.append(
             [[_time(m.time), m.kind, str(m.step), m.name, str(m.path.relative_to(self.folder))] for m in items]
         )
 
     def rewrite(self, rows: list[Row], alerts: list[Alert]) -> None:
         """Replace each file by one with these rows or alerts, atomically; that of media is empty until they come."""
+        self.metrics.create()
         self.metrics.replace(_metrics(rows))
         self.alerts.replace(_alerts(alerts))
         self.files.replace([])
@@ -103,6 +106,12 @@ class Table:
         data = b"".join([self.header, *lines])
         files.write(self.path, data)
         self.stored, self.last, self.size = set(map(self._key, lines)), set(), len(data)
+
+    def create(self) -> None:
+        """Write the header if there is no file: `holds` asks for the file, also in a run without metrics."""
+        if not self.size:
+            files.append(self.path, self.header, after=0)
+            self.size = len(self.header)
 
     def append(self, records: list[list[str]]) -> None:
         """Add the lines that are missing; the first one creates the file."""

@@ -186,6 +186,17 @@ def test_a_file_of_somebody_else_is_a_sentence_and_untouched(run):
     assert_holds(run)
 
 
+def test_a_run_without_metrics_is_held_and_deleted_metrics_are_missed(tmp_path):
+    tracker = opened(tmp_path)
+    assert not tracker.holds()
+    tracker.media([Media("text", "sample", 5, 1e9, tmp_path / "media" / "sample-5.txt")])
+    assert (tmp_path / "metrics.csv").read_text() == "time,event,step,metric,value\n" and opened(tmp_path).holds()
+    opened(tmp_path).log(rows(0, 2))
+    assert (tmp_path / "metrics.csv").read_text() == text(2)
+    (tmp_path / "metrics.csv").unlink()
+    assert not opened(tmp_path).holds()
+
+
 def test_a_deleted_file_is_written_again(run):
     train(run, "csv")
     before = (run / "metrics.csv").read_bytes()
