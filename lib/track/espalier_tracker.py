@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from itertools import count
@@ -22,6 +23,7 @@ from lib.terminal.console import say
 from lib.track import waiting
 from lib.track.espalier_series import Series
 from lib.track.espalier_values import flattened, images, large, npy, plain, png, table
+from lib.track.media_files import encodable
 
 _MENUS = ("Experiment tracking", "Output")  # of Kconfig
 
@@ -94,6 +96,7 @@ class EspalierTracker(GeneralTracker):
         reserved = [name for name, option in schema.options.items() if option.menu[0] in _MENUS] + ["MAX_ITERS"]
         self.reserved = {name.lower() for name in reserved}
         self.run: Run | None = None  # on the main process, once it has started
+        self.lock = threading.RLock()  # scripts may log from several threads; not held while a file is written
         self.journal: journal.Journal | None = None  # between start and finish
         self.lanes: track.Lanes | None = None
 
@@ -102,7 +105,8 @@ class EspalierTracker(GeneralTracker):
         """What `get_tracker("espalier", unwrap=True)` returns: this object, because it needs no wrapper."""
         return self
 
-    # Scripts used `tracker` as the path of the run's folder before.
+    # In an earlier version `tracker` was the Path of the run's folder. A script that opens it, or joins a name to it,
+    # still works; the other members of a Path are gone, and `name` is the tracker's.
     def __fspath__(self) -> str:
         return os.fspath(self.folder)
 
@@ -143,7 +147,8 @@ class EspalierTracker(GeneralTracker):
         value with the name of such an option is `config.<name>`, so that no tracker confuses the two.
         """
         if self.journal is None:
-            raise UserError("EspalierTracker: no run has started; call init_trackers, or start, first")
+            what = f"the run in {self.folder} has ended" if self.run else "no run has started"
+            raise UserError(f"EspalierTracker: {what}; call init_trackers, or start, first")
         event = "resume" if self.journal.seq else "start"
         details = {} if self.journal.seq else {"schema": journal.SCHEMA}
         parameters = plain(dict(values))
@@ -159,13 +164,14 @@ class EspalierTracker(GeneralTracker):
         An array of more than 256 elements is written into the run's folder as a .npy file; the journal names the file.
         If `step` is None, it is the step after the last one. Raises JournalError when the disk is full.
         """
-        self._begin()
-        step = self.step = self.series.last + 1 if step is None else int(step)
         flat = flattened(values)
         metrics = {name: value for name, value in flat.items() if isinstance(value, bool | int | float)}
-        others = {name: self._other(name, value, step) for name, value in flat.items() if name not in metrics}
-        event = self.series.event(tuple(sorted(metrics)), step) if metrics else "others"
-        self.journal.write(event, step, metrics, **({"others": others} if others else {}))
+        with self.lock:
+            self._begin()
+            step = self.step = self.series.last + 1 if step is None else int(step)
+            others = {name: self._other(name, value, step) for name, value in flat.items() if name not in metrics}
+            event = self.series.event(tuple(sorted(metrics)), step) if metrics else "others"
+            self.journal.write(event, step, metrics, **({"others": others} if others else {}))
         self._hear()
 
     @on_main_process
@@ -237,23 +243,26 @@ class EspalierTracker(GeneralTracker):
     @on_main_process
     def finish(self) -> None:
         """Record the end of the run, and print what each tracker has; without a run, do nothing."""
-        if self.journal is None:
-            return
-        self._begin()
-        self.journal.write("finish", max(self.series.last, 0), {}, status="finished")
-        self.stack.close()
-        lanes, self.journal, self.lanes = self.lanes, None, None
+        with self.lock:
+            if self.journal is None:
+                return
+            self._begin()
+            self.journal.write("finish", max(self.series.last, 0), {}, status="finished")
+            self.stack.close()
+            lanes, self.journal, self.lanes = self.lanes, None, None
         say(f"run folder  {self.folder}")
         waiting.end(lanes, self.patience, self._tell)
         self.run.notes.extend(lanes.notes())
 
     def _begin(self) -> None:
-        if self.lanes is None:  # the script has no configuration
-            self.store_init_configuration({})
+        with self.lock:
+            if self.lanes is None:  # the script has no configuration
+                self.store_init_configuration({})
 
     def _hear(self) -> None:
-        for note in self.lanes.notes():
-            self._tell(note)
+        with self.lock:
+            for note in self.lanes.notes() if self.lanes else []:  # another thread may have ended the run
+                self._tell(note)
 
     def _tell(self, note: str) -> None:
         self.run.notes.append(note)
@@ -274,9 +283,11 @@ class EspalierTracker(GeneralTracker):
     def _free(self, name: str, step: int | None) -> tuple[str, int]:
         """A name that no other file of the step has, and the step; None is that of the last row."""
         step = self.step if step is None else int(step)
+        name = encodable(name)
         names = (name if number == 1 else f"{name}/{number}" for number in count(1))
-        found = next(name for name in names if (name, step) not in self.taken)
-        self.taken.add((found, step))
+        with self.lock:
+            found = next(name for name in names if (name, step) not in self.taken)
+            self.taken.add((found, step))
         return found, step
 
 

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,60 @@ def test_a_large_array_is_a_file_and_a_small_one_is_in_the_journal(tracker):
     assert second["others"] == {"bias": file}
     assert recorded(tracker.folder) == []  # trackers do not get arrays
     assert (tracker.folder / "journal.jsonl").stat().st_size < 1500
+
+
+def test_a_resumed_script_writes_the_same_files_again_under_the_same_names(tmp_path):
+    for resume in (False, True):
+        ours = EspalierTracker("mine", output_dir=str(tmp_path), trackers=(), resume=resume)
+        ours.start()
+        ours.log({"loss": 1.0}, step=3)
+        ours.log_images({"sample": np.zeros((2, 2)), "a/b": np.zeros((2, 2))})
+        ours.log_images({"sample": np.ones((2, 2)), "caf\udce9": np.zeros((2, 2))})
+        ours.finish()
+    names = ["sample", "a/b", "sample/2", "caf\\udce9"]
+    found = recorded(tmp_path / "mine")
+    assert [(name, step) for _, name, step, _ in found] == [(name, 3) for name in names * 2]
+    assert [file for *_, file in found[:4]] == [file for *_, file in found[4:]]
+    assert len(list((tmp_path / "mine" / "media").iterdir())) == 4
+    assert [key for key in journal.in_force(tmp_path / "mine").others if key[0].startswith("media ")] == [
+        (f"media {name}", 3) for name in names
+    ]
+
+
+def test_two_trackers_in_one_process_are_two_runs(tmp_path):
+    both = [EspalierTracker("mine", output_dir=str(tmp_path), trackers=()) for _ in range(2)]
+    for ours in both:
+        ours.start()
+    third = EspalierTracker("mine", output_dir=str(tmp_path), trackers=(), resume=True)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/mine: "):
+        third.start()
+    third.finish()
+    for step in range(2):
+        for number, ours in enumerate(both):
+            ours.log({"loss": float(number)}, step=step)
+            ours.log_images({"sample": np.full((2, 2), number, np.uint8)})
+    for number, ours in enumerate(both):
+        ours.finish()
+        assert ours.folder.name == ("mine", "mine-2")[number]
+        rows = [(r["step"], r["metrics"]) for r in journal.read(ours.folder) if r["event"] == "train"]
+        assert rows == [(step, {"loss": float(number)}) for step in range(2)]
+        assert [(name, step) for _, name, step, _ in recorded(ours.folder)] == [("sample", 0), ("sample", 1)]
+
+
+def test_threads_write_each_row_and_each_file_once(tracker):
+    def work(number):
+        for step in range(20):
+            tracker.log({f"loss {number}": 1.0})
+            tracker.log_table("scores", ["thread", "step"], [[number, step]], step=7)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    rows = [(r["event"], r["step"]) for r in journal.read(tracker.folder) if r["event"].startswith("train")]
+    assert rows == [("train", step) for step in range(80)]
+    found = recorded(tracker.folder)
+    assert {name for _, name, *_ in found} == {"scores", *(f"scores/{number}" for number in range(2, 81))}
+    cells = [json.loads((tracker.folder / file).read_text())["rows"][0] for *_, file in found]
+    assert sorted(cells) == [[number, step] for number in range(4) for step in range(20)]
 
 
 # Logs a picture and a file in each step, and is killed: folder of runs, steps.
