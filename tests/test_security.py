@@ -286,9 +286,7 @@ def test_trackers_delete_and_write_nothing_through_a_strangers_link(sent):
     assert run.Identity.load(sent)
     for name, target in (("debug-cli.log", "../../mine/.bashrc"), ("run-1/run-1.wandb", "../../../mine/notes")):
         (sent / "wandb" / name).symlink_to(target)
-        with pytest.raises(
-            UsageError, match=rf"/wandb/.+{Path(name).suffix}: is a link, which may lead to any file; put the file"
-        ):
+        with pytest.raises(UsageError, match=rf"/wandb/.+{Path(name).suffix}: is a link, which may lead to any"):
             run.Identity.load(sent)
         (sent / "wandb" / name).unlink()
 

@@ -96,7 +96,7 @@ class EspalierTracker(GeneralTracker):
         reserved = [name for name, option in schema.options.items() if option.menu[0] in _MENUS] + ["MAX_ITERS"]
         self.reserved = {name.lower() for name in reserved}
         self.run: Run | None = None  # on the main process, once it has started
-        self.lock = threading.RLock()  # scripts may log from several threads; not held while a file is written
+        self.lock = threading.RLock()  # scripts may log from several threads
         self.journal: journal.Journal | None = None  # between start and finish
         self.lanes: track.Lanes | None = None
 
