@@ -72,7 +72,8 @@ class Tracker:
         if "configuration" not in self.sent:
             plain = within_64_bits(config).items()
             plain = {name: v if isinstance(v, bool | int | float | str) else json.dumps(v) for name, v in plain}
-            self.tracker.store_init_configuration(plain)
+            texts = {encodable(name): encodable(v) if isinstance(v, str) else v for name, v in plain.items()}
+            self.tracker.store_init_configuration(texts)
             self.sent.add("configuration")
         return library.note(self.tracker.tracker, folder)
 

@@ -35,7 +35,7 @@ class Sent:
         data = self.file.read()
         complete = data.rfind(b"\n") + 1
         self.file.truncate(complete)  # a full disk may have left an incomplete last line
-        self.keys = set(data[:complete].decode().splitlines())
+        self.keys = dict.fromkeys(data[:complete].decode().splitlines())  # in the order of the file
         self.unwritten = b""  # the rest of a line that a full disk did not take
 
     def __contains__(self, key: str) -> bool:
@@ -56,15 +56,21 @@ class Sent:
 
     def has_rows(self) -> bool:
         """Whether anything but the configuration was sent."""
-        return any(key.startswith(self.prefix) for key in self.keys - {f"{self.prefix}configuration"})
+        return any(self._is_own(key) for key in self.keys if key != f"{self.prefix}configuration")
 
     def forget(self) -> None:
-        """Count nothing as sent."""
-        self.keys, self.unwritten = set(), b""
+        """Count nothing as sent; the lines of other runs at this tracker stay."""
+        others = [key for key in self.keys if not self._is_own(key)]
+        self.keys, self.unwritten = {}, b""
         self.file.truncate(0)
+        for key in others:
+            self._write(key)
+
+    def _is_own(self, key: str) -> bool:
+        return key.startswith(self.prefix) if self.prefix else not key.startswith("~")
 
     def _write(self, line: str) -> None:
-        self.keys.add(line)
+        self.keys[line] = None
         self.unwritten += f"{line}\n".encode()
         while self.unwritten:  # a disk that becomes full takes only a part of a line
             self.unwritten = self.unwritten[self.file.write(self.unwritten) :]

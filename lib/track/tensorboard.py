@@ -182,7 +182,8 @@ class Tracker:
 
         began, ended = self.times or (now, now)
         lists = {name: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in self.config.items()}
-        options = {name: value for name, value in lists.items() if value is not None}
+        texts = {encodable(name): encodable(v) if isinstance(v, str) else v for name, v in lists.items()}
+        options = {name: value for name, value in texts.items() if value is not None}
         about = vars(self.identity) | {"status": status} | lists
         text = _text_value(
             "".join(f"    {name} = {value}\n" for name, value in about.items())

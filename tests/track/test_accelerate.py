@@ -123,6 +123,15 @@ def test_a_run_that_goes_back_is_another_run_there(run):
     assert deliver(folder) == 0
     assert state(folder, "accelerate:tensorboard").note.startswith("the run second~2 has all valid rows")
     assert_tensorboard_holds(folder, "~2")
+    sent = (folder / "trackers" / "accelerate-tensorboard.sent").read_text().splitlines()
+    assert sent == ["configuration", "train 1", "train 2", "~2 configuration", "~2 train 1", "~2 train 2"]
+    for again in ("~2", ""):  # what was deleted of one run does not touch the other
+        (folder / "trackers" / "accelerate-tensorboard.sent").write_text("\n".join([*sent, ""]))
+        kept = Sent(folder / "trackers" / "accelerate-tensorboard.sent", again)
+        kept.forget()
+        assert kept.has_rows() is False
+        found = (folder / "trackers" / "accelerate-tensorboard.sent").read_text().splitlines()
+        assert found == [line for line in sent if line.startswith("~2 ") is not bool(again)]
     assert ("train_loss", 2, 7.0) in scalars(folder, "~2") and ("train_loss", 2, 2.0) in scalars(folder)
 
 

@@ -46,10 +46,10 @@ def media(folder, *steps):
     return items
 
 
-def opened(folder, name="tensorboard"):
+def opened(folder, name="tensorboard", **config):
     tracker = bridge.Tracker(name)
     (folder / "trackers").mkdir(exist_ok=True)
-    tracker.open(Identity(RUN_ID, "demo", "first"), {"learning_rate": 0.1}, folder)
+    tracker.open(Identity(RUN_ID, "demo", "first"), {"learning_rate": 0.1} | config, folder)
     return tracker
 
 
@@ -169,7 +169,7 @@ def test_deleted_files_are_written_again_also_after_a_kill(run):
 def test_a_name_that_is_not_utf8_gets_an_escape(run):
     item = dataclasses.replace(media(run, 5)[0], name="caf\udce9")
     for _ in range(2):
-        tracker = opened(run)
+        tracker = opened(run, prompt="\udce9")
         tracker.media([item])
         tracker.log([Row("train", 5, 1e9, {"\udce9": 2.0})])
         tracker.finish("finished")

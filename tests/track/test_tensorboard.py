@@ -61,9 +61,9 @@ def assert_holds(folder):
     np.testing.assert_array_equal(np.float32([one[2] for one in found]), np.float32([one[2] for one in wanted]))
 
 
-def opened(folder):
+def opened(folder, **config):
     tracker = adapter.Tracker()
-    tracker.open(IDENTITY, {"learning_rate": 0.001}, folder)
+    tracker.open(IDENTITY, {"learning_rate": 0.001} | config, folder)
     return tracker
 
 
@@ -288,9 +288,10 @@ def test_a_damaged_file_is_a_sentence_and_does_not_count(tmp_path):
 def test_a_name_that_is_not_utf8_gets_an_escape(tmp_path):
     image = dataclasses.replace(media(tmp_path, steps=[5])[0], name="caf\udce9")
     for _ in range(2):
-        tracker = opened(tmp_path)
+        tracker = opened(tmp_path, prompt="\udce9")
         tracker.media([image])
         tracker.log([Row("train", 5, 1e9, {"\udce9": 2.0})])
+    assert "    prompt = \\udce9\n" in texts(tmp_path, "run")[0]
     assert steps_shown(tmp_path) == {"image/caf\\udce9": (5,)}
     assert points(tmp_path) == {"\\udce9": [(1e9, 5, 2.0)]}
 
