@@ -168,7 +168,7 @@ class EspalierTracker(GeneralTracker):
         metrics = {name: value for name, value in flat.items() if isinstance(value, bool | int | float)}
         with self.lock:
             self._begin()
-            step = self.step = self.series.last + 1 if step is None else int(step)
+            step = self.step = self.series.last + 1 if step is None else checked(step)
             others = {name: self._other(name, value, step) for name, value in flat.items() if name not in metrics}
             event = self.series.event(tuple(sorted(metrics)), step) if metrics else "others"
             self.journal.write(event, step, metrics, **({"others": others} if others else {}))
@@ -199,8 +199,8 @@ class EspalierTracker(GeneralTracker):
     ) -> None:
         """Record a table from `data` or from a dataframe; without `columns`, the first row of `data` has their names.
 
-        Cells are numbers, bools, None and text; anything else becomes text. Raises UsageError without rows, or if a row
-        has too few or too many cells.
+        Cells are numbers, bools, None and text; anything else becomes text. Raises UsageError without
+        `data` and dataframe, or if a row has too few or too many cells.
         """
         self._begin()
         self._write("table", table_name, step, table(table_name, columns, data, dataframe))
@@ -282,7 +282,7 @@ class EspalierTracker(GeneralTracker):
 
     def _free(self, name: str, step: int | None) -> tuple[str, int]:
         """A name that no other file of the step has, and the step; None is that of the last row."""
-        step = self.step if step is None else int(step)
+        step = self.step if step is None else checked(step)
         name = encodable(name)
         names = (name if number == 1 else f"{name}/{number}" for number in count(1))
         with self.lock:
@@ -302,6 +302,14 @@ def logging_dir() -> str | os.PathLike | None:
             return caller.logging_dir
         frame = frame.f_back
     return None
+
+
+def checked(step: Any) -> int:
+    """A step as a number from 0; raises UsageError for anything else, which no reader of the journal would take."""
+    number = int(step)
+    if number != step or number < 0:
+        raise UsageError(f"EspalierTracker: a step must be a whole number from 0; got {step!r}")
+    return number
 
 
 def option_text(name: str, value: Any) -> str:

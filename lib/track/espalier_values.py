@@ -128,7 +128,10 @@ def table(name: str, columns: Iterable[Any] | None, data: Iterable[Iterable[Any]
         columns = list(dataframe.columns)
         rows = [list(row) for row in zip(*(dataframe[column] for column in columns), strict=True)]
     elif data is not None:
-        rows = [list(row) for row in data]
+        try:
+            rows = [list(row) for row in data]
+        except TypeError:
+            raise UsageError(f"log_table: {name}: each row of data must be a list of cells") from None
         columns = list(columns) if columns is not None else rows.pop(0) if rows else []
     else:
         raise UsageError(f"log_table: {name} has no rows; give data or a dataframe")

@@ -181,7 +181,7 @@ class Tracker:
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         began, ended = self.times or (now, now)
-        lists = {name: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in self.config.items()}
+        lists = {name: _hparam(value) for name, value in self.config.items()}
         texts = {encodable(name): encodable(v) if isinstance(v, str) else v for name, v in lists.items()}
         options = {name: value for name, value in texts.items() if value is not None}
         about = vars(self.identity) | {"status": status} | lists
@@ -197,6 +197,13 @@ class Tracker:
             summaries.append(_end(status, ended))
         events = [event_pb2.Event(wall_time=began, summary=summary) for summary in summaries]
         files.write(self.folder / SESSION, _records(events, first=True))
+
+
+def _hparam(value: Any) -> Any:
+    """A value for the HPARAMS tab, which takes numbers, bools and texts."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _scalars(row: Row) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class Attendant:
         """Call `say` with each note and error within seconds, until `close`."""
         self.lanes, self.say, self.ended = lanes, say, threading.Event()
         self.thread = threading.Thread(target=self._listen, name="news of trackers", daemon=True)
-        self.thread.start()
+        if lanes.lanes:
+            self.thread.start()
 
     def _listen(self) -> None:
         while not self.ended.wait(_NEWS_SECONDS):
@@ -82,7 +83,8 @@ class Attendant:
     def close(self, patience: Patience) -> int:
         """End the lanes; see `end`."""
         self.ended.set()
-        self.thread.join(1)  # a look may hang on a file system; the thread then ends with the process
+        if self.thread.is_alive():
+            self.thread.join(1)  # a look may hang on a file system; the thread then ends with the process
         return end(self.lanes, patience, self.say)
 
 

@@ -30,7 +30,7 @@ from lib.config.kconf import Options
 from lib.record import journal
 from lib.record.run import Identity
 from lib.track.espalier_tracker import EspalierTracker
-from tests.tracking import ROOT, sync, wait_for
+from tests.tracking import ROOT, state, sync, wait_for
 
 pytestmark = pytest.mark.extra("accelerate")
 
@@ -378,3 +378,25 @@ def test_the_example_of_the_page_does_what_the_page_says(run, tmp_path):
     assert tables == [("norms", 19, [{"output": n, "norm": norm} for n, norm in table["rows"]])]
     assert artifacts == [("experiment-1-model.pt", (tmp_path / "model.pt").read_bytes())]
     assert configuration() == {"learning_rate": 0.1, "batch_size": 32}
+
+
+@pytest.mark.parametrize("step", [-1, 1.5])
+def test_a_step_that_no_reader_takes_is_refused(run, tmp_path, step):
+    tracker = EspalierTracker("mine", trackers=("csv",), output_dir=str(tmp_path / "theirs"))
+    tracker.start()
+    for record in (
+        lambda: tracker.log({"loss": 1.0}, step=step),
+        lambda: tracker.log_table("t", ["a"], [[1]], step=step),
+    ):
+        with pytest.raises(UsageError, match=f"a step must be a whole number from 0; got {step}"):
+            record()
+    tracker.finish()
+
+
+def test_tensorboard_takes_a_configuration_with_a_dictionary_in_it(run, tmp_path):
+    tracker = EspalierTracker("mine", trackers=("tensorboard",), output_dir=str(tmp_path / "theirs"))
+    tracker.start()
+    tracker.store_init_configuration({"lora": {"rank": 8}, "empty": {}})
+    tracker.log({"loss": 1.0}, step=0)
+    tracker.finish()
+    assert state(tracker.folder, "tensorboard").state == "finished"
