@@ -1,6 +1,7 @@
 """Weights & Biases: logs rows, and waits until wandb has written each to its file in the run's folder."""
 
 import dataclasses
+import functools
 import os
 import shlex
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from lib.base.errors import UserError
 from lib.config.kconf import Options
 from lib.record.run import Identity
-from lib.track import wandb_media, wandb_place, wandb_start
+from lib.track import wandb_files, wandb_media, wandb_place, wandb_start
 from lib.track import wandb_private as private
 from lib.track.tracker import Alert, Finding, Media, Refused, Row, bind, within_64_bits
 from lib.track.wandb_upload import sync, upload
@@ -56,16 +57,23 @@ class Tracker:
         from wandb.errors import AuthenticationError, CommError
 
         self.opened_with = identity, config, folder
+        wandb_files.check_links(folder)
         os.environ.update(private.data_folder(folder))
         self.place, variables = wandb_place.chosen(identity, config)
-        self.sent, self.timed_out, unanswered = set(), False, ""
+        self.sent, self.refused, self.asked, self.timed_out, unanswered = set(), {}, False, False, ""
         try:
             mode, note = _mode(bind(WandbOptions, config), folder)
             if mode in (None, "online"):
                 unanswered = private.answers(self.place.server, ANSWER_SECONDS)
+            online = mode in (None, "online") and not unanswered
             earlier = private.files_of(folder, identity.run_id)
             _wait_until_quiet(earlier)
-            if mode in (None, "online") and not unanswered:
+            self.ledger = wandb_files.Ledger(folder, self.place, identity.run_id)
+            account = functools.cache(private.default_entity if online else lambda: None)
+            earlier = [path for path in earlier if self.place.has(path)]
+            earlier, damaged = wandb_files.usable(earlier, self.ledger, self.place, folder, account)
+            self.incomplete = self.ledger.misses(earlier)
+            if online:
                 self._upload(earlier, folder)
             self.run = wandb_start.init(identity, self.place, config, folder, "offline" if unanswered else mode)
         except AuthenticationError as error:
@@ -92,14 +100,20 @@ class Tracker:
             wandb_media.await_artifacts(self.run)
             note = f"see {self.run.url}"
         self.failed = False
-        return "; ".join(filter(None, [note, variables, _not_uploaded(self.earlier, self.run.offline)]))
+        return "; ".join(filter(None, [note, variables, damaged, _not_uploaded(self.earlier, self.run.offline)]))
 
     def destination(self) -> str:
         """The server, the entity if one is given, and the project."""
         return str(self.place)
 
     def holds(self) -> bool:
-        """Whether the server has the run, or a .wandb file has rows that go there."""
+        """Whether the server has the run, or .wandb files have its rows, and no file was cut or lost before its upload.
+
+        The server counts the rows, so a lost file does not matter if they had been uploaded.
+        """
+        self.asked = True
+        if self.incomplete:
+            return not self.run.offline and self.run.resumed and self.run.starting_step >= self.ledger.rows
         return bool(self.earlier) or (not self.run.offline and self.run.resumed)
 
     def log(self, rows: list[Row]) -> None:
@@ -124,19 +138,22 @@ class Tracker:
         except TimeoutError:
             self.timed_out = True  # kept, because a second call of run.finish returns without an error
         if self.timed_out or private.not_uploaded(Path(self.run.settings.log_internal)):
-            raise UserError(f"wandb could not upload everything; upload the rest with: {_sync([self.file.path])}")
+            # A closed run stays as it is, so another attempt would fail too.
+            raise Refused(f"wandb could not upload everything; upload the rest with: {_sync([self.file.path])}")
         if not self.run.offline:
             private.uploaded_mark(self.file.path).touch()
+            self.ledger.uploaded([self.file.path])
         if not self.sent and self.contents.exit_code == code:  # `make sync` of a run that has everything
             wandb_start.discard(self.file.path)
 
     def _upload(self, earlier: list[Path], folder: Path) -> None:
         """Upload what earlier processes left. wandb numbers rows as it gets them, so old rows must come first."""
-        waiting = private.unsent([path for path in earlier if self.place.has(path)])
+        waiting = private.unsent(earlier)
         if not waiting:
             return
         try:
             sync(folder, waiting, self.place.server)
+            self.ledger.uploaded(waiting)
         except UserError as error:  # the note names the files
             print(error, flush=True)
 
@@ -149,10 +166,11 @@ class Tracker:
             for path in earlier
             if self.place.has(path, account) and not (lost and private.uploaded_mark(path).exists())
         ]
-        self.contents = private.Contents(self.place.name)
-        for path in self.earlier:
-            self.contents.read(private.TransactionLog(path))
-        self.place.mark(self.file.path, account)
+        self.incomplete = self.incomplete or len(self.earlier) < sum(self.place.has(path, account) for path in earlier)
+        self.contents, self.logs = private.Contents(self.place.name), [private.TransactionLog(p) for p in self.earlier]
+        for log in self.logs:
+            self.contents.read(log)
+        self.place.mark(self.file.path, account, self.opened_with[2])
 
     def _deliver(self, items: Collection[Row | Alert | Media]) -> None:
         """Send items; after a failed call, to a new file: wandb's own process may be dead, and it never restarts."""
@@ -162,38 +180,49 @@ class Tracker:
             wandb.teardown(1)
             self.open(*self.opened_with)
         self.failed = True
-        self._store(items)
+        try:
+            self._store(items)
+        except wandb_media.MediaError:  # only this file's fault
+            self.failed = False
+            raise
         self.failed = False
+        # If the lane knows that rows are lost, it has counted all as pending by now, and delivers them.
+        self.ledger.note([*self.logs, *([self.file] if self.sent else [])], forget=self.incomplete and self.asked)
 
     def _store(self, items: Collection[Row | Alert | Media]) -> None:
-        unreadable = [
-            item
-            for item in items
-            if item not in self.contents and _item_key(item) not in self.sent and not self._send(item)
-        ]
+        for item in items:
+            if item not in self.contents and _item_key(item) not in self.sent:
+                self._send(item)
         deadline = time.monotonic() + DURABLE_SECONDS
-        while missing := [item for item in items if item not in self.contents and item not in unreadable]:
+        while missing := [item for item in items if item not in self.contents]:
             if time.monotonic() > deadline:
                 raise UserError(f"{self.file.path}: wandb did not write {len(missing)} rows in {DURABLE_SECONDS} s")
             time.sleep(wandb_start.FLUSH_SECONDS / 5)
             self.contents.read(self.file)
 
-    def _send(self, item: Row | Alert | Media) -> bool:
-        """Hand an item to wandb; False if its file cannot be read."""
+    def _send(self, item: Row | Alert | Media) -> None:
         if isinstance(item, Alert):
             title, text = private.alert_message(item, self.contents.run_name)
             # wandb suppresses a second alert of one title within `wait_duration`.
             self.run.alert(title, text, level=item.level.upper(), wait_duration=0.001)
         elif isinstance(item, Media):
-            if (content := wandb_media.readable(item)) is None:
-                return False
-            wandb_media.send(self.run, item, content, self.file.path.parent)
+            self._send_media(item)
         elif item.event == "finish":
             self.run.summary.update(item.metrics)
         else:
             self.run.log({"step": item.step, **item.metrics, "_timestamp": item.time})
         self.sent.add(_item_key(item))
-        return True
+
+    def _send_media(self, item: Media) -> None:
+        """Raises MediaError if the file is damaged, or if the server refuses it: once, and then without a request."""
+        key = _item_key(item)
+        if key not in self.refused:
+            try:
+                wandb_media.send(self.run, item, wandb_media.content(item), self.file.path.parent)
+                return
+            except wandb_media.MediaError as error:
+                self.refused[key] = error
+        raise self.refused[key]
 
 
 def examine(config: Mapping[str, Any]) -> list[Finding]:
@@ -236,7 +265,7 @@ def _mode(options: WandbOptions, folder: Path) -> tuple[str | None, str]:
 
 
 def _offline(folder: Path, why: str) -> str:
-    return f"offline {why}; upload the run with: wandb sync {folder}/wandb/offline-run-*"
+    return f"offline {why}; upload the run with: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*"
 
 
 def _not_uploaded(earlier: list[Path], offline: bool) -> str:

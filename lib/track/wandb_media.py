@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lib.base.errors import UserError
 from lib.track import wandb_private as private
 from lib.track.tracker import Media, plain_name
 
@@ -16,8 +17,12 @@ SLOWEST = 200_000
 FOLDER = "artifacts"  # beside a .wandb file: the files that are not uploaded yet
 
 
-def readable(item: Media) -> Any:
-    """What `send` logs: an object of wandb or, for an artifact, its path. None, and a line, if the file is damaged."""
+class MediaError(UserError):
+    """This file cannot be sent; others can."""
+
+
+def content(item: Media) -> Any:
+    """What `send` logs: an object of wandb or, for an artifact, its path; raises MediaError for a damaged file."""
     import wandb
 
     try:
@@ -26,13 +31,11 @@ def readable(item: Media) -> Any:
         if item.kind == "table":
             table = json.loads(item.path.read_text(encoding="utf-8"))
             return wandb.Table(columns=table["columns"], data=table["rows"], allow_mixed_types=True)
-        text = item.path.read_text(encoding="utf-8") if item.kind == "text" else ""
-        item.path.open("rb").close()
+        if item.kind == "artifact":
+            return item.path
+        text = item.path.read_text(encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        print(f"{item.path}: is not sent, because it cannot be read: {error}", flush=True)
-        return None
-    if item.kind == "artifact":
-        return item.path
+        raise MediaError(f"{item.path}: is not sent to wandb, because it cannot be read: {error}") from None
     return wandb.Html(f"<p>step {item.step}</p><pre style='white-space: pre-wrap'>{html.escape(text)}</pre>")
 
 
@@ -67,7 +70,10 @@ def _log_artifact(run: Any, item: Media, folder: Path) -> str:
     name = plain_name(f"{item.name}-{run.id}", r"[^A-Za-z0-9_.-]", 128)
     artifact = wandb.Artifact(name, type=kind, metadata={"step": item.step})
     artifact.add_file(str(kept), name=item.path.name, policy="immutable", skip_cache=True)
-    logged = run.log_artifact(artifact, aliases=["latest", f"step-{item.step}"])
+    try:
+        logged = run.log_artifact(artifact, aliases=["latest", f"step-{item.step}"])
+    except ValueError as error:
+        raise MediaError(f"{item.path}: wandb does not take it: {error}") from None
     if not run.offline:
         kept.unlink()
     return logged.name

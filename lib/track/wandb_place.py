@@ -36,10 +36,13 @@ class Place:
     def __str__(self) -> str:
         return "/".join(filter(None, [self.server, self.entity, self.project]))
 
-    def mark(self, file: Path, account: str) -> None:
-        """Record beside a .wandb file that it goes here; `account` is the entity that the server chose, or empty."""
+    def mark(self, file: Path, account: str, folder: Path) -> None:
+        """Record beside a .wandb file of a run's folder that it goes here.
+
+        `account` is the entity that the server chose, or empty.
+        """
         content = {"server": self.server, "entity": self.entity, "project": self.project, "account": account}
-        write_json(_mark_of(file), content)
+        write_json(_mark_of(file), {**content, "run": str(folder.resolve())})
 
     def has(self, file: Path, account: str = "") -> bool:
         """Whether a .wandb file goes here; an earlier version recorded nothing, and then it does.
@@ -54,7 +57,8 @@ class Place:
             return False
         theirs, ours = found.get("account") or found.get("entity"), account or self.entity
         same_owner = theirs == ours if theirs and ours else found.get("entity") == self.entity
-        return (found.get("server"), found.get("project")) == (self.server, self.project) and same_owner
+        server = private.without_user(str(found.get("server")))  # an earlier version kept the password
+        return (server, found.get("project")) == (self.server, self.project) and same_owner
 
 
 def chosen(identity: Identity, config: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> tuple[Place, str]:
@@ -76,6 +80,14 @@ def chosen(identity: Identity, config: Mapping[str, Any], env: Mapping[str, str]
     entity = choose(options.wandb_entity or "", "WANDB_ENTITY", options.wandb_entity or "", "WANDB_ENTITY")
     place = Place(private.server_address(), entity, project_name(project), plain_title(name + ending))
     return place, "; ".join(notes)
+
+
+def is_ours(file: Path, folder: Path) -> bool:
+    """Whether the run in this folder made a .wandb file: the mark beside the file says it."""
+    try:
+        return json.loads(_mark_of(file).read_text(encoding="utf-8")).get("run") == str(folder.resolve())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def project_name(name: str) -> str:

@@ -9,10 +9,13 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from lib.base.files import whole
 from lib.track.tracker import Alert, Media, Row, plain_name
 
 PRIVATE = (
@@ -24,7 +27,8 @@ _REFUSED = re.compile(
     r'"level":"ERROR[^"]*","msg":"((?:filestream: fatal error|runfiles|file transfer: |sender: failed to log artifact)'
     r'(?:[^"\\]|\\.)*)"'
 )
-_BLOCK, _FILE_HEADER, _CHUNK_HEADER = 32768, 7, 7  # bytes, in a .wandb file
+_BLOCK, _CHUNK_HEADER = 32768, 7  # bytes, in a .wandb file
+_BEGINNING = b":W&B\xe1\xbe\x00"
 
 
 def settings(flush_seconds: float) -> dict[str, Any]:
@@ -48,7 +52,24 @@ def about(everything: bool, program: str) -> dict[str, Any]:
 
 
 def server_address() -> str:
-    """The address of wandb's server, from the environment or wandb's settings files."""
+    """The address of wandb's server, from the environment or wandb's settings files, without a user and password."""
+    return without_user(_base_url())
+
+
+def without_user(address: str) -> str:
+    """An address without the user and password that it may have: it is kept in files."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def default_entity() -> str:
+    """The entity of the API key, which the server says; raises what wandb raises."""
+    import wandb
+
+    return wandb.Api().default_entity or ""
+
+
+def _base_url() -> str:
     from wandb.sdk import wandb_setup
 
     return wandb_setup.singleton().settings.base_url
@@ -61,9 +82,7 @@ def has_key() -> bool:
     """
     from wandb.sdk.lib import wbauth
 
-    return bool(
-        wbauth.authenticate_session(host=server_address(), source="espalier", prompt=False, update_session=False)
-    )
+    return bool(wbauth.authenticate_session(host=_base_url(), source="espalier", prompt=False, update_session=False))
 
 
 def answers(address: str, seconds: float) -> str:
@@ -89,17 +108,15 @@ def uploaded_mark(path: Path) -> Path:
 
 def unsent(paths: list[Path]) -> list[Path]:
     """Those .wandb files that have a run and are not completely uploaded; a process killed at its start leaves none."""
-    waiting = [path for path in paths if not uploaded_mark(path).exists()]
-    return [path for path in waiting if any(record.HasField("run") for record in TransactionLog(path).records())]
+    from google.protobuf.message import DecodeError
 
+    def has_run(path: Path) -> bool:
+        try:
+            return any(record.HasField("run") for record in TransactionLog(path).records())
+        except DecodeError:
+            return True  # wandb_files.usable says what is wrong
 
-def cut_torn_end(path: Path) -> None:
-    """Remove the incomplete record that a killed process left at the end of its .wandb file: wandb refuses the file."""
-    log = TransactionLog(path)
-    for _ in log.bodies():
-        pass
-    if log.position < path.stat().st_size:
-        os.truncate(path, log.position)
+    return [path for path in paths if not uploaded_mark(path).exists() and has_run(path)]
 
 
 def not_uploaded(log: Path) -> str:
@@ -116,24 +133,35 @@ def data_folder(folder: Path) -> dict[str, str]:
 class TransactionLog:
     """Reads the records of a .wandb file, also while wandb writes it.
 
-    The format is LevelDB's log: blocks of 32 KiB, records in one or more chunks. A chunk is CRC (4 bytes), length (2),
-    kind (1: complete, 2: first, 3: middle, 4: last part of a record), data.
+    The format is LevelDB's log: blocks of 32 KiB, records in one or more chunks. A chunk is CRC-32 of kind and data (4
+    bytes), length (2), kind (1: complete, 2: first, 3: middle, 4: last part of a record), data.
     """
 
     def __init__(self, path: Path):
-        self.path, self.position = path, _FILE_HEADER
+        self.path, self.position = path, len(_BEGINNING)  # after the last complete record
+        self.stop = self.position  # of the first chunk that is incomplete or damaged
+        self.rows = 0  # that `Contents` has read
 
     def records(self) -> Iterator[Any]:
         """The complete records (protobuf) that were added since the last call."""
-        from wandb.proto import wandb_internal_pb2
+        yield from map(parsed, self.bodies())
 
-        for body in self.bodies():
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(body)
-            yield record
+    def begins(self) -> bool:
+        """Whether the file begins as wandb begins it."""
+        with self.path.open("rb") as file:
+            return file.read(len(_BEGINNING)) == _BEGINNING
+
+    def is_damaged(self) -> bool:
+        """Whether a complete chunk follows the place where reading stopped: this is not the torn end after a kill."""
+        if not self.begins():
+            return self.path.stat().st_size > len(_BEGINNING)
+        data = self.path.read_bytes()
+        block = self.stop - self.stop % _BLOCK + _BLOCK
+        places = [*range(self.stop + 1, min(block, len(data))), *range(block, len(data), _BLOCK)]
+        return any(_chunk(data, at, _BLOCK - at % _BLOCK) for at in places)
 
     def bodies(self) -> Iterator[bytes]:
-        if not self.path.exists():
+        if not self.path.exists() or not self.begins():
             return
         with self.path.open("rb") as file:
             file.seek(self.position)
@@ -144,17 +172,54 @@ class TransactionLog:
             if room < _CHUNK_HEADER:  # the rest of the block is padding
                 at += room
                 continue
-            body = at + _CHUNK_HEADER
-            if body > len(data):
+            self.stop = start + at
+            if not (chunk := _chunk(data, at, room)):  # wandb is writing it, or was killed, or it is damaged
                 return
-            _, length, kind = struct.unpack_from("<IHB", data, at)
-            if kind not in (1, 2, 3, 4) or body + length > len(data):  # incomplete: wandb is writing, or was killed
-                return
-            at = body + length
-            parts = data[body:at] if kind in (1, 2) else parts + data[body:at]
+            kind, body = chunk
+            at += _CHUNK_HEADER + len(body)
+            parts = body if kind in (1, 2) else parts + body
             if kind in (1, 4):
                 self.position = start + at
                 yield parts
+
+
+def parsed(body: bytes) -> Any:
+    """A record of a .wandb file; raises protobuf's DecodeError."""
+    from wandb.proto import wandb_internal_pb2
+
+    record = wandb_internal_pb2.Record()
+    record.ParseFromString(body)
+    return record
+
+
+def _chunk(data: bytes, at: int, room: int) -> tuple[int, bytes] | None:
+    """Kind and data of a complete, undamaged chunk in a block that has `room` bytes left, or None."""
+    begin = at + _CHUNK_HEADER
+    if begin > len(data) or room < _CHUNK_HEADER:
+        return None
+    crc, length, kind = struct.unpack_from("<IHB", data, at)
+    if kind not in (1, 2, 3, 4) or length > room - _CHUNK_HEADER or begin + length > len(data):
+        return None
+    return (kind, data[begin : begin + length]) if crc == zlib.crc32(data[begin - 1 : begin + length]) else None
+
+
+def write_log(path: Path, bodies: Iterable[bytes]) -> None:
+    """Write a .wandb file with these records; raises OSError."""
+    content = bytearray(_BEGINNING)
+    for rest in bodies:
+        begun = False
+        while rest or not begun:
+            room = _BLOCK - len(content) % _BLOCK
+            if room < _CHUNK_HEADER:
+                content += bytes(room)
+                continue
+            part, rest = rest[: room - _CHUNK_HEADER], rest[room - _CHUNK_HEADER :]
+            kind = (3 if begun else 2) if rest else (4 if begun else 1)
+            checked = bytes([kind]) + part
+            content += struct.pack("<IH", zlib.crc32(checked), len(part)) + checked
+            begun = True
+    with whole(path) as file:
+        file.write(content)
 
 
 class Contents:
@@ -171,6 +236,7 @@ class Contents:
         """Add the records that were written to a file since it was last read."""
         for record in log.records():
             if record.HasField("history"):
+                log.rows += 1
                 items = {tuple(item.nested_key) or (item.key,): item.value_json for item in record.history.item}
                 if ("step",) in items and _has_files(items, log.path):
                     names = dict.fromkeys(name for name, *_ in items)

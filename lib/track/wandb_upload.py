@@ -1,5 +1,6 @@
 """Uploads what a run keeps for Weights & Biases: starts `wandb sync`, and checks what it did."""
 
+import functools
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 from lib.base import files, launch
 from lib.base.errors import UserError
 from lib.record.run import Identity
-from lib.track import wandb_media, wandb_place
+from lib.track import wandb_files, wandb_media, wandb_place
 from lib.track import wandb_private as private
 from lib.track.cursor import path_of
 
@@ -36,17 +37,28 @@ def upload(folder: Path, config: Mapping[str, Any]) -> str:
             raise UserError(f"{folder}: another process delivers this run to wandb, so nothing is uploaded now")
         file.truncate(0)
         file.write(b"%d\n" % os.getpid())
+        wandb_files.check_links(folder)
         found = private.files_of(folder, f"{identity.run_id}*")
-        waiting = private.unsent([path for path in found if place.has(path)])
-        if not waiting:
+        ledger = wandb_files.Ledger(folder, place, identity.run_id)
+        here = [path for path in found if place.has(path)]
+        if not private.unsent(here):
             return f"everything is uploaded to {place}"
         try:
             problem = _problem(place.server)
+            usable, refused = [], ""
+            if not problem:
+                account = functools.cache(private.default_entity)
+                usable, refused = wandb_files.usable(here, ledger, place, folder, account)
         except AuthenticationError as error:
             problem = f"the API key cannot be right: {error}; run: wandb login --relogin"
         if problem:
             raise UserError(f"{folder}/wandb is not uploaded: {problem}")
-        sync(folder, waiting, place.server)
+        waiting = private.unsent(usable)
+        if waiting:
+            sync(folder, waiting, place.server)
+            ledger.uploaded(waiting)
+        if refused:
+            raise UserError(f"{folder}/wandb is not completely uploaded: {refused}")
         if not private.unsent(found):
             shutil.rmtree(folder / "wandb" / "artifacts", ignore_errors=True)  # see private.data_folder
         return f"uploaded to {place} ({', '.join(path.parent.name for path in waiting)})"
@@ -67,8 +79,6 @@ def sync(folder: Path, waiting: list[Path], server: str) -> None:
 
     After a failure it sends rows again. They have the same number at the server, `_step`, which counts them once.
     """
-    for path in waiting:
-        private.cut_torn_end(path)
     logs, before = folder / "wandb" / "logs", _logs(folder)
     command = [sys.executable, "-P", "-m", "wandb", "sync", "--include-online", *(str(path.parent) for path in waiting)]
     with subprocess.Popen(
