@@ -90,6 +90,9 @@ class Tracker:
             )
         self.file = private.TransactionLog(wandb_start.file_of(self.run, folder))
         self._read(earlier)
+        # `wandb sync` of this file replaces the whole summary of the run at the server.
+        if before := {n: v for n, v in self.contents.summary.items() if n[0] != "_" and not isinstance(v, dict)}:
+            self.run.summary.update(before)
         self.run.define_metric("*", step_metric="step")
         self.run.define_metric("step", hidden=True)  # no chart
         if unanswered:
@@ -98,7 +101,7 @@ class Tracker:
             note = note or _offline(folder, "by wandb's own settings")
         else:
             wandb_media.await_artifacts(self.run)
-            note = f"see {self.run.url}"
+            note = f"see {private.without_user(self.run.url)}"
         self.failed = False
         return "; ".join(filter(None, [note, variables, damaged, _not_uploaded(self.earlier, self.run.offline)]))
 
@@ -230,7 +233,7 @@ def examine(config: Mapping[str, Any]) -> list[Finding]:
     from wandb.errors import AuthenticationError
 
     try:
-        mode, note = _mode(bind(WandbOptions, config), Path("<run>"))
+        mode, note = _mode(bind(WandbOptions, config), Path("RUN"))
         key = private.has_key()
     except AuthenticationError as error:
         return [Finding("API key", f"cannot be right: {error}; run: wandb login --relogin", False)]

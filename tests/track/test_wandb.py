@@ -188,7 +188,7 @@ def test_the_doctor_finds_mode_key_and_server(unplugged, monkeypatch):
     problem = "WANDB_API_KEY invalid: API key must have 40+ characters, has 5."
     assert examine() == [str(Finding("API key", f"cannot be right: {problem}; run: wandb login --relogin", False))]
     monkeypatch.delenv("WANDB_API_KEY")
-    note = "offline because there is no API key; upload the run with: wandb sync <run>/wandb/offline-run-*"
+    note = "offline because there is no API key; upload the run with: wandb sync RUN/wandb/offline-run-*"
     assert examine() == [
         str(Finding("mode", note, True)),
         str(Finding("API key", "none, so runs stay offline; run: wandb login", True)),

@@ -122,13 +122,13 @@ def test_an_option_wins_over_a_variable_and_a_note_says_so():
 def test_a_file_of_an_offline_run_goes_where_the_variables_said(tmp_path, mine, account, has):
     file = tmp_path / "run-a.wandb"
     assert mine.has(file, account)  # an earlier version left no mark
-    Place("s", "", "p", "other name").mark(file, "")
+    Place("s", "", "p", "other name").mark(file, "", tmp_path)
     assert mine.has(file, account) == has
 
 
 def test_a_file_of_an_online_run_belongs_to_the_entity_that_the_server_said(tmp_path):
     file = tmp_path / "run-a.wandb"
-    Place("s", "", "p", "n").mark(file, "one")
+    Place("s", "", "p", "n").mark(file, "one", tmp_path)
     assert Place("s", "", "p", "n").has(file) and Place("s", "one", "p", "n").has(file, "one")
     assert not Place("s", "", "p", "n").has(file, "two")  # another key
     assert not Place("s", "two", "p", "n").has(file, "two")

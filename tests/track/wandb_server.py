@@ -100,7 +100,7 @@ class Api(http.server.ThreadingHTTPServer):
             return {"model": None}
         tail = json.dumps([json.dumps(row) for row in run.history[-1:]])
         counts = {"historyLineCount": len(run.rows), "logLineCount": 0, "eventsLineCount": 0}
-        texts = {"summaryMetrics": "{}", "historyTail": tail, "eventsTail": "[]", "config": "{}"}
+        texts = {"summaryMetrics": json.dumps(run.summary), "historyTail": tail, "eventsTail": "[]", "config": "{}"}
         about = {"id": "b", "name": said["name"], "displayName": "n", "tags": [], "wandbConfig": '{"t": 1}'}
         owner = {"id": "e", "name": ENTITY}
         return {"model": {"id": "p", "name": run.project, "entity": owner, "bucket": about | counts | texts}}
@@ -172,7 +172,8 @@ class Api(http.server.ThreadingHTTPServer):
 _ANSWERS = {
     "UpsertBucket": "begin", "RunResumeStatus": "resume", "CreateRunFiles": "files", "CreateArtifact": "create",
     "CreateArtifactManifest": "manifest", "CreateArtifactFiles": "contents", "CommitArtifact": "commit",
-    "ArtifactByID": "by_id", "ArtifactType": "type", "Viewer": "viewer", "NotifyScriptableRunAlert": "alerted",
+    "ArtifactByID": "by_id", "ArtifactType": "type", "Viewer": "viewer", "GetDefaultEntity": "viewer",
+    "NotifyScriptableRunAlert": "alerted",
 }  # fmt: skip
 
 
