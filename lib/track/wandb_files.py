@@ -61,7 +61,7 @@ class Ledger:
                 known[name] = [size, log.rows, int(private.uploaded_mark(log.path).exists())]
         if known != before:
             self.all[self.place] = known
-            write_json(self.file, self.all)
+            self._save()
 
     def uploaded(self, paths: Iterable[Path]) -> None:
         """Note that these files are uploaded, unless they had lost rows before."""
@@ -69,14 +69,18 @@ class Ledger:
             entry = self.all.get(self.place, {}).get(self._name(path))
             if entry and path.stat().st_size >= entry[0]:
                 entry[2] = 1
-        write_json(self.file, self.all)
+        self._save()
 
     def moved(self, path: Path, growth: int) -> None:
         """Note that `usable` wrote a file again, with longer or shorter paths."""
         entry = self.all.get(self.place, {}).get(self._name(path))
         if entry and growth:
             entry[0] += growth
-            write_json(self.file, self.all)
+            self._save()
+
+    def _save(self) -> None:
+        self.file.parent.mkdir(exist_ok=True)
+        write_json(self.file, self.all)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.folder))

@@ -69,7 +69,7 @@ def _log_artifact(run: Any, item: Media, folder: Path) -> str:
     kind = "model" if item.path.parent.name == "checkpoints" else "file"
     name = plain_name(f"{item.name}-{run.id}", r"[^A-Za-z0-9_.-]", 128)
     artifact = wandb.Artifact(name, type=kind, metadata={"step": item.step})
-    artifact.add_file(str(kept), name=item.path.name, policy="immutable", skip_cache=True)
+    artifact.add_file(str(kept), name=kept.name, policy="immutable", skip_cache=True)
     try:
         logged = run.log_artifact(artifact, aliases=["latest", f"step-{item.step}"])
     except ValueError as error:
@@ -81,7 +81,7 @@ def _log_artifact(run: Any, item: Media, folder: Path) -> str:
 
 def _kept(item: Media, folder: Path) -> Path:
     """A hard link to the file, or a copy if the file system has no links."""
-    path = folder.resolve() / f"{item.step:08d}" / item.path.name
+    path = folder.resolve() / f"{item.step:08d}" / private.unicode_name(item.path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):

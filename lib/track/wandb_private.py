@@ -262,7 +262,12 @@ class Contents:
 
 def media_name(item: Media) -> str:
     """The metric that refers to media; the part before the slash is the section of the charts."""
-    return f"{'artifact' if item.kind == 'artifact' else 'media'}/{item.name}"
+    return f"{'artifact' if item.kind == 'artifact' else 'media'}/{unicode_name(item.name)}"
+
+
+def unicode_name(name: str) -> str:
+    """A name that protobuf takes: it has no lone surrogates, which a file name that is not UTF-8 has."""
+    return name.encode(errors="replace").decode()
 
 
 def _has_files(items: Mapping[tuple[str, ...], str], log: Path) -> bool:

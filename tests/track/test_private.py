@@ -19,7 +19,7 @@ DOCUMENTED = {
     "mlflow": {"mlflow.MlflowClient", "mlflow.entities.Metric", "mlflow.entities.Param", "mlflow.entities.RunTag"},
     "wandb": {"wandb", "wandb.Settings", "wandb.init", "wandb.teardown"}
     | {"wandb.errors.AuthenticationError", "wandb.errors.CommError"}
-    | {"wandb.Artifact", "wandb.Html", "wandb.Image", "wandb.Table"},
+    | {"wandb.Api", "wandb.Artifact", "wandb.Html", "wandb.Image", "wandb.Table"},
 }
 # How the private functions are called: positional arguments and names.
 CALLS = {
