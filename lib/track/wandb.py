@@ -60,7 +60,7 @@ class Tracker:
         wandb_files.check_links(folder)
         os.environ.update(private.data_folder(folder))
         self.place, variables = wandb_place.chosen(identity, config)
-        self.sent, self.refused, self.asked, self.timed_out, unanswered = set(), {}, False, False, ""
+        self.sent, self.asked, self.timed_out, unanswered = set(), False, False, ""
         try:
             mode, note = _mode(bind(WandbOptions, config), folder)
             if mode in (None, "online"):
@@ -130,7 +130,10 @@ class Tracker:
         self._deliver(alerts)
 
     def media(self, items: list[Media]) -> None:
-        """Send the media that are in no file of the run, and wait like `log`; online, until artifacts are uploaded."""
+        """Send the media that are in no file of the run, and wait like `log`; online, until artifacts are uploaded.
+
+        Raises MediaError for a damaged file, and for one that the server refuses.
+        """
         self._deliver(items)
 
     def finish(self, status: str) -> None:
@@ -209,23 +212,12 @@ class Tracker:
             # wandb suppresses a second alert of one title within `wait_duration`.
             self.run.alert(title, text, level=item.level.upper(), wait_duration=0.001)
         elif isinstance(item, Media):
-            self._send_media(item)
+            wandb_media.send(self.run, item, wandb_media.content(item), self.file.path.parent)
         elif item.event == "finish":
             self.run.summary.update(item.metrics)
         else:
             self.run.log({"step": item.step, **item.metrics, "_timestamp": item.time})
         self.sent.add(_item_key(item))
-
-    def _send_media(self, item: Media) -> None:
-        """Raises MediaError if the file is damaged, or if the server refuses it: once, and then without a request."""
-        key = _item_key(item)
-        if key not in self.refused:
-            try:
-                wandb_media.send(self.run, item, wandb_media.content(item), self.file.path.parent)
-                return
-            except wandb_media.MediaError as error:
-                self.refused[key] = error
-        raise self.refused[key]
 
 
 def examine(config: Mapping[str, Any]) -> list[Finding]:

@@ -8,17 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lib.base.errors import UserError
 from lib.track import wandb_private as private
-from lib.track.tracker import Media, plain_name
+from lib.track.tracker import Media, Refused, plain_name
 
 PATIENCE = 120  # seconds in which an artifact must be uploaded, and 1 s more for each SLOWEST bytes
 SLOWEST = 200_000
 FOLDER = "artifacts"  # beside a .wandb file: the files that are not uploaded yet
 
 
-class MediaError(UserError):
-    """This file cannot be sent; others can."""
+class MediaError(Refused):
+    """This file cannot be sent, now or after some seconds; others can."""
 
 
 def content(item: Media) -> Any:
@@ -67,7 +66,7 @@ def _log_artifact(run: Any, item: Media, folder: Path) -> str:
 
     kept = _kept(item, folder)
     kind = "model" if item.path.parent.name == "checkpoints" else "file"
-    name = plain_name(f"{item.name}-{run.id}", r"[^A-Za-z0-9_.-]", 128)
+    name = plain_name(f"{private.unicode_name(item.name)}-{run.id}", r"[^A-Za-z0-9_.-]", 128)
     artifact = wandb.Artifact(name, type=kind, metadata={"step": item.step})
     artifact.add_file(str(kept), name=kept.name, policy="immutable", skip_cache=True)
     try:

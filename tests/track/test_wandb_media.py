@@ -71,7 +71,7 @@ def media(run):
 def deliver(folder, *actions):
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(folder), *actions]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
-    assert done.stdout.splitlines()[-1] == ("died" if "die" in actions else "done"), done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1:] == ["died" if "die" in actions else "done"], done.stdout + done.stderr
     return done.stdout
 
 
