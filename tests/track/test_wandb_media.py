@@ -25,6 +25,7 @@ from pathlib import Path
 from lib.record.run import Identity
 from lib.track.tracker import Configuration, Media, Row
 from lib.track.wandb import Tracker
+from lib.track.wandb_media import MediaError
 
 folder, actions = Path(sys.argv[1]), sys.argv[2:]
 places = {"image": "media/loss.png", "table": "media/layers.json", "text": "media/sample.txt",
@@ -37,7 +38,10 @@ for action in actions:
     if action == "rows":
         tracker.log([Row("train", step, 1700000000.0 + step, {"train_loss": 1.0 / step}) for step in (20, 21)])
     elif action in places:
-        tracker.media([item for item in items if item.kind == action])
+        try:
+            tracker.media([item for item in items if item.kind == action])
+        except MediaError as error:
+            print(error, flush=True)
     elif action == "media":
         tracker.media(items)
     elif action == "remove":
@@ -140,6 +144,8 @@ def test_offline_media_are_in_the_runs_folder_once_and_all_of_them_are_uploaded(
         (20, "media/sample"),
         (20, "artifact/best"),
     ]
+    (media.parent / "moved").mkdir()
+    media = media.rename(media.parent / "moved" / "media")  # such as to a machine with a network
     [folder] = media.glob("wandb/offline-run-*")
     assert (folder / "files" / files["media/loss"]).read_bytes() == PNG
     assert not (media / "wandb/artifacts/staging").is_symlink() and (media / "wandb/artifacts/staging").exists()
@@ -171,14 +177,26 @@ def test_a_file_that_is_not_whole_beside_the_row_does_not_count(media, monkeypat
     assert sorted(stored(media)[0]) == [(20, "media/loss"), (20, "media/loss"), (20, "media/sample")]
 
 
-def test_a_missing_or_damaged_file_costs_only_itself(media, monkeypatch):
+def test_a_damaged_file_is_an_error_and_costs_only_itself(media, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    output = deliver(media, "remove", "damage", "media", "finish")
-    assert stored(media)[0] == [(20, "media/sample")]
-    lines = [line for line in output.splitlines() if "is not sent, because it cannot be read" in line]
-    assert [line.split(":")[0] for line in lines] == [
-        str(media / place) for place in ("media/loss.png", "media/layers.json", "checkpoints/best.pt")
-    ]
+    output = deliver(media, "damage", "image", "text", "table", "rows", "finish")
+    assert stored(media)[0] == [(20, "media/sample"), (20, "train_loss"), (21, "train_loss")]
+    assert len(list(media.glob("wandb/offline-run-*"))) == 1  # wandb goes on with the same file
+    lines = [line for line in output.splitlines() if "is not sent to wandb, because it cannot be read: " in line]
+    assert [line.split(":")[0] for line in lines] == [str(media / "media/loss.png"), str(media / "media/layers.json")]
+
+
+@pytest.mark.extra("wandb")  # slow
+def test_an_artifact_that_the_server_refuses_is_tried_once_and_the_rows_go_on(media, api):
+    api.refuses, api.code = "best.pt", 413
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(media), "artifact", "rows", "finish"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert f"{media}/checkpoints/best.pt: wandb does not take it: " in done.stdout
+    assert "Refused: wandb could not upload everything; upload the rest with: wandb sync" in done.stderr
+    assert len(list(media.glob("wandb/run-*"))) == 1
+    api.refuses = "nothing"
+    deliver(media, "media", "rows", "finish")
+    assert_server_has_all(api)
 
 
 @pytest.mark.extra("wandb")  # slow
