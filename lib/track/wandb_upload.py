@@ -27,7 +27,7 @@ def upload(folder: Path, config: Mapping[str, Any]) -> str:
 
     Raises UserError if something is missing: a key, an answer of the server, a part of the upload.
     """
-    from wandb.errors import AuthenticationError
+    from wandb.errors import AuthenticationError, CommError
 
     identity = Identity.load(folder)
     place, _ = wandb_place.chosen(identity, config)
@@ -51,6 +51,8 @@ def upload(folder: Path, config: Mapping[str, Any]) -> str:
                 usable, refused = wandb_files.usable(here, ledger, place, folder, account)
         except AuthenticationError as error:
             problem = f"the API key cannot be right: {error}; run: wandb login --relogin"
+        except CommError as error:
+            problem = f"the server does not say whose key it is: {error}"
         if problem:
             raise UserError(f"{folder}/wandb is not uploaded: {problem}")
         waiting = private.unsent(usable)

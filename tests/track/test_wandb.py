@@ -114,6 +114,7 @@ def test_wandbs_mode_is_the_variable_then_the_option_then_whether_there_is_a_key
     assert mode(True, WANDB_API_KEY=KEY) == ("offline", f"offline as configured; {where}")
     assert mode(False) == ("offline", f"offline because there is no API key; {where}")
     assert mode(False, WANDB_API_KEY=KEY) == (None, "")
+    assert "wandb sync 'my runs/a'/wandb/offline-run-*" in wandb_adapter._offline(Path("my runs/a"), "as configured")
 
 
 def test_a_wandb_file_cut_anywhere_yields_the_records_before_the_cut(run, tmp_path):
