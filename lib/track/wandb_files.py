@@ -31,11 +31,13 @@ class Ledger:
         self.folder, self.file, self.place = folder / "wandb", path_of(folder, "wandb", "files"), str(place)
         self.ending = f"/run-{run_id}.wandb"
         try:
-            self.all = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # without it, what is there counts
-            self.all = {}
-        if not isinstance(self.all, dict):
-            self.all = {}
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            self.all = {
+                place: {name: [int(size), int(rows), int(sent)] for name, (size, rows, sent) in entries.items()}
+                for place, entries in found.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError):  # missing or damaged: what is there counts
+            self.all: dict[str, dict[str, list[int]]] = {}
 
     @property
     def mine(self) -> dict[str, list[int]]:
