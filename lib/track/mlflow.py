@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from lib.base.errors import UserError
 from lib.record import journal
 from lib.record.run import Identity
-from lib.track import mlflow_address, mlflow_database, mlflow_media
+from lib.track import clean, mlflow_address, mlflow_database, mlflow_media
 from lib.track.mlflow_address import SQLITE, MlflowOptions, address, problem, public  # registry looks for `problem`
+from lib.track.mlflow_database import RUN_ID
 from lib.track.tracker import (
     Alert,
     Finding,
@@ -31,8 +32,8 @@ from lib.track.tracker import (
 
 MODULE = "mlflow"
 PRIVATE = ("mlflow.telemetry.set_telemetry_client",)  # undocumented; tests/track/test_private.py guards it
-RUN_ID = "espalier.run_id"  # the tag that stores our run id, because MLflow assigns its own
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # else FAILED
+ALERT = "alert."  # what the tags of alerts begin with
 METRICS, PARAMS = 1000, 100  # MLflow's limits for one call
 SECONDS = 10  # for one request to a server
 
@@ -40,13 +41,18 @@ T = TypeVar("T")
 
 
 def _refusable(method: Callable[..., T]) -> Callable[..., T]:
-    """The method, which raises Refused if the server answers that this user may not do this."""
+    """The method, which raises Refused if the server answers that this user may not, UserError if it is too much."""
 
     @functools.wraps(method)
     def ask(self: "Tracker", *arguments: Any) -> T:
         try:
             return method(self, *arguments)
         except Exception as error:
+            if _status(error) == 413:
+                raise UserError(
+                    f"{self.place} refuses what it gets as too large (HTTP 413); raise the limit of the server or of "
+                    "the proxy before it, such as client_max_body_size of nginx"
+                ) from error
             if _status(error) not in (401, 403):
                 raise
             raise Refused(
@@ -91,10 +97,9 @@ class Tracker:
         experiment = self._experiment(options, identity.project, mlflow_address.artifacts(uri, runs))
         self.name, number = experiment.name, experiment.experiment_id
         if uri.startswith(SQLITE):
-            mlflow_database.correct(mlflow_address.database(uri), experiment.artifact_location)
+            notes.append(mlflow_database.correct(mlflow_address.database(uri), number, identity.run_id))
         found = self.client.search_runs([number], f"tags.`{RUN_ID}` = '{identity.run_id}'", max_results=1)
-        # A run without metrics may be one that a killed process has just made.
-        self.had = bool(found and found[0].data.metrics)
+        self.had = bool(found) and _has_content(found[0])
         if found:
             run = found[0]
             self.client.update_run(run.info.run_id, status="RUNNING")
@@ -107,14 +112,14 @@ class Tracker:
         if mlflow_address.is_database(uri):
             mlflow_database.tidy(run.info.artifact_uri)
         self._store(config, run.data.params)
-        return "; ".join([*notes, self._where(uri, number)])
+        return "; ".join(filter(None, [*notes, self._where(uri, number)]))
 
     def destination(self) -> str:
         """The tracking URI and the experiment."""
         return f"{self.place}, experiment {self.name}"
 
     def holds(self) -> bool:
-        """Whether MLflow had metrics of the run, which is found by a tag."""
+        """Whether MLflow had something of the run, which is found by a tag."""
         return self.had
 
     @_refusable
@@ -135,8 +140,8 @@ class Tracker:
     def alert(self, alerts: list[Alert]) -> None:
         """Store alerts as tags, because MLflow has no notifications."""
         for alert in alerts:
-            name = _mlflow_name(f"alert.{alert.kind}.{alert.step}")
-            self.client.set_tag(self.run_id, name, f"{alert.level}: {alert.message}")
+            name = _mlflow_name(f"{ALERT}{alert.kind}.{alert.step}")
+            self.client.set_tag(self.run_id, name, clean.text(f"{alert.level}: {alert.message}"))
 
     @_refusable
     def media(self, items: list[Media]) -> None:
@@ -264,9 +269,14 @@ def _without_password(uri: str) -> str:
     return public(uri)
 
 
+def _has_content(run: Any) -> bool:
+    """Whether a run has metrics, alerts or media; a killed process may have made it a moment ago."""
+    return bool(run.data.metrics) or any(name.startswith((ALERT, mlflow_media.STORED)) for name in run.data.tags)
+
+
 def _tags(options: TrackOptions) -> dict[str, str]:
     words = [word.strip() for word in (options.tracker_tags or "").split(",")]
-    group = {"group": options.tracker_group} if options.tracker_group else {}
+    group = {"group": clean.text(options.tracker_group)} if options.tracker_group else {}
     return {_mlflow_name(word): "true" for word in words if word} | group
 
 
@@ -277,7 +287,7 @@ def _mlflow_name(name: str) -> str:
 
 
 def _parameter_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return clean.text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

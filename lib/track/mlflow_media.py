@@ -8,36 +8,50 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from lib.track import clean
 from lib.track.tracker import Media, plain_name
 
 PICTURES = "mlflow.loggedImages"  # the tag with which MLflow looks for pictures of steps
+STORED = "espalier.media"  # the tag of a run that has files, because to list them takes a request for each folder
 SMALL = 256  # pixels: the longest side of the copy that MLflow shows in a grid
+PIXELS = 50_000_000  # of the largest picture with a small copy, for which Pillow needs 200 MB
 
 
 def store(client: Any, run_id: str, items: list[Media]) -> None:
-    """Store files, each at a place of its own, where a second delivery replaces it; skips files that have vanished."""
+    """Store files, each at a place of its own, where a second delivery replaces it. A damaged one raises UserError."""
     for item in items:
-        try:
-            _STORE[item.kind](client, run_id, item)
-        except FileNotFoundError:
-            if item.path.exists():
-                raise
-            print(f"{item.path}: is no longer there, so MLflow does not get it", flush=True)
+        _STORE[item.kind](client, run_id, item)
+    client.set_tag(run_id, STORED, "True")
 
 
 def _image(client: Any, run_id: str, item: Media) -> None:
-    """As MLflow's `log_image` does, whose names have a random part: a second delivery would be a second picture."""
-    from PIL import Image  # trackio needs it too, so it is installed
+    """As MLflow's `log_image` does, whose names have a random part: a second delivery would be a second picture.
 
+    A picture that Pillow cannot read, or that would fill its memory, has no small copy.
+    """
+    _, pixels = clean.picture(item)
     same = uuid.uuid5(uuid.NAMESPACE_URL, f"{run_id}/{item.name}/{item.step}")
     name = f"{_plain(item.name)}+step+{item.step}+timestamp+{int(item.time * 1000)}+{same}"
     _copy(client, run_id, item.path, "images", f"{name}.png")
-    with tempfile.TemporaryDirectory() as folder, Image.open(item.path) as picture:
+    with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / f"{name}+compressed.webp"
-        picture.thumbnail((SMALL, SMALL))
-        picture.save(small)
-        client.log_artifact(run_id, str(small), "images")
+        if pixels <= PIXELS and _shrink(item.path, small):
+            client.log_artifact(run_id, str(small), "images")
     client.set_tag(run_id, PICTURES, "True")
+
+
+def _shrink(path: Path, small: Path) -> bool:
+    """Make the small copy of a picture; returns whether that was possible."""
+    from PIL import Image  # trackio needs it too, so it is installed
+
+    try:
+        with Image.open(path) as picture:
+            picture.thumbnail((SMALL, SMALL))
+            picture.save(small)
+    except (OSError, ValueError, SyntaxError) as error:  # as Pillow says that it does not know a form of PNG
+        print(f"{path}: MLflow gets no small copy, because Pillow cannot read it: {error}", flush=True)
+        return False
+    return True
 
 
 def _table(client: Any, run_id: str, item: Media) -> None:
@@ -45,10 +59,9 @@ def _table(client: Any, run_id: str, item: Media) -> None:
 
     Booleans are `true` and `false`, and null is empty.
     """
-    table = json.loads(item.path.read_text(encoding="utf-8"))
+    columns, rows = clean.text(list(clean.table(item)))
     text = io.StringIO()
-    rows = [[_cell(cell) for cell in row] for row in table["rows"]]
-    csv.writer(text, lineterminator="\n").writerows([table["columns"], *rows])
+    csv.writer(text, lineterminator="\n").writerows([columns, *([_cell(cell) for cell in row] for row in rows)])
     client.log_text(run_id, text.getvalue(), f"tables/{_plain(item.name)}/{_step(item)}.csv")
 
 

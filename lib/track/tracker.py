@@ -140,13 +140,14 @@ def bind(cls: type[T], config: Mapping[str, Any]) -> T:
 def plain_name(name: str, refused: str, longest: int, reserved: Callable[[str], bool] = lambda _: False) -> str:
     """A name that a backend accepts, with at most `longest` characters; different names stay different.
 
-    What matches the regular expression `refused` becomes `-`. A name that is changed, too long or `reserved` by the
-    backend gets eight digits of a hash.
+    What matches the regular expression `refused` becomes `-`, and so do surrogates, which have no UTF-8. A name that
+    is changed, too long or `reserved` by the backend gets eight digits of a hash.
     """
-    plain = re.sub(refused, "-", name)
+    plain = re.sub(rf"{refused}|[\ud800-\udfff]", "-", name)
     if plain == name and 0 < len(plain) <= longest and not reserved(plain):
         return name
-    return f"{plain.strip('-')[: longest - 9] or 'unnamed'}-{hashlib.md5(name.encode()).hexdigest()[:8]}"
+    digits = hashlib.md5(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{plain.strip('-')[: longest - 9] or 'unnamed'}-{digits}"
 
 
 def within_64_bits(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lib.base import files
+from lib.base.errors import UserError
 from lib.base.metric import EARLIER, chart_order, described
 from lib.record import journal
 from lib.record.run import Identity, project_name
-from lib.track import trackio_media, trackio_remote
+from lib.track import clean, trackio_media, trackio_remote
 from lib.track.cursor import path_of
 from lib.track.tracker import Alert, Finding, Media, Row, TrackOptions, bind, plain_name, within_64_bits
 
@@ -86,37 +87,31 @@ class Tracker:
         metrics = [record for record in records if record["kind"] == "metric"]
         if metrics and self.config:
             metrics[0]["config"] = self.config
-        self.store(records)
+        self.store(clean.text(records))
         self.config = None if metrics else self.config  # stored with the first metrics
 
     def alert(self, alerts: list[Alert]) -> None:
         """Insert alerts, which the dashboard shows as reports."""
         from trackio.fragments import alert_record
 
-        self.store(
-            [
-                alert_record(
-                    {
-                        **self._stamp(alert.step, alert.time),
-                        "title": f"{self.common['run']}: {alert.kind}",  # the dashboard lists all runs together
-                        "text": alert.message,
-                        "level": alert.level,
-                        "alert_id": f"{self.common['run_id']}-alert-{alert.kind}-{alert.step}",
-                    }
-                )
-                for alert in alerts
-            ]
-        )
+        records = [
+            alert_record(
+                {
+                    **self._stamp(alert.step, alert.time),
+                    "title": f"{self.common['run']}: {alert.kind}",  # the dashboard lists all runs together
+                    "text": alert.message,
+                    "level": alert.level,
+                    "alert_id": f"{self.common['run_id']}-alert-{alert.kind}-{alert.step}",
+                }
+            )
+            for alert in alerts
+        ]
+        self.store(clean.text(records))
 
     def media(self, items: list[Media]) -> None:
         """Store images, tables and texts as rows with ids, and artifacts as versions that their content identifies."""
         for item in items:
-            try:
-                self._keep(item)
-            except FileNotFoundError:
-                if item.path.exists():
-                    raise
-                print(f"{item.path}: was removed, so Trackio has no {item.name} of step {item.step}", flush=True)
+            self._keep(item)
 
     def finish(self, status: str) -> None:
         """Do nothing: Trackio has no status of a run."""
@@ -153,9 +148,14 @@ class Tracker:
         files.write(path, content)
 
     def put_blob(self, file: IO[bytes], digest: str) -> None:
-        """Copy the file of an artifact, unless the project has its content."""
+        """Copy the file of an artifact, unless the project has its content; not on network file systems."""
         from trackio.cas import blob_path
 
+        if self.inbox:
+            raise UserError(
+                f"{storage()}: is on a network file system, where Trackio's list of artifacts, a SQLite database, may "
+                "be damaged, so it gets no artifacts; set TRACKIO_DIR to a folder of a local disk"
+            )
         path = blob_path(self.common["project"], digest)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ class Tracker:
                 size = file.tell()
                 file.seek(0)
                 self.put_blob(file, digest)
-            self.put_version(trackio_media.artifact(item, digest, size, self.common))
+            self.put_version(clean.text(trackio_media.artifact(item, digest, size, self.common)))
             return
         value, contents = trackio_media.stored(item, self.common)
         for place, content in contents.items():
@@ -186,7 +186,7 @@ class Tracker:
         name = f"__{item.name}" if item.name in RESERVED_KEYS else item.name  # as `trackio.log` does
         row_id = f"{self.common['run_id']}-{item.kind}-{item.name}-{item.step}"
         stamp = self._stamp(item.step, item.time)
-        self.store([metric_record({**stamp, "metrics": {name: value}, "log_id": row_id})])
+        self.store(clean.text([metric_record({**stamp, "metrics": {name: value}, "log_id": row_id})]))
 
     def _record(self, row: Row) -> Record:
         from trackio import fragments

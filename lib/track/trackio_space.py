@@ -113,6 +113,9 @@ class Tracker(trackio.Tracker):
             where, status, reason = error.request.url.host, error.response.status_code, error.response.text[:300]
             if status in (401, 403) or "write_token" in reason or "write access" in reason:
                 raise Refused(f"{where} refuses the token: {reason}") from None
+            if status == 413:
+                limit = "raise the limit of the server or of the proxy before it"
+                raise UserError(f"{where} refuses what it gets as too large (HTTP 413); {limit}") from None
             raise UserError(f"{where} refuses the run: {reason}") from None
 
     def _connect_server(self, address: str) -> None:

@@ -10,8 +10,8 @@ from lib.track import mlflow as adapter
 from lib.track import mlflow_address, registry
 from lib.track.tracker import Refused, Row
 from tests import forked
-from tests.track.mlflow_runs import artifacts, database, empty, opened, runs, text_of, written
-from tests.tracking import run
+from tests.track.mlflow_runs import artifacts, client, database, empty, opened, runs, text_of, written
+from tests.tracking import RUN_ID, run
 
 __all__ = ["database", "empty", "run"]  # fixtures
 pytestmark = pytest.mark.extra("mlflow")
@@ -155,6 +155,53 @@ def test_a_run_is_held_by_the_database_that_has_its_metrics_and_is_moved_with_it
     tracker, _ = opened(moved, mlflow_tracking_uri=f"sqlite:///{tmp_path}/away.db")
     assert tracker.destination() == f"sqlite:///{tmp_path}/away.db, experiment demo"
     assert tracker.holds() is False
+
+
+def test_a_copied_folder_of_runs_does_not_write_into_the_original(run, tmp_path):
+    from mlflow.tracking._tracking_service import utils
+
+    written(run, ("train", 0, {"loss": 1.0}, {}))
+    tracker, _ = opened(run)
+    tracker.media([text_of(run, 1, "before")])
+    copied = shutil.copytree(run.parent, tmp_path / "copy") / run.name
+    utils._artifact_repos_cache.clear()  # as in another process
+    tracker, note = opened(copied)
+    assert "earlier" not in note and "before" not in note
+    tracker.media([text_of(copied, 2, "after")])
+    names = {"texts/sample/step-00000001.txt", "texts/sample/step-00000002.txt"}
+    assert artifacts(tracker).keys() == names
+    found = [path.parts[-1] for path in run.parent.joinpath("mlartifacts").rglob("*.txt")]
+    assert found == ["step-00000001.txt"]
+    shutil.rmtree(run.parent)
+    assert artifacts(opened(copied)[0]).keys() == names
+
+
+def test_files_of_earlier_versions_and_of_other_users_stay_where_they_are(run, tmp_path, monkeypatch):
+    from mlflow.tracking._tracking_service import utils
+
+    monkeypatch.chdir(tmp_path)
+    written(run, ("train", 0, {"loss": 1.0}, {}))
+    mlflow = client(run)
+    number = mlflow.create_experiment("demo")  # in mlruns of the current folder, as an earlier version did
+    ours = mlflow.create_run(number, tags={"espalier.run_id": RUN_ID}).info.run_id
+    other = mlflow.create_run(number).info
+    mlflow.log_text(ours, "early", "early.txt")
+    chosen = mlflow.create_experiment("chosen", str(tmp_path / "my-files"))
+    utils._artifact_repos_cache.clear()
+    tracker, note = opened(run)
+    old, new = tmp_path / "mlruns" / number / ours / "artifacts", run.parent / "mlartifacts" / ours / "artifacts"
+    assert tracker.run_id == ours
+    assert note.startswith(f"files that the run stored before stay in {old}, and new ones are in {new}; look at it")
+    tracker.media([text_of(run, 1, "text")])
+    assert artifacts(tracker) == {"texts/sample/step-00000001.txt": b"text"}
+    assert (new / "texts" / "sample" / "step-00000001.txt").exists()
+    assert tracker.client.get_experiment(number).artifact_location == str(run.parent / "mlartifacts")
+    assert tracker.client.get_run(other.run_id).info.artifact_uri == other.artifact_uri
+    assert not opened(run)[1].startswith("files")
+    tracker, _ = opened(run, tracker_project="chosen")
+    assert tracker.client.get_experiment(chosen).artifact_location == str(tmp_path / "my-files")
+    tracker.media([text_of(run, 1, "text")])
+    assert len(list((tmp_path / "my-files").rglob("step-00000001.txt"))) == 1
 
 
 def test_addresses_are_shown_without_passwords():

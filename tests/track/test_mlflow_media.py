@@ -3,28 +3,32 @@
 import contextlib
 import csv
 import json
+import os
 import re
+import shutil
 import struct
 import zlib
 
 import pytest
 
+from lib.base.errors import UserError
+from lib.base.files import write_json
 from lib.record import journal, media
 from lib.track import mlflow as adapter
-from lib.track.tracker import Media, Refused, Row
+from lib.track.tracker import Alert, Configuration, Media, Refused, Row
 from tests.track.mlflow_runs import artifacts, database, empty, opened, runs, serving, text_of, written
-from tests.tracking import run, state, sync, trainer, wait_for
+from tests.tracking import RUN_ID, run, state, sync, trainer, wait_for
 
 __all__ = ["database", "empty", "run"]  # fixtures
 pytestmark = pytest.mark.extra("mlflow")
 
 
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
 def png(width=600, height=300):
     """A black picture."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     rows = zlib.compress((b"\0" + bytes(width)) * height)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -117,19 +121,109 @@ def test_pictures_have_the_names_and_the_tag_that_mlflow_gives_them(run):
     assert tags["mlflow.loggedImages"] == tracker.client.get_run(other).data.tags["mlflow.loggedImages"]
 
 
-def test_a_file_that_has_vanished_does_not_stop_the_others(run, capsys):
+def damaged(run):
+    """Name -> an item that no tracker can show."""
+    (run / "media").mkdir(exist_ok=True)
+    whole = png()
+    form = '{"columns": ["a", "b"], "rows": '
+    contents = {
+        "empty.png": b"",
+        "zeros.png": bytes(len(whole)),
+        "torn.png": whole[:-20],
+        "flipped.png": whole[:60] + bytes([whole[60] ^ 1]) + whole[61:],
+        "torn.json": form.encode(),
+        "list.json": b"[]",
+        "short-row.json": f"{form}[[1, 2], [3]]}}".encode(),
+        "text-row.json": f'{form}["ab"]}}'.encode(),
+        "number.json": b'{"columns": 1, "rows": []}',
+        "deep.json": b"[" * 100_000,
+        "latin.json": b"\xe9",
+    }
+    items = {}
+    for name, content in contents.items():
+        path = run / "media" / name
+        path.write_bytes(content)
+        kind = "image" if path.suffix == ".png" else "table"
+        items[name] = Media(kind, name, 1, 1700000000.5, path)
+    return items
+
+
+def test_a_damaged_file_is_one_sentence(run):
+    from lib.track import trackio
+
     written(run, ("train", 0, {"loss": 1.0}, {}))
-    items = media_of(run)
-    for item in items[:2]:
-        item.path.unlink()
     tracker, _ = opened(run)
-    tracker.media(items)
-    assert sorted(artifacts(tracker)) == [
-        "artifacts/best- gr-e-ba3c7a29/step-00000020/step-20.pt",
-        "texts/sample/step-00000020.txt",
-    ]
-    said = capsys.readouterr().out
-    assert all(f"{item.path}: is no longer there, so MLflow does not get it" in said for item in items[:2])
+    local = trackio.Tracker()
+    local.open(adapter.Identity.load(run), Configuration({}, {}), run)
+    for name, item in damaged(run).items():
+        for one in (tracker, local):
+            with pytest.raises(UserError, match=rf"{name}: is no complete (PNG|table)"):
+                one.media([item])
+    assert artifacts(tracker) == {}
+
+
+def test_a_picture_that_is_too_large_for_a_small_copy_is_kept_without_it(run, capsys):
+    written(run, ("train", 0, {"loss": 1.0}, {}))
+    tracker, _ = opened(run)
+    (run / "media").mkdir()
+    start, end = png()[:33], png()[-12:]
+    contents = {"bomb": png(20_000, 20_000), "other": b"".join([start, chunk(b"IDAT", b"not compressed"), end])}
+    for name, content in contents.items():
+        path = run / "media" / f"{name}.png"
+        path.write_bytes(content)
+        tracker.media([Media("image", name, 1, 1700000000.5, path)])
+    assert sorted(artifacts(tracker).values()) == sorted(contents.values())
+    assert "other.png: MLflow gets no small copy, because Pillow cannot read it: " in capsys.readouterr().out
+
+
+def test_names_and_texts_that_are_no_utf_8_arrive(run):
+    from lib.track import trackio
+
+    name = os.fsdecode(b"gr\xf6\xdfe")
+    written(run, ("train", 0, {name: 1.0}, {}))
+    (run / "media").mkdir()
+    path = run / "media" / "table.json"
+    path.write_text(json.dumps({"columns": [name], "rows": [[name]]}))
+    items = [Media(kind, name, 1, 1700000000.5, path) for kind in ("table", "text", "artifact")]
+    identity = adapter.Identity(RUN_ID, name, name)
+    trackers = adapter.Tracker(), trackio.Tracker()
+    for tracker in trackers:
+        tracker.open(identity, Configuration({"file": name}, {"tracker_tags": name, "tracker_group": name}), run)
+        tracker.log([Row("train", 0, 1700000000.0, {name: 1.0})])
+        tracker.alert([Alert(name, 0, 1700000000.0, "warn", name)])
+        for item in items:
+            tracker.media([item])
+        assert tracker.holds()
+    held = trackers[0].client.get_run(trackers[0].run_id).data
+    assert held.metrics == {"gr--e-8b9a96c4": 1.0}
+    assert held.params == {"file": r"gr\udcf6\udcdfe"}
+    assert artifacts(trackers[0])["tables/gr--e-8b9a96c4/step-00000001.csv"] == rb"gr\udcf6\udcdfe" b"\n" * 2
+    import trackio as library
+
+    [found] = library.Api().runs(trackers[1].common["project"])
+    assert (found.id, found.name) == (RUN_ID, r"gr\udcf6\udcdfe")
+
+
+def test_a_run_with_only_media_or_alerts_is_held(run):
+    written(run, ("train", 0, {"loss": 1.0}, {}))
+    tracker, _ = opened(run)
+    tracker.media([text_of(run, 1, "text")])
+    assert opened(run)[0].holds() is True
+    second = run.parent / "second"
+    shutil.copytree(run, second)
+    write_json(second / "run.json", {"run_id": "ba9876543210", "project": "demo", "name": "second"})
+    opened(second)[0].alert([Alert("nan", 1, 1700000000.0, "warn", "loss is NaN")])
+    assert opened(second)[0].holds() is True
+
+
+def test_a_run_with_only_pictures_is_uploaded_once(run):
+    with contextlib.closing(journal.Journal(run)) as book:
+        book.write("start", 0, config={"tracker": ["mlflow"]})
+        media.write(run, book, "image", "loss", 1, png())
+        book.write("finish", 1, status="finished")
+    for _ in range(2):
+        done = sync(run)
+        assert done.returncode == 0 and "again" not in done.stdout, done.stdout
 
 
 # ---- servers ---------------------------------------------------------------------------------------------------------
@@ -149,6 +243,15 @@ def test_a_server_gets_metrics_and_media_with_the_credentials_of_its_address(run
     assert server.keys == {"Basic bWU6c2VjcmV0"}
     assert len(server.files) == 5
     assert server.files["7/abc/artifacts/texts/sample/step-00000020.txt"] == items[2].path.read_bytes()
+
+
+def test_a_file_that_is_too_large_for_the_server_is_one_sentence(run):
+    with serving() as server:
+        written(run, ("train", 3, {"loss": 1.0}, {}))
+        tracker, _ = opened(run, mlflow_tracking_uri=server.address)
+        server.refuses = (413, "<html>Request Entity Too Large</html>")
+        with pytest.raises(UserError, match=r"refuses what it gets as too large \(HTTP 413\); raise the limit"):
+            tracker.media([text_of(run, 1, "text")])
 
 
 def test_a_server_that_refuses_the_user_is_told_of_while_the_run_trains(run, monkeypatch):
