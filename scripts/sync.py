@@ -10,7 +10,7 @@ from lib import track
 from lib.base.errors import UsageError, UserError, run_program, shown
 from lib.config.kconf import Schema
 from lib.record import run
-from lib.track import lane, registry
+from lib.track import lane, registry, trust
 
 
 def main() -> int:
@@ -22,6 +22,7 @@ def main() -> int:
     folder = run.named(args.run).folder
     run.Identity.load(folder)  # refuses a folder that holds no run
     names = track.names(trackers(folder, args.tracker))
+    trust.check(folder, names)
     deliveries = deliver(track.Lanes(folder, names))
     print(shown(f"{folder}\n{track.table(deliveries)}"))
     lacking = [one.name for one in deliveries if not one.complete]

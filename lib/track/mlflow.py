@@ -16,7 +16,7 @@ from lib.base.errors import UserError
 from lib.record import journal
 from lib.record.run import Identity
 from lib.track import clean, mlflow_address, mlflow_database, mlflow_media
-from lib.track.mlflow_address import SQLITE, MlflowOptions, address, problem, public  # registry looks for `problem`
+from lib.track.mlflow_address import SQLITE, MlflowOptions, address, problem, public, secret
 from lib.track.mlflow_database import RUN_ID
 from lib.track.tracker import (
     Alert,
@@ -31,11 +31,14 @@ from lib.track.tracker import (
 )
 
 MODULE = "mlflow"
+SERVER_OPTION = "MLFLOW_TRACKING_URI"
 PRIVATE = ("mlflow.telemetry.set_telemetry_client",)  # undocumented; tests/track/test_private.py guards it
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # else FAILED
 ALERT = "alert."  # what the tags of alerts begin with
 METRICS, PARAMS = 1000, 100  # MLflow's limits for one call
 SECONDS = 10  # for one request to a server
+
+__all__ = ["Tracker", "examine", "problem", "secret"]  # the registry and others look for them by name
 
 T = TypeVar("T")
 

@@ -18,6 +18,8 @@ from lib.track.tracker import bind, plain_name
 SQLITE = "sqlite:///"  # with a path and perhaps a query after it
 FILES = "mlartifacts"  # the folder of artifacts, beside a database
 DATABASES = ("postgresql", "mysql", "mssql")
+# What MLflow, or the driver of a database, sends to any server.
+SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_AUTH", "PGPASSWORD", "MYSQL_PWD")
 STORES = "mlflow.tracking_store"  # the entry points of packages that add schemes
 WORKS = "sqlite:///path/to/mlflow.db, http://, https://, postgresql://, mysql://, mssql:// or databricks"
 
@@ -119,6 +121,19 @@ def notes(options: MlflowOptions) -> Iterator[str]:
         yield f"{winner} wins over MLFLOW_EXPERIMENT_ID={number}"
     if number := os.environ.get("MLFLOW_RUN_ID"):
         yield f"MLFLOW_RUN_ID={number} is not used, because MLflow finds a run of Espalier by its own id"
+
+
+def secret(config: dict[str, Any]) -> str:
+    """The variables or the file with credentials that MLflow sends to any server; "" if there are none.
+
+    A URI that has a user and a password is used with these. A profile of Databricks names its own server.
+    """
+    uri = _wanted(bind(MlflowOptions, config))
+    if uri.startswith(SQLITE) or is_databricks(uri) or urlsplit(uri).password is not None:
+        return ""
+    stored = Path.home() / ".mlflow" / "credentials"
+    found = [name for name in SECRETS if os.environ.get(name)] + ([str(stored)] if stored.exists() else [])
+    return " and ".join(found)
 
 
 def problem(config: dict[str, Any]) -> str:

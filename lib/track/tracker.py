@@ -106,6 +106,8 @@ class Tracker(Protocol):
     also(config, folder) -> list[str]     further trackers of the run, in their own lanes
     problem(config) -> str                why the options do not fit, in one sentence, before the run's first step
     examine(config) -> list[Finding]      checks what the tracker needs, without a run
+    SERVER_OPTION                         the option that names the server, and a variable of the same name; needs:
+    secret(config) -> str                 which of the user's secrets the server would get, or "" (lib/track/trust.py)
     upload(folder, config) -> str         sends what the tracker keeps offline in the run's folder: `make sync` calls it
                                           after the delivery; returns a sentence, and raises UserError
     """

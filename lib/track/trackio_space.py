@@ -13,6 +13,7 @@ from lib.track.cursor import path_of
 from lib.track.tracker import Refused
 
 MODULE = "trackio"
+SERVER_OPTION = trackio_remote.SPACE
 # Beyond the documented interface (tests/track/test_private.py guards it): `trackio.sync` sends only complete projects.
 PRIVATE = (
     "trackio.deploy.SPACE_URL",
@@ -179,6 +180,16 @@ class Tracker(trackio.Tracker):
 
         runtime = huggingface_hub.space_info(self.space, timeout=30).runtime
         return str(runtime.stage) if runtime else _BUILDING[0]
+
+
+def secret(config: dict[str, Any]) -> str:
+    """The token that the Space or server gets, which may do more than the Space needs."""
+    if trackio_remote.is_address(target := trackio_remote.remote(config)):
+        token = trackio_remote.server(target)[1]
+        return "TRACKIO_WRITE_TOKEN" if token and token == os.environ.get("TRACKIO_WRITE_TOKEN") else ""
+    import huggingface_hub
+
+    return "the Hugging Face token" if huggingface_hub.get_token() else ""
 
 
 def _refused(**_: Any) -> None:

@@ -88,6 +88,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.files, self.keys = [], {}, set()  # (path, body), path -> content, headers Authorization
         self.experiment, self.run, self.refuses = None, None, None  # (status, text) for every answer
+        self.limit = 10**9  # bytes of a file
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def answer(self, path, body):
@@ -120,6 +121,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.refuses:
             status, text = self.server.refuses
             return self.send(status, text.encode(), "text/plain")
+        if len(content) > self.server.limit and self.command == "PUT":
+            return self.send(413, b"<html>Request Entity Too Large</html>", "text/html")
         if path.startswith(FILES) and self.command == "PUT":
             self.server.files[urllib.parse.unquote(path.removeprefix(FILES))] = content
         body = json.loads(content or "{}") if path.startswith(API) else {}
@@ -142,6 +145,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving():
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()  # every server has a run of the same id
     with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server

@@ -193,11 +193,12 @@ def test_names_and_texts_that_are_no_utf_8_arrive(run):
         tracker.alert([Alert(name, 0, 1700000000.0, "warn", name)])
         for item in items:
             tracker.media([item])
+        tracker.open(identity, Configuration({}, {}), run)
         assert tracker.holds()
     held = trackers[0].client.get_run(trackers[0].run_id).data
-    assert held.metrics == {"gr--e-8b9a96c4": 1.0}
+    assert held.metrics == {"gr-e-9cc9c823": 1.0}
     assert held.params == {"file": r"gr\udcf6\udcdfe"}
-    assert artifacts(trackers[0])["tables/gr--e-8b9a96c4/step-00000001.csv"] == rb"gr\udcf6\udcdfe" b"\n" * 2
+    assert artifacts(trackers[0])["tables/gr-e-9cc9c823/step-00000001.csv"] == rb"gr\udcf6\udcdfe" b"\n" * 2
     import trackio as library
 
     [found] = library.Api().runs(trackers[1].common["project"])
@@ -249,7 +250,7 @@ def test_a_file_that_is_too_large_for_the_server_is_one_sentence(run):
     with serving() as server:
         written(run, ("train", 3, {"loss": 1.0}, {}))
         tracker, _ = opened(run, mlflow_tracking_uri=server.address)
-        server.refuses = (413, "<html>Request Entity Too Large</html>")
+        server.limit = 3
         with pytest.raises(UserError, match=r"refuses what it gets as too large \(HTTP 413\); raise the limit"):
             tracker.media([text_of(run, 1, "text")])
 
