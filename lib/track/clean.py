@@ -25,10 +25,13 @@ def table(item: Media) -> tuple[list[str], list[list[Any]]]:
     try:
         found = json.loads(item.path.read_text(encoding="utf-8"))
         columns, rows = found["columns"], found["rows"]
-        good = all(isinstance(name, str) for name in columns) and all(len(row) == len(columns) for row in rows)
+        good = isinstance(columns, list) and isinstance(rows, list) and all(isinstance(name, str) for name in columns)
+        good = good and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
     except (ValueError, TypeError, LookupError, RecursionError):
         good = False
-    if not (good and isinstance(columns, list) and all(isinstance(row, list) for row in rows)):
+    if not (
+        good and isinstance(columns, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+    ):
         form = '{"columns": ["name", ...], "rows": [[cell, ...], ...]}, with one cell for each column'
         raise UserError(f"{item.path}: is no complete table; it must be {form}")
     return columns, rows

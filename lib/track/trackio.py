@@ -153,8 +153,8 @@ class Tracker:
 
         if self.inbox:
             raise UserError(
-                f"{storage()}: is on a network file system, where Trackio's list of artifacts, a SQLite database, may "
-                "be damaged, so it gets no artifacts; set TRACKIO_DIR to a folder of a local disk"
+                f"{storage()}: Trackio gets no artifacts in its mode for network file systems, because their list is a "
+                "SQLite database, which may be damaged there; set TRACKIO_DIR to a folder of a local disk"
             )
         path = blob_path(self.common["project"], digest)
         if not path.exists():

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import struct
-import zlib
 
 import pytest
 
@@ -16,22 +14,12 @@ from lib.base.files import write_json
 from lib.record import journal, media
 from lib.track import mlflow as adapter
 from lib.track.tracker import Alert, Configuration, Media, Refused, Row
+from tests.track.damaged import chunk, damaged, png
 from tests.track.mlflow_runs import artifacts, database, empty, opened, runs, serving, text_of, written
 from tests.tracking import RUN_ID, run, state, sync, trainer, wait_for
 
 __all__ = ["database", "empty", "run"]  # fixtures
 pytestmark = pytest.mark.extra("mlflow")
-
-
-def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(width=600, height=300):
-    """A black picture."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    rows = zlib.compress((b"\0" + bytes(width)) * height)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def media_of(folder):
@@ -121,44 +109,12 @@ def test_pictures_have_the_names_and_the_tag_that_mlflow_gives_them(run):
     assert tags["mlflow.loggedImages"] == tracker.client.get_run(other).data.tags["mlflow.loggedImages"]
 
 
-def damaged(run):
-    """Name -> an item that no tracker can show."""
-    (run / "media").mkdir(exist_ok=True)
-    whole = png()
-    form = '{"columns": ["a", "b"], "rows": '
-    contents = {
-        "empty.png": b"",
-        "zeros.png": bytes(len(whole)),
-        "torn.png": whole[:-20],
-        "flipped.png": whole[:60] + bytes([whole[60] ^ 1]) + whole[61:],
-        "torn.json": form.encode(),
-        "list.json": b"[]",
-        "short-row.json": f"{form}[[1, 2], [3]]}}".encode(),
-        "text-row.json": f'{form}["ab"]}}'.encode(),
-        "number.json": b'{"columns": 1, "rows": []}',
-        "deep.json": b"[" * 100_000,
-        "latin.json": b"\xe9",
-    }
-    items = {}
-    for name, content in contents.items():
-        path = run / "media" / name
-        path.write_bytes(content)
-        kind = "image" if path.suffix == ".png" else "table"
-        items[name] = Media(kind, name, 1, 1700000000.5, path)
-    return items
-
-
 def test_a_damaged_file_is_one_sentence(run):
-    from lib.track import trackio
-
     written(run, ("train", 0, {"loss": 1.0}, {}))
     tracker, _ = opened(run)
-    local = trackio.Tracker()
-    local.open(adapter.Identity.load(run), Configuration({}, {}), run)
-    for name, item in damaged(run).items():
-        for one in (tracker, local):
-            with pytest.raises(UserError, match=rf"{name}: is no complete (PNG|table)"):
-                one.media([item])
+    for item in damaged(run / "media"):
+        with pytest.raises(UserError, match=rf"{item.name}: is no complete (PNG|table)"):
+            tracker.media([item])
     assert artifacts(tracker) == {}
 
 
@@ -177,32 +133,22 @@ def test_a_picture_that_is_too_large_for_a_small_copy_is_kept_without_it(run, ca
 
 
 def test_names_and_texts_that_are_no_utf_8_arrive(run):
-    from lib.track import trackio
-
     name = os.fsdecode(b"gr\xf6\xdfe")
     written(run, ("train", 0, {name: 1.0}, {}))
     (run / "media").mkdir()
     path = run / "media" / "table.json"
     path.write_text(json.dumps({"columns": [name], "rows": [[name]]}))
-    items = [Media(kind, name, 1, 1700000000.5, path) for kind in ("table", "text", "artifact")]
     identity = adapter.Identity(RUN_ID, name, name)
-    trackers = adapter.Tracker(), trackio.Tracker()
-    for tracker in trackers:
-        tracker.open(identity, Configuration({"file": name}, {"tracker_tags": name, "tracker_group": name}), run)
-        tracker.log([Row("train", 0, 1700000000.0, {name: 1.0})])
-        tracker.alert([Alert(name, 0, 1700000000.0, "warn", name)])
-        for item in items:
-            tracker.media([item])
-        tracker.open(identity, Configuration({}, {}), run)
-        assert tracker.holds()
-    held = trackers[0].client.get_run(trackers[0].run_id).data
+    tracker = adapter.Tracker()
+    tracker.open(identity, Configuration({"file": name}, {"tracker_tags": name, "tracker_group": name}), run)
+    tracker.log([Row("train", 0, 1700000000.0, {name: 1.0})])
+    tracker.alert([Alert(name, 0, 1700000000.0, "warn", name)])
+    for kind in ("table", "text", "artifact"):
+        tracker.media([Media(kind, name, 1, 1700000000.5, path)])
+    held = tracker.client.get_run(tracker.run_id).data
     assert held.metrics == {"gr-e-9cc9c823": 1.0}
     assert held.params == {"file": r"gr\udcf6\udcdfe"}
-    assert artifacts(trackers[0])["tables/gr-e-9cc9c823/step-00000001.csv"] == rb"gr\udcf6\udcdfe" b"\n" * 2
-    import trackio as library
-
-    [found] = library.Api().runs(trackers[1].common["project"])
-    assert (found.id, found.name) == (RUN_ID, r"gr\udcf6\udcdfe")
+    assert artifacts(tracker)["tables/gr-e-9cc9c823/step-00000001.csv"] == rb"gr\udcf6\udcdfe" b"\n" * 2
 
 
 def test_a_run_with_only_media_or_alerts_is_held(run):

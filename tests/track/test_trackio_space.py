@@ -72,6 +72,7 @@ def test_a_space_without_token_or_network_leaves_the_local_rows_alone(run, tmp_p
         folder
     )
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/curves")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     output = deliver(folder)
     assert "Connection refused" in output and "hf_of_nobody" not in output
