@@ -29,9 +29,7 @@ def table(item: Media) -> tuple[list[str], list[list[Any]]]:
         good = good and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
     except (ValueError, TypeError, LookupError, RecursionError):
         good = False
-    if not (
-        good and isinstance(columns, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows)
-    ):
+    if not good:
         form = '{"columns": ["name", ...], "rows": [[cell, ...], ...]}, with one cell for each column'
         raise UserError(f"{item.path}: is no complete table; it must be {form}")
     return columns, rows

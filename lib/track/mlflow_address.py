@@ -126,10 +126,11 @@ def notes(options: MlflowOptions) -> Iterator[str]:
 def secret(config: dict[str, Any]) -> str:
     """The variables or the file with credentials that MLflow sends to any server; "" if there are none.
 
-    A URI that has a user and a password is used with these. A profile of Databricks names its own server.
+    A URI that has a user and a password is used with these; if one is empty, MLflow sends its token. A profile of
+    Databricks names its own server.
     """
     uri = _wanted(bind(MlflowOptions, config))
-    if uri.startswith(SQLITE) or is_databricks(uri) or urlsplit(uri).password is not None:
+    if uri.startswith(SQLITE) or is_databricks(uri) or re.match("[^/]*//[^/?#@:]+:[^/?#]+@", uri):
         return ""
     stored = Path.home() / ".mlflow" / "credentials"
     found = [name for name in SECRETS if os.environ.get(name)] + ([str(stored)] if stored.exists() else [])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import struct
 import tempfile
 import uuid
 from pathlib import Path
@@ -48,7 +49,13 @@ def _shrink(path: Path, small: Path) -> bool:
         with Image.open(path) as picture:
             picture.thumbnail((SMALL, SMALL))
             picture.save(small)
-    except (OSError, ValueError, SyntaxError) as error:  # as Pillow says that it does not know a form of PNG
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        SyntaxError,
+        struct.error,
+    ) as error:  # as Pillow says that it does not know a form of PNG
         print(f"{path}: MLflow gets no small copy, because Pillow cannot read it: {error}", flush=True)
         return False
     return True

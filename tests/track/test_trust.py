@@ -64,6 +64,16 @@ def test_secrets_of_the_address_itself_and_variables_are_trusted(run, monkeypatc
     trust.check(run, ["mlflow", "trackio", "csv"])
 
 
+@pytest.mark.parametrize(
+    "uri", ["http://:pw@host", "http://me:@host", "http://host:80?@b", "http://[", "postgresql://h/x"]
+)
+def test_an_address_without_user_and_password_would_get_the_token(run, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-secret")
+    received(run, mlflow_tracking_uri=uri)
+    with pytest.raises(UsageError, match="would get MLFLOW_TRACKING_TOKEN of this user"):
+        trust.check(run, ["mlflow"])
+
+
 def test_a_sync_to_such_a_server_sends_nothing(run, monkeypatch):
     received(run, tracker=["trackio"], trackio_space_id="stranger/space")
     monkeypatch.setenv("HF_TOKEN", "a-secret")
