@@ -56,11 +56,12 @@ def correct(path: Path, experiment: str, run_id: str) -> str:
                 database.execute("update experiments set artifact_location = ? where experiment_id = ?", new)
         for number, place, ours in database.execute(_RUNS, (RUN_ID, f"{now}/")).fetchall():
             before, new = Path(re.sub(_LOCAL, "/", place)), now / number / "artifacts"
-            # A run that is not ours has its files here, too, if the database was copied or moved with them.
-            if not _is_default(str(before.parent.parent)) or not (ours or new.is_dir()):
+            here = new.is_dir()  # then the database was copied or moved with the files, also those of other users
+            left = os.access(before, os.R_OK) and not here  # a note tells it of the run at hand only
+            if not _is_default(str(before.parent.parent)) or not (here or ours == run_id or (ours and not left)):
                 continue
             database.execute("update runs set artifact_uri = ? where run_uuid = ?", (str(new), number))
-            if ours == run_id and os.access(before, os.R_OK) and not new.is_dir():
+            if left:
                 note = f"files that the run stored before stay in {before}, and new ones are in {new}"
     return note
 

@@ -185,7 +185,9 @@ def test_files_of_earlier_versions_and_of_other_users_stay_where_they_are(run, t
     number = mlflow.create_experiment("demo")  # in mlruns of the current folder, as an earlier version did
     ours = mlflow.create_run(number, tags={"espalier.run_id": RUN_ID}).info.run_id
     other = mlflow.create_run(number).info
-    mlflow.log_text(ours, "early", "early.txt")
+    second, third = (mlflow.create_run(number, tags={"espalier.run_id": name}).info for name in ("2", "3"))
+    for early in (ours, second.run_id):
+        mlflow.log_text(early, "early", "early.txt")
     chosen = mlflow.create_experiment("chosen", str(tmp_path / "my-files"))
     utils._artifact_repos_cache.clear()
     tracker, note = opened(run)
@@ -197,6 +199,8 @@ def test_files_of_earlier_versions_and_of_other_users_stay_where_they_are(run, t
     assert (new / "texts" / "sample" / "step-00000001.txt").exists()
     assert tracker.client.get_experiment(number).artifact_location == str(run.parent / "mlartifacts")
     assert tracker.client.get_run(other.run_id).info.artifact_uri == other.artifact_uri
+    assert tracker.client.get_run(second.run_id).info.artifact_uri == second.artifact_uri
+    assert str(new).replace(ours, third.run_id) == tracker.client.get_run(third.run_id).info.artifact_uri
     assert not opened(run)[1].startswith("files")
     tracker, _ = opened(run, tracker_project="chosen")
     assert tracker.client.get_experiment(chosen).artifact_location == str(tmp_path / "my-files")
