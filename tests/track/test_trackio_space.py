@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
+from lib.base.errors import UserError
 from lib.track import trackio as trackio_adapter
-from lib.track import trackio_remote
+from lib.track import trackio_remote, trackio_space
 from lib.track.cursor import path_of
 from lib.track.tracker import Finding
 from tests.tracking import ROOT, RUN_ID, assert_trackio_holds, recorded, state, sync, train, trainer, wait_for
@@ -62,6 +63,29 @@ def deliver(folder):
     assert "trackio        finished  7 rows delivered" in done.stdout
     assert "trackio-space  failed    0 rows delivered, 7 pending" in done.stdout
     return done.stdout
+
+
+class TooLarge(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(413)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *what):
+        pass
+
+
+def test_what_is_too_large_for_the_server_is_one_sentence():
+    from trackio.remote_client import _TrackioHTTPClient
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), TooLarge) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tracker = trackio_space.Tracker()
+        tracker.client = _TrackioHTTPClient(f"http://127.0.0.1:{server.server_port}/")
+        with pytest.raises(UserError, match=r"^127.0.0.1 refuses what it gets as too large \(HTTP 413\); raise the"):
+            tracker._call("/bulk_log", logs=[], hf_token=None)
+        server.shutdown()
 
 
 def test_a_space_without_token_or_network_leaves_the_local_rows_alone(run, tmp_path, monkeypatch):
