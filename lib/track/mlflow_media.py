@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from lib.track import clean
+from lib.track import media_files
 from lib.track.tracker import Media, plain_name
 
 PICTURES = "mlflow.loggedImages"  # the tag with which MLflow looks for pictures of steps
@@ -30,13 +30,13 @@ def _image(client: Any, run_id: str, item: Media) -> None:
 
     A picture that Pillow cannot read, or that would fill its memory, has no small copy.
     """
-    _, pixels = clean.picture(item)
+    width, height = struct.unpack_from(">II", media_files.image(item), 16)
     same = uuid.uuid5(uuid.NAMESPACE_URL, f"{run_id}/{item.name}/{item.step}")
     name = f"{_plain(item.name)}+step+{item.step}+timestamp+{int(item.time * 1000)}+{same}"
     _copy(client, run_id, item.path, "images", f"{name}.png")
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / f"{name}+compressed.webp"
-        if pixels <= PIXELS and _shrink(item.path, small):
+        if width * height <= PIXELS and _shrink(item.path, small):
             client.log_artifact(run_id, str(small), "images")
     client.set_tag(run_id, PICTURES, "True")
 
@@ -66,7 +66,7 @@ def _table(client: Any, run_id: str, item: Media) -> None:
 
     Booleans are `true` and `false`, and null is empty.
     """
-    columns, rows = clean.text(list(clean.table(item)))
+    columns, rows = media_files.table(item)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *([_cell(cell) for cell in row] for row in rows)])
     client.log_text(run_id, text.getvalue(), f"tables/{_plain(item.name)}/{_step(item)}.csv")

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lib.record.run import folder_name
-from lib.track import clean
+from lib.track import media_files
 from lib.track.tracker import Media, plain_name, within_64_bits
 
 _PAGE = (
@@ -21,9 +21,9 @@ def stored(item: Media, common: dict[str, str]) -> tuple[dict[str, Any], dict[Pu
     tables cut texts off after 250 characters.
     """
     if item.kind == "table":
-        return {"_type": "trackio.table", "_value": _rows(*clean.table(item))}, {}
+        return {"_type": "trackio.table", "_value": _rows(*media_files.table(item))}, {}
     if item.kind == "image":
-        kind, ending, content = "image", "png", clean.picture(item)[0]
+        kind, ending, content = "image", "png", media_files.image(item)
     else:
         kind, ending = "html", "html"
         content = _PAGE.format(html.escape(item.path.read_text(encoding="utf-8", errors="replace"))).encode()
@@ -53,7 +53,7 @@ def artifact(item: Media, digest: str, size: int, common: dict[str, str]) -> dic
 
 def _rows(given: list[str], rows: list[list[Any]]) -> list[dict[str, Any]]:
     columns: list[str] = []
-    for name in given:
+    for name in map(str, given):
         # A browser needs distinct names, and shows whole numbers before all other names. It does not show blanks at
         # the end of a name.
         while name in columns or name.isdecimal():
