@@ -199,8 +199,8 @@ class _Lane:
         """End the tracker's old run as interrupted; tried once, because no row depends on it."""
         try:
             if not self.is_open:
-                config = next(config for place, config in reversed(self.backlog.configs) if place <= self.cursor.reach)
-                self.tracker.open(self.cursor.identity(Identity.load(self.folder)), config, self.folder)
+                identity = self.cursor.identity(Identity.load(self.folder))
+                self.tracker.open(identity, self.backlog.configs[-1][1], self.folder)
             self.tracker.finish("interrupted")
         except Exception:
             traceback.print_exc()
