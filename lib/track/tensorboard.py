@@ -36,7 +36,7 @@ PRIVATE = (
     "tensorboard.summary.writer.record_writer.RecordWriter",
     "tensorboard.util.tensor_util.make_tensor_proto",
 )
-_OWN = re.compile(r"events\.out\.tfevents\.[1-9]\d{9}")
+_OWN = re.compile(r"events\.out\.tfevents\.[1-9]\d{9}(\.tmp)?")  # .tmp: a kill while it was written
 SESSION = "events.out.tfevents.0000000000.session"  # must sort first: some readers never return to an earlier file
 
 
