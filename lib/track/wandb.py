@@ -220,6 +220,13 @@ class Tracker:
         self.sent.add(_item_key(item))
 
 
+def problem(config: Mapping[str, Any]) -> str:
+    """Why no run can be kept: wandb discards everything in this mode."""
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return "WANDB_MODE=disabled: wandb would discard all rows; unset it, or remove wandb from TRACKER"
+    return ""
+
+
 def examine(config: Mapping[str, Any]) -> list[Finding]:
     """The mode, whether there is an API key, and whether the server answers within 3 seconds."""
     from wandb.errors import AuthenticationError

@@ -206,3 +206,9 @@ def test_a_dead_process_of_wandb_is_replaced(run):
     output = process.communicate(timeout=180)[0]
     assert "wandb     finished  49 rows delivered" in output
     assert_wandb_holds(run)
+
+
+def test_a_disabled_wandb_is_refused_before_a_run_begins(program):
+    done = program("gpt2/train.py", "--tracker", "wandb", "--max-iters", "1", WANDB_MODE="disabled")
+    assert done.returncode == 2
+    assert "error: tracker wandb: WANDB_MODE=disabled: wandb would discard all rows; unset it, or remove" in done.stderr
