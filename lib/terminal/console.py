@@ -33,7 +33,7 @@ class Console:
             disable=not self.live,
             dynamic_ncols=True,
             leave=False,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]",
         )
 
     def tick(self) -> None:
@@ -72,7 +72,7 @@ class Console:
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
         """Show in front of the bar what the run does instead of steps."""
-        self.bar.set_description_str(what)
+        self.bar.set_description_str(f"{what} ")
         try:
             yield
         finally:
