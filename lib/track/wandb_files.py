@@ -28,7 +28,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, place: Place, run_id: str):
-        self.folder, self.file, self.place = folder / "wandb", path_of(folder, "wandb", "files"), str(place)
+        self.file, self.place = path_of(folder, "wandb", "files"), str(place)
         self.ending = f"/run-{run_id}.wandb"
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ class Ledger:
         write_json(self.file, self.all)
 
     def _name(self, path: Path) -> str:
-        return str(path.relative_to(self.folder))
+        return f"{path.parent.name}/{path.name}"  # each file has its own folder, in <run>/wandb or where WANDB_DIR says
 
 
 def check_links(folder: Path) -> None:
