@@ -14,9 +14,9 @@ from typing import Any
 from lib.base import redact
 from lib.base.errors import UsageError, UserError
 from lib.record.run import Identity
+from lib.track import clean
 from lib.track.accelerate_media import SHOW
 from lib.track.accelerate_sent import list_of
-from lib.track.media_files import encodable
 from lib.track.tracker import Alert, Finding, Media, Refused, Row, plain_name, within_64_bits
 
 MODULE = "accelerate"
@@ -72,7 +72,7 @@ class Tracker:
         if "configuration" not in self.sent:
             plain = within_64_bits(config).items()
             plain = {name: v if isinstance(v, bool | int | float | str) else json.dumps(v) for name, v in plain}
-            texts = {encodable(name): encodable(v) if isinstance(v, str) else v for name, v in plain.items()}
+            texts = clean.text(plain)
             self.tracker.store_init_configuration(texts)
             self.sent.add("configuration")
         return library.note(self.tracker.tracker, folder)
@@ -100,7 +100,7 @@ class Tracker:
         """Send the rows that were not sent before."""
         for row in rows:
             if (key := f"{row.event} {row.step}") not in self.sent:
-                values = {encodable(name): value for name, value in within_64_bits(row.metrics).items()}
+                values = clean.text(within_64_bits(row.metrics))
                 self.tracker.log(values, step=row.step)
                 self.sent.add(key)
 
@@ -109,7 +109,7 @@ class Tracker:
         for item in items:
             key = f"{item.kind} {item.step} {json.dumps(item.name)}"
             if item.kind in SHOW[self.name] and key not in self.sent:
-                item = dataclasses.replace(item, name=encodable(item.name))
+                item = dataclasses.replace(item, name=clean.text(item.name))
                 if SHOW[self.name][item.kind](self.tracker, item) is False:  # ClearML
                     raise UserError(f"{item.path}: the server did not take it; the log of this tracker says why")
                 self.sent.add(key)

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from lib.track.media_files import encodable
-
 
 def text(value: Any) -> Any:
-    """A value whose texts, also inside of lists and dictionaries, can be encoded as UTF-8."""
+    """A value whose texts, also inside of lists and dictionaries, UTF-8 can hold.
+
+    A lone surrogate, from a file name that is not UTF-8, becomes an escape.
+    """
     if isinstance(value, str):
-        return encodable(value)
+        return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
         return {text(name): text(one) for name, one in value.items()}
     return [text(one) for one in value] if isinstance(value, list) else value

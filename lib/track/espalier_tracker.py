@@ -20,10 +20,9 @@ from lib.base.errors import UsageError, UserError
 from lib.config.kconf import Schema
 from lib.record import journal, media, run
 from lib.terminal.console import say
-from lib.track import waiting
+from lib.track import clean, waiting
 from lib.track.espalier_series import Series
 from lib.track.espalier_values import flattened, images, large, npy, plain, png, table
-from lib.track.media_files import encodable
 
 _MENUS = ("Experiment tracking", "Output")  # of Kconfig
 
@@ -283,7 +282,7 @@ class EspalierTracker(GeneralTracker):
     def _free(self, name: str, step: int | None) -> tuple[str, int]:
         """A name that no other file of the step has, and the step; None is that of the last row."""
         step = self.step if step is None else checked(step)
-        name = encodable(name)
+        name = clean.text(name)
         names = (name if number == 1 else f"{name}/{number}" for number in count(1))
         with self.lock:
             found = next(name for name in names if (name, step) not in self.taken)

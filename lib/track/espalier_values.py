@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lib.base.errors import UsageError
-from lib.track.media_files import encodable
+from lib.track import clean
 
 LARGE = 256  # elements: a larger array gets its own file, because readers go through the whole journal
 _CHANNELS = (1, 3, 4)  # grey, RGB and RGBA
@@ -24,7 +24,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= flattened(value, f"{prefix}{name}/")
         else:
-            flat[encodable(f"{prefix}{name}")] = _single(value)
+            flat[clean.text(f"{prefix}{name}")] = _single(value)
     return flat
 
 

@@ -5,14 +5,10 @@ import zlib
 from typing import Any
 
 from lib.base.errors import UserError
+from lib.track import clean
 from lib.track.tracker import Media
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-def encodable(text: str) -> str:
-    """A text that UTF-8 can hold: a lone surrogate, from a file name that is not UTF-8, becomes an escape."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def image(item: Media) -> bytes:
@@ -52,5 +48,4 @@ def table(item: Media) -> tuple[list[str], list[list[Any]]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, list) or len(row) != len(columns):
             raise UserError(f"{item.path}: row {number} of this table is not a list of {len(columns)} cells")
-    first, *rest = ([encodable(cell) if isinstance(cell, str) else cell for cell in row] for row in (columns, *rows))
-    return first, rest
+    return clean.text(columns), clean.text(rows)

@@ -15,8 +15,7 @@ from typing import Any
 
 from lib.base import files
 from lib.record.run import Identity
-from lib.track import media_files
-from lib.track.media_files import encodable
+from lib.track import clean, media_files
 from lib.track.tracker import Alert, Media, Row, within_64_bits
 
 MODULE = "tensorboard"
@@ -82,7 +81,7 @@ class Tracker:
     def media(self, items: list[Media]) -> None:
         """Append images, and texts and tables as Markdown; raises UserError for a damaged file."""
         for item in items:
-            name = encodable(item.name)
+            name = clean.text(item.name)
             if item.kind != "artifact" and (f"{item.kind} {name}", item.step) not in self.stored:
                 value = {f"{item.kind}/{name}": _SHOW[item.kind](item)}
                 self._append([self._event(f"{item.kind} {name}", item.step, item.time, value)])
@@ -182,7 +181,7 @@ class Tracker:
 
         began, ended = self.times or (now, now)
         lists = {name: _hparam(value) for name, value in self.config.items()}
-        texts = {encodable(name): encodable(v) if isinstance(v, str) else v for name, v in lists.items()}
+        texts = clean.text(lists)
         options = {name: value for name, value in texts.items() if value is not None}
         about = vars(self.identity) | {"status": status} | lists
         text = _text_value(
@@ -210,7 +209,7 @@ def _scalars(row: Row) -> dict[str, Any]:
     from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
     return {
-        encodable(name): scalar_pb("", float(value)).value[0] for name, value in within_64_bits(row.metrics).items()
+        clean.text(name): scalar_pb("", float(value)).value[0] for name, value in within_64_bits(row.metrics).items()
     }
 
 
