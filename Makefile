@@ -10,7 +10,8 @@
 #
 # Recipes use exec, so that the program replaces the shell: make sends a signal only to its direct child, and a shell in
 # between would not forward it.
-override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES TITLE
+override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES TITLE \
+	TASKS PERPLEXITY PUSH
 override GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 
 # Names do become parts of commands, so they may have only letters, digits and _. $(call without,text,characters)
@@ -47,7 +48,7 @@ override CONFIG_PY := "$$PYTHON" scripts/config.py
 
 .DEFAULT_GOAL := help
 .PHONY: help menuconfig defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain \
-	checkconfig randconfig docs train sweep prune-report resume sample data runs show compare tail export reproduce \
+	checkconfig randconfig docs train sweep prune-report resume oneshot evaluate export-model sample data runs show compare tail export reproduce \
 	dashboard sync tracker-doctor checkpoint-info check test test-extras audit torture fuzz bench bench-check lint \
 	format clean mrproper
 
@@ -103,6 +104,18 @@ resume: env-train ## Continue a run from its last checkpoint: make resume RUN=ru
 
 sweep: env-train ## Compare configurations x seeds at equal budget: make sweep SWEEP=sweeps/pruning JOBS=2
 	@exec "$$PYTHON" scripts/sweep.py "$$SWEEP" $(if $(JOBS),--jobs "$$JOBS") $$ARGS $(OVERRIDES)
+
+oneshot: env-train ## Prune a finished model: make oneshot RUN=... PRUNING_METHOD=sparsegpt TARGET_SPARSITY=0.5
+	@exec "$$PYTHON" scripts/oneshot.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(OVERRIDES)
+
+evaluate: env-train ## Measure a model: make evaluate RUN=... TASKS=hellaswag,piqa (PERPLEXITY=wikitext2 CHECKPOINT=best)
+	@exec "$$PYTHON" scripts/evaluate.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") \
+		$(if $(filter TASKS,$(GIVEN)),--tasks "$$TASKS") $(if $(filter PERPLEXITY,$(GIVEN)),--perplexity "$$PERPLEXITY") \
+		$(OVERRIDES)
+
+export-model: env-train ## Write a Hugging Face folder: make export-model RUN=... (CHECKPOINT=best OUT=folder PUSH=user/name)
+	@exec "$$PYTHON" scripts/export_model.py $(if $(RUN),"$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") \
+		$(if $(filter OUT,$(GIVEN)),--out "$$OUT") $(if $(filter PUSH,$(GIVEN)),--push "$$PUSH") $$ARGS
 
 data: env-train env-configured ## Download and tokenise the dataset
 	@exec "$$PYTHON" gpt2/prepare_data.py $(OVERRIDES)

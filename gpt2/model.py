@@ -4,7 +4,9 @@ Letters of shapes: B batch, T time, C width, H heads, D width of a head (C = H *
 """
 
 import math
+from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,6 +100,16 @@ class GPT2(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copy weights that were trained elsewhere; `wte.weight` has one row for each token id.
+
+        The padding of the vocabulary stays as it was drawn: no logit reads it.
+        """
+        own = self.state_dict()
+        for name, value in state.items():
+            own[name][: len(value)].copy_(value)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for the token after each of `tokens` (B, T); with `targets` (B, T) the mean loss in nats."""

@@ -4,10 +4,10 @@ Values come from, weakest first: Kconfig default < configuration files in order 
 --flag. An unknown name, a bad value, a value out of range and an assignment without effect are errors that name their
 place; all of them are reported at once. No value is ignored or replaced without a message.
 
-These conventions extend plain Kconfig. A string with a range is a float. A string whose name ends in _DIR, _FILE,
-_OUTPUT or _SOURCE may be a path. A string whose name ends in _WAIT is `auto`, `all` or seconds. A bool without a prompt
-that other bools select is a set: one option, written `a,b`. Its members are those bools, and a string <SET>_OTHER holds
-further values. A named choice is one option; its members CHOICE_<VALUE> are the values.
+These conventions extend plain Kconfig. A string with a range is a float. A string may be a path if its name ends in
+_DIR, _FILE, _OUTPUT, _SOURCE, _FROM, _MASKS or _DATA. A string whose name ends in _WAIT is `auto`, `all` or seconds. A
+bool without a prompt that other bools select is a set: one option, written `a,b`. Its members are those bools, and a
+string <SET>_OTHER holds further values. A named choice is one option; its members CHOICE_<VALUE> are the values.
 """
 
 import functools

@@ -41,6 +41,13 @@ GROUPS = {
         KEPT,
         _words("MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER EVAL_SAMPLES"),
     ),
+    "start": Group(
+        "The first weights. Retraining compares models that were pruned in different ways.",
+        KEPT,
+        ("INIT_FROM",),
+        equal_in_sweep=False,
+        equal_in_comparison=False,
+    ),
     "evaluation": Group(
         "Without evaluations a run has no result to compare, so it keeps them from its beginning to its end.",
         KEPT,

@@ -19,7 +19,7 @@ from lib.base import files, redact
 from lib.base.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
-_PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE")  # a string option with such a name is a path, or may be one
+_PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE", "_FROM", "_MASKS", "_DATA")  # such a string is a path, or may be one
 _WAIT = re.compile(r"auto|all|\d{1,7}", re.ASCII)  # values of a string option whose name ends in _WAIT
 _BEYOND = re.compile(r"[+-]?[0.]*[1-9]")  # a text that is neither zero nor inf
 

@@ -1,0 +1,1 @@
+"""One-shot pruning of finished models, block by block."""
