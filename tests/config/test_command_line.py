@@ -28,13 +28,13 @@ def problems(*argv, **env):
 
 # Another value than the default for every option, and what must be chosen for the option to have a meaning.
 EXAMPLES = {
-    "INIT_FROM": "runs/dense@200",
     "MODEL_NAME": "gpt2-xl",
     "N_LAYER": "3",
     "N_HEAD": "4",
     "N_EMBD": "256",
     "BLOCK_SIZE": "128",
     "DROPOUT": "0.25",
+    "INIT_FROM": "runs/dense@200",
     "DATASET": "shakespeare",
     "TOKENIZER": "bytes",
     "DATA_DIR": "my data",

@@ -173,10 +173,13 @@ def test_a_mistake_in_kconfig_is_one_sentence(tmp_path):
 def test_the_options_that_may_be_paths_are_known(options):
     texts = {name: option.is_path for name, option in options.items() if option.kind == "str"}
     assert [name for name, is_path in texts.items() if is_path] == [
+        "INIT_FROM",
         "DATA_DIR",
         "DATASET_SOURCE",
+        "INIT_MASKS",
         "OUTPUT_DIR",
         "JSON_OUTPUT",
+        "TASK_DATA",
     ]
     assert [name for name, is_path in texts.items() if not is_path] == [
         "DATASET_SUBSET",
@@ -190,6 +193,8 @@ def test_the_options_that_may_be_paths_are_known(options):
         "TRACKIO_SPACE_ID",
         "WANDB_ENTITY",
         "MLFLOW_TRACKING_URI",
+        "CHECKPOINT_AT",
+        "EVAL_TASKS",
         "PROMPT",
     ]
 

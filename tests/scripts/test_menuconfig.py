@@ -249,7 +249,7 @@ def test_impossible_pairs_of_optimizer_and_pruning_are_not_in_the_menu():
         members = schema.options["PRUNING_METHOD"].members
         return {value for value, symbol in members.items() if symbol.visibility}
 
-    everything = {"none", "magnitude", "movement", "state", "gradient", "wanda", "random"}
+    everything = {"none", "magnitude", "movement", "state", "gradient", "wanda", "random", "sparsegpt", "given"}
     assert offered(OPTIMIZER="adamw") == offered(OPTIMIZER="adamwprune") == everything
     assert offered(OPTIMIZER="sgd") == everything - {"state", "movement"}
     assert offered(OPTIMIZER="muon") == everything - {"state"}
