@@ -168,8 +168,8 @@ def test_overrides_that_name_no_option():
     [
         (
             ["PRUNING_METHOD=magnitud", "TARGET_SPARSITY=0.5", "PRUNING_END=0.5"],
-            "PRUNING_METHOD=magnitud must be one of none, magnitude, movement, state, gradient, wanda, random, sparsegpt, "
-            "given; got 'magnitud'; did you mean magnitude?",
+            "PRUNING_METHOD=magnitud must be one of none, magnitude, movement, state, gradient, wanda, random, "
+            "sparsegpt, given; got 'magnitud'; did you mean magnitude?",
         ),
         (
             ["TARGET_SPARSITY=0.5", "PRUNING_METOD=magnitude"],
