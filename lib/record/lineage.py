@@ -7,25 +7,87 @@ the larger number.
 """
 
 from pathlib import Path
+from typing import Any
+
+from lib.base.errors import UserError
+from lib.record import history, run
+from lib.record.in_force import Record
 
 Ancestors = dict[str, int | None]
+_BATCH = ("batch_size", "gradient_accumulation", "block_size")  # options whose product is the tokens of a step
 
 
 def ancestors(folder: Path) -> Ancestors:
     """The ancestors of the run in `folder`, without itself; {} for a run that began with random weights."""
-    raise NotImplementedError
+    start = _sessions(folder)[0]
+    return merged(*(_checked(folder, start[part]) for part in ("init", "masks") if part in start))
 
 
 def merged(*several: Ancestors) -> Ancestors:
     """The union, each with its larger number; None (unknown) is larger than every number."""
-    raise NotImplementedError
+    found: Ancestors = {}
+    for name, tokens in (item for one in several for item in one.items()):
+        before = found.get(name, 0)
+        found[name] = None if tokens is None or before is None else max(before, tokens)
+    return found
 
 
 def own_tokens(folder: Path, step: int) -> int:
     """The tokens that the run in `folder` itself trained on in its first `step` steps. One-shot pruning trains none."""
-    raise NotImplementedError
+    tokens, end = 0, step
+    for session in reversed(_sessions(folder)):  # each may have another batch, and counts up to where the next began
+        if (begin := session["step"]) < end:
+            tokens += (end - begin) * _step_tokens(folder, session.get("config", {}))
+            end = begin
+    return tokens
+
+
+def chain(folder: Path, step: int) -> Ancestors:
+    """The ancestors of what the run in `folder` was after `step`: those of the run, and the run itself."""
+    return merged(ancestors(folder), {run.Identity.load(folder).run_id: own_tokens(folder, step)})
 
 
 def total_tokens(folder: Path, step: int) -> int | None:
     """The tokens of the whole chain up to `step` of this run; None if an ancestor's are unknown."""
-    raise NotImplementedError
+    known, unknown = cost(chain(folder, step))
+    return None if unknown else known
+
+
+def cost(found: Ancestors) -> tuple[int, frozenset[str]]:
+    """The known tokens of a chain, and the names of the ancestors whose tokens are unknown.
+
+    Two chains with the same cost had equal budgets.
+    """
+    unknown = frozenset(name for name, tokens in found.items() if tokens is None)
+    return sum(tokens for tokens in found.values() if tokens is not None), unknown
+
+
+def words(found: Ancestors) -> str:
+    """`4,915,200`, or `4,915,200 and those of openai-community/gpt2, which are not known`."""
+    known, unknown = cost(found)
+    return f"{known:,}" + (f" and those of {', '.join(sorted(unknown))}, which are not known" if unknown else "")
+
+
+def _sessions(folder: Path) -> list[Record]:
+    """The first records of the run's sessions; raises UserError if there is no usable one."""
+    found = history.skim(folder).sessions
+    if not found or found[0]["event"] != "start":
+        raise UserError(f"{folder}: the journal does not say how the run was started; restore its first line")
+    return found
+
+
+def _step_tokens(folder: Path, config: dict[str, Any]) -> int:
+    if config.get("pruning_dynamics") == "oneshot":
+        return 0
+    sizes = [config.get(name) for name in _BATCH]
+    if not all(type(size) is int for size in sizes):
+        raise UserError(f"{folder}: the journal does not say how many tokens a step had")
+    return sizes[0] * sizes[1] * sizes[2]
+
+
+def _checked(folder: Path, part: Any) -> Ancestors:
+    """The ancestors in `init` or `masks` of a start event, which may come from elsewhere; raises UserError."""
+    found = part.get("ancestors") if isinstance(part, dict) else None
+    if not isinstance(found, dict) or not all(tokens is None or type(tokens) is int for tokens in found.values()):
+        raise UserError(f"{folder}: the journal's first line is damaged: it does not say what the run began from")
+    return found

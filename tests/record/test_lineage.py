@@ -1,0 +1,79 @@
+"""Lineage: which runs were trained on the way to a run, and how many tokens the whole chain took."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib.base.errors import UserError
+from lib.record import lineage
+from tests.runs import ended, trained, write
+
+BATCH = {"max_iters": 40, "tracker": [], "batch_size": 4, "gradient_accumulation": 2, "block_size": 32}  # 256 tokens
+
+
+def folder(path: Path, run_id: str, *events, config=BATCH, **origin) -> Path:
+    """A run whose start event has `origin`."""
+    made = write(path / run_id, *events, config=config)
+    (made / "run.json").write_text(json.dumps({"run_id": run_id, "project": "p", "name": run_id}))
+    lines = (made / "journal.jsonl").read_text().splitlines(keepends=True)
+    lines[0] = json.dumps(json.loads(lines[0]) | origin, separators=(",", ":")) + "\n"
+    (made / "journal.jsonl").write_text("".join(lines))
+    return made
+
+
+def test_a_run_from_random_weights_has_only_its_own_tokens(tmp_path):
+    run = folder(tmp_path, "a", *trained(1, 2, 3), ended(3))
+    assert lineage.ancestors(run) == {}
+    assert lineage.own_tokens(run, 3) == lineage.total_tokens(run, 3) == 768
+    assert lineage.chain(run, 2) == {"a": 512}
+
+
+def test_each_ancestor_counts_once_with_its_largest_number(tmp_path):
+    init = {"ancestors": {"dense": 200, "gpt2-data": 7}}
+    masks = {"ancestors": {"dense": 1000, "pruned": 300}}
+    run = folder(tmp_path, "ticket", *trained(1, 2), init=init, masks=masks)
+    assert lineage.ancestors(run) == {"dense": 1000, "gpt2-data": 7, "pruned": 300}
+    assert lineage.total_tokens(run, 2) == 1000 + 7 + 300 + 512
+    assert lineage.words(lineage.chain(run, 2)) == "1,819"
+
+
+def test_the_tokens_of_a_foreign_model_are_unknown(tmp_path):
+    run = folder(tmp_path, "a", *trained(1), init={"ancestors": {"openai-community/gpt2": None}})
+    assert lineage.total_tokens(run, 1) is None
+    assert lineage.cost(lineage.chain(run, 1)) == (256, frozenset({"openai-community/gpt2"}))
+    assert lineage.words(lineage.chain(run, 1)) == "256 and those of openai-community/gpt2, which are not known"
+
+
+def test_merged():
+    assert lineage.merged() == {}
+    assert lineage.merged({"a": 3, "b": 1}, {"a": 2, "b": 5, "c": 0}) == {"a": 3, "b": 5, "c": 0}
+    assert lineage.merged({"a": None}, {"a": 9}) == lineage.merged({"a": 9}, {"a": None}) == {"a": None}
+
+
+def test_a_resume_with_another_batch_counts_its_own_steps(tmp_path):
+    larger = ("resume", 2, {}, {"changed": {"BATCH_SIZE": ["4", "8"]}, "config": BATCH | {"batch_size": 8}})
+    back = ("resume", 1, {}, {"changed": {"BATCH_SIZE": ["8", "1"]}, "config": BATCH | {"batch_size": 1}})
+    run = folder(tmp_path, "a", *trained(1, 2), larger, *trained(3, 4))
+    assert [lineage.own_tokens(run, step) for step in (0, 1, 2, 3, 4)] == [0, 256, 512, 1024, 1536]
+    run = folder(tmp_path, "b", *trained(1, 2), larger, *trained(3, 4), back, *trained(2))
+    assert [lineage.own_tokens(run, step) for step in (1, 2, 3)] == [256, 320, 384]  # the larger batch was taken back
+
+
+def test_one_shot_pruning_trains_no_tokens(tmp_path):
+    config = BATCH | {"max_iters": 2, "pruning_dynamics": "oneshot"}
+    run = folder(tmp_path, "pruned", config=config, init={"ancestors": {"dense": 1000}})
+    assert lineage.chain(run, 2) == {"dense": 1000, "pruned": 0}
+    assert lineage.total_tokens(run, 2) == 1000
+
+
+def test_journals_that_do_not_tell_it(tmp_path):
+    with pytest.raises(UserError, match="a: the journal does not say how many tokens a step had"):
+        lineage.own_tokens(folder(tmp_path, "a", config={"max_iters": 40, "tracker": []}), 1)
+    run = folder(tmp_path, "b", init={"ancestors": {"x": "many"}})
+    with pytest.raises(UserError, match="b: the journal's first line is damaged: it does not say what the run began"):
+        lineage.ancestors(run)
+    run = folder(tmp_path, "c", *trained(1))
+    (run / "journal.jsonl").write_text("")
+    with pytest.raises(UserError, match="c: the journal does not say how the run was started; restore its first line"):
+        lineage.own_tokens(run, 1)
