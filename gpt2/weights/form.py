@@ -1,0 +1,67 @@
+"""What every reader of weights gives: where they are, the shape of the model, and its tensors."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The numbers that fix the shape of a GPT-2."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int  # positions
+    vocab_size: int  # rows of the embedding; of foreign weights with the rows that only pad the vocabulary
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of the tensors of our model."""
+        width = self.n_embd
+        block = {
+            "ln_1.weight": (width,), "ln_1.bias": (width,),
+            "attn.c_attn.weight": (3 * width, width), "attn.c_attn.bias": (3 * width,),
+            "attn.c_proj.weight": (width, width), "attn.c_proj.bias": (width,),
+            "ln_2.weight": (width,), "ln_2.bias": (width,),
+            "mlp.c_fc.weight": (4 * width, width), "mlp.c_fc.bias": (4 * width,),
+            "mlp.c_proj.weight": (width, 4 * width), "mlp.c_proj.bias": (width,),
+        }  # fmt: skip
+        blocks = {f"h.{n}.{name}": shape for n in range(self.n_layer) for name, shape in block.items()}
+        embeddings = {"wte.weight": (self.vocab_size, width), "wpe.weight": (self.block_size, width)}
+        return {**embeddings, **blocks, "ln_f.weight": (width,), "ln_f.bias": (width,)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights that can be read. Their tensors have not been read yet."""
+
+    given: str  # as the user named it
+    kind: str  # run, huggingface or nanogpt
+    path: Path  # the checkpoint of a run, the folder, or the file ckpt.pt
+    shape: Shape
+    tokenizer: str  # gpt2 or bytes; "" if the vocabulary fits neither
+    revision: str  # commit of the hub's repository; "" for local files
+    step: int  # of the run; 0 for other sources
+    # What was trained on the way to these weights: run id (or the name of a foreign model) -> tokens; None: unknown.
+    # Every run counts once, with the tokens that it needed for its part.
+    ancestors: dict[str, int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Tensors with the names and the orientation of our model, on the CPU, in float32."""
+
+    state: dict[str, Tensor]  # exactly the tensors of GPT2's state; wte.weight has one row for each token id
+    sha256: str  # of the whole file; of several files, the SHA-256 of their sorted "name sha256" lines
+    masks: dict[str, Tensor]  # parameter name -> uint8 mask of its shape, 1 where kept; {} if it was never pruned
+
+
+class Content(NamedTuple):
+    """What the files of a source hold, before it is checked and cut."""
+
+    files: list[Path]  # that hold the weights
+    tensors: Iterable[tuple[str, Tensor]]  # with the names and the orientation of our model; read one by one
+    masks: dict[str, Tensor]  # as in Weights

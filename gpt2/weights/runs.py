@@ -1,0 +1,68 @@
+"""Reads the weights and the masks of a run from one of its checkpoints."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2.data import tokenizer as tokenizers
+from gpt2.shape import ModelOptions
+from gpt2.weights.form import Content, Shape, Source
+from lib.base.errors import UserError
+from lib.config.kconf import Schema
+from lib.record import checkpoint, checkpoint_file, lineage, run
+
+
+def find(given: str, named: run.Named) -> Source:
+    """The checkpoint that `named` names, or the newest; the run's .config has its shape and its tokenizer."""
+    schema = Schema()
+    schema.load(run.configuration(named.folder), ranges=False)  # an earlier version may have had wider ranges
+    path = checkpoint_file.chosen(named.folder, named.checkpoint or "newest")
+    step = checkpoint_file.header(path)["step"]
+    options, tokenizer = schema.bind(ModelOptions), schema["TOKENIZER"]
+    own = {run.Identity.load(named.folder).run_id: lineage.own_tokens(named.folder, step)}
+    return Source(
+        given=given,
+        kind="run",
+        path=path,
+        shape=Shape(
+            options.n_layer, options.n_head, options.n_embd, options.block_size, tokenizers.vocab_size(tokenizer)
+        ),
+        tokenizer=tokenizer,
+        revision="",
+        step=step,
+        ancestors=lineage.merged(lineage.ancestors(named.folder), own),
+    )
+
+
+def read(source: Source) -> Content:
+    """The model and the masks of a checkpoint. Rows that only pad the vocabulary are left out."""
+    run_id = run.Identity.load(source.path.parent.parent).run_id
+    state, rows = checkpoint.load(source.path, expected={"run_id": run_id}), source.shape.vocab_size
+    model, pruner = state.get("model"), state.get("pruner") or {}
+    del state  # the optimizer's moments take twice the memory of the weights
+    if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
+        raise UserError(f"{source.path}: there are no weights in this checkpoint; use another one")
+    try:
+        masks = {name: _unpacked(pruner["masks"][name], shape) for name, shape in pruner.get("shapes", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source.path}: the masks in this checkpoint cannot be read: {error}") from None
+    if all(mask.all() for mask in masks.values()):  # the schedule has not pruned yet
+        masks = {}
+    return Content(
+        files=[source.path],
+        tensors=[(name, _unpadded(name, value, rows)) for name, value in model.items()],
+        masks={name: _unpadded(name, mask, rows) for name, mask in masks.items()},
+    )
+
+
+def _unpadded(name: str, tensor: Tensor, rows: int) -> Tensor:
+    return tensor[:rows] if name == "wte.weight" else tensor
+
+
+def _unpacked(bits: Tensor, shape: list[int]) -> Tensor:
+    """A mask of one bit per weight as bytes."""
+    if bits.numel() != (math.prod(shape) + 7) // 8:
+        raise ValueError("a mask has the wrong size")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape))).view(shape)
