@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from gpt2.data import tokenizer as tokenizers
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -65,3 +67,13 @@ class Content(NamedTuple):
     files: list[Path]  # that hold the weights
     tensors: Iterable[tuple[str, Tensor]]  # with the names and the orientation of our model; read one by one
     masks: dict[str, Tensor]  # as in Weights
+
+
+def tokenizer(rows: int) -> str:
+    """The tokenizer for an embedding of so many rows: its ids, and at most as much padding as makes 50,304 of GPT-2's.
+
+    "" if there is none.
+    """
+    if tokenizers.vocab_size("gpt2") <= rows <= 50304:
+        return "gpt2"
+    return "bytes" if rows == tokenizers.vocab_size("bytes") else ""

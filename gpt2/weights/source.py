@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2.weights import runs
+from gpt2.weights import hub, huggingface, nanogpt, runs
 from gpt2.weights.form import Content, Shape, Source, Weights
 from lib.base import files
 from lib.base.errors import UsageError, UserError
@@ -16,20 +16,28 @@ from lib.record import checkpoint, checkpoint_file, run
 
 __all__ = ["Shape", "Source", "Weights", "find", "read"]
 
-_READERS = {"run": runs.read}
+_HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
+_READERS = {"run": runs.read, "huggingface": huggingface.read, "nanogpt": nanogpt.read}
 
 
 def find(given: str) -> Source:
     """The source that the value of INIT_FROM, or of a RUN@CHECKPOINT, names. Reads no tensors.
 
-    A name on the hub is resolved to a commit, and its files are downloaded. Raises UserError with one sentence for
-    everything that cannot be used.
+    A path that exists is meant first, then a run's name in OUTPUT_DIR, then a repository of the hub. A name on the hub,
+    OWNER/NAME or OWNER/NAME@REVISION, is resolved to a commit, and its files are downloaded. Raises UserError with one
+    sentence for everything that cannot be used.
     """
     path = files.named(given)
-    named = _run(given)
-    if named:
+    if named := _run(given):
         return runs.find(given, named)
-    raise UsageError(f"{path}: there is no run, folder or checkpoint of this name; check INIT_FROM")
+    if path.is_dir():
+        return huggingface.find(given, path)
+    if path.exists():
+        return nanogpt.find(given, path)
+    if given.startswith((".", "/", "~")) or given.count("/") > 1 or given.endswith(".pt"):
+        raise UsageError(f"{path}: there is no such run, folder or file; check the name")
+    found = hub.download(given)
+    return huggingface.find(given, found.folder, found.name, found.folder.name)
 
 
 def _run(given: str) -> run.Named | None:
@@ -67,26 +75,43 @@ def read(source: Source, block_size: int, vocab_size: int) -> Weights:
 def _collected(source: Source, content: Content, rows: dict[str, int]) -> dict[str, Tensor]:
     """The tensors of `content` in float32, cut to `rows`, if they are exactly those of the shape."""
     expected, state = source.shape.tensors(), {}
+    allowed = {**expected, _HEAD: expected[_EMBEDDING]}
+    rows = {**rows, _HEAD: rows[_EMBEDDING]}
     for name, tensor in content.tensors:
-        if expected.get(name) != tuple(tensor.shape):
-            problem = (
-                f"is {list(tensor.shape)}, and the shape asks for {list(expected[name])}"
-                if name in expected
-                else ("is no part of a GPT-2 of this shape")
-            )
+        if problem := _problem(tensor, allowed.get(name), name in state):
             raise UserError(f"{source.path}: the tensor {name} {problem}; use weights that fit their configuration")
-        if not tensor.is_floating_point():
-            raise UserError(f"{source.path}: the tensor {name} has the type {tensor.dtype}, not a floating-point type")
-        if not checkpoint.is_finite([tensor]):
-            raise UserError(f"{source.path}: weights in {name} are NaN or infinite; use other weights")
-        kept = tensor if len(tensor) == rows.get(name, len(tensor)) else tensor[: rows[name]].clone()
+        kept = tensor[: rows.get(name)]
+        if len(kept) < len(tensor):
+            kept = kept.clone()  # so that the rest can be freed
         state[name] = kept.to(torch.float32).contiguous()
+        if not checkpoint.is_finite([state[name]]):
+            raise UserError(f"{source.path}: weights in {name} are NaN or infinite; use other weights")
+    head = state.pop(_HEAD, None)
+    # Of two tensors that are the same, some files have only one.
+    if head is not None and not torch.equal(head, state.setdefault(_EMBEDDING, head)):
+        raise UserError(
+            f"{source.path}: {_HEAD} differs from {_EMBEDDING}, and the head of this GPT-2 is tied to its embedding; "
+            "use another model"
+        )
     if missing := [name for name in expected if name not in state]:
         raise UserError(
             f"{source.path}: {len(missing)} of {len(expected)} tensors are missing, the first is {missing[0]}; use "
             "weights that fit their configuration"
         )
     return state
+
+
+def _problem(tensor: Tensor, shape: tuple[int, ...] | None, again: bool) -> str:
+    """Why a tensor cannot be used where `shape` is expected, and None if nothing is; "" if it can."""
+    if shape is None:
+        return "is not part of this GPT-2"
+    if again:
+        return "is there twice"
+    if tuple(tensor.shape) != shape:
+        return f"is {list(tensor.shape)}, not {list(shape)}"
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return f"holds no plain floating-point numbers, but {tensor.dtype} ({tensor.layout}, {tensor.device})"
+    return ""
 
 
 def _digest(paths: Sequence[Path]) -> str:
