@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.model import GPT2
-from gpt2.oneshot import owl
+from gpt2.oneshot import owl, sparsegpt
 from gpt2.oneshot.inputs import SQUARES, Inputs
-from lib.base.errors import UsageError, UserError
+from lib.base.errors import UsageError
 from lib.config.kconf import Options
 from lib.machine.device import Machine
 from lib.prune import mask, scope
@@ -91,13 +91,15 @@ def prune(
             if asked():
                 raise KeyboardInterrupt
             if options.pruning_method == "sparsegpt":
-                raise UserError("sparsegpt is not there yet")
-            _prune_by_score(weights[name], budgets[name], _score(options, measured), options)
+                _prune_by_hessian(weights[name], budgets[name], measured[name], len(windows), options)
+            else:
+                _prune_by_score(weights[name], budgets[name], _score(options, measured), options)
 
+    statistic = sparsegpt.PRODUCTS if options.pruning_method == "sparsegpt" else SQUARES
     cut([name for name in weights if not name.startswith("h.")], {})
     for number, block in enumerate(model.h):
         inside = _of_block(layers, number)
-        cut(inside, before.measure(block, inside, SQUARES) if before and inside else {})
+        cut(inside, before.measure(block, inside, statistic) if before and inside else {})
         if before and number + 1 < len(model.h):
             before.advance(block)
         done(number + 1)
@@ -125,6 +127,11 @@ def _check(weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], optio
                 f"{option} measures the inputs of linear layers, and {name} is not the weight of one; leave it out of "
                 "PRUNING_SCOPE"
             )
+    if method == "sparsegpt" and options.pruning_m is not None and options.sparsegpt_block % options.pruning_m:
+        raise UsageError(
+            f"SPARSEGPT_BLOCK={options.sparsegpt_block} must be a multiple of PRUNING_M={options.pruning_m}, because a "
+            "group does not cross blocks"
+        )
     shapes = {name: weight.mask.shape for name, weight in weights.items()}
     mask.check(options.compared(distribution), shapes, options.sparsity)
 
@@ -203,3 +210,8 @@ def _prune_by_score(weight: Weight, budget: int, score: Callable[[Weight], Tenso
     share = budget / weight.mask.numel()
     weight.mask.copy_(mask.choose([weight], score, share, options.compared(within), monotone=False)[0])
     weight.value.mul_(weight.mask)
+
+
+def _prune_by_hessian(weight: Weight, budget: int, products: Tensor, windows: int, options: OneshotOptions) -> None:
+    plan = sparsegpt.Plan(options.sparsegpt_damping, options.sparsegpt_block, options.pruning_n, options.pruning_m)
+    weight.mask.copy_(sparsegpt.prune(weight.value, products, windows, budget, plan, weight.name))

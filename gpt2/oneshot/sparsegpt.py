@@ -1,0 +1,106 @@
+"""SparseGPT: what pruned weights contributed is put into the weights still to come (Frantar & Alistarh, 2301.00774).
+
+Letters of shapes: S tokens, I inputs, O outputs. Weights are transposed, (I, O): an input's weights are contiguous.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from gpt2.oneshot.inputs import Statistic
+from lib.base.errors import UserError
+from lib.prune import mask, select
+
+_PANEL = 1024  # columns of a product X^T X that are computed together, from the diagonal to the right
+
+
+def _add_products(total: Tensor, x: Tensor) -> None:
+    """Add X^T X (I, I) to the columns at and right of the diagonal's panels; the rest is its mirror image."""
+    for start in range(0, len(total), _PANEL):
+        columns = slice(start, start + _PANEL)
+        total[columns, start:].addmm_(x[:, columns].T, x[:, start:])
+
+
+PRODUCTS = Statistic(2, _add_products)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a tensor is pruned."""
+
+    damping: float  # share of the mean of the Hessian's diagonal
+    block: int  # columns, for which the mask is chosen together
+    n: int | None  # kept of each m neighbours; None: unstructured
+    m: int | None
+
+
+def prune(weight: Tensor, products: Tensor, windows: int, budget: int, plan: Plan, name: str) -> Tensor:
+    """Prune `weight` (O, I) in place and return its uint8 mask, which has exactly `budget` zeros.
+
+    `products` (I, I) is X^T X above the diagonal; it is overwritten. An input that is always zero has no part in the
+    rest: its weights have the score 0, so they are pruned first, and those that stay keep their value.
+
+    Raises UserError if the Hessian cannot be inverted.
+    """
+    hessian = products.triu_().mul_(2 / windows)
+    dead = hessian.diagonal() == 0
+    factor = inverse_factor(hessian, dead, plan.damping, name)
+    w = weight.T.float().contiguous()
+    w[dead] = 0
+    kept = solve(w, factor, budget, plan, name).T.contiguous()
+    alive = weight * kept
+    weight.copy_(torch.where(dead, alive, w.T))
+    return kept
+
+
+def inverse_factor(hessian: Tensor, dead: Tensor, damping: float, name: str) -> Tensor:
+    """U (I, I), upper triangular in float32, with U^T U = (H + damping)^-1; of `hessian` the upper triangle is read.
+
+    It is computed in float64, which costs little beside the products. With the order of the inputs reversed,
+    H = L L^T turns into H = R R^T with R upper triangular. So U is the inverse of R, and H itself is never inverted.
+    """
+    where = "cpu" if hessian.device.type == "mps" else hessian.device  # MPS has no float64
+    h = hessian.to(where, torch.float64)
+    diagonal = h.diagonal()
+    diagonal[dead.to(where)] = 1
+    diagonal.add_(damping * diagonal.mean())
+    lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))  # reads the lower triangle: the upper one of h
+    if int(failed):
+        raise UserError(
+            f"{name.removesuffix('.weight')}: the Hessian of its inputs is singular; raise SPARSEGPT_DAMPING from "
+            f"{damping:g}, or CALIBRATION_SAMPLES"
+        )
+    eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
+    return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True).to(hessian.device, torch.float32)
+
+
+def solve(w: Tensor, factor: Tensor, budget: int, plan: Plan, name: str) -> Tensor:
+    """Prune `w` (I, O) in place; return its mask (I, O). Algorithm 1 of the paper, with U in place of its H^-1."""
+    kept = torch.ones_like(w, dtype=torch.uint8)
+    sizes = [len(part) * w.shape[1] for part in w.split(plan.block)]
+    budgets = mask.apportion(sizes, sizes, budget)
+    for start, share in zip(range(0, len(w), plan.block), budgets, strict=True):
+        rows = slice(start, start + plan.block)
+        after = slice(start + plan.block, None)
+        errors = _block(w[rows], factor[rows, rows], kept[rows], share, plan, name)
+        w[after].addmm_(factor[rows, after].T, errors, alpha=-1)
+    return kept
+
+
+def _block(w: Tensor, factor: Tensor, kept: Tensor, budget: int, plan: Plan, name: str) -> Tensor:
+    """Prune a block of inputs in place, and its mask; return the errors (block, O) for the inputs that follow."""
+    diagonal = factor.diagonal()
+    if plan.m is None:
+        keys = select.keys((w / diagonal[:, None]).square_(), name)
+        kept.copy_(select.apply(select.smallest([lambda: keys], budget), keys)[0])
+    errors = torch.empty_like(w)
+    for i in range(len(w)):
+        if plan.m is not None and i % plan.m == 0:
+            group = slice(i, i + plan.m)
+            keys = select.keys((w[group] / diagonal[group, None]).square_().T, name)
+            kept[group] = mask.highest(keys, plan.n, plan.m).T
+        torch.mul(w[i], (1 - kept[i]) / diagonal[i], out=errors[i])
+        w[i].mul_(kept[i])
+        w[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+    return errors
