@@ -191,6 +191,19 @@ class Data:
         sequence = np.arange(first, first + size, dtype=np.int64)
         return self._tensors(self.train, training_starts(sequence, self.train, self.options.seed))
 
+    def calibration(self, count: int) -> Tensor:
+        """Return the first `count` windows of the training order, token ids (count, T) int64; none overlaps another.
+
+        Raises UsageError if there are fewer in an epoch.
+        """
+        if (there := windows_per_epoch(self.train)) < count:
+            raise UsageError(
+                f"CALIBRATION_SAMPLES={count}: the training split has {there} windows of BLOCK_SIZE="
+                f"{self.options.block_size} tokens; lower CALIBRATION_SAMPLES or BLOCK_SIZE, or choose a larger dataset"
+            )
+        starts = training_starts(np.arange(count, dtype=np.int64), self.train, self.options.seed)
+        return self._tensors(self.train, starts)[0]
+
     @property
     def val_windows(self) -> int:
         """How many windows `val_batches` has: EVAL_SAMPLES, or all windows if there are fewer; 0 with EVALUATE=n."""

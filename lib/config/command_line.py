@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lib.base import files, launch, redact
 from lib.base.errors import printable
-from lib.config.config_file import ConfigError
+from lib.config.config_file import ConfigError, read_lines
 from lib.config.kconf import ROOT, Schema
-from lib.config.option import nearest
+from lib.config.option import Option, nearest
 
 
 def resolve(
@@ -22,10 +22,12 @@ def resolve(
     kconfig: Path = ROOT / "Kconfig",
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     base: Callable[[argparse.Namespace], Path | None] | None = None,
+    left_out: Callable[[Option], bool] = lambda option: False,
 ) -> tuple[Schema, argparse.Namespace]:
     """Resolve a configuration from files, environment and arguments; raises ConfigError with every problem.
 
-    `arguments` adds a program's own arguments; `base` names the file to start from in place of .config.
+    `arguments` adds a program's own arguments; `base` names the file to start from in place of .config. Options that
+    are `left_out` are not taken from that file.
     """
     schema = Schema(kconfig)
     parser = _parser(schema, description)
@@ -37,7 +39,7 @@ def resolve(
     paths = config_files(args.config, env) if own is None else [own, *map(files.named, args.config or [])]
     given.sort(key=lambda word: word[0] not in schema.renames)  # beside an old name, the present one counts
     given = [*_environment(schema, env), *given, *_flags(schema, args)]
-    stages = [partial(schema.load, path, ranges=False) for path in paths]
+    stages = [partial(_load, schema, path, left_out if path == own else lambda option: False) for path in paths]
     stages.append(lambda: schema.override(given, beside="the run" if own else ""))
     for stage in stages:
         try:
@@ -48,6 +50,12 @@ def resolve(
         raise ConfigError(dict.fromkeys(problems))
     warn_of_unread(schema, (name for name, _, _ in given), env)
     return schema, args
+
+
+def _load(schema: Schema, path: Path, left_out: Callable[[Option], bool]) -> None:
+    """Assign the values of a file, without the options that are `left_out`."""
+    known = [(line.number, schema.option_of(line.name)) for line in read_lines(path)]
+    schema.load(path, skip={number for number, option in known if option and left_out(option)}, ranges=False)
 
 
 # Variables that the libraries of trackers document. They are read where the option of that name is empty.

@@ -243,6 +243,11 @@ class Schema:
                 self.sources.pop(name, None)
                 self.wanted.pop(name, None)
 
+    def option_of(self, name: str) -> Option | None:
+        """The option that a line of a file with this name assigns; None if there is none."""
+        name = self.now_called(name)
+        return self.parts[name][0] if name in self.parts else self.options.get(name)
+
     def now_called(self, name: str) -> str:
         """The present name of an option that may have been renamed."""
         return self.renames[name].name if name in self.renames else name

@@ -1,0 +1,103 @@
+"""Prune a finished model at once, block by block, as in `scripts/oneshot.py --run RUN PRUNING_METHOD=sparsegpt`.
+
+The model is a checkpoint of a run, or what INIT_FROM names. With --run, options that are not given are those of the
+run, except for all of the menu Pruning; with INIT_FROM they are those of .config. The result is a new run, whose steps
+are the blocks: it can be evaluated, exported, compared and trained on. The validation loss is measured before the
+first block and after each; EVAL_INTERVAL=0 measures it only before and after all.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from lib.base.signals import end_at_once
+
+    end_at_once()
+
+from lib import track
+from lib.base import signals, threads
+from lib.base.errors import UsageError, run_program
+from lib.config import command_line
+from lib.config.config_file import ConfigError
+from lib.config.kconf import Schema
+from lib.config.option import Option
+from lib.record import checkpoint_file, run
+
+_ONESHOT = "PRUNING_DYNAMICS=oneshot"
+_METHODS = "make oneshot prunes by magnitude, wanda, sparsegpt or random: name one, as in PRUNING_METHOD=sparsegpt"
+# Options whose values are for one run only, so that a new run does not take them from the run that it prunes.
+_OF_ITS_RUN = ("INIT_FROM", "MAX_ITERS", "EVAL_INTERVAL", "CHECKPOINT_AT", "TRACKER_RUN_NAME", "JSON_OUTPUT")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run",
+        metavar="RUN",
+        help="the run whose model is pruned: its folder, its name in OUTPUT_DIR, or one of its checkpoints (default: "
+        "the latest run, unless INIT_FROM is given)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="newest|best|STEP",
+        help="which checkpoint of the run to prune (default: newest)",
+    )
+
+
+def _of_its_run(option: Option) -> bool:
+    return option.menu[0] == "Pruning" or option.name in _OF_ITS_RUN
+
+
+def _init_from(args: argparse.Namespace, words: list[str]) -> str:
+    """INIT_FROM as the user gave it beside .config; "" if not."""
+    given = [word.partition("=")[2] for word in words if word.startswith(("INIT_FROM=", "CONFIG_INIT_FROM="))]
+    return args.INIT_FROM or (given and given[-1]) or os.environ.get("CONFIG_INIT_FROM") or ""
+
+
+def configuration(words: list[str]) -> Schema:
+    """The configuration of the new run; raises UsageError for words that do not describe one."""
+
+    def base(args: argparse.Namespace) -> Path | None:
+        if source := _init_from(args, words):
+            if args.run:
+                raise UsageError(f"RUN={args.run} and INIT_FROM={source} both name a model; give one of them")
+            if args.checkpoint:
+                raise UsageError(f"CHECKPOINT={args.checkpoint} is of a RUN; write INIT_FROM=RUN@{args.checkpoint}")
+            return None
+        args.run, which = run.named(args.run, words)
+        args.checkpoint = args.checkpoint or which or "newest"
+        return run.configuration(args.run)
+
+    try:  # the first word, so that another value of the user counts
+        schema, args = command_line.resolve(
+            __doc__, [_ONESHOT, *words], arguments=_arguments, base=base, left_out=_of_its_run
+        )
+    except ConfigError as error:
+        sentences = [_METHODS if problem.startswith(f"{_ONESHOT} ") else problem for problem in error.problems]
+        raise ConfigError(sentences) from None
+    if (dynamics := schema["PRUNING_DYNAMICS"]) != "oneshot":
+        raise UsageError(f"PRUNING_DYNAMICS={dynamics}: make oneshot sets PRUNING_DYNAMICS=oneshot; leave it out")
+    if args.run:
+        path = checkpoint_file.chosen(args.run, args.checkpoint)
+        schema.override([("INIT_FROM", f"{args.run}@{int(path.stem.removeprefix('step-'))}", f"RUN={args.run}")])
+    return schema
+
+
+def main() -> int:
+    """Prune as the command line says; returns the exit code."""
+    words = sys.argv[1:]
+    schema = configuration(words)
+    for warning in schema.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    track.names(schema["TRACKER"], schema.values())  # refuses a tracker that cannot be used here
+    threads.spin_little()
+    with signals.ending_at_once():
+        from gpt2.oneshot import run as oneshot  # imports torch, which takes seconds: --help and mistakes come first
+
+    return oneshot.start(schema, [__file__, *words])
+
+
+if __name__ == "__main__":
+    run_program(main)
