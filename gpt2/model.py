@@ -113,15 +113,27 @@ class GPT2(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for the token after each of `tokens` (B, T); with `targets` (B, T) the mean loss in nats."""
-        T = tokens.shape[1]
-        x = self.wte(tokens) + self.wpe.weight[:T]  # (B, T, C)
+        x = self.hidden(tokens)
+        if targets is None:
+            return self.logits(x)
+        return linear_cross_entropy(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.vocab_size)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What the head reads: (B, T) -> (B, T, C)."""
+        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]  # (B, T, C)
         x = F.dropout(x, self.options.dropout, self.training)
         for block in self.h:
             x = block(x)
-        x = self.ln_f(x)
-        if targets is None:
-            return F.linear(x, self.wte.weight)[..., : self.vocab_size]
-        return linear_cross_entropy(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.vocab_size)
+        return self.ln_f(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head: (..., C) -> (..., V)."""
+        return F.linear(hidden, self.wte.weight)[..., : self.vocab_size]
+
+    @property
+    def block_size(self) -> int:
+        """Positions of the longest sequence."""
+        return self.options.block_size
 
     def prunable(self) -> list[nn.Parameter]:
         """The parameters that may be pruned: the matrices of the blocks, not embeddings, head, norms or biases."""

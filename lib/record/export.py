@@ -16,7 +16,8 @@ from lib.record.history import History
 class Table(NamedTuple):
     """A run's valid measurements, steps ascending."""
 
-    columns: list[str]  # `step`, `time` (unix seconds, of the step's first record), then metrics of train, eval, system
+    # `step`, `time` (unix seconds, of the step's first record), then metrics of train, eval, system and tasks
+    columns: list[str]
     rows: list[dict[str, Any]]  # column -> a number, or "NaN", "Infinity", "-Infinity" as in the journal
 
 

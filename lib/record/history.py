@@ -17,7 +17,7 @@ from lib.config.kconf import present
 from lib.machine import use
 from lib.machine.use import Use
 from lib.record import best, journal, run
-from lib.record.in_force import SERIES, InForce, Key, Record, series
+from lib.record.in_force import SERIES, InForce, Key, Record, key_of, series
 
 _FREQUENT = (b'"event":"train"', b'"event":"train.', b'"event":"system')
 # All other events. Without parsing the frequent ones, 100 runs of 5,000 lines take 0.15 s instead of 4 s.
@@ -51,13 +51,14 @@ class History:
             self.sessions.append(record)
             self.spans.append((self.time, self.time))
         elif series(event):
+            event, _ = key_of(event, record["step"], record)
             for name in record["metrics"]:
                 column = name
                 while self.columns.setdefault(column, (event, name)) != (event, name):
                     column = f"{event}/{column}"
         elif event == "alert":
             self.alerts.append(record)
-        if self.spans:
+        if self.spans and series(event) != "task":  # a task may be measured days after the end
             self.spans[-1] = (self.spans[-1][0], self.time)
 
     @property
@@ -108,6 +109,10 @@ class History:
     def last(self, name: str) -> float | None:
         """The newest value of a column, or None."""
         return next(reversed(self.values(name).values()), None)
+
+    def tasks(self) -> list[Record]:
+        """The valid results of tasks, by task and step."""
+        return [row for (of, _), row in sorted(self.rows.items(), key=lambda item: item[0]) if series(of) == "task"]
 
     def evaluations(self) -> list[best.Evaluation]:
         """The valid evaluations, steps ascending."""

@@ -3,15 +3,16 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-SERIES = ("train", "eval", "system")  # events that are measurements, also as `train.2`: one valid record per step
+# Events that are measurements: one valid record per step, and per task. `train.2` is a further series of `train`.
+SERIES = ("train", "eval", "system", "task")
 VOLATILE = frozenset({"tokens_per_second", "mfu"})  # metrics that depend on the clock, so a repeated step has others
 
 Record = dict[str, Any]
-# Event and step; the event is `alert <kind>` for an alert, `media <name>` for media. Each key has at most one valid
-# record.
+# Event and step; the event is `alert <kind>` for an alert, `media <name>` for media, and `task <name>` for a task. Each
+# key has at most one valid record.
 Key = tuple[str, int]
-_ALERT, _MEDIA = "alert ", "media "
-_BESIDE = ("alert", "system")  # other threads record these events, so they may follow the end of a run
+_ALERT, _MEDIA, _TASK = "alert ", "media ", "task "
+BESIDE = ("alert", "system", "task")  # recorded beside training, so these events may follow the end of a run
 
 
 class Places:
@@ -27,8 +28,10 @@ class Places:
       no alerts, because the user has seen them. When only alerts are withdrawn, a tracker keeps the alerts that it has.
     - Media show the state of the run at their step, so they are withdrawn with the measurements. A repeated record of
       media never withdraws anything, because a picture of the same numbers may have other bytes.
+    - A task that is measured again at a step replaces its earlier result, and withdraws nothing else. A task measures
+      the weights of its step, at any time later. So it is withdrawn with the measurements of its own and later steps.
     - A run that is made longer keeps the final metrics of its earlier ends, each at its step.
-    - Any record except an alert or a `system` record continues a run that had ended; see `ending_after`.
+    - Any record that is not in BESIDE continues a run that had ended; see `ending_after`.
 
     A run may have millions of records, so this class holds only the step and the place of each.
     """
@@ -47,7 +50,7 @@ class Places:
         if self._fold(record, place) or changed:
             self.step = record["step"]
         self.ending = ending_after(record, self.ending)
-        if record["step"] > self.step and record["event"] not in _BESIDE:
+        if record["step"] > self.step and record["event"] not in BESIDE:
             self.step = record["step"]
 
     def _fold(self, record: Record, place: int) -> bool:
@@ -61,13 +64,18 @@ class Places:
             return False
         key = key_of(event, step, record)
         if (first := self.place(key)) is not None:
-            stays = measured == "system" or event == "media"
-            if first > self.session or stays or self._repeats(key, record):
+            stays = measured == "system" or event == "media" or (measured != "task" and first > self.session)
+            if stays or self._repeats(key, record):
                 return False
-            old = [key for key, at in self if first <= at < self.session and not _is_alert(key)]
-            self._take_back(place, old)
+            self._take_back(place, [key] if measured == "task" else list(self._since(first, step)))
         self.put(key, record, place)
-        return first is not None
+        return first is not None and measured != "task"
+
+    def _since(self, first: int, step: int) -> Iterator[Key]:
+        """What earlier sessions recorded since the place `first`, without alerts and without tasks of earlier steps."""
+        for key, at in self:
+            if first <= at < self.session and not _is_alert(key) and (not key[0].startswith(_TASK) or key[1] >= step):
+                yield key
 
     def __iter__(self) -> Iterator[tuple[Key, int]]:
         """The keys of the valid records, and their places."""
@@ -127,11 +135,13 @@ class InForce(Places):
 
 
 def key_of(event: str, step: int, details: Mapping[str, Any]) -> Key:
-    """The key of an event at a step; `details` has the kind of an alert, and the name of media."""
+    """The key of an event at a step; `details` has the kind of an alert, the name of media, and that of a task."""
     if event == "alert":
         event = f"{_ALERT}{details.get('kind')}"
     elif event == "media":
         event = f"{_MEDIA}{details.get('name')}"
+    elif event == "task":
+        event = f"{_TASK}{details.get('task')}"
     return event, step
 
 
@@ -141,14 +151,14 @@ def _is_alert(key: Key) -> bool:
 
 def ending_after(record: Record, ending: Record | None) -> Record | None:
     """The current `finish` record after `record`, or None if the run continues; `ending` is that before `record`."""
-    if record["event"] in _BESIDE:
+    if record["event"] in BESIDE:
         return ending
     return record if record["event"] == "finish" else None
 
 
 def series(event: str) -> str | None:
-    """Which of SERIES an event belongs to, or None."""
-    base = event.partition(".")[0]
+    """Which of SERIES an event, or the event of a key, belongs to; None if to none."""
+    base = "task" if event.startswith(_TASK) else event.partition(".")[0]
     return base if base in SERIES else None
 
 

@@ -1,7 +1,8 @@
 """The journal: one JSON line per event of a run, append-only. Trackers and all other readers get their data from it.
 
 A line is {"seq", "time" (unix seconds), "event", "step", "metrics", ...}. Events: `start`, `resume`, `train`, `eval`,
-`system`, `alert`, `media`, `finish`. A line of media refers to a file in the run's folder. One system call writes a
+`system`, `task`, `alert`, `media`, `finish`. A line of media refers to a file in the run's folder. A line of a task has
+`task` (its name), `n` (items), `version` and more about the measurement. One system call writes a
 line, so another process never sees half of it, and it survives when the trainer is killed. NaN and infinities are the
 strings "NaN", "Infinity" and "-Infinity": the file is strict JSON. Readers skip lines that a disk or an editor damaged;
 `damaged` returns their numbers.
@@ -278,6 +279,7 @@ def _is_record(found: Any) -> bool:
         and _is_machine(found.get("machine", ""))
         and described(found) is not None  # raises for what cannot be shown
         and (found["event"] != "media" or _is_media(found))
+        and (found["event"] != "task" or _is_task(found))
     )
 
 
@@ -286,6 +288,11 @@ def _is_media(found: dict[str, Any]) -> bool:
     path = PurePosixPath(found["file"])
     inside = path.parts[:1] in [(name,) for name in MEDIA_FOLDERS] and ".." not in path.parts and "\0" not in str(path)
     return inside and found["kind"] in MEDIA_KINDS and isinstance(found["name"], str)
+
+
+def _is_task(found: dict[str, Any]) -> bool:
+    """Whether a result names its task and says how many items it has."""
+    return isinstance(found["task"], str) and found["task"].isprintable() and type(found["n"]) is int
 
 
 def _is_machine(recorded: str | dict[str, Any]) -> bool:

@@ -225,7 +225,7 @@ def _item(record: Record, folder: Path) -> Item:
         return Alert(record.get("kind", "alert"), step, moment, record.get("level", "warn"), record.get("message", ""))
     if event == "media":
         return Media(record["kind"], record["name"], step, moment, folder / record["file"])
-    return Row(event, step, moment, journal.numbers(record))
+    return Row(key_of(event, step, record)[0], step, moment, journal.numbers(record))
 
 
 def path_of(folder: Path, name: str, kind: str = "json") -> Path:

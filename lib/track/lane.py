@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from lib.base import files, redact
 from lib.base.errors import UserError
 from lib.record import journal, media
+from lib.record.in_force import BESIDE
 from lib.record.run import Identity
 from lib.track import registry
 from lib.track.cursor import FOLDER, Backlog, Cursor, Item, path_of
@@ -293,7 +294,7 @@ def configuration(folder: Path) -> dict[str, Any] | None:
 
 def _status(folder: Path) -> str:
     """The status in the last record of training; without one, `running` or `crashed`."""
-    of_training = (record for record in journal.read(folder) if record["event"] not in ("alert", "system"))
+    of_training = (record for record in journal.read(folder) if record["event"] not in BESIDE)
     last = deque(of_training, maxlen=1)
     if last and last[0]["event"] == "finish":
         return last[0].get("status", "finished")

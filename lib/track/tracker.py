@@ -28,7 +28,7 @@ class TrackOptions(Options):
 class Row:
     """Metrics of one event of a run; NaN and infinities are floats, and integers can have any size."""
 
-    event: str  # train, eval, system or finish; further series of steps are `train.2`, `eval.2`, ...
+    event: str  # train, eval, system, finish or `task <name>`; further series of steps are `train.2`, `eval.2`, ...
     step: int
     time: float  # unix seconds
     metrics: dict[str, float]
