@@ -96,8 +96,9 @@ def test_every_value_of_a_choice_has_its_code():
         importlib.import_module(f"lib.optim.{value.replace('-', '_')}")
     for value in SCHEMA.options["LR_SCHEDULE"].members:
         importlib.import_module(f"lib.schedule.{value.replace('-', '_')}")
-    for value in SCHEMA.options["PRUNING_METHOD"].members:
-        assert value == "none" or importlib.import_module(f"lib.prune.score.{value.replace('-', '_')}")
+    # Not criteria of training: none, masks that exist already, and what only make oneshot does.
+    for value in SCHEMA.options["PRUNING_METHOD"].members.keys() - {"none", "given", "sparsegpt"}:
+        importlib.import_module(f"lib.prune.score.{value.replace('-', '_')}")
     for value in SCHEMA.options["TRACKER"].members.keys() - {"all"}:
         importlib.import_module(f"lib.track.{value.replace('-', '_')}")
     corpora = importlib.import_module("gpt2.data.corpora")

@@ -16,6 +16,7 @@ unpack:
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gpt2.weights import source
 from lib.base import files
 from lib.base.errors import UserError
+from lib.record import checkpoint_file, lineage
 
 FILE = "masks.safetensors"
 VERSION = 1
@@ -54,17 +57,41 @@ def _orientation(dimensions: int) -> str:
     return "out,in" if dimensions == 2 else "out"  # of an embedding, "out" are its ids
 
 
+def zeros(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks that weights with zeros imply: 1 where a weight is not zero."""
+    return {name: (value != 0).to(torch.uint8) for name, value in state.items()}
+
+
 def read(given: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The masks of a run (RUN, RUN@best, RUN@STEP), an exported folder or a file; and what the journal says of them.
 
-    The second part has the keys from, path, sha256 and ancestors, as `Source` has them. Raises UserError with one
-    sentence.
+    The second part has the keys from, path, sha256 and ancestors, as `Source` and `Weights` have them. Raises UserError
+    with one sentence.
     """
     path = files.named(given)
-    if path.is_dir() and (path / FILE).is_file():
+    if (path / FILE).is_file():
         path /= FILE
-    masks, sha256 = read_file(path)
-    return masks, {"from": given, "path": str(path), "sha256": sha256, "ancestors": {str(path): None}}
+    if path.suffix == ".safetensors" or (path.is_file() and not checkpoint_file.is_name(path.name)):
+        masks, sha256 = read_file(path)
+        ancestors = _ancestors(path)
+    else:
+        found = source.find(given)
+        path, ancestors = found.path, found.ancestors
+        weights = source.read(found, found.shape.block_size, found.shape.vocab_size)
+        masks, sha256 = weights.masks, weights.sha256
+        if not masks:
+            raise UserError(
+                f"{path}: has no masks, because nothing was pruned there; name a pruned run, a folder with {FILE} or "
+                "such a file, or set INIT_MASKS=zeros for the zeros of the weights"
+            )
+    return masks, {"from": given, "path": str(path), "sha256": sha256, "ancestors": ancestors}
+
+
+def _ancestors(path: Path) -> lineage.Ancestors:
+    """What was trained for the masks in a file: as for the model beside them; of masks without a model nobody knows."""
+    if (path.parent / "config.json").is_file():
+        return source.find(str(path.parent)).ancestors
+    return {f"{path.resolve().parent.name}/{path.name}": None}
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], str]:

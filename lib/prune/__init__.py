@@ -16,6 +16,7 @@ from lib.config.kconf import Options
 from lib.optim import use_masks
 from lib.prune import mask, masked_linear, schedule, scope
 from lib.prune.dense import NoPruning
+from lib.prune.given import GivenMasks, Masks, fitted
 from lib.prune.hidden import MovementPruner, SoftMovementPruner, StraightThrough
 from lib.prune.pruner import Pruner
 from lib.prune.rewire import Rewiring
@@ -41,8 +42,12 @@ class PruningOptions(Options):
 AnyPruner: TypeAlias = NoPruning | Pruner
 
 
-def build(model: nn.Module, optimizer: torch.optim.Optimizer, bind: Callable[[type], Any]) -> AnyPruner:
+def build(
+    model: nn.Module, optimizer: torch.optim.Optimizer, bind: Callable[[type], Any], masks: Masks | None = None
+) -> AnyPruner:
     """The pruner that the options describe; `bind` returns the options that a dataclass declares.
+
+    `masks` are those of PRUNING_METHOD=given. Without them a checkpoint must be loaded before the first step.
 
     Masks that are due before the first step are chosen here. On the device "meta" no masks are chosen, because there
     are no values to compare. Methods that keep the values of pruned weights replace the linear layers of `model` by
@@ -55,26 +60,40 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, bind: Callable[[ty
     if options.pruning_method == "none":
         return NoPruning(model.prunable())
     parameters = scope.select(model, options.pruning_scope)
-    masks = {name: torch.ones_like(parameter, dtype=torch.uint8) for name, parameter in parameters.items()}
+    own = {name: torch.ones_like(parameter, dtype=torch.uint8) for name, parameter in parameters.items()}
     used = model.used_rows() if hasattr(model, "used_rows") else {}
     weights = [
-        Weight(name, parameter, masks[name][: used.get(parameter)], optimizer) for name, parameter in parameters.items()
+        Weight(name, parameter, own[name][: used.get(parameter)], optimizer) for name, parameter in parameters.items()
     ]
+    if options.pruning_method == "given":
+        names = [name for name, _ in model.named_parameters()]
+        pruner = GivenMasks(weights, None if masks is None else fitted(masks, weights, names))
+    else:
+        pruner = _chooser(weights, options, bind)
+    if not pruner.zeroes_weights:
+        masked_linear.install(model, own)
+    # After the masked layers are installed, because a criterion may put hooks on the layers.
+    pruner.criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
+    if not isinstance(pruner, StraightThrough):
+        use_masks(optimizer, {parameter: own[name] for name, parameter in parameters.items()})
+    if not weights[0].mask.is_meta:
+        pruner.begin()
+    return pruner
+
+
+def _chooser(weights: list[Weight], options: PruningOptions, bind: Callable[[type], Any]) -> Pruner:
+    """A pruner that chooses its masks."""
+    if options.pruning_dynamics == "oneshot":
+        raise UsageError(
+            f"PRUNING_METHOD={options.pruning_method} with PRUNING_DYNAMICS=oneshot prunes a finished model, by make "
+            "oneshot; to train the result, name its run as INIT_FROM and set PRUNING_METHOD=given"
+        )
     distribution = bind(mask.MaskOptions)
     target = _target(options, distribution)
     mask.check(distribution, {weight.name: weight.mask.shape for weight in weights}, target)
     criterion = _criterion(options, bind)
     plan = _plan(options, bind(schedule.PruningScheduleOptions), criterion)
-    pruner = _pruner(options, (weights, criterion, plan, target, distribution))
-    if not pruner.zeroes_weights:
-        masked_linear.install(model, masks)
-    # After the masked layers are installed, because a criterion may put hooks on the layers.
-    criterion.attach(weights, [model.get_submodule(name.rpartition(".")[0]) for name in parameters])
-    if not isinstance(pruner, StraightThrough):
-        use_masks(optimizer, {parameter: masks[name] for name, parameter in parameters.items()})
-    if not weights[0].mask.is_meta:
-        pruner.begin()
-    return pruner
+    return _pruner(options, (weights, criterion, plan, target, distribution))
 
 
 def _target(options: PruningOptions, distribution: mask.MaskOptions) -> float:

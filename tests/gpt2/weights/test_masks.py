@@ -165,9 +165,10 @@ def test_every_cut_of_a_file_is_one_sentence(tmp_path):
 
 
 def test_a_file_that_is_missing_or_a_folder_is_one_sentence(tmp_path):
-    for path, words in ((tmp_path / "x", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(UserError, match=words):
-            masks.read(str(path))
+    (tmp_path / "folder.safetensors").mkdir()
+    for name, words in (("absent.safetensors", "No such file"), ("folder.safetensors", "Is a directory")):
+        with pytest.raises(UserError, match=rf"{name}: the masks cannot be read: {words}"):
+            masks.read(str(tmp_path / name))
 
 
 def test_a_write_that_fails_leaves_no_file(tmp_path):

@@ -1,0 +1,83 @@
+"""The pruner of PRUNING_METHOD=given: masks that exist before the run hold from the first step to the last."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.base.errors import UsageError
+from lib.prune.mask import MaskOptions, ones
+from lib.prune.pruner import Pruner
+from lib.prune.schedule import Plan
+from lib.prune.score import Criterion
+from lib.prune.weight import Weight
+
+Masks = Mapping[str, Tensor]  # parameter name -> uint8 of its shape: 1 kept, 0 pruned
+
+
+class GivenMasks(Pruner):
+    """Retraining under a mask, sparse fine-tuning and lottery tickets: masks are never chosen, so nothing is scored."""
+
+    def __init__(self, weights: Sequence[Weight], given: Sequence[Tensor] | None):
+        """`given` has a mask for each weight. None: a checkpoint has them, which is loaded before the first step."""
+        super().__init__(weights, Criterion(), Plan(0, 0, 1, "one-shot"), 0.0, MaskOptions(None, None, None, None))
+        if given is not None:
+            for weight, mask in zip(weights, given, strict=True):
+                weight.mask.copy_(mask)
+            self._count(given)  # not `weight.mask`, which has no values on the device "meta"
+
+    def _count(self, masks: Sequence[Tensor]) -> None:
+        self.kept = sum(map(ones, masks))
+        self.target = 1 - self.kept / self.total
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Zero what the masks prune."""
+        for weight in self.weights:
+            self.forget(weight)
+
+    def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
+        """Mask gradients. Raises RuntimeError if there are no masks: the run would be dense, and look pruned."""
+        if not self.target:
+            raise RuntimeError("PRUNING_METHOD=given needs masks: give them to `build`, or load a checkpoint")
+        self.hold()
+
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        note = super().load_state_dict(state)
+        self._count([weight.mask for weight in self.weights])
+        return note
+
+
+def fitted(masks: Masks, weights: Sequence[Weight], names: Collection[str]) -> list[Tensor]:
+    """The mask of each weight, as `masks` has it; a weight without one keeps everything.
+
+    `names` are those of the model's parameters. A mask may also cover the padding of its parameter. Raises UsageError
+    for masks of other parameters or shapes, and if nothing is pruned.
+    """
+    if other := sorted(masks.keys() - set(names)):
+        raise UsageError(f"INIT_MASKS: has a mask of {other[0]!r}, which this model lacks; name masks of this model")
+    if not any(weight.name in masks for weight in weights):
+        raise UsageError(
+            f"INIT_MASKS: has no mask of a tensor in PRUNING_SCOPE, such as {weights[0].name}; widen PRUNING_SCOPE or "
+            "name other masks"
+        )
+    found = [_fitted(masks.get(weight.name), weight) for weight in weights]
+    if all(bool(mask.all()) for mask in found):
+        raise UsageError(
+            "INIT_MASKS: prunes no weight of the tensors in PRUNING_SCOPE; name other masks, start from pruned "
+            "weights, or set PRUNING_METHOD=none"
+        )
+    return found
+
+
+def _fitted(mask: Tensor | None, weight: Weight) -> Tensor:
+    own, whole = weight.mask.shape, weight.parameter.shape
+    if mask is None:
+        return torch.ones(own, dtype=torch.uint8)
+    if mask.shape not in (own, whole):
+        raise UsageError(
+            f"INIT_MASKS: the mask of {weight.name} is {list(mask.shape)}, but the weight is {list(own)}; name masks "
+            "of a model of this shape"
+        )
+    return mask[: own[0]]
