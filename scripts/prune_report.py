@@ -1,6 +1,7 @@
 """Report, before training, what pruning will do: which tensors, when and how much, and what it costs.
 
-The report is computed from the configuration that training would read. It needs neither data nor memory for the model.
+The report is computed from the configuration that training would read. It needs neither data nor memory for the model,
+but masks that are given are read.
 """
 
 import sys
@@ -10,18 +11,24 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
+from gpt2 import beginning, preflight
 from gpt2 import model as models
-from gpt2 import preflight
 from gpt2.data import tokenizer
 from gpt2.footprint import kind, like, nbytes, state_bytes
+from gpt2.weights.adopt import adopt
+from gpt2.weights.source import Source
 from lib import prune
 from lib.base.errors import run_program
 from lib.config import command_line
 from lib.config.kconf import Schema
+from lib.machine.dist import Ranks
 from lib.prune import mask
+from lib.prune.given import fitted
 from lib.prune.hidden import StraightThrough
+from lib.prune.mask import ones
 from lib.prune.pruner import Pruner
 from lib.prune.rewire import Rewiring
+from lib.prune.weight import Weight
 from lib.terminal.console import columns, table
 
 _COLUMNS, _ROWS = 60, 8  # of the plot, in characters
@@ -40,6 +47,7 @@ _CHOICES = {  # option whose chosen value the report explains -> its label
 def main() -> int:
     """Print the report; returns 0."""
     schema, _ = command_line.resolve(__doc__, sys.argv[1:])
+    source = adopt(schema)
     for warning in [*schema.warnings, *preflight.quick(schema.bind)]:
         print(f"warning: {warning}", file=sys.stderr)
     if schema["PRUNING_METHOD"] == "none":
@@ -48,7 +56,7 @@ def main() -> int:
             "make prune-report PRUNING_METHOD=magnitude"
         )
         return 0
-    run = Planned(schema)
+    run = Planned(schema, source)
     sections = {
         "Scores, and which weights are pruned": table(choices(schema)),
         "Tensors in scope": scope(run),
@@ -63,16 +71,22 @@ def main() -> int:
 class Planned:
     """The run that the configuration describes: model and pruner on the device "meta", with shapes but no memory."""
 
-    def __init__(self, schema: Schema):
-        """Raises UserError if training would refuse the configuration."""
+    def __init__(self, schema: Schema, source: Source | None):
+        """`source` are the weights of INIT_FROM. Raises UserError if training would refuse the configuration."""
         self.schema, self.steps = schema, schema["MAX_ITERS"]
         shape = schema.bind(models.ModelOptions)
+        vocab_size = tokenizer.vocab_size(schema["TOKENIZER"])
         with torch.device("meta"):
-            self.model = models.GPT2(shape, tokenizer.vocab_size(schema["TOKENIZER"]))
+            self.model = models.GPT2(shape, vocab_size)
         self.state_bytes = state_bytes(shape, schema.bind)  # kind of a parameter -> bytes
         self.parameters = dict(self.model.named_parameters())  # before masked layers replace some
+        self.masks = None
+        if schema["PRUNING_METHOD"] == "given":
+            origin = beginning.Origin(source, schema["INIT_MASKS"])
+            self.masks = beginning.read(origin, Ranks(), shape.block_size, vocab_size).masks
         # SGD, because fused optimizers refuse parameters on "meta".
-        self.pruner: Pruner = prune.build(self.model, torch.optim.SGD(self.model.parameters()), schema.bind)
+        optimizer = torch.optim.SGD(self.model.parameters())
+        self.pruner: Pruner = prune.build(self.model, optimizer, schema.bind, self.masks)
         self.total = self.pruner.total
 
     def kept_at(self, share: float) -> int:
@@ -99,9 +113,11 @@ def percent(share: float) -> str:
 
 
 def choices(schema: Schema) -> dict[str, str]:
-    """Label -> Kconfig's description of the chosen value."""
+    """Label -> Kconfig's description of the chosen value; and where first weights and masks come from."""
     options = {label: schema.options[name] for name, label in _CHOICES.items() if schema.options[name].active}
-    return {label: option.members[option.value].nodes[0].prompt[0] for label, option in options.items()}
+    words = {label: option.members[option.value].nodes[0].prompt[0] for label, option in options.items()}
+    sources = {"masks of": schema["INIT_MASKS"], "weights of": schema["INIT_FROM"]}
+    return words | {label: source for label, source in sources.items() if source}
 
 
 def scope(run: Planned) -> str:
@@ -113,23 +129,32 @@ def scope(run: Planned) -> str:
     rows = [("", "tensors", "weights", "of model", "pruned in the end")]
     for name, members in groups.items():
         count = sum(weight.mask.numel() for weight, _ in members)
-        pruned = " to ".join(sorted({share for _, share in members}))
-        rows.append((name, f"{len(members)}", f"{count:,}", percent(count / parameters), pruned))
+        rows.append((name, f"{len(members)}", f"{count:,}", percent(count / parameters), spread(run, members)))
     end = "a result" if run.is_soft else percent(1 - run.kept_at(1.0) / run.total)
     rows.append(("total", f"{len(run.pruner.weights)}", f"{run.total:,}", percent(run.total / parameters), end))
     return columns(rows)
 
 
-def shares(run: Planned) -> list[str]:
-    """The final sparsity of each tensor, as far as the options decide it."""
+def spread(run: Planned, members: list[tuple[Weight, float]]) -> str:
+    """The lowest and the highest of the final sparsities of some tensors."""
     if run.is_soft:
-        return ["by its scores"] * len(run.pruner.weights)
+        return "by its scores"
+    bound = "at most " if run.schema["PRUNING_DISTRIBUTION"] in ("global", "global-rms") else ""
+    ends = [percent(end(share for _, share in members)) for end in (min, max)]
+    return bound + " to ".join(dict.fromkeys(ends))
+
+
+def shares(run: Planned) -> list[float]:
+    """The final sparsity of each tensor, or its upper bound, as far as it is decided before training."""
+    weights = run.pruner.weights
+    if run.masks is not None:
+        return [1 - ones(given) / given.numel() for given in fitted(run.masks, weights, run.parameters)]
     options = run.schema.bind(mask.MaskOptions)
-    if options.pruning_distribution in ("global", "global-rms"):
-        return [f"at most {percent(options.pruning_layer_cap)}"] * len(run.pruner.weights)
-    shapes = {weight.name: weight.mask.shape for weight in run.pruner.weights}
+    if run.is_soft or options.pruning_distribution in ("global", "global-rms"):
+        return [options.pruning_layer_cap or 1.0] * len(weights)
+    shapes = {weight.name: weight.mask.shape for weight in weights}
     budgets = mask.budgets(options, shapes, run.pruner.target)
-    return [percent(budgets[weight.name] / weight.mask.numel()) for weight in run.pruner.weights]
+    return [budgets[weight.name] / weight.mask.numel() for weight in weights]
 
 
 # ---- when ------------------------------------------------------------------------------------------------------------
@@ -172,6 +197,8 @@ def when(run: Planned) -> str:
         "end": _at(plan.end),
         "updates": f"masks are chosen {'once' if count == 1 else f'{count:,} times, {rhythm}'}",
     }
+    if run.masks is not None:
+        facts = {"start": facts["start"], "updates": "none: the masks are given"}
     if run.is_soft:
         facts["non-zeros"] = "all weights with scores above the threshold; the plot shows how the threshold rises"
     else:
@@ -251,6 +278,8 @@ def every_step(run: Planned) -> list[tuple[str, float]]:
 
 def each_update(run: Planned) -> str:
     """What choosing masks costs, in a sentence or two."""
+    if run.masks is not None:
+        return "Masks are given, so nothing is ranked."
     if run.is_soft:
         what = "compares every score with the threshold"
     elif isinstance(run.pruner, Rewiring):
