@@ -1,0 +1,172 @@
+"""What an export says about a run: its options, measurements and lineage, without paths of this machine and secrets."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+from gpt2.weights.source import Source, Weights
+from lib.base import redact
+from lib.config import matters
+from lib.config.kconf import Schema
+from lib.config.option import Option, Value
+from lib.record import best, history, journal, run
+from lib.record.in_force import Record
+
+FORMAT = 1  # of espalier.json
+# Of the start event's `init` and `masks`. The others name files of this machine.
+_ORIGIN = ("from", "kind", "sha256", "revision", "step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known about the weights of a checkpoint."""
+
+    source: Source
+    identity: run.Identity
+    schema: Schema  # the run's configuration
+    config: dict[str, Value]  # name in lower case -> value, of the options that decide what is learned
+    sessions: list[Record]  # the events `start` and `resume`
+    code: str  # the commit, and whether there were uncommitted changes; "" if it is not known
+    evaluations: list[best.Evaluation]  # of the run up to this checkpoint
+    tasks: list[Record]  # the events `task` of this checkpoint
+    zeros: dict[str, tuple[int, int]]  # masked tensor -> weights that are exactly zero, all weights
+    parameters: int  # of the model
+
+    @property
+    def step(self) -> int:
+        """The last step of the checkpoint."""
+        return self.source.step
+
+    @property
+    def sparsity(self) -> float | None:
+        """The share of exact zeros among the weights that masks cover; None without masks."""
+        zeros, weights = (sum(counts) for counts in zip(*self.zeros.values(), strict=True)) if self.zeros else (0, 0)
+        return zeros / weights if weights else None
+
+    @property
+    def ancestors(self) -> dict[str, int | None]:
+        """This run and what was trained before it (see Source), without places on this machine."""
+        return {public(name): tokens for name, tokens in self.source.ancestors.items()}
+
+    @property
+    def own_tokens(self) -> int:
+        """The tokens that this run trained on."""
+        return self.source.ancestors[self.identity.run_id]
+
+    @property
+    def total_tokens(self) -> int | None:
+        """The tokens of the whole chain; None if those of an ancestor are not known."""
+        tokens = self.ancestors.values()
+        return None if None in tokens else sum(tokens)
+
+    @property
+    def foreign(self) -> list[str]:
+        """The ancestors that Espalier did not train: models of others, whose tokens are not known here."""
+        return [name for name, tokens in self.ancestors.items() if tokens is None]
+
+    @property
+    def is_one_session(self) -> bool:
+        """Whether one training with the run's configuration repeats it: no resume changed an option."""
+        return not any(session.get("changed") for session in self.sessions)
+
+    @property
+    def loss(self) -> float | None:
+        """The validation loss of exactly these weights; None if the run did not evaluate them."""
+        return next((one.val_loss for one in self.evaluations if one.step == self.step), None)
+
+    @property
+    def best(self) -> best.Evaluation | None:
+        """The best evaluation of the run up to here (see lib.record.best)."""
+        return best.best(self.evaluations)
+
+    def origin(self, part: str) -> dict[str, Any] | None:
+        """What the start event says about `init` or `masks`, without places on this machine; None if it has none."""
+        found = self.sessions[0].get(part)
+        if not found:
+            return None
+        return {
+            key: public(found[key]) if isinstance(found[key], str) else found[key] for key in _ORIGIN if key in found
+        }
+
+    def record(self) -> dict[str, Any]:
+        """The content of espalier.json."""
+        metrics = {
+            "step": self.step,
+            "val_loss": self.loss,
+            "best_val_loss": self.best and self.best.val_loss,
+            "best_val_loss_step": self.best and self.best.step,
+            "sparsity": self.sparsity,
+            "tokens": self.own_tokens,
+            "tokens_of_the_chain": self.total_tokens,
+        }
+        return {
+            "format": FORMAT,
+            "run": {"run_id": self.identity.run_id, "name": self.identity.name, "checkpoint": self.source.path.name},
+            "code": self.code,
+            "configuration": self.config,
+            "metrics": {name: value for name, value in metrics.items() if value is not None},
+            "tasks": [
+                {key: one[key] for key in ("task", "n", "version", "metrics") if key in one} for one in self.tasks
+            ],
+            "lineage": {
+                "ancestors": self.ancestors,
+                "init": self.origin("init"),
+                "masks": self.origin("masks"),
+            },
+        }
+
+
+def collect(folder: Path, source: Source, weights: Weights, schema: Schema) -> Facts:
+    """Read what the run in `folder` recorded up to the checkpoint `source`; raises UserError for a damaged run."""
+    seen = history.load(folder)
+    rows = {key: row for key, row in seen.rows.items() if key[1] <= source.step}
+    zeros = {
+        name: (int((weights.state[name] == 0).sum()), weights.state[name].numel()) for name in sorted(weights.masks)
+    }
+    tasks = {
+        tuple(record["metrics"]): record
+        for record in journal.read(folder)
+        if record["event"] == "task" and record["step"] == source.step
+    }
+    made = history.provenances(folder)
+    return Facts(
+        source=source,
+        identity=run.Identity.load(folder),
+        schema=schema,
+        config={name.lower(): _shared(option, option.value) for name, option in _options(schema).items()},
+        sessions=seen.sessions,
+        code=history.code(made[-1]) if made and made[-1].get("commit") else "",
+        evaluations=best.evaluations(rows.values()),
+        tasks=list(tasks.values()),
+        zeros=zeros,
+        parameters=sum(tensor.numel() for tensor in weights.state.values()),
+    )
+
+
+def command(facts: Facts) -> str:
+    """The command that trains, or prunes, like this again: the options that differ from the defaults."""
+    differing = {option.name for option in facts.schema.differing()}
+    words = [
+        f"{name}={shlex.quote(str(_shared(option, option.text)))}"
+        for name, option in _options(facts.schema).items()
+        if name in differing
+    ]
+    program = "oneshot" if facts.config.get("pruning_dynamics") == "oneshot" else "train"
+    return " \\\n    ".join([f"make {program}", *words])
+
+
+def _options(schema: Schema) -> dict[str, Option]:
+    """The active options that decide what is learned, and how it was evaluated."""
+    wanted = matters.decisive(schema) - {"TRACKER_PROJECT", "TRACKER_RUN_NAME"}
+    return {name: option for name, option in schema.options.items() if option.active and name in wanted}
+
+
+def _shared(option: Option, value: Value) -> Value:
+    """A value of the option, fit for strangers."""
+    return public(value) if option.kind == "str" else value
+
+
+def public(text: str) -> str:
+    """A text without secrets; of an absolute path only the last part."""
+    return redact.hide(Path(text).name if text.startswith(("/", "~")) else text)

@@ -1,0 +1,90 @@
+"""Write a run's model as a Hugging Face folder, read it back and compare it, and upload it if asked.
+
+The folder loads offline, with transformers' AutoModelForCausalLM and AutoTokenizer. It has the weights in float32, the
+tokenizer, the masks of a pruned run, what the run recorded (espalier.json), and a model card. An earlier export in the
+same place is replaced.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from gpt2 import trained
+from gpt2.weights import export, facts, push, source
+from lib.base import files
+from lib.base.errors import UserError, run_program
+from lib.config.kconf import Schema
+from lib.machine import device
+from lib.record import run
+from lib.terminal.console import say
+
+
+def main() -> int:
+    """Export, and push if asked. Returns 0."""
+    args = _parser().parse_args()
+    if args.push is not None:
+        push.check(args.push)
+    folder, which = run.named(args.run)
+    schema = _configuration(folder)
+    out = files.named(args.out) if args.out else folder / "export"
+    out = out if out.name else out.absolute()  # "." has no name
+    export.check(out)
+    found = source.find(f"{folder}@{args.checkpoint or which or 'newest'}")
+    try:
+        _export(folder, found, schema, out)
+    except (RuntimeError, MemoryError) as error:
+        if not device.is_out_of_memory(error):
+            raise
+        raise UserError(f"{found.path}: not enough memory to export this model; free some memory") from None
+    if args.push is not None:
+        say(f"uploading to {args.push}")
+        say(f"uploaded         {push.push(out, args.push, not args.public)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", help="folder of a run, its name, or one of its checkpoints [the latest run]")
+    parser.add_argument("--checkpoint", metavar="newest|best|STEP", help="which checkpoint to export [newest]")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write it [<run>/export]")
+    parser.add_argument(
+        "--push",
+        metavar="USER/NAME",
+        help="also upload it to this repository of the Hugging Face hub, which is made if it is missing; the token is "
+        "that of HF_TOKEN or of `hf auth login`",
+    )
+    parser.add_argument("--public", action="store_true", help="a repository that --push makes is public [private]")
+    return parser
+
+
+def _configuration(folder: Path) -> Schema:
+    """The configuration of a run, and warnings about it on standard error."""
+    schema = Schema()
+    schema.load(run.configuration(folder), ranges=False)  # an earlier version may have had wider ranges
+    for warning in schema.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return schema
+
+
+def _export(folder: Path, found: source.Source, schema: Schema, out: Path) -> None:
+    """Write the folder `out`, read it back, and print what is in it."""
+    here = Schema()
+    here.load(run.configuration(folder), ranges=False)
+    here.override([("DEVICE", "cpu", "export"), ("DTYPE", "float32", "export")])  # as transformers computes
+    made = trained.load(found, here)
+    with torch.no_grad():
+        logits = made.model.eval()(export.window(found))[0]
+    collected = facts.collect(folder, found, made.weights, schema)
+    with export.folder(out) as draft:
+        export.write(draft, found, made.weights, collected)
+        compared = export.read_back(draft, found, made.weights, logits)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    say(f"exported         {found.path}\nread back        {compared}\nfolder           {out} ({size / 1e6:,.1f} MB)")
+
+
+if __name__ == "__main__":
+    run_program(main)
