@@ -144,8 +144,8 @@ output = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 ```
 
-Prompt and new tokens together have at most {block:,} tokens. The tokenizer reads an end-of-text token that is written in
-a text as ordinary text, as it was in training."""
+Prompt and new tokens together have at most {block:,} tokens. The tokenizer reads an end-of-text token in a text as
+ordinary text, as it was in training."""
 
 
 def _repeat(facts: Facts) -> str:

@@ -1,8 +1,15 @@
 """Uploads an exported folder to the Hugging Face hub, as one commit."""
 
+import sys
 from pathlib import Path
 
 from lib.base.errors import UsageError, UserError
+
+_ADVICE = {  # status of HTTP -> what to do
+    401: "check the token",
+    403: "use a token that may write there",
+    404: "check the name, and that the token may write there",
+}
 
 
 def check(name: str) -> None:
@@ -28,7 +35,10 @@ def push(folder: Path, name: str, is_private: bool) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
     from huggingface_hub.errors import HTTPError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     api = HfApi()
     try:
         api.create_repo(name, private=is_private, exist_ok=True)
@@ -39,12 +49,9 @@ def push(folder: Path, name: str, is_private: bool) -> str:
             operations.append(CommitOperationDelete("masks.safetensors"))  # of an earlier model, which was pruned
         done = api.create_commit(name, operations, commit_message="Upload a model from Espalier")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        advice = {
-            401: "check the token",
-            403: "use a token that may write there",
-            404: "check the name, and that the token may write there",
-        }.get(status, "try again with the same command")
-        words = " ".join(str(error.__cause__ or error).replace(get_token() or "\0", "***").split())[:300]
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        advice = _ADVICE.get(status, "try again with the same command")
+        words = " ".join(str(cause).replace(get_token() or "\0", "***").split())[:300]
         raise UserError(f"PUSH={name}: not uploaded ({words}); {folder} stays as it is; {advice}") from None
-    return done.repo_url.url if hasattr(done.repo_url, "url") else str(done.repo_url)
+    return done.repo_url.url

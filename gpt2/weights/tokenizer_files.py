@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.tokenizer import END_OF_TEXT, BYTE_LETTERS, read_table
+from gpt2.data.tokenizer import BYTE_LETTERS, END_OF_TEXT, read_table
 from lib.base import files
 
 
@@ -15,7 +15,7 @@ def write(folder: Path, name: str, block_size: int) -> None:
     files.write_json(
         folder / "tokenizer_config.json",
         {
-            # This class reads tokenizer.json as it is. GPT2Tokenizer would add <|endoftext|> to the vocabulary of bytes.
+            # This class reads tokenizer.json as it is. GPT2Tokenizer would add <|endoftext|> to the 256 bytes.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": end,
             "eos_token": end,
