@@ -50,8 +50,10 @@ def push(folder: Path, name: str, is_private: bool) -> str:
         done = api.create_commit(name, operations, commit_message="Upload a model from Espalier")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        advice = _ADVICE.get(status, "try again with the same command")
-        words = " ".join(str(cause).replace(get_token() or "\0", "***").split())[:300]
+        response, words = getattr(cause, "response", None), getattr(cause, "server_message", None) or str(cause)
+        if response is not None:
+            words = f"{response.status_code} {response.reason_phrase}: {words}"
+        advice = _ADVICE.get(getattr(response, "status_code", None), "try again with the same command")
+        words = " ".join(words.replace(get_token() or "\0", "***").split())[:300]
         raise UserError(f"PUSH={name}: not uploaded ({words}); {folder} stays as it is; {advice}") from None
     return done.repo_url.url
