@@ -89,8 +89,6 @@ def main() -> int:
     """Prune as the command line says; returns the exit code."""
     words = sys.argv[1:]
     schema = configuration(words)
-    for warning in schema.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     track.names(schema["TRACKER"], schema.values())  # refuses a tracker that cannot be used here
     threads.spin_little()
     with signals.ending_at_once():

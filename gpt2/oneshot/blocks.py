@@ -77,7 +77,7 @@ def prune(
     """
     model.eval()
     weights = _weights(model, options)
-    layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
+    layers = _layers(model, weights)
     _check(weights, layers, options)
 
     def inputs() -> Inputs:
@@ -106,6 +106,17 @@ def prune(
     return {name: weight.mask for name, weight in weights.items()}
 
 
+def check(model: GPT2, options: OneshotOptions) -> None:
+    """Raise UsageError for options that do not fit the tensors in scope."""
+    weights = _weights(model, options)
+    _check(weights, _layers(model, weights), options)
+
+
+def _layers(model: GPT2, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The module of each parameter."""
+    return {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
+
+
 def _weights(model: GPT2, options: OneshotOptions) -> dict[str, Weight]:
     parameters, used = scope.select(model, options.pruning_scope), model.used_rows()
     nothing = torch.optim.SGD(parameters.values())  # has no state, and never steps
@@ -116,7 +127,6 @@ def _weights(model: GPT2, options: OneshotOptions) -> dict[str, Weight]:
 
 
 def _check(weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], options: OneshotOptions) -> None:
-    """Raise UsageError for options that do not fit the tensors in scope."""
     method, distribution = options.pruning_method, options.pruning_distribution
     for name, weight in weights.items():
         if isinstance(layers[name], nn.Linear) and layers[name].weight is weight.parameter:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -51,6 +52,8 @@ _NEAR = 1e-3  # a target this far below the present sparsity is the same: a few 
 def start(schema: Schema, command: list[str]) -> int:
     """Prune the model that INIT_FROM names, in a new run; returns the exit code. `command` is for the record."""
     source = adopt(schema)
+    for warning in schema.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     _count_blocks(schema)
     options = schema.bind(run.RunOptions)
     with _memory_for_users(schema):
@@ -61,7 +64,7 @@ def start(schema: Schema, command: list[str]) -> int:
         folder, identity = run.create(named, begin=lambda new: schema.write(new / ".config"))
         if identity.name != wanted:
             say(f"note: {folder.parent / run.folder_name(wanted)} exists, so this run is called {identity.name}")
-        return pruning.run(folder, identity, command)
+        return pruning.prune(folder, identity, command)
 
 
 def _count_blocks(schema: Schema) -> None:
@@ -145,7 +148,7 @@ class Pruned(Pruner):
 
 
 class Pruning:
-    """The parts that prune a model. They are built without the run's folder, and `run` uses them once."""
+    """The parts that prune a model. They are built without the run's folder, and `prune` uses them once."""
 
     def __init__(self, schema: Schema, source: Source):
         """Load the model, and prepare the data if it is missing; raises UserError for what cannot be pruned."""
@@ -157,6 +160,7 @@ class Pruning:
         torch.manual_seed(self.options.seed)
         loaded = trained.load(source, schema)
         self.machine, self.init = loaded.machine, _origin(source, loaded.weights)
+        blocks.check(loaded.model, self.oneshot)
         optimizer = optim.build(loaded.model, schema.bind)
         weights = [
             Weight(name, parameter, torch.ones_like(parameter[:rows], dtype=torch.uint8), optimizer)
@@ -173,7 +177,7 @@ class Pruning:
         divergence = schema.bind(DivergenceOptions)
         self.training = Training(loaded.model, optimizer, pruner, self.machine, divergence, self.data.sums)
 
-    def run(self, folder: Path, identity: run.Identity, command: list[str]) -> int:
+    def prune(self, folder: Path, identity: run.Identity, command: list[str]) -> int:
         """Prune all blocks, or until a signal or a failure; returns the exit code. The journal is closed in any case.
 
         Only a model whose blocks are all pruned leaves a checkpoint.
@@ -181,7 +185,7 @@ class Pruning:
         with ExitStack() as stack:
             with StopSignals("stopping; the blocks that are pruned are not saved") as asked:
                 recorder = self._record(folder, identity, command, stack, asked)
-                if not self._prune(recorder, asked):
+                if not self._all_blocks(recorder, asked):
                     return asked.exit_code
             with StopSignals("recording the end of the run") as later:
                 self._finish(recorder, later)
@@ -244,7 +248,7 @@ class Pruning:
 
     # ---- pruning and after -----------------------------------------------------------------------------------------
 
-    def _prune(self, recorder: Recorder, asked: StopSignals) -> bool:
+    def _all_blocks(self, recorder: Recorder, asked: StopSignals) -> bool:
         """Prune all blocks and save the model; returns False if the user stopped it. Raises if anything else does."""
         training = self.training
         path = recorder.writer.folder / checkpoint.name(self.options.max_iters)
