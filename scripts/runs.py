@@ -19,9 +19,9 @@ from lib.base.errors import UsageError, UserError, run_program, shown
 from lib.base.metric import EARLIER, rows
 from lib.compare import difference
 from lib.config.command_line import resolve
-from lib.record import best, export, history, journal
+from lib.record import best, export, history, journal, scores
 from lib.record.history import History
-from lib.record.in_force import Record
+from lib.record.in_force import Record, series
 from lib.record.run import Identity, named
 from lib.terminal import follow, view
 from lib.terminal.console import duration
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(list_runs, "list")
     sub.add_argument("words", nargs="*", metavar="FOLDER | NAME=value", help="where the runs are [OUTPUT_DIR]")
+    sub.add_argument("--tasks", action="store_true", help="results of make evaluate, in place of loss and speed")
     sub = one(command(show, "show"))
     sub.add_argument("--all", action="store_true", help="every metric, not only the common ones")
     sub = command(compare, "compare")
@@ -77,9 +78,13 @@ def list_runs(args: argparse.Namespace) -> int:
     A run is running, finished, interrupted (it was asked to stop), diverged, failed or crashed (it ended without
     recording why). The speed of a finished run is its mean; that of any other run is the last recorded value. If the
     output is not a terminal, tabs separate the columns and numbers are not rounded.
+
+    With --tasks, each result of a task is a column: the one of the highest step at which the run has it.
     """
     parent = files.named(args.words[0]) if len(args.words) == 1 and "=" not in args.words[0] else None
     parent = parent or Path(resolve("", args.words)[0]["OUTPUT_DIR"])
+    if args.tasks:
+        return _list_tasks(parent)
     rows, notes = [], []
     for folder in history.find(parent):
         moment, row, note = _row(folder, parent)
@@ -100,6 +105,44 @@ def list_runs(args: argparse.Namespace) -> int:
     for note in notes:
         print(shown(note), file=sys.stderr)
     return 0
+
+
+def _list_tasks(parent: Path) -> int:
+    """List the runs that have results of tasks, by name."""
+    found, notes = {}, []
+    for folder in history.find(parent):
+        try:
+            found[folder] = scores.newest(history.skim(folder).tasks())
+        except UserError as error:
+            notes.append(str(error))
+    found = {folder: known for folder, known in found.items() if known}
+    names = list(dict.fromkeys(name for known in found.values() for name in known))
+    rows, columns = [], [view.Column(f"{parent}/" if view.terminal() else "run", left=True)]
+    for name in names:
+        columns.append(view.Column(name, _with_error))
+        columns += [] if view.terminal() else [view.Column(f"{name}_stderr")]
+    for folder, known in found.items():
+        row = [str(folder.relative_to(parent) if view.terminal() else folder)]
+        for name in names:
+            one = known.get(name)
+            if view.terminal():
+                row.append(one)
+            else:
+                row += [one.value, one.stderr] if one else [None, None]
+        rows.append(row)
+    if rows:
+        view.table(columns, rows)
+    else:
+        print(f"{parent}: no run has results of tasks yet; measure one with: make evaluate RUN=... TASKS=hellaswag")
+    for note in notes:
+        print(shown(note), file=sys.stderr)
+    return 0
+
+
+def _with_error(score: scores.Score) -> str:
+    """`0.2845 ± 0.0045`, and a star where EVAL_LIMIT left items out."""
+    error = "" if score.stderr is None else f" ± {view.number(score.stderr)}"
+    return f"{view.number(score.value)}{error}{'' if score.of is None else '*'}"
 
 
 def _row(folder: Path, parent: Path) -> tuple[float, list[Any], str]:
@@ -123,7 +166,7 @@ def _row(folder: Path, parent: Path) -> tuple[float, list[Any], str]:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Show a run: what it is, options that differ, metrics, alerts, its files, and what the trackers have.
+    """Show a run: what it is, options that differ, metrics, tasks, alerts, its files, and what the trackers have.
 
     A sparkline shows the run's steps from left to right, and the metric's own range from bottom to top.
     """
@@ -136,6 +179,9 @@ def show(args: argparse.Namespace) -> int:
     if metrics := _metrics(seen, args.all):
         titles = ("", "", "first", "last", "min", "max")
         parts += [view.heading("metrics"), view.grid(metrics, titles, right=4)]
+    if results := list(scores.scores(seen.tasks())):
+        rows = [scores.cells(score, view.number) for score in results]
+        parts += [view.heading("tasks"), view.grid(rows, scores.TITLES, right=len(scores.TITLES) - 1)]
     if seen.alerts:
         rows = [(f"step {r['step']}", ": ".join(filter(None, (r.get("kind"), r.get("message"))))) for r in seen.alerts]
         parts += [view.heading("alerts"), view.grid(rows)]
@@ -198,7 +244,7 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
 
 def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
     """Name, sparkline, first, last, lowest and highest value of the metrics to show."""
-    known = seen.names()
+    known = [name for name in seen.names() if series(seen.columns[name][0]) != "task"]  # they have their own table
     metrics = EARLIER | seen.shown
     names = [name for name in rows(metrics.values()) if name in known] + [
         name for name in known if name.startswith("system/")
@@ -291,6 +337,9 @@ def _results(a: difference.Side, b: difference.Side, comparable: bool) -> Iterat
         show = {"seconds": duration, "tokens/s": view.whole}.get(name, view.number)
         far = f"{float(other) - float(one):+.4f}" if "loss" in name and comparable and None not in (one, other) else ""
         yield name.replace("seconds", "time"), *("-" if v is None else show(v) for v in (one, other)), far
+    known, found = (scores.newest(side.history.tasks()) for side in (a, b))
+    for name in dict.fromkeys([*known, *found]):
+        yield name, *(_with_error(side[name]) if name in side else "-" for side in (known, found)), ""
 
 
 # ---- tail ------------------------------------------------------------------------------------------------------------
@@ -309,7 +358,7 @@ def tail(args: argparse.Namespace) -> int:
 
 
 def export_run(args: argparse.Namespace) -> int:
-    """Write a run's metrics as a table: a row per step, with its training, evaluation and system metrics.
+    """Write a run's metrics as a table: a row per step, with its metrics of training, evaluation, system and tasks.
 
     The file is steps.<format> in the run's folder, or the one that --out names. (metrics.csv in that folder belongs to
     the tracker csv.) Each step has one row, with the values that are valid after resumes. `time` is the time of its

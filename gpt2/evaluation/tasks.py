@@ -1,0 +1,210 @@
+"""Scores of a model on tasks of lm-eval: which tasks there are, where their data is, and how they are measured."""
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2.evaluation.result import Result
+from lib.base.errors import UsageError, UserError
+from lib.config.option import nearest
+
+if TYPE_CHECKING:
+    from gpt2.evaluation.harness import Answers
+
+BOOTSTRAP = 1000  # resamples for the standard error of what is not a mean, such as LAMBADA's perplexity
+_FORMATS = {"jsonl": "json", "parquet": "parquet"}  # ending of a file -> how the library datasets calls its reader
+
+
+def names(given: str) -> list[str]:
+    """The tasks in a comma-separated list, each once."""
+    return list(dict.fromkeys(filter(None, (name.strip() for name in given.split(",")))))
+
+
+def check(given: str) -> None:
+    """Raise UsageError if lm-eval is missing, or if it has no task of one of these names. Takes 5 seconds."""
+    wanted = names(given)
+    if not wanted:
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UsageError("tasks are measured by lm-eval, which is not installed; install it: pip install -e '.[eval]'")
+    known = _manager().task_index
+    problems = [
+        f"{name}: lm-eval has no task of this name{nearest(name, known)}" for name in wanted if name not in known
+    ]
+    if problems:
+        raise UsageError(*problems)
+
+
+def measure(answers: "Answers", given: str, data: str, limit: int) -> list[Result]:
+    """Measure the tasks in a comma-separated list, with all items or the first `limit` of each.
+
+    `data` is the folder TASK_DATA; if it is empty, data comes from the Hugging Face hub. Raises UserError for a task
+    whose data is missing or does not fit.
+    """
+    check(given)
+    with _quiet():
+        loaded: dict[str, Any] = {"tasks": {}, "groups": {}}
+        for name in names(given):
+            found = _load(name, Path(data) if data else None)
+            loaded = {kind: loaded[kind] | found.get(kind, {}) for kind in loaded}
+        for name, task in loaded["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+                raise UsageError(f"{name}: runs code that the model writes, or shows it images; choose another task")
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=1234)  # lm-eval's default
+        from lm_eval.evaluator import evaluate
+
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it bootstraps
+            found = evaluate(_model(answers), loaded, limit=limit or None, bootstrap_iters=BOOTSTRAP, log_samples=False)
+    return list(_results(found, limit))
+
+
+def version() -> str:
+    """The version of lm-eval."""
+    return importlib.metadata.version("lm_eval")
+
+
+def _results(found: dict[str, Any], limit: int) -> Iterator[Result]:
+    """The results of `lm_eval.evaluate`, those of groups last."""
+    counts = found["n-samples"]
+    for name in sorted(found["results"], key=lambda name: name not in counts):
+        metrics, parts = {}, list(_leaves(name, found["group_subtasks"]))
+        for key, value in found["results"][name].items():
+            metric, comma, kind = key.partition(",")
+            if comma and isinstance(value, int | float):
+                metrics[f"{name}/{metric}" if kind == "none" else f"{name}/{kind}/{metric}"] = float(value)
+        if metrics:
+            n, total = (sum(counts[part][which] for part in parts) for which in ("effective", "original"))
+            details: dict[str, Any] = {"lm_eval": version(), "num_fewshot": found["n-shot"].get(name)}
+            details |= {"limit": limit, "of": total} if n < total else {}
+            yield Result(name, metrics, n, found["versions"].get(name), details)
+
+
+def _leaves(name: str, groups: dict[str, list[str]]) -> Iterator[str]:
+    """The tasks of a group, or the task itself."""
+    for part in groups.get(name, []):
+        yield from _leaves(part, groups)
+    if name not in groups:
+        yield name
+
+
+# ---- tasks and their data --------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _manager() -> Any:
+    """lm-eval's index of its tasks. Reading their 14,000 files takes 5 seconds."""
+    with _quiet():
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager()
+
+
+def _load(name: str, data: Path | None) -> dict[str, Any]:
+    """A task, or all tasks of a group or tag, with its data; as `TaskManager.load` returns it."""
+    manager = _manager()
+    try:
+        if data is None:
+            return manager.load(name)
+        entry = manager.task_index[name]
+        if entry.kind.name == "TAG":
+            parts = [_load(part, data) for part in sorted(entry.tags)]
+            return {"tasks": {task: one for part in parts for task, one in part["tasks"].items()}}
+        if entry.kind.name == "GROUP":
+            raise UsageError(f"{name}: is a group of tasks; with TASK_DATA, name its tasks one by one")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"{name.replace(os.sep, '-')}.yaml")
+            own = {"include": str(entry.yaml_path), **_local(name, entry.cfg, data)}
+            path.write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
+            return manager.load(str(path))
+    except UserError:
+        raise
+    except Exception as error:  # of a library, about data that it cannot fetch or read
+        why = " ".join(str(error).split())[:300]
+        where = f"{data}: the data of task {name} does not fit" if data else f"{name}: its data cannot be fetched"
+        advice = "" if data else "; give local copies with TASK_DATA=folder"
+        raise UserError(f"{where}: {type(error).__name__}: {why}{advice}") from None
+
+
+def _local(name: str, config: dict[str, Any], data: Path) -> dict[str, Any]:
+    """What a task's configuration needs to read its dataset from local files; raises UsageError if one is missing."""
+    if not config.get("dataset_path"):
+        raise UsageError(
+            f"{name}: its data is made by its own code, so TASK_DATA cannot hold it; leave TASK_DATA empty"
+        )
+    folder = data / config["dataset_path"] / (config.get("dataset_name") or "")
+    measured = config.get("test_split") or config.get("validation_split")
+    shots = config.get("fewshot_split") or config.get("training_split") or config.get("validation_split")
+    needed = {measured, shots} if config.get("num_fewshot") else {measured}
+    found = {split: path for split in _splits(config) if (path := _file(folder, split))}
+    if missing := sorted(needed - found.keys()):
+        raise UsageError(f"{folder / missing[0]}.jsonl: is missing, and so is .parquet; task {name} needs this file")
+    ending = found[measured].suffix
+    if other := [path for path in found.values() if path.suffix != ending]:
+        raise UsageError(f"{other[0]}: all splits of a dataset must have one format, and {found[measured]} has another")
+    left_out = {f"{kind}_split": None for kind in ("training", "validation", "test", "fewshot")}
+    there = {key: config.get(key) for key in left_out if config.get(key) in found}
+    sources = {split: str(path.absolute()) for split, path in found.items()}
+    reader = {"dataset_path": _FORMATS[ending[1:]], "dataset_name": None, "dataset_kwargs": {"data_files": sources}}
+    return left_out | there | reader
+
+
+def _splits(config: dict[str, Any]) -> Iterable[str]:
+    named = (config.get(f"{kind}_split") for kind in ("test", "validation", "training", "fewshot"))
+    return dict.fromkeys(split for split in named if split)
+
+
+def _file(folder: Path, split: str) -> Path | None:
+    return next((path for ending in _FORMATS if (path := folder / f"{split}.{ending}").is_file()), None)
+
+
+# ---- lm-eval ---------------------------------------------------------------------------------------------------------
+
+
+def _model(answers: "Answers") -> Any:
+    """The model as lm-eval knows models. The class is made here, because its base needs lm-eval."""
+    from lm_eval.api.model import LM
+
+    class Model(LM):
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            return answers.loglikelihood([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+            return answers.rolling([request.args[0] for request in requests])
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            return answers.generate([request.args for request in requests])
+
+    return Model()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the notes of lm-eval and the bars of datasets; and let bootstrapping use this process only."""
+    import datasets
+
+    logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    os.environ["DISABLE_MULTIPROC"] = "1"  # of lm-eval: a pool of processes would inherit the threads of torch
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
