@@ -1,6 +1,7 @@
 """How a session ends: a function for each way. Each leaves the run's last record and says what the user can do next."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -12,11 +13,15 @@ from typing import Any
 from gpt2.alerts import worse_since
 from gpt2.data.windows import Data
 from gpt2.divergence import Diverged
+from gpt2.evaluation import result, tasks
+from gpt2.evaluation.harness import Answers
 from gpt2.recorder import Recorder, Unrecorded
 from gpt2.training import Training
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.base.redact import hide
+from lib.base.signals import StopSignals
+from lib.config.kconf import Options
 from lib.machine import device
 from lib.machine.dist import Ranks
 from lib.prune.select import PruningError
@@ -65,6 +70,53 @@ def finished(
     if json_output:
         files.write_json(Path(json_output), summary)
     return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskOptions(Options):
+    """What a run measures at its end."""
+
+    eval_tasks: str  # separated by commas; empty: nothing
+    task_data: str
+    eval_limit: int
+    batch_size: int
+    seed: int
+
+
+def measure_tasks(
+    training: Training,
+    data: Data,
+    machine: device.Machine,
+    recorder: Recorder,
+    options: TaskOptions,
+    asked: StopSignals,
+) -> None:
+    """Measure and record EVAL_TASKS with the weights of the end.
+
+    A signal breaks off the measurement, and a task that cannot be measured is told. The run stays finished either way.
+    """
+    if not tasks.names(options.eval_tasks):
+        return
+    later = f"make evaluate RUN={shlex.quote(str(recorder.folder))} TASKS={options.eval_tasks}"
+    model, step = training.model, training.step
+    model.eval()
+    try:
+        asked.break_off()
+        answers = Answers(model, data.tokenizer, machine, options.batch_size, options.seed)
+        found = tasks.measure(answers, options.eval_tasks, options.task_data, options.eval_limit)
+    except KeyboardInterrupt:
+        say(f"the tasks were not measured; measure them with: {later}")
+        return
+    except UserError as error:
+        say(f"note: the tasks were not measured: {error}; measure them with: {later}")
+        return
+    finally:
+        asked.hold_out()
+        model.train()
+    about = {"checkpoint": checkpoint.name(step), "dtype": str(machine.dtype).removeprefix("torch.")}
+    for one in found:
+        recorder.write("task", step, one.metrics, **one.fields(), **about)
+    result.show([one.record(step) | about for one in found], found, say)
 
 
 def show(summary: dict[str, Any], sample: str, trackers: list[str], sample_words: str) -> None:

@@ -21,6 +21,7 @@ from gpt2.alerts import AlertOptions, Watch
 from gpt2.announce import Start
 from gpt2.data import prepare, shards, windows
 from gpt2.divergence import Diverged, DivergenceOptions
+from gpt2.evaluation import tasks
 from gpt2.model import GPT2, ModelOptions
 from gpt2.recorder import Recorder, Unrecorded
 from gpt2.training import Training
@@ -100,6 +101,8 @@ class SessionOptions(Options):
     eval_interval: int | None  # None: nothing is evaluated
     tracker: tuple[str, ...]
     json_output: str  # file; empty: none
+    eval_tasks: str  # measured at the end
+    task_data: str
     sample_tokens: int  # 0: nothing is sampled
     sample_at_eval: bool | None  # None: nothing is evaluated
     tracker_config: str
@@ -151,6 +154,7 @@ class Session:
         """What rank 0 does for all ranks before anything is built."""
         if self.options.json_output:
             ending.check_output(Path(self.options.json_output))
+        tasks.check(self.options.eval_tasks, self.options.task_data)
         prepare.ensure(self.schema.bind(windows.DataOptions))
 
     def _open(self, folder: Path, stack: ExitStack, asked: StopSignals) -> journal.Journal:
@@ -319,6 +323,8 @@ class Session:
         """Record the end of the run, and show its summary and a sample; if `asked` to stop, without what takes long."""
         json_output, artifact = self.options.json_output, self.options.tracker_artifacts
         summary = ending.finished(self.training, self.data, recorder, json_output, artifact, asked)
+        task_options = self.schema.bind(ending.TaskOptions)
+        ending.measure_tasks(self.training, self.data, self.machine, recorder, task_options, asked)
         text = self._sample(asked) or ""
         if asked():
             recorder.hurry()

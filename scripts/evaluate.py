@@ -66,7 +66,7 @@ def main() -> int:
     """Measure, print, and record; returns the exit code."""
     asked = _asked(sys.argv[1:])
     options, schema = asked.options, asked.schema
-    tasks.check(asked.tasks)
+    tasks.check(asked.tasks, options.task_data)
     if asked.perplexity:
         perplexity.check(asked.perplexity, options.task_data)
     if asked.folder:

@@ -29,8 +29,11 @@ def names(given: str) -> list[str]:
     return list(dict.fromkeys(filter(None, (name.strip() for name in given.split(",")))))
 
 
-def check(given: str) -> None:
-    """Raise UsageError if lm-eval is missing, or if it has no task of one of these names. Takes 5 seconds."""
+def check(given: str, data: str) -> None:
+    """Raise UsageError if lm-eval is missing, has no task of one of these names, or if `data` lacks a file for one.
+
+    Takes 5 seconds if there are names.
+    """
     wanted = names(given)
     if not wanted:
         return
@@ -42,6 +45,8 @@ def check(given: str) -> None:
     ]
     if problems:
         raise UsageError(*problems)
+    for name in wanted if data else ():
+        _check_files(name, Path(data))
 
 
 def measure(answers: "Answers", given: str, data: str, limit: int) -> list[Result]:
@@ -50,7 +55,7 @@ def measure(answers: "Answers", given: str, data: str, limit: int) -> list[Resul
     `data` is the folder TASK_DATA; if it is empty, data comes from the Hugging Face hub. Raises UserError for a task
     whose data is missing or does not fit.
     """
-    check(given)
+    check(given, data)
     with _quiet():
         loaded: dict[str, Any] = {"tasks": {}, "groups": {}}
         for name in names(given):
@@ -120,8 +125,6 @@ def _load(name: str, data: Path | None) -> dict[str, Any]:
         if entry.kind.name == "TAG":
             parts = [_load(part, data) for part in sorted(entry.tags)]
             return {"tasks": {task: one for part in parts for task, one in part["tasks"].items()}}
-        if entry.kind.name == "GROUP":
-            raise UsageError(f"{name}: is a group of tasks; with TASK_DATA, name its tasks one by one")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{name.replace(os.sep, '-')}.yaml")
             own = {"include": str(entry.yaml_path), **_local(name, entry.cfg, data)}
@@ -134,6 +137,18 @@ def _load(name: str, data: Path | None) -> dict[str, Any]:
         where = f"{data}: the data of task {name} does not fit" if data else f"{name}: its data cannot be fetched"
         advice = "" if data else "; give local copies with TASK_DATA=folder"
         raise UserError(f"{where}: {type(error).__name__}: {why}{advice}") from None
+
+
+def _check_files(name: str, data: Path) -> None:
+    """Raise UsageError if a file of this task, or of a task of this tag, is missing in the folder `data`."""
+    entry = _manager().task_index[name]
+    if entry.kind.name == "GROUP":
+        raise UsageError(f"{name}: is a group of tasks; with TASK_DATA, name its tasks one by one")
+    if entry.kind.name == "TAG":
+        for part in sorted(entry.tags):
+            _check_files(part, data)
+    else:
+        _local(name, entry.cfg, data)
 
 
 def _local(name: str, config: dict[str, Any], data: Path) -> dict[str, Any]:
