@@ -54,6 +54,9 @@ class Tokenizer(Protocol):
     vocab_size: int
     end_of_text: int  # the id that ends every document
 
+    def text_bytes(self) -> np.ndarray:
+        """How many bytes of text each id stands for, as uint8 (vocab_size,); end_of_text stands for none."""
+
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Return the token ids of each text as uint16. A text has no special tokens, and no end_of_text is added."""
 
@@ -109,6 +112,13 @@ class Gpt2:
             )
         return self._threads.encoding
 
+    def text_bytes(self) -> np.ndarray:
+        found = np.zeros(self.vocab_size, np.uint8)  # the longest token has 128 bytes
+        for token, i in json.loads(self._table).items():
+            if i != self.end_of_text:
+                found[i] = len(token)  # the table has one character for each byte
+        return found
+
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """See Tokenizer; `<|endoftext|>` in a text is encoded like any other text."""
         # encode_to_numpy encodes 16 MB/s of Python sources. encode_ordinary makes lists of Python ints: 11 MB/s.
@@ -124,6 +134,11 @@ class Bytes:
 
     vocab_size = 256
     end_of_text = 0
+
+    def text_bytes(self) -> np.ndarray:
+        found = np.ones(self.vocab_size, np.uint8)
+        found[self.end_of_text] = 0
+        return found
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         return [np.frombuffer(_encodable(text).encode(), np.uint8).astype(np.uint16) for text in texts]

@@ -8,8 +8,10 @@ of a step depend only on the seed and the step. Neither the division into micro-
 Letters: B batch, T time (the context length), N windows in an epoch.
 """
 
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,20 +215,40 @@ class Data:
 
     def val_batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
         """Yield the share of `rank`: windows spread evenly over the validation split, always the same ones."""
+        for starts in self._val_starts(rank, ranks):
+            yield self._tensors(self.val, starts)
+
+    @functools.cached_property
+    def val_bytes(self) -> int:
+        """How many bytes of text the targets of all `val_batches` stand for."""
+        sizes = self.tokenizer.text_bytes()
+        return sum(int(sizes[self._windows(self.val, starts)[:, 1:]].sum()) for starts in self._val_starts())
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A mean loss over `val_batches`, in nats per token, in bits per byte of text; infinite without any text."""
+        nats = loss * self.val_windows * self.options.block_size
+        return nats / math.log(2) / self.val_bytes if self.val_bytes else math.inf
+
+    def _val_starts(self, rank: int = 0, ranks: int = 1) -> Iterator[np.ndarray]:
         available, count = (self.val.tokens - 1) // self.options.block_size, self.val_windows
         starts = np.arange(count, dtype=np.int64) * available // count * self.options.block_size
         for first in range(rank * self.options.batch_size, count, ranks * self.options.batch_size):
-            yield self._tensors(self.val, starts[first : first + self.options.batch_size])
+            yield starts[first : first + self.options.batch_size]
 
     def _tensors(self, split: Split, starts: np.ndarray) -> Batch:
+        windows = self._windows(split, starts)
+        x, y = (torch.from_numpy(part.astype(np.int64)) for part in (windows[:, :-1], windows[:, 1:]))
+        return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
+
+    def _windows(self, split: Split, starts: np.ndarray) -> np.ndarray:
+        """Like `split.windows`; raises DataError for an id that the tokenizer does not have."""
         windows = split.windows(starts)
         if (largest := int(windows.max())) >= self.vocab_size:
             raise DataError(
                 f"{self.folder}: the {split.name} split holds token id {largest}, beyond the {self.vocab_size} ids of "
                 f"the tokenizer {self.options.tokenizer}; delete the folder and prepare it again"
             )
-        x, y = (torch.from_numpy(part.astype(np.int64)) for part in (windows[:, :-1], windows[:, 1:]))
-        return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
+        return windows
 
 
 # ---- the order of training -------------------------------------------------------------------------------------------

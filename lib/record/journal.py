@@ -103,7 +103,8 @@ class Journal:
         encoded = {name: _encode(value) for name, value in (metrics or {}).items()}
         with self.lock:
             before = self.ahead.pop(key_of(event, step, details), None)
-            if before is not None and lasting(before["metrics"]) == lasting(encoded):
+            # A record of an earlier version may lack metrics of this one.
+            if before is not None and lasting(before["metrics"]).items() <= lasting(encoded).items():
                 return before
             if before is not None:  # later records are withdrawn, so they are written again
                 self.ahead = {k: r for k, r in self.ahead.items() if r["event"] == "alert" or r["seq"] < before["seq"]}

@@ -42,7 +42,8 @@ def test_orders():
 
 def test_runs_of_today_show_their_metrics_as_those_of_earlier_versions():
     today = [value for module in (loop, pruner) for value in vars(module).values() if isinstance(value, Metric)]
-    assert {metric: metric.shown for metric in today} == {name: metric.shown for name, metric in EARLIER.items()}
+    shown = {metric: metric.shown for metric in today if metric != "val_bits_per_byte"}  # newer than descriptions
+    assert shown == {name: metric.shown for name, metric in EARLIER.items()}
 
 
 def test_descriptions_travel_in_the_journal(tmp_path):

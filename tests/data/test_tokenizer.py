@@ -67,6 +67,18 @@ def test_bytes_are_utf8():
     assert BYTES.decode([97, 195, 169]) == "aé".encode()
 
 
+def test_every_id_has_its_number_of_bytes():
+    """Without tiktoken's encoding, and for ids that are parts of characters too."""
+    fresh = tokenizer.Gpt2()
+    found = fresh.text_bytes()
+    assert not hasattr(fresh._threads, "encoding")
+    assert found[[15496, 995, 220, 10310, 244, 50256]].tolist() == [5, 6, 1, 2, 1, 0]  # 10310 and 244 are 世
+    assert found[:50256].tolist() == [len(GPT2.decode([i])) for i in range(50256)]
+    text = "héllo 世界 🙂\n"  # 1 + 2 + 3 + 1 + 3 + 3 + 1 + 4 + 1 bytes
+    assert [which.text_bytes()[ids(which, text)].sum() for which in (GPT2, BYTES)] == [19, 19]
+    assert BYTES.text_bytes().tolist() == [0] + [1] * 255
+
+
 def test_a_batch_keeps_its_order_and_is_uint16():
     for which, expected in (GPT2, [[64], [], [65]]), (BYTES, [[97], [], [98]]):
         batch = which.encode_batch(["a", "", "b"])

@@ -1,6 +1,7 @@
 """Batches are a pure function of seed and step, evaluation never changes, and bad files are one sentence."""
 
 import json
+import math
 import struct
 import time
 
@@ -151,6 +152,7 @@ def test_seeds_differ_and_nothing_else_matters(bins):
 
 def test_validation_windows_are_spread_and_stay(bins):
     found = windows.load(options(bins, eval_samples=3, batch_size=2))
+    assert found.val_bytes == 3 * 8
     for _ in range(2):
         batches = list(found.val_batches())
         assert [firsts(batch) for batch in batches] == [[100, 116], [132]]  # of 100, 108 ... 148
@@ -161,6 +163,21 @@ def test_a_small_validation_split_is_read_whole(bins):
     for seed in 1, 2:
         found = windows.load(options(bins, eval_samples=200, batch_size=5, seed=seed))
         assert [firsts(batch) for batch in found.val_batches()] == [[100, 108, 116, 124, 132], [140, 148]]
+
+
+def test_bytes_of_text_are_those_of_the_targets(tmp_path):
+    """The first token is no target, and the last one is beyond the windows."""
+    write_raw(tmp_path / "train.bin", range(9))
+    write_raw(tmp_path / "val.bin", [15496, 995, 0, 0, 995, 15496, 50256, 50256, 50256, 995])
+    found = windows.load(options(tmp_path, tokenizer="gpt2", block_size=4))
+    assert found.val_bytes == (6 + 1 + 1 + 6) + (5 + 0 + 0 + 0)  # " world!! world", "Hello"
+    assert found.bits_per_byte(math.log(2)) == pytest.approx(8 / 19)  # one bit for each of 8 tokens
+
+
+def test_without_a_byte_of_text_bits_per_byte_are_infinite(tmp_path):
+    write_raw(tmp_path / "train.bin", [0] * 9)
+    write_raw(tmp_path / "val.bin", [0] * 9)
+    assert windows.load(options(tmp_path)).bits_per_byte(1.0) == math.inf
 
 
 @pytest.mark.parametrize("spoil", [lambda val: val.unlink(), lambda val: val.write_bytes(b"odd")])

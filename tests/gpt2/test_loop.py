@@ -1,14 +1,18 @@
 """When the validation loss is measured, and its value against a plain computation over the same windows."""
 
+import math
+import types
+
 import numpy as np
 import pytest
 import torch
 
 from gpt2.data import windows
-from gpt2.loop import evaluation_due, validation_loss
+from gpt2.loop import evaluate, evaluation_due, validation_loss
 from gpt2.model import GPT2, ModelOptions
 from lib.machine import device
 from lib.machine.device import SystemOptions
+from tests.training import Records
 
 BLOCK, WINDOWS = 16, 7
 
@@ -64,3 +68,26 @@ def test_stops_when_asked(parts):
     calls = iter([False, True])
     assert validation_loss(model, made, machine, lambda: next(calls)) is None
     assert model.training
+
+
+@pytest.mark.parametrize("without_end", [True, False])
+def test_an_evaluation_has_bits_per_byte(parts, without_end):
+    """With a token for each byte, one bit per token is one bit per byte, unless end-of-text tokens count no byte."""
+    model, made, machine, folder = parts
+    tokens = np.fromfile(folder / "val.bin", "<u2")
+    available = (200 - 1) // BLOCK
+    targets = [s + 1 + t for s in (i * available // WINDOWS * BLOCK for i in range(WINDOWS)) for t in range(BLOCK)]
+    tokens[targets] = 7
+    if not without_end:
+        tokens[targets[:28]] = 0  # a quarter of the 112 targets
+    tokens.tofile(folder / "val.bin")
+    made = windows.load(made.options)
+    training = types.SimpleNamespace(
+        forward=model, step=5, note=lambda loss: 0.0, pruner=types.SimpleNamespace(layers=dict)
+    )
+    recorder = Records()
+    evaluate(training, made, machine, recorder, lambda: False)
+    [(event, step, metrics)] = recorder
+    assert (event, step) == ("eval", 5)
+    bits = metrics["val_loss"] / math.log(2)
+    assert metrics["val_bits_per_byte"] == pytest.approx(bits if without_end else bits * 4 / 3, rel=1e-12)

@@ -156,6 +156,8 @@ def test_training_records_carry_the_promised_metrics(whole):
     assert train_metrics["tokens"] == 10 * 4 * 2 * 32
     assert train_metrics["sparsity"] == 0.0
     assert eval_metrics["val_perplexity"] == pytest.approx(math.exp(eval_metrics["val_loss"]))
+    bits = eval_metrics["val_loss"] / math.log(2)  # of the tokenizer bytes, and these windows are in one document
+    assert eval_metrics["val_bits_per_byte"] == pytest.approx(bits)
 
 
 def test_a_run_keeps_its_configuration_and_where_it_came_from(whole):

@@ -91,6 +91,20 @@ def test_repeating_a_step_with_the_same_result_writes_nothing(tmp_path):
     assert history["train", 15]["metrics"]["train_loss"] == 9.0  # the later one is in force
 
 
+def test_a_repeated_record_of_an_earlier_version_stays_although_it_lacks_a_metric(tmp_path):
+    book = Journal(tmp_path)
+    book.write("eval", 5, {"val_loss": 2.0})
+    book.write("eval", 10, {"val_loss": 1.0})
+    book.close()
+    book = Journal(tmp_path)
+    book.expect(0)
+    book.write("eval", 5, {"val_loss": 2.0, "val_bits_per_byte": 3.0})
+    book.write("eval", 10, {"val_bits_per_byte": 1.5})  # a metric that is missing now is another result
+    assert [(r["step"], r["metrics"]) for r in journal.read(tmp_path)] == [
+        (5, {"val_loss": 2.0}), (10, {"val_loss": 1.0}), (10, {"val_bits_per_byte": 1.5}),
+    ]  # fmt: skip
+
+
 def test_a_changed_configuration_takes_back_what_was_beyond_the_checkpoint(tmp_path):
     book = Journal(tmp_path)
     for step in (5, 10, 15):
