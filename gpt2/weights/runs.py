@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from gpt2.data import tokenizer as tokenizers
-from gpt2.shape import ModelOptions
 from gpt2.weights.form import Content, Shape, Source
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
@@ -20,14 +19,18 @@ def find(given: str, named: run.Named) -> Source:
     schema.load(run.configuration(named.folder), ranges=False)  # an earlier version may have had wider ranges
     path = checkpoint_file.chosen(named.folder, named.checkpoint or "newest")
     step = checkpoint_file.header(path)["step"]
-    options, tokenizer = schema.bind(ModelOptions), schema["TOKENIZER"]
+    tokenizer = schema["TOKENIZER"]
     own = {run.Identity.load(named.folder).run_id: lineage.own_tokens(named.folder, step)}
     return Source(
         given=given,
         kind="run",
         path=path,
         shape=Shape(
-            options.n_layer, options.n_head, options.n_embd, options.block_size, tokenizers.vocab_size(tokenizer)
+            schema["N_LAYER"],
+            schema["N_HEAD"],
+            schema["N_EMBD"],
+            schema["BLOCK_SIZE"],
+            tokenizers.vocab_size(tokenizer),
         ),
         tokenizer=tokenizer,
         revision="",
