@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from lib.base.errors import UsageError, UserError
 
-_PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names without an owner, as the hub had them first
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names without an owner, as the hub had them first
 _ABOUT = ["config.json", "espalier.json", "masks.safetensors"]
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+_TIMEOUT_SECONDS = 20  # for the hub to answer
 _PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"]
 
 
@@ -25,7 +26,7 @@ def download(given: str) -> Downloaded:
     HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE from the environment, and shows progress bars.
     """
     name, _, revision = given.partition("@")
-    if name in _PUBLISHED:
+    if name in PUBLISHED:
         name = f"openai-community/{name}"
     if name.count("/") != 1:
         raise UsageError(
@@ -38,12 +39,26 @@ def download(given: str) -> Downloaded:
     return Downloaded(name, folder)
 
 
+def _answers(name: str, revision: str | None) -> bool:
+    """Whether the hub answers in time. The library's own questions would wait without an end."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=_TIMEOUT_SECONDS)
+    except errors.HfHubHTTPError:
+        return True
+    except Exception:  # of the HTTP library or the system: the cache may still have the files
+        return False
+    return True
+
+
 def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     where = f"{name}{f'@{revision}' if revision else ''}: there is no such run or folder here, and"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        offline = not _answers(name, revision)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except errors.GatedRepoError:
         raise UserError(
             f"{name}: the hub's repository is gated; accept its terms at {constants.ENDPOINT}/{name}, and set HF_TOKEN"
@@ -58,9 +73,9 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise UsageError(f"{where} it is no valid name on the hub ({_first_line(error)}); check the name") from None
     except errors.LocalEntryNotFoundError:
         if constants.HF_HUB_OFFLINE:
-            why = "HF_HUB_OFFLINE is set, and the hub's cache does not have it; unset HF_HUB_OFFLINE"
+            why = "the hub's cache does not have it; unset HF_HUB_OFFLINE to download it"
         else:
-            why = f"{constants.ENDPOINT} is not reached, and the hub's cache does not have it; check the network"
+            why = f"{constants.ENDPOINT} is not reached, nor does the hub's cache have it; check the network"
         raise UserError(f"{where} {why}, or name a folder") from None
     except Exception as error:  # of the HTTP library, of the hub, of the system
         raise UserError(

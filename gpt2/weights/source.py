@@ -30,9 +30,10 @@ def find(given: str) -> Source:
     path = files.named(given)
     if named := _run(given):
         return runs.find(given, named)
-    if path.is_dir():
+    # The clone itself has a folder gpt2.
+    if path.is_dir() and (given not in hub.PUBLISHED or (path / "config.json").exists()):
         return huggingface.find(given, path)
-    if path.exists():
+    if path.is_file():
         return nanogpt.find(given, path)
     if given.startswith((".", "/", "~")) or given.count("/") > 1 or given.endswith(".pt"):
         raise UsageError(f"{path}: there is no such run, folder or file; check the name")
