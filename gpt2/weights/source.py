@@ -119,8 +119,11 @@ def _digest(paths: Sequence[Path]) -> str:
     """See Weights.sha256."""
     found = {}
     for path in paths:
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(found) == 1:
         return next(iter(found.values()))
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(found.items())).encode()).hexdigest()
