@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors
 from torch import Tensor
 
-from gpt2.weights import masks, pickled
+from gpt2.weights import masks_file, pickled
 from gpt2.weights.form import Content, Shape, Source, tokenizer
 from lib.base.errors import UserError
 
@@ -45,8 +45,8 @@ def find(given: str, folder: Path, name: str = "", revision: str = "") -> Source
 
 def read(source: Source) -> Content:
     """The tensors of a folder, one by one, and the masks that our export wrote."""
-    found, path = _files(source.path), source.path / masks.FILE
-    kept = masks.read_file(path)[0] if path.is_file() else {}
+    found, path = _files(source.path), source.path / masks_file.FILE
+    kept = masks_file.read_file(path)[0] if path.is_file() else {}
     return Content(files=found, tensors=_ours(found), masks=kept)
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2.weights import masks
+from gpt2.weights import masks, masks_file
 from lib.base.errors import UserError
 
 
@@ -83,7 +83,7 @@ def test_the_recipe_of_the_docstring_unpacks_the_masks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = {"h.1.attn.c_attn.weight": torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.uint8)}
     masks.write(tmp_path / "masks.safetensors", own)
-    recipe = "\n".join(line[4:] for line in masks.__doc__.splitlines() if line.startswith("    "))
+    recipe = "\n".join(line[4:] for line in masks_file.__doc__.splitlines() if line.startswith("    "))
     assert len(recipe.splitlines()) == 6
     names = {}
     exec(recipe, names)

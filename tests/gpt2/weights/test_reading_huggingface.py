@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from gpt2.model import GPT2, ModelOptions
-from gpt2.weights import masks
+from gpt2.weights import masks_file
 from gpt2.weights.source import Shape, find, read
 from lib.base.errors import UserError
 
@@ -177,7 +177,7 @@ def test_the_number_of_rows_says_which_tokenizer_fits(copy, rows, tokenizer):
 def test_masks_and_ancestors_of_our_export_are_read(copy):
     mask = torch.ones(144, 48, dtype=torch.uint8)
     mask[2, 3] = 0
-    masks.write(copy / "masks.safetensors", {"h.1.attn.c_attn.weight": mask})
+    masks_file.write(copy / "masks.safetensors", {"h.1.attn.c_attn.weight": mask})
     (copy / "espalier.json").write_text('{"lineage": {"ancestors": {"aaaaaaaaaaaa": 1000, "gpt2": null}}}')
     source = find(str(copy))
     assert source.ancestors == {"aaaaaaaaaaaa": 1000, "gpt2": None}
@@ -326,7 +326,7 @@ def _lineage(folder):
 
 
 def _mask(folder):
-    masks.write(folder / "masks.safetensors", {"h.0.mlp.c_fc.weight": torch.ones(3, 3, dtype=torch.uint8)})
+    masks_file.write(folder / "masks.safetensors", {"h.0.mlp.c_fc.weight": torch.ones(3, 3, dtype=torch.uint8)})
 
 
 @pytest.mark.parametrize(
