@@ -73,7 +73,7 @@ def test_200_steps_leave_exactly_the_given_zeros(kind):
     made = schema(OPTIMIZER=kind, **OPTIMIZERS[kind])
     masks = random_masks(GPT2(SHAPE, VOCABULARY))
     trained = Retrained(made, masks)
-    before, moved = trained.values(), set()
+    before = trained.values()
     for step in range(1, 201):
         trained.step()
         for weight in trained.pruner.weights:

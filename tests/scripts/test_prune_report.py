@@ -4,10 +4,12 @@ Its parameters: 8,192 + 1,024 in embeddings, 2 x 12,704 in blocks of which 12,28
 """
 
 import pytest
+import torch
 
+from gpt2.weights import masks
 from lib.base.errors import UserError
 from scripts import prune_report
-from tests.training import arguments, run, schema
+from tests.training import arguments, run, schema, train
 
 
 @pytest.fixture
@@ -56,6 +58,51 @@ def test_gradual_magnitude(report):
         "checkpoint 12.089 parameter 0.419",  # 12 + 24,576 / 8 / 34,688
         "zeroing pruned gradients 9 22.77 %",  # 9 x 24,576 of 28 x 34,688
         "torch's fused AdamW moves 28 bytes for each weight of the model; other optimizers differ.",
+    ):
+        assert line in lines
+
+
+def test_given_masks(report, folder):
+    """A quarter of one c_attn and three quarters of the other, 1,024 of one c_fc; the other tensors stay dense."""
+    own = {f"h.{layer}.attn.c_attn.weight": torch.ones(96, 32, dtype=torch.uint8) for layer in (0, 1)}
+    own["h.0.attn.c_attn.weight"][:24] = 0
+    own["h.1.attn.c_attn.weight"][:72] = 0
+    own["h.1.mlp.c_fc.weight"] = torch.ones(128, 32, dtype=torch.uint8)
+    own["h.1.mlp.c_fc.weight"][32:64] = 0
+    masks.write(folder / "some.safetensors", own)
+    lines = report(pruning_method="given", init_masks="some.safetensors")
+    for line in (
+        "criterion given: masks that exist already, for the whole run",
+        "masks of some.safetensors",
+        "h.*.attn.c_attn.weight 2 6,144 17.71 % 25.00 % to 75.00 %",
+        "h.*.attn.c_proj.weight 2 2,048 5.90 % 0.00 %",
+        "h.*.mlp.c_fc.weight 2 8,192 23.62 % 0.00 % to 25.00 %",
+        "total 8 24,576 70.85 % 16.67 %",  # 4,096 of 24,576
+        "start before the first step of 40",
+        "updates none: the masks are given",
+        "non-zeros 20,480 of 24,576 in the end, 20,480.0 on average over the run",
+        "16.67 % |" + "#" * 60,
+        "masks 1 weight in scope 0.025",
+        "criterion 0 weight in scope 0.000",
+        "checkpoint 12.089 parameter 0.419",
+        "zeroing pruned gradients 9 22.77 %",
+        "Masks are given, so nothing is ranked.",
+    ):
+        assert line in lines
+    assert not any(line.startswith(("end ", "compared ", "masks are")) for line in lines)
+
+
+def test_zeros_of_the_first_weights(report, folder):
+    pruning = {"pruning_method": "magnitude", "pruning_distribution": "layer", "pruning_interval": 1}
+    train(folder, *arguments(**pruning, max_iters=4, tracker="none"))
+    shape = dict.fromkeys(("model_name", "n_layer", "n_head", "n_embd", "block_size", "tokenizer"))
+    lines = report(**shape, pruning_method="given", init_from="runs/run")
+    for line in (
+        "masks of zeros",
+        "weights of runs/run",
+        "h.*.attn.c_attn.weight 2 6,144 17.71 % 50.00 %",
+        "total 8 24,576 70.85 % 50.00 %",
+        "non-zeros 12,288 of 24,576 in the end, 12,288.0 on average over the run",
     ):
         assert line in lines
 
