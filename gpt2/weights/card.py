@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt2.weights.facts import Facts, command
-from lib.record import journal
+from lib.record import scores
 
+_OF_THE_MODEL = {"validation", "size", "speed"}  # what `make evaluate` measures without TASKS
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -72,7 +73,7 @@ def _training(facts: Facts) -> Iterator[tuple[str, str]]:
     if masks := facts.origin("masks"):
         yield "masks", _code(_origin(masks))
     yield "tokens of this run", f"{facts.own_tokens:,}"
-    unknown = f"not known, because those of {', '.join(map(_code, facts.foreign))} are not"
+    unknown = f"not known, because those of {', '.join(map(_code, facts.unknown))} are not"
     yield "tokens of the whole chain", unknown if facts.total_tokens is None else f"{facts.total_tokens:,}"
     yield "optimizer", _code(str(config["optimizer"]))
     if facts.zeros:
@@ -106,18 +107,8 @@ def _results(facts: Facts) -> str:
         )
     if not facts.tasks:
         return text
-    scores = [
-        (_code(name), f"{value:.4f}", _error(one, name), f"{one.get('n', '')}", _code(str(one.get("version", ""))))
-        for one in facts.tasks
-        for name, value in journal.numbers(one).items()
-        if not name.endswith("_stderr")
-    ]
-    return f"{text}\n\n{_table(('task', 'value', 'standard error', 'n', 'version'), scores)}"
-
-
-def _error(record: dict, name: str) -> str:
-    value = journal.numbers(record).get(f"{name}_stderr")
-    return "" if value is None else f"{value:.4f}"
+    rows = [scores.cells(score, "{:.4f}".format)[:5] for score in scores.scores(facts.tasks)]
+    return f"{text}\n\n{_table(('measured later, on these weights', *scores.TITLES[1:5]), rows)}"
 
 
 def _sparsity(facts: Facts) -> str:
@@ -162,8 +153,10 @@ def _repeat(facts: Facts) -> str:
 
 
 def _limits(facts: Facts) -> str:
-    missing = [] if facts.tasks else ["Scores on tasks were not measured."]
-    if facts.zeros:
+    measured, missing = {record["task"] for record in facts.tasks}, []
+    if not measured - _OF_THE_MODEL:
+        missing.append("Scores on tasks were not measured.")
+    if facts.zeros and "speed" not in measured:
         missing.append("Whether the zeros make inference faster was not measured.")
     return " ".join(
         [

@@ -10,7 +10,7 @@ from lib.base import redact
 from lib.config import matters
 from lib.config.kconf import Schema
 from lib.config.option import Option, Value
-from lib.record import best, history, journal, run
+from lib.record import best, history, run
 from lib.record.in_force import Record
 
 FORMAT = 1  # of espalier.json
@@ -57,13 +57,17 @@ class Facts:
     @property
     def total_tokens(self) -> int | None:
         """The tokens of the whole chain; None if those of an ancestor are not known."""
-        tokens = self.ancestors.values()
-        return None if None in tokens else sum(tokens)
+        return None if self.unknown else sum(self.ancestors.values())
+
+    @property
+    def unknown(self) -> list[str]:
+        """The ancestors whose tokens are not known: models of others, and files of masks without their model."""
+        return [name for name, tokens in self.ancestors.items() if tokens is None]
 
     @property
     def foreign(self) -> list[str]:
-        """The ancestors that Espalier did not train: models of others, whose tokens are not known here."""
-        return [name for name, tokens in self.ancestors.items() if tokens is None]
+        """The models of others that the weights began from."""
+        return [name for name in self.unknown if not name.endswith(".safetensors")]  # masks are no weights
 
     @property
     def is_one_session(self) -> bool:
@@ -107,7 +111,7 @@ class Facts:
             "configuration": self.config,
             "metrics": {name: value for name, value in metrics.items() if value is not None},
             "tasks": [
-                {key: one[key] for key in ("task", "n", "version", "metrics") if key in one} for one in self.tasks
+                {key: one[key] for key in ("task", "n", "of", "version", "metrics") if key in one} for one in self.tasks
             ],
             "lineage": {
                 "ancestors": self.ancestors,
@@ -120,14 +124,8 @@ class Facts:
 def collect(folder: Path, source: Source, weights: Weights, schema: Schema) -> Facts:
     """Read what the run in `folder` recorded up to the checkpoint `source`; raises UserError for a damaged run."""
     seen = history.load(folder)
-    rows = {key: row for key, row in seen.rows.items() if key[1] <= source.step}
     zeros = {
         name: (int((weights.state[name] == 0).sum()), weights.state[name].numel()) for name in sorted(weights.masks)
-    }
-    tasks = {
-        tuple(record["metrics"]): record
-        for record in journal.read(folder)
-        if record["event"] == "task" and record["step"] == source.step
     }
     made = history.provenances(folder)
     return Facts(
@@ -137,8 +135,8 @@ def collect(folder: Path, source: Source, weights: Weights, schema: Schema) -> F
         config={name.lower(): _shared(option, option.value) for name, option in _options(schema).items()},
         sessions=seen.sessions,
         code=history.code(made[-1]) if made and made[-1].get("commit") else "",
-        evaluations=best.evaluations(rows.values()),
-        tasks=list(tasks.values()),
+        evaluations=[one for one in seen.evaluations() if one.step <= source.step],
+        tasks=[record for record in seen.tasks() if record["step"] == source.step],
         zeros=zeros,
         parameters=sum(tensor.numel() for tensor in weights.state.values()),
     )

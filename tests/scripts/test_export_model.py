@@ -95,9 +95,7 @@ def test_the_folder_has_what_transformers_needs(place):
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.1)
     assert (config.bos_token_id, config.eos_token_id, config.architectures) == (0, 0, ["GPT2LMHeadModel"])
     assert (config.tie_word_embeddings, config.activation_function) == (True, "gelu_new")
-    assert load_file(out / "model.safetensors").keys() == {
-        f"transformer.{name}" for name in checkpoint(place)["model"]
-    }
+    assert load_file(out / "model.safetensors").keys() == {f"transformer.{name}" for name in checkpoint(place)["model"]}
 
 
 def test_the_record_says_what_was_made_and_nothing_about_this_machine(place):
@@ -163,8 +161,8 @@ def test_both_stop_at_the_end_of_text(place, monkeypatch):
             torch.tensor([[0, 65]]), attention_mask=torch.ones(1, 2), max_new_tokens=9, do_sample=False
         )
         assert output.tolist() == [[0, 65, 0]]
-        sample = forked.run(place, "gpt2/sample.py", "--run", "runs/run", "PROMPT=A", "SAMPLE_TOKENS=9", "TEMPERATURE=0")
-        assert sample.stdout == "A\n"
+        words = ["--run", "runs/run", "PROMPT=A", "SAMPLE_TOKENS=9", "TEMPERATURE=0"]
+        assert forked.run(place, "gpt2/sample.py", *words).stdout == "A\n"
     finally:
         path.write_bytes(before)
 

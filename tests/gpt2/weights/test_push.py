@@ -13,7 +13,7 @@ from lib.base.errors import UsageError, UserError
 from tests.gpt2.weights.upload_hub import TOKEN, Hub, serve
 from tests.training import ROOT
 
-# Pushes each folder that a line names. It runs in a process, as huggingface_hub reads its variables when it is imported.
+# Pushes each folder that a line names. huggingface_hub reads its variables when it is imported, so it has a process.
 PUSH = """
 import json, sys
 from pathlib import Path
@@ -122,8 +122,7 @@ def test_a_name_without_a_user_and_a_missing_token_are_one_sentence_each(tmp_pat
     with pytest.raises(UserError) as error:
         push.check("me/model")
     assert (
-        str(error.value)
-        == "PUSH=me/model: there is no token for the hub; set HF_TOKEN, or log in with: hf auth login"
+        str(error.value) == "PUSH=me/model: there is no token for the hub; set HF_TOKEN, or log in with: hf auth login"
     )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     push.check("me/model")

@@ -1,0 +1,159 @@
+"""The model card: it says what a run recorded, for every kind of origin, and nothing that was not measured."""
+
+import dataclasses
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from gpt2.weights.card import card
+from gpt2.weights.facts import Facts, command, public
+from gpt2.weights.source import Shape, Source
+from lib.config.kconf import Schema
+from lib.record.best import Evaluation
+from lib.record.run import Identity
+
+SHA = "0123456789abcdef" * 4
+INIT = {
+    "from": "/home/me/models/gpt2", "kind": "huggingface", "path": "/home/me/models/gpt2", "sha256": SHA,
+    "revision": "607a30d7", "step": 0, "ancestors": {"openai-community/gpt2": None},
+}  # fmt: skip
+
+
+def facts(tmp_path, *options: str, **changes: object) -> Facts:
+    schema = Schema()
+    schema.override([(*option.split("=", 1), "test") for option in options])
+    shape = Shape(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)
+    config = {name: value for name, value in schema.values().items() if name not in ("data_dir", "output_dir")}
+    ancestors = {"0123456789ab": 3000}
+    plain = Facts(
+        source=Source("runs/x", "run", tmp_path / "step-000000100.pt", shape, "gpt2", "", 100, ancestors),
+        identity=Identity("0123456789ab", "project", "x"),
+        schema=schema,
+        config=config,
+        sessions=[{"event": "start"}],
+        code="",
+        evaluations=[],
+        tasks=[],
+        zeros={},
+        parameters=124_439_808,
+    )
+    if "ancestors" in changes:
+        changes["source"] = dataclasses.replace(plain.source, ancestors=ancestors | changes.pop("ancestors"))
+    return dataclasses.replace(plain, **changes)
+
+
+def row(text: str, name: str) -> str:
+    return re.search(rf"^\| {re.escape(name)} \| (.+) \|$", text, re.MULTILINE)[1]
+
+
+def test_a_dense_run_without_evaluations_claims_nothing(tmp_path):
+    text = card(facts(tmp_path))
+    assert ModelCard(text).data.to_dict() == {
+        "license": "mit", "library_name": "transformers", "pipeline_tag": "text-generation",
+        "tags": ["gpt2", "espalier"],
+    }  # fmt: skip
+    assert "(124,439,808 parameters). Its tokenizer is GPT-2's byte-pair encoding." in text
+    assert "The run did not evaluate its validation loss." in text
+    assert "Scores on tasks were not measured." in text
+    assert (row(text, "code"), row(text, "tokens of this run")) == ("not known", "3,000")
+    for word in ("sparsity", "zeros", "masks", "faster", "nats"):
+        assert word not in text.lower()
+
+
+def test_losses_are_those_of_these_weights_and_of_the_best(tmp_path):
+    losses = [Evaluation(50, 3.25, 0.0), Evaluation(100, 3.5, 0.0)]
+    text = card(facts(tmp_path, "EVAL_SAMPLES=20", "SEED=11", evaluations=losses))
+    assert row(text, "these weights") == "100 | 3.5000"
+    assert row(text, "best of the run up to here") == "50 | 3.2500"
+    assert "n: 20 windows of 1,024 tokens" in text
+    assert row(text, "seed") == "11"
+    other = card(facts(tmp_path, evaluations=losses[:1]))  # the last weights were not evaluated
+    assert "| these weights |" not in other
+
+
+def test_scores_have_their_error_n_and_version(tmp_path):
+    task = {
+        "event": "task", "step": 100, "task": "hellaswag", "n": 50, "of": 10042, "version": 1.0,
+        "metrics": {"hellaswag/acc": 0.31, "hellaswag/acc_stderr": 0.0123},
+    }  # fmt: skip
+    text = card(facts(tmp_path, tasks=[task]))
+    assert row(text, "hellaswag/acc") == "0.3100 | 0.0123 | 50 of 10,042 | 1.0"
+    assert "not measured. Bias" not in text
+    size = {**task, "task": "validation", "metrics": {"validation/loss": 3.0}}
+    assert "Scores on tasks were not measured." in card(facts(tmp_path, tasks=[size]))
+
+
+def test_sparsity_per_tensor_and_in_all(tmp_path):
+    zeros = {"h.0.attn.c_attn.weight": (30, 120), "h.0.mlp.c_fc.weight": (90, 120)}
+    text = card(facts(tmp_path, "PRUNING_METHOD=magnitude", zeros=zeros))
+    assert row(text, "`transformer.h.0.attn.c_attn.weight`") == "120 | 30 | 25.00%"
+    assert row(text, "all of these") == "240 | 120 | 50.00%"
+    assert "50.00% of the weights that pruning covers are exactly zero." in text
+    assert "Whether the zeros make inference faster was not measured." in text
+    timed = {"event": "task", "step": 100, "task": "speed", "n": 1, "version": None, "metrics": {"speed/dense": 2.0}}
+    assert "faster" not in card(facts(tmp_path, "PRUNING_METHOD=magnitude", zeros=zeros, tasks=[timed]))
+
+
+def test_weights_of_others_keep_their_licence_and_no_path_of_this_machine_is_told(tmp_path):
+    origin = facts(tmp_path, sessions=[{"event": "start", "init": INIT}], ancestors=INIT["ancestors"])
+    text = card(origin)
+    data = ModelCard(text).data.to_dict()
+    assert (data["license"], data["base_model"]) == ("other", ["openai-community/gpt2"])
+    assert row(text, "first weights") == "`gpt2, revision 607a30d7, sha256 0123456789ab`"
+    assert row(text, "tokens of the whole chain") == "not known, because those of `openai-community/gpt2` are not"
+    assert "The weights began from `openai-community/gpt2`, whose licence holds." in text
+    assert "/home/me" not in text
+    assert origin.record()["lineage"] == {
+        "ancestors": {"0123456789ab": 3000, "openai-community/gpt2": None},
+        "init": {"from": "gpt2", "kind": "huggingface", "sha256": SHA, "revision": "607a30d7", "step": 0},
+        "masks": None,
+    }
+
+
+def test_masks_of_a_file_do_not_change_the_licence(tmp_path):
+    masks = {"from": "/m/masks.safetensors", "sha256": SHA, "ancestors": {"m/masks.safetensors": None}}
+    start = {"event": "start", "masks": masks}
+    text = card(facts(tmp_path, sessions=[start], ancestors=masks["ancestors"]))
+    assert 'license: "mit"' in text
+    assert row(text, "masks") == "`masks.safetensors, sha256 0123456789ab`"
+    assert "must lie where the command names them" in text
+
+
+def test_tokens_of_a_chain_are_added(tmp_path):
+    text = card(facts(tmp_path, ancestors={"ba9876543210": 4000}))
+    assert (row(text, "tokens of this run"), row(text, "tokens of the whole chain")) == ("3,000", "7,000")
+
+
+def test_the_command_quotes_and_shortens(tmp_path):
+    options = ["DATASET=files", "DATASET_SOURCE=/data/my corpus/*.txt", "PRUNING_METHOD=magnitude", "TRACKER_TAGS=a"]
+    assert command(facts(tmp_path, *options)) == (
+        "make train \\\n    DATASET=files \\\n    DATASET_SOURCE='*.txt' \\\n    PRUNING_METHOD=magnitude"
+    )
+    once = ["PRUNING_METHOD=sparsegpt", "INIT_FROM=runs/dense"]
+    assert command(facts(tmp_path, *once)).startswith("make oneshot \\\n    INIT_FROM=runs/dense \\\n")
+
+
+def test_a_changed_run_says_that_one_training_does_not_repeat_it(tmp_path):
+    sessions = [{"event": "start"}, {"event": "resume", "changed": {"learning_rate": [1, 2]}}]
+    assert "A resume of the run changed options" in card(facts(tmp_path, sessions=sessions))
+    assert "changed options" not in card(facts(tmp_path))
+
+
+def test_secrets_are_hidden(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "s3cr3t-Value-123")
+    assert "DATASET_SOURCE='data/***.txt'" in command(
+        facts(tmp_path, "DATASET=files", "DATASET_SOURCE=data/s3cr3t-Value-123.txt")
+    )
+    assert public("https://me:pass@host/x") == "https://***@host/x"
+    assert public("/home/me/a b/c.txt") == "c.txt"
+    assert public("~/x") == "x"
+    assert public("runs/x@best") == "runs/x@best"
+
+
+@pytest.mark.parametrize("name", ["a|b", "`x` ``y``", "# <b>\n---\nlicense: x"])
+def test_a_strange_name_stays_one_line_of_code(tmp_path, name):
+    text = card(facts(tmp_path, identity=Identity("0123456789ab", "p", name)))
+    assert ModelCard(text).data.license == "mit"
+    title = next(line for line in text.splitlines() if line.startswith("# "))
+    assert title.startswith("# `") and title.endswith("`")
