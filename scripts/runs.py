@@ -21,7 +21,7 @@ from lib.compare import difference
 from lib.config.command_line import resolve
 from lib.record import best, export, history, journal, scores
 from lib.record.history import History
-from lib.record.in_force import Record, series
+from lib.record.in_force import Record
 from lib.record.run import Identity, named
 from lib.terminal import follow, view
 from lib.terminal.console import duration
@@ -244,7 +244,9 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
 
 def _metrics(seen: History, every: bool) -> list[tuple[str, ...]]:
     """Name, sparkline, first, last, lowest and highest value of the metrics to show."""
-    known = [name for name in seen.names() if series(seen.columns[name][0]) != "task"]  # they have their own table
+    known = [
+        name for name in seen.names() if not seen.columns[name][0].startswith("task ")
+    ]  # they have their own table
     metrics = EARLIER | seen.shown
     names = [name for name in rows(metrics.values()) if name in known] + [
         name for name in known if name.startswith("system/")

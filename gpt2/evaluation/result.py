@@ -40,4 +40,7 @@ def show(records: Iterable[Record], results: Iterable[Result], say: Callable[[st
     for note in dict.fromkeys(note for result in results for note in result.details.get("notes", [])):
         say(f"note: {note}")
     if names := scores.limited(records):
-        say(f"note: EVAL_LIMIT left out items of {', '.join(names)}, so these values are not comparable with others")
+        say(
+            f"note: EVAL_LIMIT left out items of {', '.join(names)}, so these values are not comparable with others; "
+            "EVAL_LIMIT=0 measures all"
+        )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gpt2.evaluation.harness import Answers
 
 BOOTSTRAP = 1000  # resamples for the standard error of what is not a mean, such as LAMBADA's perplexity
+_UNFIT = "runs code that the model writes, or shows it images or sound, so it is not measured here; choose another task"
 _FORMATS = {"jsonl": "json", "parquet": "parquet"}  # ending of a file -> how the library datasets calls its reader
 
 
@@ -43,6 +44,7 @@ def check(given: str, data: str) -> None:
     problems = [
         f"{name}: lm-eval has no task of this name{nearest(name, known)}" for name in wanted if name not in known
     ]
+    problems += [f"{name}: {_UNFIT}" for name in wanted if name in known and (known[name].cfg or {}).get("unsafe_code")]
     if problems:
         raise UsageError(*problems)
     for name in wanted if data else ():
@@ -63,14 +65,14 @@ def measure(answers: "Answers", given: str, data: str, limit: int) -> list[Resul
             loaded = {kind: loaded[kind] | found.get(kind, {}) for kind in loaded}
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-                raise UsageError(f"{name}: runs code that the model writes, or shows it images; choose another task")
+                raise UsageError(f"{name}: {_UNFIT}")
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=1234)  # lm-eval's default
         from lm_eval.evaluator import evaluate
 
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it bootstraps
-            found = evaluate(_model(answers), loaded, limit=limit or None, bootstrap_iters=BOOTSTRAP, log_samples=False)
+            found = evaluate(as_lm(answers), loaded, limit=limit or None, bootstrap_iters=BOOTSTRAP, log_samples=False)
     return list(_results(found, limit))
 
 
@@ -186,7 +188,7 @@ def _file(folder: Path, split: str) -> Path | None:
 # ---- lm-eval ---------------------------------------------------------------------------------------------------------
 
 
-def _model(answers: "Answers") -> Any:
+def as_lm(answers: "Answers") -> Any:
     """The model as lm-eval knows models. The class is made here, because its base needs lm-eval."""
     from lm_eval.api.model import LM
 
