@@ -159,9 +159,7 @@ def test_the_six_tasks_read_local_files_in_their_own_columns(tmp_path, answers):
     for path, row in ROWS.values():
         write(tmp_path / f"{path}.jsonl", [row] * 3)
     found = tasks.measure(answers, ",".join(ROWS), str(tmp_path), 0)
-    assert {one.name: (one.n, one.version) for one in found} == {name: (3, 1.0) for name in ROWS} | {
-        "wikitext": (3, 2.0)
-    }
+    assert {one.name: (one.n, one.version) for one in found} == dict.fromkeys(ROWS, (3, 1.0)) | {"wikitext": (3, 2.0)}
     values = {name for one in found for name in one.metrics if not name.endswith("_stderr")}
     assert values == {
         *(f"{name}/acc" for name in ROWS if name != "wikitext"),
