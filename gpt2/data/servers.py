@@ -90,6 +90,20 @@ def hub(source: str, subset: str, field: str) -> Iterator[str]:
             raise DataError(f"{source}: the dataset cannot be read: {reason(error)}") from None
 
 
+def hub_file(dataset: str, name: str) -> tuple[Path, str]:
+    """A file of a dataset's repository on the hub, in the hub's cache, and its commit; raises DataError."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(dataset, name, repo_type="dataset", etag_timeout=_TIMEOUT_SECONDS)
+    except Exception as error:  # of the HTTP library, of the hub, of the system
+        raise DataError(
+            f"{dataset}: {name} cannot be had from the Hugging Face hub: {reason(error)}; check the network, or set "
+            "TASK_DATA to a folder with a local copy"
+        ) from None
+    return Path(path), re.search(r"/snapshots/(\w+)/", path)[1]
+
+
 def has_subsets(folder: Path) -> bool:
     """Whether the README.md of a hub repository's copy names several subsets."""
     try:
