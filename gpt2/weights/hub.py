@@ -8,8 +8,8 @@ from lib.base.errors import UsageError, UserError
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # names without an owner, as the hub had them first
 _ABOUT = ["config.json", "espalier.json", "masks.safetensors"]
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
-_TIMEOUT_SECONDS = 20  # for the hub to answer
 _PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"]
+_TIMEOUT_SECONDS = 20  # for the hub to answer
 
 
 class Downloaded(NamedTuple):
@@ -71,11 +71,12 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise UserError(f"{name}: the hub's repository has no revision {revision!r}; check it") from None
     except errors.HFValidationError as error:
         raise UsageError(f"{where} it is no valid name on the hub ({_first_line(error)}); check the name") from None
-    except errors.LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError as error:
         if constants.HF_HUB_OFFLINE:
             why = "the hub's cache does not have it; unset HF_HUB_OFFLINE to download it"
         else:
-            why = f"{constants.ENDPOINT} is not reached, nor does the hub's cache have it; check the network"
+            cause = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""  # such as an answer of 503
+            why = f"{constants.ENDPOINT} does not give it{cause}, nor does the hub's cache; check the network"
         raise UserError(f"{where} {why}, or name a folder") from None
     except Exception as error:  # of the HTTP library, of the hub, of the system
         raise UserError(

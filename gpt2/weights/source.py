@@ -33,6 +33,8 @@ def find(given: str) -> Source:
     # The clone itself has a folder gpt2.
     if path.is_dir() and (given not in hub.PUBLISHED or (path / "config.json").exists()):
         return huggingface.find(given, path)
+    if path.is_file() and path.suffix in (".safetensors", ".bin", ".json"):
+        raise UsageError(f"{path}: is one file of a model; name its folder, {path.absolute().parent}")
     if path.is_file():
         return nanogpt.find(given, path)
     if given.startswith((".", "/", "~")) or given.count("/") > 1 or given.endswith(".pt"):

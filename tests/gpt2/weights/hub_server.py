@@ -15,9 +15,9 @@ TOKEN = "hf_the_token_of_this_test"
 class Hub(http.server.ThreadingHTTPServer):
     """Serves `folder` as the repository `name` at COMMIT, which `main` is too. TOKEN opens a gated one."""
 
-    def __init__(self, name: str, folder: Path, gated: bool = False):
+    def __init__(self, name: str, folder: Path, gated: bool = False, broken: bool = False):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.name, self.folder, self.gated = name, folder, gated
+        self.name, self.folder, self.gated, self.broken = name, folder, gated, broken
         self.requests: list[str] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -37,6 +37,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(f"{self.command} {path}")
         name, folder = self.server.name, self.server.folder
+        if self.server.broken:
+            return self._answer(503, b"")
         if not f"{path}/".startswith((f"/api/models/{name}/", f"/{name}/")):
             # The hub answers so to everybody who may not see whether a repository is there.
             return self._answer(401, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"})
