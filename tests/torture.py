@@ -23,6 +23,9 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
+from gpt2.weights import masks
 from lib.base.errors import UserError, run_program
 from lib.config.kconf import Schema
 from tests import training
@@ -37,7 +40,10 @@ SMALL = {
     "sample_tokens": 2, "sample_at_eval": True, "tracker_artifacts": "last",
 }  # fmt: skip
 # Options for the combinations that have them.
-WHERE_POSSIBLE = {"pruning_interval": 2, "spam_interval": 5, "spam_warmup_steps": 2, "spam_clip_free_steps": 2}
+WHERE_POSSIBLE = {
+    "pruning_interval": 2, "spam_interval": 5, "spam_warmup_steps": 2, "spam_clip_free_steps": 2,
+    "init_masks": "some.safetensors",
+}  # fmt: skip
 SECONDS = 60.0  # time limit of a session of 12 steps
 
 Options = dict[str, object]
@@ -45,7 +51,7 @@ Kill = Point | float  # where in the process, or how many seconds after its star
 
 
 def combinations() -> dict[str, Options]:
-    """Name -> options of every valid combination of optimizer and pruning."""
+    """Name -> options of every valid combination of optimizer and pruning that trains."""
     schema = Schema()
     found: list[dict[str, str]] = [{}]
     for choice in CHOICES:
@@ -53,7 +59,8 @@ def combinations() -> dict[str, Options]:
         found = [
             one for given in found for one in ([given | m for m in members if _allowed(schema, given | m)] or [given])
         ]
-    return {"+".join(given.values()): _options(schema, given) for given in found}
+    trained = (given for given in found if given.get("PRUNING_DYNAMICS") != "oneshot")
+    return {"+".join(given.values()): _options(schema, given) for given in trained}
 
 
 def _options(schema: Schema, given: dict[str, str]) -> Options:
@@ -81,9 +88,10 @@ def session(place: Path, options: Options, point: Point | None = None) -> Traine
 
 
 def new_place(folder: Path) -> Path:
-    """A new folder in `folder` with the corpus."""
+    """A new folder in `folder` with the corpus, and with masks of which every second weight is kept."""
     place = Path(tempfile.mkdtemp(dir=folder))
     (place / "corpus.txt").write_text(training.TEXT[:20_000])
+    masks.write(place / "some.safetensors", {"h.0.mlp.c_fc.weight": torch.tensor([[0, 1] * 8] * 64).byte()})
     return place
 
 
