@@ -150,6 +150,20 @@ def test_seeds_differ_and_nothing_else_matters(bins):
 # ---- validation
 
 
+def test_calibration_windows_are_the_first_of_training(bins):
+    found = windows.load(options(bins, seed=1337))
+    windowed = found.calibration(11)
+    assert (windowed.dtype, windowed.shape) == (torch.int64, (11, 8))
+    assert windowed[:, 0].tolist() == [*GOLDEN[0], *GOLDEN[1], *GOLDEN[2][:3]]
+    assert len(set(windowed.flatten().tolist())) == 88  # a token is its own place, so no window overlaps another
+    with pytest.raises(UsageError) as refused:
+        found.calibration(12)
+    assert str(refused.value) == (
+        "CALIBRATION_SAMPLES=12: the training split has 11 windows of BLOCK_SIZE=8 tokens; lower CALIBRATION_SAMPLES "
+        "or BLOCK_SIZE, or choose a larger dataset"
+    )
+
+
 def test_validation_windows_are_spread_and_stay(bins):
     found = windows.load(options(bins, eval_samples=3, batch_size=2))
     assert found.val_bytes == 3 * 8
