@@ -204,7 +204,10 @@ def _score(options: OneshotOptions, squares: Mapping[str, Tensor]) -> Callable[[
     """What a weight is worth; `squares` are the squared norms of the inputs, which only Wanda reads."""
     if options.pruning_method == "wanda":
         return lambda weight: wanda(weight.value, squares[weight.name])
-    return (Random(options.seed) if options.pruning_method == "random" else Magnitude()).score
+    if options.pruning_method == "random":  # weights that are zero already go first, as with the other scores
+        random = Random(options.seed)
+        return lambda weight: random.score(weight).masked_fill(weight.value == 0, -torch.inf)
+    return Magnitude().score
 
 
 def _prune_by_score(weight: Weight, budget: int, score: Callable[[Weight], Tensor], options: OneshotOptions) -> None:
@@ -224,4 +227,6 @@ def _prune_by_score(weight: Weight, budget: int, score: Callable[[Weight], Tenso
 
 def _prune_by_hessian(weight: Weight, budget: int, products: Tensor, windows: int, options: OneshotOptions) -> None:
     plan = sparsegpt.Plan(options.sparsegpt_damping, options.sparsegpt_block, options.pruning_n, options.pruning_m)
+    alive = weight.value != 0
     weight.mask.copy_(sparsegpt.prune(weight.value, products, windows, budget, plan, weight.name))
+    weight.value.mul_(alive)  # the error of other weights must not revive those that were pruned before

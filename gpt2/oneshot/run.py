@@ -136,9 +136,9 @@ class Pruned(Pruner):
 
     @torch.no_grad()
     def take(self, masks: Mapping[str, Tensor]) -> None:
-        """Keep the masks with which the weights were pruned."""
+        """Keep the masks with which the weights were pruned. Weights that were zero before count as pruned too."""
         for weight in self.weights:
-            weight.mask.copy_(masks[weight.name])
+            torch.mul(masks[weight.name], weight.value != 0, out=weight.mask)
             self.forget(weight)
         self.kept = sum(ones(weight.mask) for weight in self.weights)
 
