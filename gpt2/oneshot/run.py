@@ -21,6 +21,7 @@ from gpt2 import announce, ending, loop, preflight, trained
 from gpt2.alerts import AlertOptions, Watch
 from gpt2.data import prepare, windows
 from gpt2.divergence import Diverged, DivergenceOptions
+from gpt2.evaluation import tasks
 from gpt2.oneshot import blocks
 from gpt2.recorder import Recorder
 from gpt2.training import Training
@@ -156,6 +157,8 @@ class Pruning:
         if self.options.json_output:
             ending.check_output(Path(self.options.json_output))
         preflight.check_evaluation(schema.bind(preflight.EvaluationOptions))
+        self.tasks = schema.bind(ending.TaskOptions)
+        tasks.check(self.tasks.eval_tasks, self.tasks.task_data)
         self.oneshot = schema.bind(blocks.OneshotOptions)
         torch.manual_seed(self.options.seed)
         loaded = trained.load(source, schema)
@@ -309,8 +312,6 @@ class Pruning:
         recorder.keep_artifact(self.options.tracker_artifacts, step)
         recorder.write("finish", step, final, status="finished")
         recorder.console.close()
-        if asked():
-            recorder.hurry()
         summary = {
             "run": str(folder),
             "status": "finished",
@@ -327,6 +328,9 @@ class Pruning:
         files.write_json(folder / "summary.json", summary)
         if self.options.json_output:
             files.write_json(Path(self.options.json_output), summary)
+        ending.measure_tasks(training, self.data, self.machine, recorder, self.tasks, asked)
+        if asked():
+            recorder.hurry()
         show(summary)
 
 
