@@ -27,7 +27,8 @@ def load(path: Path) -> dict:
     except Exception as error:  # torch raises many kinds of errors for a malformed file
         if is_out_of_memory(error):
             raise
-        why = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
+        words = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        why = words.split(". ")[0][:200]  # torch's further sentences advise to load the file without care
         raise UserError(f"{path}: cannot be read as a file of torch.save ({why}); download or save it again") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no dictionary of weights; use a file of weights")
