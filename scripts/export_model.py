@@ -9,14 +9,18 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from lib.base.signals import end_at_once
+
+    end_at_once()
 
 import torch
 
 from gpt2 import trained
 from gpt2.weights import export, facts, push, source
-from lib.base import files
-from lib.base.errors import UserError, run_program
+from lib.base import files, signals
+from lib.base.errors import UserError, run_program, shown
 from lib.config.kconf import Schema
 from lib.machine import device
 from lib.record import run
@@ -24,7 +28,7 @@ from lib.terminal.console import say
 
 
 def main() -> int:
-    """Export, and push if asked. Returns 0."""
+    """Export, and push if asked. Returns 0, or the exit code after a signal."""
     args = _parser().parse_args()
     if args.push is not None:
         push.check(args.push)
@@ -34,16 +38,21 @@ def main() -> int:
     out = out if out.name else out.absolute()  # "." has no name
     export.check(out)
     found = source.find(f"{folder}@{args.checkpoint or which or 'newest'}")
-    try:
-        _export(folder, found, schema, out)
-    except (RuntimeError, MemoryError) as error:
-        if not device.is_out_of_memory(error):
-            raise
-        raise UserError(f"{found.path}: not enough memory to export this model; free some memory") from None
-    if args.push is not None:
-        say(f"uploading to {args.push}")
-        say(f"uploaded         {push.push(out, args.push, not args.public)}")
-    return 0
+    with signals.StopSignals("stopping; what is not complete is removed") as asked:
+        try:
+            asked.break_off()
+            _export(folder, found, schema, out)
+            if args.push is not None:
+                say(f"uploading to {args.push}")
+                say(f"uploaded         {push.push(out, args.push, not args.public)}")
+        except KeyboardInterrupt:
+            if not asked():
+                raise
+        except (RuntimeError, MemoryError) as error:
+            if not device.is_out_of_memory(error):
+                raise
+            raise UserError(f"{found.path}: not enough memory to export this model; free some memory") from None
+    return asked.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,15 +84,25 @@ def _export(folder: Path, found: source.Source, schema: Schema, out: Path) -> No
     here = Schema()
     here.load(run.configuration(folder), ranges=False)
     here.override([("DEVICE", "cpu", "export"), ("DTYPE", "float32", "export")])  # as transformers computes
-    made = trained.load(found, here)
-    with torch.no_grad():
-        logits = made.model.eval()(export.window(found))[0]
-    collected = facts.collect(folder, found, made.weights, schema)
     with export.folder(out) as draft:
+        _show(f"reading {found.path}")
+        made = trained.load(found, here)
+        with torch.no_grad():
+            logits = made.model.eval()(export.window(found))[0]
+        collected = facts.collect(folder, found, made.weights, schema)
+        _show("writing")
         export.write(draft, found, made.weights, collected)
+        _show("reading back")
         compared = export.read_back(draft, found, made.weights, logits)
+        _show("")
     size = sum(path.stat().st_size for path in out.iterdir())
     say(f"exported         {found.path}\nread back        {compared}\nfolder           {out} ({size / 1e6:,.1f} MB)")
+
+
+def _show(text: str) -> None:
+    """Replace the line that says what is being done, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{shown(text)}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
