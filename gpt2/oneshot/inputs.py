@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gpt2.model import GPT2, Block
 from lib.base.errors import UserError
 
-_TOKENS = 8192  # of a batch: its activations take about 200 MB for GPT-2, and each product is large enough to be fast
+_TOKENS = 4096  # of a batch: its activations take about 100 MB for GPT-2, and each product is large enough to be fast
 
 
 class Statistic(NamedTuple):

@@ -12,7 +12,8 @@ from gpt2.oneshot.inputs import Statistic
 from lib.base.errors import UserError
 from lib.prune import mask, select
 
-_PANEL = 1024  # columns of a product X^T X that are computed together, from the diagonal to the right
+_FEW = 8  # inputs whose errors go into each other one by one
+_PANEL = 384  # columns of a product X^T X that are computed together, from the diagonal to the right
 
 
 def _add_products(total: Tensor, x: Tensor) -> None:
@@ -84,23 +85,37 @@ def solve(w: Tensor, factor: Tensor, budget: int, plan: Plan, name: str) -> Tens
         rows = slice(start, start + plan.block)
         after = slice(start + plan.block, None)
         errors = _block(w[rows], factor[rows, rows], kept[rows], share, plan, name)
+        w[rows].mul_(kept[rows])
         w[after].addmm_(factor[rows, after].T, errors, alpha=-1)
     return kept
 
 
 def _block(w: Tensor, factor: Tensor, kept: Tensor, budget: int, plan: Plan, name: str) -> Tensor:
-    """Prune a block of inputs in place, and its mask; return the errors (block, O) for the inputs that follow."""
-    diagonal = factor.diagonal()
+    """Prune a block of inputs in place, and its mask; return the errors (block, O) for the inputs that follow.
+
+    A few inputs at a time, because torch computes so few elements on one thread: to wake others for each input would
+    take longer than the arithmetic.
+    """
+    diagonal, errors = factor.diagonal()[:, None], torch.empty_like(w)
+    step = plan.m or _FEW
     if plan.m is None:
-        keys = select.keys((w / diagonal[:, None]).square_(), name)
+        keys = select.keys((w / diagonal).square_(), name)
         kept.copy_(select.apply(select.smallest([lambda: keys], budget), keys)[0])
-    errors = torch.empty_like(w)
-    for i in range(len(w)):
-        if plan.m is not None and i % plan.m == 0:
-            group = slice(i, i + plan.m)
-            keys = select.keys((w[group] / diagonal[group, None]).square_().T, name)
-            kept[group] = mask.highest(keys, plan.n, plan.m).T
-        torch.mul(w[i], (1 - kept[i]) / diagonal[i], out=errors[i])
-        w[i].mul_(kept[i])
-        w[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+    for start in range(0, len(w), step):
+        few, after = slice(start, start + step), slice(start + step, None)
+        if plan.m is not None:
+            keys = select.keys((w[few] / diagonal[few]).square_().T, name)
+            kept[few] = mask.highest(keys, plan.n, plan.m).T
+        _few(w[few], factor[few, few], (1 - kept[few]) / diagonal[few], errors[few])
+        w[after].addmm_(factor[few, after].T, errors[few], alpha=-1)
     return errors
+
+
+def _few(w: Tensor, factor: Tensor, gone: Tensor, errors: Tensor) -> None:
+    """Write the errors (few, O) of the inputs `w` in their order; each changes the inputs after it.
+
+    `gone` is 1 / U_jj where a weight is pruned, 0 elsewhere.
+    """
+    for i in range(len(w)):
+        torch.mul(w[i], gone[i], out=errors[i])
+        w[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
