@@ -34,11 +34,11 @@ class OneshotOptions(Options):
     """How to prune a finished model. An option is None where the method or the distribution does not use it."""
 
     pruning_method: str
-    pruning_distribution: str
+    pruning_distribution: str | None
     pruning_n: int | None
     pruning_m: int | None
     target_sparsity: float | None  # None: n:m implies it
-    pruning_scope: str
+    pruning_scope: str | None
     pruning_layer_cap: float | None
     calibration_samples: int | None
     sparsegpt_damping: float | None

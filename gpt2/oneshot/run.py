@@ -111,13 +111,12 @@ def _trouble(error: Exception, schema: Schema) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions(Options):
+class OneshotRunOptions(Options):
     """What a run of one-shot pruning needs beside the options of its parts."""
 
     seed: int
     optimizer: str
     pruning_method: str
-    pruning_scope: str
     calibration_samples: int | None  # None: no inputs are measured
     dataset: str
     tokenizer: str
@@ -153,7 +152,7 @@ class Pruning:
 
     def __init__(self, schema: Schema, source: Source):
         """Load the model, and prepare the data if it is missing; raises UserError for what cannot be pruned."""
-        self.schema, self.options = schema, schema.bind(RunOptions)
+        self.schema, self.options = schema, schema.bind(OneshotRunOptions)
         if self.options.json_output:
             ending.check_output(Path(self.options.json_output))
         preflight.check_evaluation(schema.bind(preflight.EvaluationOptions))
@@ -167,7 +166,7 @@ class Pruning:
         optimizer = optim.build(loaded.model, schema.bind)
         weights = [
             Weight(name, parameter, torch.ones_like(parameter[:rows], dtype=torch.uint8), optimizer)
-            for name, parameter in scope.select(loaded.model, self.options.pruning_scope).items()
+            for name, parameter in scope.select(loaded.model, self.oneshot.pruning_scope).items()
             for rows in [loaded.model.used_rows().get(parameter)]
         ]
         pruner = Pruned(weights, self.oneshot.sparsity, schema.bind(MaskOptions))
