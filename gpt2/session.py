@@ -146,6 +146,9 @@ class Session:
                     return asked.exit_code or 128 + signal.SIGTERM  # 0 here means that another rank got the signal
             with StopSignals("recording the end of the run") as asked:
                 ranks.first(lambda: self._finish(recorder, asked))
+                if ranks.rank == 0:  # the others end: this may take longer than they can wait for an answer
+                    options = self.schema.bind(ending.TaskOptions)
+                    ending.measure_tasks(self.training, self.data, self.machine, recorder, options, asked)
             return asked.exit_code
 
     # ---- before the loop -------------------------------------------------------------------------------------------
@@ -323,8 +326,6 @@ class Session:
         """Record the end of the run, and show its summary and a sample; if `asked` to stop, without what takes long."""
         json_output, artifact = self.options.json_output, self.options.tracker_artifacts
         summary = ending.finished(self.training, self.data, recorder, json_output, artifact, asked)
-        task_options = self.schema.bind(ending.TaskOptions)
-        ending.measure_tasks(self.training, self.data, self.machine, recorder, task_options, asked)
         text = self._sample(asked) or ""
         if asked():
             recorder.hurry()

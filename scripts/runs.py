@@ -23,7 +23,7 @@ from lib.record import best, export, history, journal, scores
 from lib.record.history import History
 from lib.record.in_force import Record
 from lib.record.run import Identity, named
-from lib.terminal import follow, view
+from lib.terminal import follow, task_table, view
 from lib.terminal.console import duration
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
 
@@ -84,7 +84,7 @@ def list_runs(args: argparse.Namespace) -> int:
     parent = files.named(args.words[0]) if len(args.words) == 1 and "=" not in args.words[0] else None
     parent = parent or Path(resolve("", args.words)[0]["OUTPUT_DIR"])
     if args.tasks:
-        return _list_tasks(parent)
+        return task_table.show(parent)
     rows, notes = [], []
     for folder in history.find(parent):
         moment, row, note = _row(folder, parent)
@@ -105,44 +105,6 @@ def list_runs(args: argparse.Namespace) -> int:
     for note in notes:
         print(shown(note), file=sys.stderr)
     return 0
-
-
-def _list_tasks(parent: Path) -> int:
-    """List the runs that have results of tasks, by name."""
-    found, notes = {}, []
-    for folder in history.find(parent):
-        try:
-            found[folder] = scores.newest(history.skim(folder).tasks())
-        except UserError as error:
-            notes.append(str(error))
-    found = {folder: known for folder, known in found.items() if known}
-    names = list(dict.fromkeys(name for known in found.values() for name in known))
-    rows, columns = [], [view.Column(f"{parent}/" if view.terminal() else "run", left=True)]
-    for name in names:
-        columns.append(view.Column(name, _with_error))
-        columns += [] if view.terminal() else [view.Column(f"{name}_stderr")]
-    for folder, known in found.items():
-        row = [str(folder.relative_to(parent) if view.terminal() else folder)]
-        for name in names:
-            one = known.get(name)
-            if view.terminal():
-                row.append(one)
-            else:
-                row += [one.value, one.stderr] if one else [None, None]
-        rows.append(row)
-    if rows:
-        view.table(columns, rows)
-    else:
-        print(f"{parent}: no run has results of tasks yet; measure one with: make evaluate RUN=... TASKS=hellaswag")
-    for note in notes:
-        print(shown(note), file=sys.stderr)
-    return 0
-
-
-def _with_error(score: scores.Score) -> str:
-    """`0.2845 ± 0.0045`, and a star where EVAL_LIMIT left items out."""
-    error = "" if score.stderr is None else f" ± {view.number(score.stderr)}"
-    return f"{view.number(score.value)}{error}{'' if score.of is None else '*'}"
 
 
 def _row(folder: Path, parent: Path) -> tuple[float, list[Any], str]:
@@ -341,7 +303,7 @@ def _results(a: difference.Side, b: difference.Side, comparable: bool) -> Iterat
         yield name.replace("seconds", "time"), *("-" if v is None else show(v) for v in (one, other)), far
     known, found = (scores.newest(side.history.tasks()) for side in (a, b))
     for name in dict.fromkeys([*known, *found]):
-        yield name, *(_with_error(side[name]) if name in side else "-" for side in (known, found)), ""
+        yield name, *(task_table.with_error(side[name]) if name in side else "-" for side in (known, found)), ""
 
 
 # ---- tail ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,157 @@
+"""make evaluate and EVAL_TASKS as a user runs them: on a run that the real trainer made, with local data."""
+
+import csv
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from gpt2.evaluation import tasks
+from lib.base.errors import UsageError
+from lib.record import history, journal
+from tests import forked, training
+from tests.gpt2.evaluation.test_tasks import ROWS, write
+
+SHORT = {"max_iters": 20, "sample_tokens": 0, "block_size": 64, "tracker": "csv", "dropout": 0.0}
+NEEDS_LM_EVAL = pytest.mark.extra("lm_eval")
+
+
+def local(folder, count=3):
+    """Local data of piqa and wikitext."""
+    for name in ("piqa", "wikitext"):
+        path, row = ROWS[name]
+        write(folder / "tasks" / f"{path}.jsonl", [row] * count)
+    return str(folder / "tasks")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a run that measured piqa at its end, and what it printed."""
+    home = tmp_path_factory.mktemp("home")
+    words = [*training.arguments(**SHORT), "--eval-tasks=piqa", f"--task-data={local(home)}"]
+    return home, training.train(home, *words)
+
+
+@pytest.fixture
+def home(made):
+    return made[0]
+
+
+def evaluate(home, *words, code=0):
+    done = forked.run(home, "scripts/evaluate.py", *words, environment=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
+
+
+def results(run):
+    """(task, step) -> n of the valid results."""
+    return {(row["task"], row["step"]): row["n"] for row in history.load(run).tasks()}
+
+
+def stored(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        return {(row["event"], row["step"], row["metric"]): row["value"] for row in csv.DictReader(file)}
+
+
+@NEEDS_LM_EVAL
+def test_a_run_measures_its_tasks_after_its_last_step(made):
+    home, printed = made
+    run = home / "runs" / "run"
+    (row,) = training.records(run, "task")
+    assert (row["task"], row["step"], row["n"], row["version"], row["checkpoint"], row["dtype"]) == (
+        "piqa", 20, 3, 1.0, "step-000000020.pt", "float32",
+    )  # fmt: skip
+    assert history.state(history.load(run), run) == "finished"
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    assert float(stored(run)["task piqa", "20", "piqa/acc"]) == row["metrics"]["piqa/acc"]
+    assert any(line.split()[:1] == ["piqa/acc_norm"] for line in printed.splitlines())
+
+
+@NEEDS_LM_EVAL
+def test_a_checkpoint_is_measured_recorded_and_delivered(home):
+    run = home / "runs" / "run"
+    printed = evaluate(home, "--run", "runs/run", "--checkpoint", "10", "--tasks", "piqa,wikitext", "EVAL_LIMIT=2")
+    sha = next(row["sha256"] for row in training.records(run, "task") if row["step"] == 10)
+    head = printed.splitlines()[0]
+    assert head == f"runs/run, step-000000010, weights sha256 {sha[:12]}, float32, cpu, lm-eval 0.4.13"
+    assert "note: EVAL_LIMIT left out items of piqa, wikitext, so these values are not comparable" in printed
+    assert results(run) == {("piqa", 10): 2, ("piqa", 20): 3, ("wikitext", 10): 2}
+    assert {event for event, step, _ in stored(run) if step == "10"} >= {"task piqa", "task wikitext"}
+    assert history.state(history.load(run), run) == "finished"
+
+
+@NEEDS_LM_EVAL
+def test_a_run_with_results_is_finished_and_can_be_made_longer(home):
+    run = home / "runs" / "run"
+    before = results(run)
+    assert "is finished" in training.train(home, "--resume", "runs/run")
+    training.train(home, "--resume", "runs/run", "--max-iters", "22", "--eval-tasks=")
+    assert (results(run), history.load(run).step) == (before, 22)
+    assert journal.in_force(run).taken_back == []
+
+
+@NEEDS_LM_EVAL
+def test_other_weights_only_print_their_results(home):
+    before = (home / "runs/run/journal.jsonl").read_bytes()
+    words = [
+        "INIT_FROM=runs/run@20",
+        "--tasks",
+        "piqa",
+        f"TASK_DATA={home}/tasks",
+        "JSON_OUTPUT=out.json",
+        "DEVICE=cpu",
+    ]
+    evaluate(home, *words, "DTYPE=float32")
+    found = json.loads((home / "out.json").read_text())
+    assert (found["model"], found["step"], [one["n"] for one in found["results"]]) == ("runs/run@20", 20, [3])
+    assert (home / "runs/run/journal.jsonl").read_bytes() == before
+
+
+@NEEDS_LM_EVAL
+def test_ctrl_c_leaves_the_run_finished(tmp_path):
+    words = training.arguments(**SHORT | {"max_iters": 2, "eval_interval": 2, "tracker": "none"})
+    process = training.start(tmp_path, *words, "--eval-tasks=wikitext", f"--task-data={local(tmp_path, 3000)}")
+    path, deadline = tmp_path / "runs/run/summary.json", time.monotonic() + 90
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    run = tmp_path / "runs" / "run"
+    assert process.returncode == 130, printed
+    assert "the tasks were not measured; measure them with: make evaluate RUN=runs/run TASKS=wikitext" in printed
+    assert (history.state(history.load(run), run), results(run)) == ("finished", {})
+
+
+@NEEDS_LM_EVAL
+def test_a_wrong_task_is_an_error_before_there_is_a_run(tmp_path):
+    printed = training.train(tmp_path, *training.arguments(), "--eval-tasks=piqqa", code=2)
+    assert "error: piqqa: lm-eval has no task of this name; did you mean piqa?" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_lm_eval_one_sentence_says_how_to_install_it(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if "site-packages" not in path])
+    with pytest.raises(UsageError) as error:
+        tasks.check("piqa", "")
+    assert str(error.value) == (
+        "tasks are measured by lm-eval, which is not installed; install it: pip install -e '.[eval]'"
+    )
+    tasks.check(" , ", "")  # no task needs no package
+
+
+def test_bad_words_are_one_sentence(tmp_path):
+    from tests.runs import ended, trained
+    from tests.runs import write as write_run
+
+    run = write_run(tmp_path / "runs" / "a", *trained(10), ended(10))
+    (run / ".config").write_text("")
+    assert "name a run or INIT_FROM, not both" in evaluate(tmp_path, "--run", "runs/a", "INIT_FROM=x", code=2)
+    assert "this run has no checkpoint yet" in evaluate(tmp_path, "--run", "runs/a", code=2)
+    (tmp_path / "mine.json").write_text('{"a": 1}')
+    wrong = evaluate(tmp_path, "INIT_FROM=x", "JSON_OUTPUT=mine.json", code=2)
+    assert "JSON_OUTPUT=mine.json: exists and holds no results of make evaluate; name another file" in wrong
