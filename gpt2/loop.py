@@ -211,7 +211,7 @@ TOKENS_PER_SECOND = Metric("tokens_per_second", label="", form=",.0f", unit=" to
 MFU = Metric("mfu", chart=9)  # model FLOPs utilization: share of the device's peak (arXiv 2204.02311, appendix B)
 VAL_LOSS = Metric("val_loss", label="val loss", row=2, chart=1)
 VAL_PERPLEXITY = Metric("val_perplexity", label="perplexity", form=",.2f", chart=7)
-VAL_BITS_PER_BYTE = Metric("val_bits_per_byte", chart=11)  # of text, so that tokenizers can be compared
+VAL_BITS_PER_BYTE = Metric("val_bits_per_byte", chart=7)  # of text, so that tokenizers can be compared
 
 
 def train_metrics(

@@ -91,15 +91,28 @@ def hub(source: str, subset: str, field: str) -> Iterator[str]:
 
 
 def hub_file(dataset: str, name: str) -> tuple[Path, str]:
-    """A file of a dataset's repository on the hub, in the hub's cache, and its commit; raises DataError."""
-    from huggingface_hub import hf_hub_download
+    """A file of a dataset's repository on the hub, in the hub's cache, and its commit.
 
+    Offline, the cached file is used. Raises DataError if there is none.
+    """
+    from huggingface_hub import HfApi, errors
+
+    hub = HfApi()
     try:
-        path = hf_hub_download(dataset, name, repo_type="dataset", etag_timeout=_TIMEOUT_SECONDS)
+        try:
+            hub.dataset_info(dataset, timeout=_TIMEOUT_SECONDS)
+            offline = False
+        except errors.HfHubHTTPError:
+            raise
+        except Exception:  # of the HTTP library or the system. hf_hub_download would retry for half a minute
+            offline = True
+        path = hub.hf_hub_download(dataset, name, repo_type="dataset", local_files_only=offline)
     except Exception as error:  # of the HTTP library, of the hub, of the system
+        why = "it is not reached, nor does its cache have the file"
+        why = why if isinstance(error, errors.LocalEntryNotFoundError) else reason(error)
         raise DataError(
-            f"{dataset}: {name} cannot be had from the Hugging Face hub: {reason(error)}; check the network, or set "
-            "TASK_DATA to a folder with a local copy"
+            f"{dataset}: {name} cannot be had from the Hugging Face hub: {why}; check the network, or set TASK_DATA to "
+            "a folder with a local copy"
         ) from None
     return Path(path), re.search(r"/snapshots/(\w+)/", path)[1]
 

@@ -5,16 +5,13 @@ import hashlib
 import http.server
 import json
 import math
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
 import torch
+from huggingface_hub import constants
 from pyarrow import parquet
 
 from gpt2.data import tokenizer
@@ -156,53 +153,51 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """Has the validation file of C4."""
 
     def do_HEAD(self):
-        self._answer(False)
+        self.do_GET()
 
     def do_GET(self):
-        self._answer(True)
-
-    def _answer(self, body):
-        there = self.path.endswith("/datasets/allenai/c4/resolve/main/en/c4-validation.00000-of-00008.json.gz")
-        self.send_response(200 if there else 404)
+        found = {
+            "/api/datasets/allenai/c4": json.dumps({"id": "allenai/c4", "sha": COMMIT}).encode(),
+            "/datasets/allenai/c4/resolve/main/en/c4-validation.00000-of-00008.json.gz": CONTENT,
+        }.get(self.path)
+        self.send_response(404 if found is None else 200)
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
-        self.send_header("Content-Length", str(len(CONTENT) if there else 0))
+        self.send_header("ETag", f'"{hashlib.sha256(found or b"").hexdigest()}"')
+        self.send_header("Content-Length", str(len(found or b"")))
         self.end_headers()
-        if body and there:
-            self.wfile.write(CONTENT)
+        if found and self.command == "GET":
+            self.wfile.write(found)
 
     def log_message(self, *_):
         pass
 
 
-READ = """
-from gpt2.evaluation import perplexity
-from lib.base.errors import UserError
-for name in "c4", "wikitext2":
-    try:
-        text, details = perplexity._read(name, "")
-        print(text, details["source"])
-    except UserError as error:
-        print(error)
-"""
-
-
-def test_a_known_text_comes_from_the_hub_with_its_commit(tmp_path):
+def test_a_known_text_comes_from_the_hub_with_its_commit(tmp_path, monkeypatch):
     """This hub has C4, and not WikiText."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    ran = subprocess.run(
-        [sys.executable, "-c", READ],
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, **hub},
-        capture_output=True,
-        text=True,
-        timeout=60,
+    here = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", here)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{here}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     )
-    server.shutdown()
-    server.server_close()
-    found, missing = ran.stdout.splitlines()
-    assert found == f"document 0 document 1 document 2 document 3 document 4 allenai/c4@{COMMIT}"
-    assert missing.startswith("Salesforce/wikitext: wikitext-2-raw-v1/test-00000-of-00001.parquet cannot be had from ")
-    assert missing.endswith("; check the network, or set TASK_DATA to a folder with a local copy")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    model, machine = tiny(256, 8)
+    try:
+        [result] = measured("c4", model, machine)
+        with pytest.raises(DataError) as missing:
+            measured("wikitext2", model, machine)
+    finally:
+        server.shutdown()
+        server.server_close()
+    [again] = measured("c4", model, machine)  # from the cache
+    with pytest.raises(DataError, match=r"the Hugging Face hub: it is not reached, nor does its cache have the file; "):
+        measured("wikitext2", model, machine)
+    text = " ".join(f"document {n}" for n in range(5))
+    assert result.details["source"] == f"allenai/c4@{COMMIT}"
+    assert result.details["sha256_text"] == hashlib.sha256(text.encode()).hexdigest()
+    assert again == result
+    [message] = str(missing.value).splitlines()
+    assert message.startswith("Salesforce/wikitext: wikitext-2-raw-v1/test-00000-of-00001.parquet cannot be had from ")
+    assert message.endswith("; check the network, or set TASK_DATA to a folder with a local copy")

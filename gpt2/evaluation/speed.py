@@ -1,0 +1,220 @@
+"""The speed of inference of a pruned model: dense, with 2:4 kernels on a GPU, and with CSR matrices on a CPU.
+
+Every figure is of the whole model, with its embedding, attention and head, which stay dense. Nothing is compiled.
+"""
+
+import contextlib
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gpt2.data.local_files import reason
+from gpt2.evaluation.result import Result
+from lib.machine import device
+from lib.machine.device import Machine
+
+_SECONDS, _LEAST, _MOST = 4.0, 3, 50  # for the rounds of a length of input; rounds
+_PASS, _SHORTEST = 0.7, 64  # seconds that the dense model takes for a prompt; tokens
+_TOLERANCE = {torch.float32: 1e-3}  # of the largest activation; in 16 bits _TOLERANCE_16
+_TOLERANCE_16 = 5e-2
+_CAPABILITY = (8, 0)  # the first GPUs with 2:4 kernels
+
+
+class Csr(nn.Module):
+    """A linear layer whose weight is a CSR matrix."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that CSR is in beta state
+            found = linear.weight.detach().to_sparse_csr()
+            # Indices of 32 bits, because MKL would convert those of 64 bits at each product.
+            self.weight = torch.sparse_csr_tensor(
+                found.crow_indices().int(), found.col_indices().int(), found.values(), found.shape
+            )
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        rows = x.flatten(0, -2)
+        y = torch.mv(self.weight, rows[0])[None] if len(rows) == 1 else (self.weight @ rows.T).T
+        return (y + self.bias).reshape(*x.shape[:-1], -1)
+
+
+class TwoFour(nn.Module):
+    """A linear layer whose weight is compressed for 2:4 kernels."""
+
+    def __init__(self, linear: nn.Linear):
+        """Raises RuntimeError if the kernels do not take this shape or dtype."""
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that this is a prototype
+            self.weight = torch.sparse.to_sparse_semi_structured(linear.weight.detach())
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute the model: `layers` are put in the place of its own, path -> layer."""
+
+    name: str
+    model: nn.Module
+    layers: dict[str, nn.Module]
+    base: str = ""  # the dense variant that it is compared with
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[nn.Module]:
+        """A context in which the model has the layers."""
+        own = {path: self.model.get_submodule(path) for path in self.layers}
+        try:
+            for path, layer in self.layers.items():
+                self.model.set_submodule(path, layer)
+            yield self.model
+        finally:
+            for path, layer in own.items():
+                self.model.set_submodule(path, layer)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, layers: Sequence[str], machine: Machine) -> Result:
+    """Tokens per second: of a prompt, and of single tokens, as in decoding.
+
+    The prompt fills the context. A slow device gets a half, a quarter, ... of it, as its length in the notes says.
+    `layers` are the paths of the pruned linear layers. A sparse variant is timed only if its activations are those of
+    the dense one up to rounding. The variants take turns; a figure is the median of the rounds.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.vocab_size, (1, model.block_size), generator=generator).to(machine.device)
+    tokens = _prompt(model, tokens, machine)
+    variants, notes = _variants(model, list(layers), machine, tokens)
+    values, counts = {}, []
+    for what, length in {"prompt": tokens.shape[1], "decoding": 1}.items():
+        seconds, rounds = _time(variants, tokens[:, :length], machine)
+        counts.append(rounds)
+        values |= {f"speed/{name}_{what}_tokens_per_second": length / median for name, median in seconds.items()}
+        of = f"a prompt of {length:,} tokens" if what == "prompt" else "one token without a cache of earlier ones"
+        for variant in variants:
+            if variant.base:
+                notes.append(f"{variant.name}: {_words(seconds[variant.base] / seconds[variant.name])} dense for {of}")
+    threads = torch.get_num_threads() if machine.device.type == "cpu" else None
+    details = {"device": machine.name, "threads": threads, "prompt_tokens": tokens.shape[1], "notes": notes}
+    return Result("speed", values, min(counts), details=details)
+
+
+def _prompt(model: nn.Module, tokens: Tensor, machine: Machine) -> Tensor:
+    """The beginning of `tokens` that the dense model reads in _PASS seconds."""
+    model.hidden(tokens[:, :1])  # a device's first work takes longer
+    while True:
+        _wait(machine.device)
+        start = time.perf_counter()
+        model.hidden(tokens)
+        _wait(machine.device)
+        if time.perf_counter() - start <= _PASS or tokens.shape[1] <= _SHORTEST:
+            return tokens
+        tokens = tokens[:, : max(_SHORTEST, tokens.shape[1] // 2)]
+
+
+def _words(ratio: float) -> str:
+    """How fast a variant is; `ratio` is its speed relative to the dense one."""
+    return f"{ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
+
+
+def _variants(model: nn.Module, layers: list[str], machine: Machine, tokens: Tensor) -> tuple[list[Variant], list[str]]:
+    """The ways that can be timed here, and sentences about the others."""
+    found, notes = [], []
+    if machine.device.type == "cpu":
+        found.append(Variant("dense", model, {}))
+        _add("csr", Csr, found, layers, tokens, notes)
+        notes.append("2to4: not timed: a CPU has no 2:4 kernels; they need a CUDA device of compute capability 8.0")
+        if machine.dtype != torch.float32:
+            half = copy.deepcopy(model).to(machine.dtype)
+            found.append(Variant(f"dense_{str(machine.dtype).removeprefix('torch.')}", half, {}, "dense"))
+        return found, notes
+    ours = model if machine.dtype == torch.float32 else copy.deepcopy(model).to(machine.dtype)
+    found.append(Variant("dense", ours, {}))
+    notes.append("csr: not timed: it is timed on a CPU, with DEVICE=cpu")
+    if why := _no_two_four(ours, layers, machine):
+        notes.append(f"2to4: not timed: {why}")
+    else:
+        _add("2to4", TwoFour, found, layers, tokens, notes)
+    return found, notes
+
+
+def _no_two_four(model: nn.Module, layers: list[str], machine: Machine) -> str:
+    """Why 2:4 kernels cannot be used; "" if they can."""
+    if machine.device.type != "cuda" or torch.cuda.get_device_capability(machine.device) < _CAPABILITY:
+        return f"{machine.name} has no 2:4 kernels; they need a CUDA device of compute capability 8.0"
+    for path in layers:
+        if not is_two_four(model.get_submodule(path).weight):
+            return f"{path} keeps more than 2 of 4 neighbours; prune with PRUNING_DISTRIBUTION=n-m, 2 of 4"
+    return ""
+
+
+def is_two_four(weight: Tensor) -> bool:
+    """Whether at most 2 of each 4 neighbours along the input are not zero."""
+    return weight.shape[1] % 4 == 0 and int((weight.reshape(-1, 4) != 0).sum(1).max()) <= 2
+
+
+def _add(
+    name: str,
+    kind: Callable[[nn.Linear], nn.Module],
+    found: list[Variant],
+    layers: list[str],
+    tokens: Tensor,
+    notes: list[str],
+) -> None:
+    """Append the variant to `found` if it computes here what the dense one does; else say why not in `notes`."""
+    dense = found[0]
+    try:
+        sparse = Variant(name, dense.model, {path: kind(dense.model.get_submodule(path)) for path in layers}, "dense")
+        with sparse.installed() as model:
+            hidden = model.hidden(tokens).float()
+    except (RuntimeError, NotImplementedError) as error:
+        if device.is_out_of_memory(error):
+            raise
+        notes.append(f"{name}: not timed: torch refuses it here: {reason(error)}")
+        return
+    expected = dense.model.hidden(tokens).float()
+    off = ((hidden - expected).abs().max() / expected.abs().max()).item()
+    dtype = dense.model.get_submodule(layers[0]).weight.dtype
+    if not off <= _TOLERANCE.get(dtype, _TOLERANCE_16):  # NaN is not
+        notes.append(f"{name}: not timed: its activations are off by {off:.1e} of the largest one, so it is wrong here")
+        return
+    notes.append(f"{name}: its activations are those of dense up to {off:.1e} of the largest one")
+    found.append(sparse)
+
+
+def _time(variants: list[Variant], tokens: Tensor, machine: Machine) -> tuple[dict[str, float], int]:
+    """The median seconds of a forward pass of each variant, and the number of rounds."""
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    began, rounds = time.perf_counter(), 0
+    with tqdm(desc=f"speed, {tokens.shape[1]} tokens", total=_MOST, unit=" rounds", disable=None, leave=False) as bar:
+        while rounds < _LEAST or (rounds < _MOST and time.perf_counter() - began < _SECONDS):
+            for variant in variants:
+                with variant.installed() as model:
+                    _wait(machine.device)
+                    start = time.perf_counter()
+                    model.logits(model.hidden(tokens)[:, -1])
+                    _wait(machine.device)
+                    seconds[variant.name].append(time.perf_counter() - start)
+            rounds += 1
+            bar.update()
+    return {name: statistics.median(found) for name, found in seconds.items()}, rounds
+
+
+def _wait(where: torch.device) -> None:
+    """Wait until the device is idle."""
+    if where.type != "cpu":
+        getattr(torch, where.type).synchronize()
