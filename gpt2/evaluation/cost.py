@@ -30,7 +30,8 @@ def measure(
         if bool(state[name][mask == 0].any()):
             raise UserError(f"{name}: has weights that are not zero where its mask is; the model cannot be packed")
     yield size(state, masks)
-    layers = [path for name in masks if isinstance(model.get_submodule(path := name.rpartition(".")[0]), nn.Linear)]
+    paths = [name.removesuffix(".weight") for name in masks if name.endswith(".weight")]
+    layers = [path for path in paths if isinstance(model.get_submodule(path), nn.Linear)]
     if layers:
         yield speed.measure(model, layers, machine)
 

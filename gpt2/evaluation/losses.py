@@ -21,8 +21,8 @@ def of_windows(
 ) -> Tensor:
     """The mean loss in nats per token of each of `count` windows, float64 (count,).
 
-    `batches` have token ids and, for each, the id that follows it, (B, T). Raises UserError if a loss is NaN or
-    infinite; `what` names the text in the message and at the bar.
+    `model` is in evaluation mode. `batches` have token ids and, for each, the id that follows it, (B, T). Raises
+    UserError if a loss is NaN or infinite; `what` names the text in the message and at the bar.
     """
     losses: list[float] = []
     with tqdm(desc=what, total=count, unit=" windows", disable=None, leave=False) as bar:
@@ -32,7 +32,7 @@ def of_windows(
                 found = [_loss(model, one, target) for one, target in zip(hidden, y.to(machine.device), strict=True)]
             losses += torch.stack(found).tolist()
             if not all(map(math.isfinite, losses[-len(x) :])):
-                advice = "use DTYPE=float32" if machine.dtype == torch.float16 else "the weights cannot be measured"
+                advice = "use DTYPE=float32" if machine.dtype != torch.float32 else "use another checkpoint"
                 raise UserError(f"{what}: the loss is NaN or infinite in the first {len(losses)} windows; {advice}")
             bar.update(len(x))
     return torch.tensor(losses, dtype=torch.float64)

@@ -141,6 +141,7 @@ def _variants(model: nn.Module, layers: list[str], machine: Machine, tokens: Ten
         if machine.dtype != torch.float32:
             half = copy.deepcopy(model).to(machine.dtype)
             found.append(Variant(f"dense_{str(machine.dtype).removeprefix('torch.')}", half, {}, "dense"))
+            notes.append("dense and csr compute in float32, because torch has no CSR products in 16 bits on a CPU")
         return found, notes
     ours = model if machine.dtype == torch.float32 else copy.deepcopy(model).to(machine.dtype)
     found.append(Variant("dense", ours, {}))

@@ -75,6 +75,16 @@ def test_a_weight_under_a_zero_of_its_mask_is_one_sentence():
         list(cost.measure(model, state, masks, machine))
 
 
+def test_embeddings_and_biases_under_a_mask_are_packed_and_stay_dense_for_speed(monkeypatch):
+    model, state, masks, machine = pruned()
+    asked = []
+    monkeypatch.setattr(speed, "measure", lambda model, layers, machine: asked.extend(layers))
+    others = {name: (state[name] != 0).to(torch.uint8) for name in ("wte.weight", "h.0.mlp.c_fc.bias", "ln_f.weight")}
+    assert len(list(cost.measure(model, state, masks | others, machine))) == 2
+    assert asked == [name.removesuffix(".weight") for name in masks]
+    assert [result.name for result in cost.measure(model, state, others, machine)] == ["size"]
+
+
 def test_a_folder_without_room_is_one_sentence(tmp_path, monkeypatch):
     _, state, masks, _ = pruned()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
