@@ -128,7 +128,7 @@ def _prompt(model: nn.Module, tokens: Tensor, machine: Machine) -> Tensor:
 
 def _words(ratio: float) -> str:
     """How fast a variant is; `ratio` is its speed relative to the dense one."""
-    return f"{ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
+    return f"is {ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
 
 
 def _variants(model: nn.Module, layers: list[str], machine: Machine, tokens: Tensor) -> tuple[list[Variant], list[str]]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from gpt2.evaluation import cost, speed
 from lib.base.errors import UserError
+from lib.machine import device
 from tests.gpt2.evaluation.models import tiny
 
 
@@ -118,7 +119,7 @@ def test_csr_is_timed_beside_dense_and_leaves_the_model_as_it_was(brief):
     assert "csr: its activations are those of dense up to " in notes
     assert "2to4: not timed: a CPU has no 2:4 kernels; they need a CUDA device of compute capability 8.0" in notes
     ratio = found.metrics["speed/csr_prompt_tokens_per_second"] / found.metrics["speed/dense_prompt_tokens_per_second"]
-    words = f"{ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
+    words = f"is {ratio:.2f} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long as"
     assert f"csr: {words} dense for a prompt of 16 tokens" in notes
     assert {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)} == layers
 
@@ -174,6 +175,23 @@ def test_in_16_bits_dense_is_timed_in_both(brief):
     found = speed.measure(model, [name.removesuffix(".weight") for name in masks], machine)
     assert {name.split("/")[1].rsplit("_", 4)[0] for name in found.metrics} == {"dense", "csr", "dense_bfloat16"}
     assert model.wte.weight.dtype == torch.float32
+
+
+HAS_TWO_FOUR = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+@pytest.mark.skipif(not HAS_TWO_FOUR, reason="there is no GPU with 2:4 kernels")
+def test_on_a_gpu_two_four_is_timed_and_other_masks_are_not(brief):
+    model, _, masks, _ = pruned(0.0, width=64, block_size=64)
+    machine = device.choose(device.SystemOptions("cuda", "float16", 0, False))
+    model, layers = model.to(machine.device), [name.removesuffix(".weight") for name in masks]
+    dense = speed.measure(model, layers, machine)
+    assert any("keeps more than 2 of 4 neighbours" in note for note in dense.details["notes"])
+    with torch.no_grad():
+        for path in layers:
+            model.get_submodule(path).weight.view(-1, 4)[:, 1:3] = 0
+    found = speed.measure(model, layers, machine)
+    assert {name.split("/")[1].split("_")[0] for name in found.metrics} == {"dense", "2to4"}, found.details["notes"]
 
 
 @pytest.mark.parametrize(
