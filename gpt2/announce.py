@@ -27,12 +27,21 @@ class Start:
 
 
 def begin(
-    start: Start, book: journal.Journal, console: Console, training: Training, max_iters: int, facts: dict[str, Any]
+    start: Start,
+    book: journal.Journal,
+    console: Console,
+    training: Training,
+    max_iters: int,
+    facts: dict[str, Any],
+    begun: dict[str, Any],
 ) -> None:
-    """Put the start or resume of a session into the journal. `facts` are its configuration, machine and identity."""
+    """Put the start or resume of a session into the journal. `facts` are its configuration, machine and identity.
+
+    `begun` is what the start says of the first weights and masks.
+    """
     step = training.step
     if book.seq == 0:
-        book.write("start", step, schema=journal.SCHEMA, **facts)
+        book.write("start", step, schema=journal.SCHEMA, **facts, **begun)
         return
     repeats = 0 if start.changed else book.expect(step)
     if start.changed or not book.ended(max_iters) or step < max_iters:
@@ -76,10 +85,15 @@ def show_facts(
     pruning: str,
     plan: Schedule,
     seconds: float | None,
+    begun: dict[str, str],
 ) -> None:
-    """Show what is trained, on what, where, and for about how many `seconds` (None: not known)."""
+    """Show what is trained, on what, where, and for about how many `seconds` (None: not known).
+
+    `begun` says what the run began with.
+    """
     facts = {
         "model": model_words(training.model),
+        **begun,
         "data": data.description,
         "machine": machine,
         "training": f"{plan.max_iters:,} steps of {data.tokens_per_step:,} tokens{pace.words(seconds, training, plan)}",

@@ -25,7 +25,7 @@ from lib.config.kconf import Options
 from lib.machine import device
 from lib.machine.dist import Ranks
 from lib.prune.select import PruningError
-from lib.record import checkpoint, journal
+from lib.record import checkpoint, journal, lineage
 from lib.record.best import best, dense_best, evaluations
 from lib.terminal.console import duration, say, table
 
@@ -54,12 +54,14 @@ def finished(
     pruned = training.pruner.metrics(step)
     if dense := dense_best(known):
         final |= {"dense_best_val_loss": dense.val_loss}
+    total = lineage.total_tokens(folder, step) if lineage.ancestors(folder) else None
     summary = {
         "run": str(folder),
         "status": "finished",
         "steps": step,
         **final,
         "tokens": tokens,
+        **({} if total is None else {"total_tokens": total}),
         "tokens_per_second": tokens / training.train_seconds,
         "sparsity": pruned["sparsity"],
         "average_nonzeros": pruned["average_nonzeros"],
@@ -131,6 +133,8 @@ def show(summary: dict[str, Any], sample: str, trackers: list[str], sample_words
     if "final_val_loss" in summary:
         losses = "{final_val_loss:.4f} final, {best_val_loss:.4f} best, in nats per token"
         facts["validation loss"] = losses.format(**summary)
+    if "total_tokens" in summary:
+        facts["tokens"] = "{tokens:,}, and {total_tokens:,} with those of the runs before".format(**summary)
     facts |= {
         **({"zero": zeros} if summary["sparsity"] else {}),
         "speed": f"{summary['tokens_per_second']:,.0f} tokens/s",

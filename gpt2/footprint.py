@@ -12,7 +12,7 @@ from torch import Tensor
 from gpt2 import model as models
 from gpt2.training import Training
 from lib import optim
-from lib.record import checkpoint
+from lib.record import checkpoint, checkpoint_file
 
 
 def kind(name: str) -> str:
@@ -68,7 +68,8 @@ def shortage(folder: Path, training: Training, max_iters: int, bind: Callable[[t
     """A note if `folder` has too little room for all checkpoints, else ""; raises CheckpointError if none fits."""
     size, keeping = checkpoint_bytes(training, bind), bind(checkpoint.Keeping)
     free = checkpoint.require_room(folder / checkpoint.name(max_iters), size)
-    most = keeping.checkpoint_keep + bool(keeping.checkpoint_best) + 1  # and the one that is being written
+    for_good = len(checkpoint_file.steps(keeping.checkpoint_at))
+    most = keeping.checkpoint_keep + bool(keeping.checkpoint_best) + for_good + 1  # and the one that is being written
     missing = (most - len(checkpoint.find(folder))) * size - free
     if missing <= 0:
         return ""

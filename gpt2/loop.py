@@ -19,6 +19,7 @@ from lib.config.kconf import Options
 from lib.machine import random_state
 from lib.machine.device import Machine
 from lib.optim import set_learning_rate, skip_if
+from lib.record import checkpoint_file
 from lib.schedule import Schedule
 
 
@@ -32,6 +33,7 @@ class LoopOptions(Options):
     log_interval: int  # steps
     checkpoint_interval: int  # steps; 0: only after the last
     checkpoint_best: bool | None  # also after each evaluation that is the best so far; None: nothing is evaluated
+    checkpoint_at: str  # also after these steps, as in 200,1000
 
 
 class Listener(Protocol):
@@ -76,7 +78,7 @@ def train(
     if machine.ranks.any(asked()):
         return
     at_once = asked if machine.ranks.size == 1 else lambda: False  # several ranks have to stop at the same step
-    watch = Stopwatch(training)
+    watch, for_good = Stopwatch(training), checkpoint_file.steps(options.checkpoint_at)
     for step in range(training.step + 1, schedule.max_iters + 1):
         last = step == schedule.max_iters
         set_learning_rate(training.optimizer, schedule.learning_rate(step))
@@ -92,6 +94,7 @@ def train(
         recorder.tick()
 
         logs, saves = (last or due(step, every) for every in (options.log_interval, options.checkpoint_interval))
+        saves = saves or step in for_good
         evaluates = evaluation_due(step, schedule.max_iters, options.eval_interval)
         if not (logs or evaluates or saves or stopped()):
             continue

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gpt2.data.prepared import PreparedOptions
 from lib.base.errors import UserError
+from lib.config import matters
 from lib.config.kconf import Schema
 from lib.record import history
 
@@ -44,8 +45,12 @@ def choose(schema: Schema, folder: Path, rank: int) -> tuple[Path, str]:
 
 
 def _given(schema: Schema, kept: Schema, own: Path) -> list[str]:
-    """The path options that the user gave for this session. `own` is the run's .config; `kept` has its values."""
-    names = [name for name, option in schema.options.items() if option.is_path and schema[name]]
+    """The path options that the user gave for this session. `own` is the run's .config; `kept` has its values.
+
+    Options that a resumed run keeps, such as INIT_FROM, stay as they are, so that they can be compared.
+    """
+    options = {name: option for name, option in schema.options.items() if option.is_path and schema[name]}
+    names = [name for name, option in options.items() if matters.group(option).on_resume != matters.KEPT]
     given = [n for n in names if not schema.sources.get(n, f"{own}:").startswith(f"{own}:") or schema[n] != kept[n]]
     source = schema["DATASET_SOURCE"]  # may also be a URL or a name on the hub
     return [n for n in given if n != "DATASET_SOURCE" or os.path.exists(source) or glob.glob(source)]  # noqa: PTH110, PTH207

@@ -4,13 +4,16 @@ Each check is beside the code that it protects. This is the one place that calls
 """
 
 import dataclasses
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from gpt2 import shape
 from lib import schedule
 from lib.base.errors import UsageError
 from lib.config.kconf import Options
+from lib.record import checkpoint_file
 from lib.schedule import Bind
 
 T = TypeVar("T")
@@ -45,6 +48,60 @@ def check_evaluation(options: EvaluationOptions) -> None:
         raise UsageError("VAL_FRACTION=0 leaves no text for validation; raise it, or set EVALUATE=n")
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainableOptions(Options):
+    """Whether the configuration describes a training."""
+
+    pruning_dynamics: str | None
+
+
+def check_trainable(options: TrainableOptions, folder: Path | None = None) -> None:
+    """Raise UsageError for one-shot pruning, which trains nothing; `folder` is that of a run to resume."""
+    if options.pruning_dynamics != "oneshot":
+        return
+    if folder:
+        name = shlex.quote(str(folder))
+        raise UsageError(
+            f"{folder}: is a one-shot run, which has no steps to train; to train it further, begin a new run with "
+            f"INIT_FROM={name}"
+        )
+    raise UsageError("PRUNING_DYNAMICS=oneshot prunes a finished model and trains nothing; run it with make oneshot")
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenOptions(Options):
+    """Where the masks of PRUNING_METHOD=given come from."""
+
+    init_from: str
+    init_masks: str | None  # None: the run is not given masks
+
+
+def check_given(options: GivenOptions) -> None:
+    """Raise UsageError for masks from the zeros of random weights, which have none."""
+    if options.init_masks == "zeros" and not options.init_from:
+        raise UsageError(
+            "INIT_MASKS=zeros takes the zeros of trained weights, but INIT_FROM is empty, and random weights have no "
+            "zeros; set INIT_FROM, or name masks with INIT_MASKS"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthOptions(Options):
+    """The steps of the run, and those whose checkpoints it keeps for good."""
+
+    max_iters: int
+    checkpoint_at: str
+
+
+def check_steps(options: LengthOptions) -> None:
+    """Raise UsageError for a CHECKPOINT_AT that is no list of steps of this run."""
+    last = max(checkpoint_file.steps(options.checkpoint_at), default=0)
+    if last > options.max_iters:
+        raise UsageError(
+            f"CHECKPOINT_AT={options.checkpoint_at}: step {last} is after the last one, MAX_ITERS={options.max_iters}"
+        )
+
+
 class Problems(list[str]):
     """The sentences of the checks that failed."""
 
@@ -67,6 +124,8 @@ def quick(bind: Bind) -> list[str]:
     problems = Problems()
     problems.of(lambda: shape.check(bind(shape.ModelOptions)))
     problems.of(lambda: check_evaluation(bind(EvaluationOptions)))
+    problems.of(lambda: check_given(bind(GivenOptions)))
+    problems.of(lambda: check_steps(bind(LengthOptions)))
     warnings = problems.of(lambda: schedule.warnings(bind))
     problems.tell()
     sampling = bind(SamplingOptions)

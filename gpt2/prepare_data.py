@@ -19,6 +19,10 @@ from lib.config import command_line
 def main() -> int:
     """Prepare the dataset that the command line configures; returns the exit code."""
     schema, _ = command_line.resolve(__doc__, sys.argv[1:])
+    if schema["INIT_FROM"]:
+        from gpt2.weights.adopt import adopt  # here, because it imports torch, which takes seconds
+
+        adopt(schema)
     for warning in [*schema.warnings, *preflight.quick(schema.bind)]:
         print(f"warning: {warning}", file=sys.stderr)
     options = schema.bind(PreparedOptions)

@@ -15,13 +15,15 @@ if not __package__:
 
 import torch
 
+from gpt2 import trained
 from gpt2.data import tokenizer as tokenizers
-from gpt2.model import GPT2, ModelOptions
+from gpt2.model import GPT2
+from gpt2.weights import source
 from lib.base.errors import UserError, run_program, shown
-from lib.config import command_line, kconf
+from lib.config import command_line
 from lib.config.kconf import Options
 from lib.machine import device
-from lib.record import checkpoint, checkpoint_file, run
+from lib.record import checkpoint_file, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,22 +100,6 @@ def stream(
         model.train(was_training)
 
 
-def load(path: Path, schema: kconf.Schema) -> tuple[GPT2, tokenizers.Tokenizer, device.Machine]:
-    """Load a checkpoint's model, its tokenizer and the device; raises UserError if the checkpoint cannot be used."""
-    machine = device.choose(schema.bind(device.SystemOptions))
-    tokenizer = tokenizers.load(schema["TOKENIZER"])
-    model = GPT2(schema.bind(ModelOptions), tokenizer.vocab_size).to(machine.device)
-    expected = {"shapes": checkpoint.shapes(model.state_dict())}
-    state = checkpoint.load(path, machine.device, expected)
-    try:
-        model.load_state_dict(state["model"])
-    except (KeyError, RuntimeError, TypeError, AttributeError):
-        raise checkpoint.CheckpointError(
-            f"{path}: its weights do not fit the model that its header describes; use another checkpoint"
-        ) from None
-    return model, tokenizer, machine
-
-
 def main() -> int:
     """Print a sample as it is drawn."""
 
@@ -144,9 +130,9 @@ def main() -> int:
         )
         return 0
     try:
-        model, tokenizer, machine = load(path, schema)
+        found = trained.load(source.find(str(path)), schema)
         print(f"{args.run}, {path.stem}", file=sys.stderr)
-        for piece in stream(model, tokenizer, machine, schema.bind(SampleOptions)):
+        for piece in stream(found.model, found.tokenizer, found.machine, schema.bind(SampleOptions)):
             print(shown(piece), end="", flush=True)
     except (RuntimeError, MemoryError) as error:
         if not device.is_out_of_memory(error):

@@ -10,13 +10,14 @@ import functools
 import gc
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from gpt2 import announce, ending, footprint, loop, pace, preflight, resume, sample
+from gpt2 import announce, beginning, ending, footprint, loop, pace, preflight, resume, sample
 from gpt2.alerts import AlertOptions, Watch
 from gpt2.announce import Start
 from gpt2.data import prepare, shards, windows
@@ -25,6 +26,7 @@ from gpt2.evaluation import tasks
 from gpt2.model import GPT2, ModelOptions
 from gpt2.recorder import Recorder, Unrecorded
 from gpt2.training import Training
+from gpt2.weights import adopt
 from lib import optim, prune, schedule, track
 from lib.base import files
 from lib.base.errors import UsageError, UserError
@@ -35,7 +37,7 @@ from lib.config.kconf import Options, Schema
 from lib.config.parameters import parameters
 from lib.machine import device
 from lib.machine.use import Use
-from lib.record import checkpoint, journal, monitor, provenance, retries, run
+from lib.record import checkpoint, journal, lineage, monitor, provenance, retries, run
 from lib.terminal.console import Console, say
 from lib.track import waiting
 
@@ -54,6 +56,7 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
     with device.errors_for_users(), machine.ranks:
         if run_id and (folder := first(lambda: run.find(options.output_dir, run_id))):
             retries.follow(schema, folder)
+            adopt.follow(schema, folder)
             first(lambda: resume.say_begun(schema, folder, launch))
         if folder:
             changed = first(lambda: resume.still_to_do(schema, folder))
@@ -61,10 +64,14 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
                 return 0
             if missing:
                 raise UsageError(missing)
+            origin = beginning.again(schema, folder, machine.ranks)
         else:
-            changed = {}
+            changed, told = {}, len(schema.warnings)
             first(lambda: run.check_place(options))
-        session = Session(schema, machine)  # before the folder: a run that cannot be built leaves no folder
+            origin = beginning.new(schema, machine.ranks)
+            if origin.weights:
+                first(lambda: _warn([*schema.warnings[told:], *preflight.quick(schema.bind)]))
+        session = Session(schema, machine, origin)  # before the folder: a run that cannot be built leaves no folder
         folder = folder or first(lambda: _new(schema, options, run_id))
         start = Start(folder, command, changed)
         while True:
@@ -77,7 +84,12 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
             if compiled:
                 torch.compiler.reset()  # it keeps the model in memory, and compiles a function at most eight times
             start = resume.retry(schema, start, machine.ranks, since, vocab_size)
-            session = Session(schema, machine)
+            session = Session(schema, machine, beginning.again(schema, start.folder, machine.ranks))
+
+
+def _warn(sentences: list[str]) -> None:
+    for sentence in sentences:
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _new(schema: Schema, options: run.RunOptions, run_id: str) -> Path:
@@ -112,18 +124,27 @@ class SessionOptions(Options):
 class Session:
     """The parts that train a run. They are built without its folder, and `train` uses them once."""
 
-    def __init__(self, schema: Schema, machine: device.Machine):
-        """Build the parts, and prepare the data if it is missing; raises UserError for what cannot be built."""
+    def __init__(self, schema: Schema, machine: device.Machine, origin: beginning.Origin = beginning.RANDOM):
+        """Build the parts, and prepare the data if it is missing; raises UserError for what cannot be built.
+
+        `schema` has the shape of the weights in `origin`.
+        """
         self.schema, self.options, self.machine = schema, schema.bind(SessionOptions), machine
         preflight.check(schema.bind, machine.ranks.size)
         device.check_compiler(self.options.compile, machine)
         machine.ranks.first(self._prepare)
         data_options = schema.bind(windows.DataOptions)
         self.data = windows.load(data_options, machine.ranks, pin=machine.device.type == "cuda")
+        shape = schema.bind(ModelOptions)
+        begins = beginning.read(origin, machine.ranks, shape.block_size, self.data.vocab_size)
+        self.begun = begins.facts
         torch.manual_seed(self.options.seed)
-        self.model = GPT2(schema.bind(ModelOptions), self.data.vocab_size).to(machine.device)
+        self.model = GPT2(shape, self.data.vocab_size)
+        if begins.state is not None:
+            self.model.load(begins.state)
+        self.model.to(machine.device)
         optimizer = optim.build(self.model, schema.bind)
-        pruner = prune.build(self.model, optimizer, schema.bind)
+        pruner = prune.build(self.model, optimizer, schema.bind, begins.masks)
         divergence = schema.bind(DivergenceOptions)
         self.training = Training(self.model, optimizer, pruner, machine, divergence, self.data.sums)
         self.schedule = schedule.build(schema.bind)
@@ -187,7 +208,8 @@ class Session:
         options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
         decisive = matters.decisive(self.schema)
         values = {name: value for name, value in options.items() if name in decisive}
-        ranks.check_same({**values, "the data": self.data.fingerprint, "the step": self.training.step})
+        first = {f"the sha256 of {part}": about["sha256"] for part, about in self.begun.items()}
+        ranks.check_same({**values, **first, "the data": self.data.fingerprint, "the step": self.training.step})
         ranks.reseed(self.options.seed, self.training.step)
         return use
 
@@ -213,12 +235,12 @@ class Session:
         console = Console(max_iters, training.step, lambda: training.evaluations)
         stack.callback(console.close)
         file = f"provenance-{book.seq}.json" if book.seq else "provenance.json"
-        if note := provenance.save(schema, folder, start.command, file):
+        if note := provenance.save(schema, folder, start.command, file, self.begun):
             console.say(f"note: {note}")
         facts = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
         if self.options.tracker_config == "learned":
             facts["parameters"] = parameters(schema)
-        announce.begin(start, book, console, training, max_iters, facts)
+        announce.begin(start, book, console, training, max_iters, facts, self.begun)
         # Only after the journal has the start. A kill or a full disk before this leaves the run as it was.
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier end
         schema.write(folder / ".config")
@@ -227,7 +249,8 @@ class Session:
         announce.show_changes(start, book, console, training, schema["RETRIES"], rate)
         seconds = pace.seconds_left(training, self.data, self.machine, self.schedule, self.options.eval_interval)
         pruning = self.options.pruning_method
-        announce.show_facts(console, folder, training, self.data, use.words(), pruning, self.schedule, seconds)
+        begun = lineage.described(self.begun)
+        announce.show_facts(console, folder, training, self.data, use.words(), pruning, self.schedule, seconds, begun)
         if advice := pace.advice(seconds, self.machine):
             console.say(f"note: {advice}")
         interval = schema.bind(monitor.MonitorOptions).system_metrics_interval

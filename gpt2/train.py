@@ -73,6 +73,7 @@ def train(argv: list[str]) -> int:
     with _naming_the_rank(launched.rank):
         own = functools.partial(_own_configuration, argv)
         schema, args = command_line.resolve(__doc__, argv, arguments=_arguments, base=own)
+        preflight.check_trainable(schema.bind(preflight.TrainableOptions), args.resume)
         if launched.rank == 0:
             _warn(schema, args)
         track.names(schema["TRACKER"], schema.values())  # refuses a tracker that cannot be used here
@@ -101,10 +102,14 @@ def _naming_the_rank(rank: int) -> Iterator[None]:
 
 
 def _warn(schema: Schema, args: argparse.Namespace) -> None:
-    """Print warnings about the configuration, and a note where it comes from defaults only."""
-    for warning in [*schema.warnings, *preflight.quick(schema.bind)]:
+    """Print warnings about the configuration, and a note where it comes from defaults only.
+
+    The shape of a new run that starts from weights is not known yet, so that run is checked later.
+    """
+    known = bool(args.resume or not schema["INIT_FROM"])
+    for warning in [*schema.warnings, *(preflight.quick(schema.bind) if known else [])]:
         print(f"warning: {warning}", file=sys.stderr)
-    if not args.resume and not command_line.config_files(args.config, os.environ):
+    if known and not args.resume and not command_line.config_files(args.config, os.environ):
         tiny = min(ROOT / _TINY, os.path.relpath(ROOT / _TINY), key=lambda path: len(str(path)))
         print(
             f"there is no .config in {Path.cwd()}: options that are not given have their defaults, so "

@@ -1,9 +1,10 @@
 """Train a run again from the files in its folder, and compare losses and weights bit for bit.
 
 The run's commit is checked out into a temporary worktree, and its uncommitted changes are applied. This code trains
-with the run's own configuration and data, on this machine and with this Python, without trackers. Then all training and
-evaluation records are compared, except values that depend on the clock, and so are the final weights. The exit code is
-0 if all are identical, else 1. Ctrl-C removes the worktree too, and keeps the run folder of the reproduction.
+with the run's own configuration, first weights and data, on this machine and with this Python, without trackers. Then
+all training and evaluation records are compared, except values that depend on the clock, and so are the final weights.
+The exit code is 0 if all are identical, else 1. Ctrl-C removes the worktree too, and keeps the run folder of the
+reproduction.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from lib.base.errors import UsageError, UserError, run_program
 from lib.config import matters
 from lib.config.command_line import unconfigured
 from lib.config.kconf import ROOT, Schema, present
-from lib.record import history, journal, provenance, run
+from lib.record import history, journal, lineage, provenance, run
 from lib.record.provenance import GitError, git
 from lib.terminal.console import say, table
 
@@ -52,7 +53,7 @@ def main() -> int:
             signal.signal(number, lambda n, _: sys.exit(128 + n))  # an exception, so that the worktree is removed
     folder = run.named(args.run).folder.resolve()
     identity, made, config = run.Identity.load(folder), kept(folder), configuration(folder)
-    patch = changes(folder, made)
+    patch, begun = changes(folder, made), beginning(folder)
     copy = destination(folder, identity.name, args.to)
     facts = {"run": folder, "commit": made["commit"] + (f" with {patch.name}" if patch else ""), "reproduction": copy}
     if patch:
@@ -61,7 +62,7 @@ def main() -> int:
     for sentence in itertools.chain(differences(made, provenance.environment()), remarks(folder, made)):
         say(f"note: {sentence}")
     with worktree(made["commit"], patch, args.keep) as tree:
-        train(tree, folder, config, copy, start_of_paths(folder, made))
+        train(tree, folder, config, copy, start_of_paths(folder, made), begun)
     return verdict(folder, copy, config["max_iters"])
 
 
@@ -87,6 +88,8 @@ def configuration(folder: Path) -> dict[str, Any]:
     if not sessions or not all("max_iters" in one.get("config", {}) for one in sessions):
         raise UserError(f"{folder}: the journal does not say how the run was started")
     config, name = sessions[0]["config"], shlex.quote(str(folder))
+    if config.get("pruning_dynamics") == "oneshot":
+        raise UserError(f"{folder}: is a one-shot run, which no training repeats; repeat it with make oneshot")
     first = _present(config)
     free = matters.names(Schema(), lambda group: not group.same_in_reproduction)
     for one in sessions[1:]:
@@ -132,6 +135,19 @@ def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
     if not same:
         raise UserError(f"{path}: has changed since the run was made: its sha256 differs; restore the original file")
     return path
+
+
+def beginning(folder: Path) -> dict[str, str]:
+    """Option -> value that names the weights and masks with which the run began, for those that it did not make itself.
+
+    Raises UserError if they are gone or have changed.
+    """
+    recorded = lineage.origin(folder)
+    if not recorded:
+        return {}
+    from gpt2.beginning import exact  # here, because it imports torch, which takes seconds
+
+    return exact(recorded)
 
 
 def start_of_paths(folder: Path, made: Mapping[str, Any]) -> Path:
@@ -226,9 +242,15 @@ def _check_out(tree: Path, commit: str, patch: Path | None) -> None:
         raise UserError(f"{str(error)[:300]}; {free:,} bytes are free there, and TMPDIR names another place") from None
 
 
-def train(tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where: Path) -> None:
-    """Train in the folder `where` with the code in `tree`, into the folder `copy`; raises UserError if that fails."""
+def train(
+    tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where: Path, begun: Mapping[str, str]
+) -> None:
+    """Train in the folder `where` with the code in `tree`, into the folder `copy`; raises UserError if that fails.
+
+    `begun` are the options of `beginning`.
+    """
     own = {"output_dir": copy.parent, "tracker_run_name": copy.name} | {n: v for n, v in _OWN.items() if n in config}
+    own |= begun
     flags = itertools.chain.from_iterable((f"--{name.replace('_', '-')}", str(value)) for name, value in own.items())
     command = [sys.executable, str(tree / "gpt2" / "train.py"), "--config", str(folder / ".config"), *flags]
     # In its own session, so that Ctrl-C reaches it only once: through the signal that is sent below.

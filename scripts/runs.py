@@ -19,7 +19,7 @@ from lib.base.errors import UsageError, UserError, run_program, shown
 from lib.base.metric import EARLIER, rows
 from lib.compare import difference
 from lib.config.command_line import resolve
-from lib.record import best, export, history, journal, scores
+from lib.record import best, export, history, journal, lineage, scores
 from lib.record.history import History
 from lib.record.in_force import Record
 from lib.record.run import Identity, named
@@ -189,6 +189,9 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
         yield "time", f"{duration(seen.seconds())} since {began}" + f", resumed {resumed} x" * bool(resumed)
         machine = history.machine(seen.sessions[-1])
         yield "machine", machine.words() if machine else "unknown"
+    if begun := lineage.origin(folder):
+        yield from lineage.described(begun).items()
+        yield "tokens", f"{lineage.words(lineage.chain(folder, seen.step))}, with those of the runs before"
     if made := history.provenances(folder):
         torch = made[-1].get("packages", {}).get("torch")
         yield "host", f"{made[-1].get('host')}, Python {made[-1].get('python')}, torch {torch}"
@@ -293,8 +296,8 @@ def _results(a: difference.Side, b: difference.Side, comparable: bool) -> Iterat
     one, other = a.results(), b.results()
     pairs = {name: (one[name], other[name]) for name in one}
     if found := difference.common_loss(a, b):
-        step, *losses = found
-        pairs[f"val loss at step {step}"] = tuple(losses)
+        where, *losses = found
+        pairs[f"val loss {where}"] = tuple(losses)
     for name, (one, other) in pairs.items():
         if one is None and other is None:
             continue

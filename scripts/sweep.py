@@ -11,7 +11,8 @@ A sweep is a text file. The first word of a line says what the line is:
 
 All lines are checked before anything is trained. Configurations may differ in the options of the menus Optimizer and
 Pruning. They may also differ in LEARNING_RATE, MIN_LR and GRAD_CLIP, which the table then shows. Any other difference
-is an error, because the budgets would be unequal. CONFIG_ variables of the environment and .config are not read.
+is an error, because the budgets would be unequal. INIT_FROM and INIT_MASKS may differ: then losses are compared where
+the tokens of all runs on the way are equal. CONFIG_ variables of the environment and .config are not read.
 
 The runs are <OUTPUT_DIR>/<sweep>/<configuration>-seed<n>, each with a log beside it. The sweep's folder also has
 table.md and results.json. Ctrl-C saves the runs that are being trained. The same command then continues the sweep: it
@@ -42,7 +43,7 @@ from lib.compare import comparison, sweep
 from lib.compare.sweep import Run, Sweep
 from lib.config.command_line import unconfigured
 from lib.config.config_file import ConfigError
-from lib.config.kconf import ROOT
+from lib.config.kconf import ROOT, Schema
 from lib.record import history, journal
 from lib.terminal import view
 from lib.terminal.console import duration, say
@@ -53,7 +54,7 @@ _POLL = 0.2  # seconds between looks at the trainers
 def main() -> int:
     """Train the runs that are not finished and show the table; returns the exit code."""
     args = _arguments()
-    plan = sweep.read(files.named(args.file), args.words)
+    plan = sweep.read(files.named(args.file), args.words, adopt)
     for run in plan.runs():
         run.check()
     code, failures = 0, {}
@@ -73,12 +74,23 @@ def main() -> int:
     return code
 
 
+def adopt(schema: Schema, begun: Path | None) -> None:
+    """Give `schema` the shape of the weights that INIT_FROM names; a run that has `begun` has it already."""
+    if schema["INIT_FROM"]:
+        from gpt2.weights import adopt  # here, because it imports torch, which takes seconds
+
+        if not (begun and adopt.follow(schema, begun)):
+            adopt.adopt(schema)
+
+
 def check(plan: Sweep) -> None:
     """Raise ConfigError with all reasons why configurations cannot be trained."""
     problems = []
     for configuration in plan.configurations:
         try:
-            preflight.check(configuration.schema().bind)
+            bind = configuration.schema().bind
+            preflight.check_trainable(bind(preflight.TrainableOptions))
+            preflight.check(bind)
         except UserError as error:
             problems += [f"{configuration.place}: {sentence}" for sentence in error.args]
     if problems:

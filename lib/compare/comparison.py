@@ -8,7 +8,7 @@ from typing import Any
 
 from lib.base.errors import UserError
 from lib.compare.sweep import Configuration, Run, Sweep
-from lib.record import history
+from lib.record import history, lineage
 from lib.terminal.console import duration
 
 # Key of a run's result -> its key in summary.json.
@@ -29,7 +29,8 @@ def results(sweep: Sweep) -> Results:
     runs = {run: _result(run) for run in sweep.runs()}
     rows = [_row(one, [runs[run] for run in runs if run.configuration == one]) for one in sweep.configurations]
     for row in rows[1:]:
-        row["difference"] = _spread(_differences(row["runs"], rows[0]["runs"]))
+        if len(_budgets([rows[0], row])) < 2:
+            row["difference"] = _spread(_differences(row["runs"], rows[0]["runs"]))
     return {
         "sweep": sweep.name,
         "seeds": list(sweep.seeds),
@@ -47,6 +48,8 @@ def _result(run: Run) -> Results:
         if missing := [key for key in _SUMMARY.values() if key not in summary]:
             raise UserError(f"{run.folder}/summary.json: is damaged: it lacks {', '.join(missing)}")
         found |= {name: summary[key] for name, key in _SUMMARY.items()}
+        if before := lineage.ancestors(run.folder):
+            found["with_runs_before"] = lineage.words({**before, str(run.folder): int(summary["tokens"])})
         if summary.get("parameters"):  # summaries of earlier versions do not have them
             found |= {name: summary[name] for name in ("weights_in_scope", "parameters")}
             found["scope"] = found["weights_in_scope"] / found["parameters"]
@@ -78,6 +81,16 @@ def _differences(runs: list[Results], to: list[Results]) -> list[float]:
     """Losses minus the losses of the runs with the same seed, which have the same data in the same order."""
     pairs = zip(runs, to, strict=True)
     return [one["val_loss"] - other["val_loss"] for one, other in pairs if one["finished"] and other["finished"]]
+
+
+def _budgets(rows: Iterable[Results]) -> dict[str, list[str]]:
+    """The tokens of the finished runs and all runs before them, in words -> the configurations that have them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        runs = [run for run in row["runs"] if run["finished"]]
+        for words in dict.fromkeys(run.get("with_runs_before", f"{run['tokens']:,.0f}") for run in runs):
+            found.setdefault(words, []).append(row["configuration"])
+    return found
 
 
 def _versions(folder: Path) -> Iterable[str]:
@@ -179,6 +192,9 @@ def notes(found: Results) -> Iterable[str]:
         yield f"Against {first}: the same for the differences between runs with the same seed and data."
     yield "Sparsity is that of the final weights in scope; non-zeros in scope are averaged over training."
     yield from _scopes(rows)
+    if len(budgets := _budgets(rows)) > 1:
+        each = "; ".join(f"{words} for {', '.join(names)}" for words, names in budgets.items())
+        yield f"Not trained on equally many tokens with the runs before them, so not ranked against each other: {each}."
     if found["tuned"]:
         names = " and ".join(found["tuned"])
         yield f"Not the same in all configurations: {names}. A fair comparison tunes all equally well."

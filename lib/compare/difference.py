@@ -9,8 +9,9 @@ from typing import Any
 from lib.config import matters
 from lib.config.kconf import Schema
 from lib.config.matters import TUNED
-from lib.record import history, journal
+from lib.record import history, journal, lineage
 from lib.record.history import History
+from lib.record.lineage import Ancestors
 
 _MACHINE = ("host", "platform", "cpu", "processors", "cores", "memory_bytes", "gpus", "gpu_driver")
 
@@ -25,13 +26,16 @@ class Side:
     history: History
     options: dict[str, str]  # an option's present name -> its value as text, of the newest session
     made: dict[str, Any]  # the newest session's provenance
+    ancestors: Ancestors  # what was trained before the run; {} for a run from random weights
 
     @classmethod
     def load(cls, folder: Path) -> "Side":
         """Read the folder of a run; raises UserError if it is not a run or is damaged."""
         made = history.provenances(folder)
         options = {name: value for name, (value, _) in history.options(folder).items()}
-        return cls(folder, history.load(folder), options, made[-1] if made else {})
+        known = history.load(folder)
+        ancestors = lineage.ancestors(folder) if known.sessions else {}
+        return cls(folder, known, options, made[-1] if made else {}, ancestors)
 
     def results(self) -> dict[str, float | None]:
         """The run's results by name; None for a result that it does not have."""
@@ -43,6 +47,7 @@ class Side:
             "sparsity": self.history.last("sparsity"),
             "steps": self.history.step,
             "tokens": self.history.last("tokens"),
+            "total tokens": lineage.total_tokens(self.folder, self.history.step) if self.ancestors else None,
             "seconds": self.history.seconds(),
             "tokens/s": mean or self.history.last("tokens_per_second"),
         }
@@ -84,19 +89,36 @@ def _pairs(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Pair]:
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 
-def common_loss(a: Side, b: Side) -> tuple[int, float, float] | None:
-    """The last step at which both runs have a validation loss, and the two losses; None without such a step."""
+def common_loss(a: Side, b: Side) -> tuple[str, float, float] | None:
+    """Where both runs have a validation loss, and the two losses; None if there is no such place.
+
+    This is the last step at which both have one. It is the end of each if they began from other runs and have different
+    numbers of steps.
+    """
     one, other = (side.history.values("val_loss") for side in (a, b))
+    if (a.ancestors or b.ancestors) and a.history.step != b.history.step:
+        ends = one.get(a.history.step), other.get(b.history.step)
+        return None if None in ends else ("at the end", *ends)
     step = max(one.keys() & other.keys(), default=None)
-    return None if step is None else (step, one[step], other[step])
+    return None if step is None else (f"at step {step}", one[step], other[step])
 
 
 def unequal(a: Side, b: Side) -> Iterator[str]:
-    """Reasons why the two runs did not have equal budgets, a few words each; see lib/config/matters.py."""
-    known = Schema().options
+    """Reasons why the two runs did not have equal budgets, a few words each; see lib/config/matters.py.
+
+    If a run began from other runs, the tokens of all of them count in place of its own steps.
+    """
+    known, chained = Schema().options, bool(a.ancestors or b.ancestors)
     for name, (one, other) in options(a, b).items():
+        if name == "MAX_ITERS" and chained:
+            continue
         if name not in known or matters.group(known[name]).equal_in_comparison:
             yield f"{name} is {one} and {other}"
+    if chained:
+        one, other = (lineage.chain(side.folder, side.history.step) for side in (a, b))
+        if lineage.cost(one) != lineage.cost(other):
+            yield f"with the runs before, {lineage.words(one)} and {lineage.words(other)} tokens were trained"
+        return
     one, other = (side.history.last("tokens") for side in (a, b))
     if one != other:
         yield f"{_tokens(one)} and {_tokens(other)} tokens were trained"
@@ -137,10 +159,10 @@ def verdict(a: Side, b: Side, reasons: Sequence[str]) -> str:
     found = common_loss(a, b)
     if found is None:
         return "They have no validation loss at the same step, so neither is ranked."
-    step, one, other = found
+    where, one, other = found
     if not (math.isfinite(one) and math.isfinite(other)):
-        return f"At step {step} a validation loss is NaN or infinite, so neither is ranked."
+        return f"{where.capitalize()} a validation loss is NaN or infinite, so neither is ranked."
     if one == other:
-        return f"Equal budgets, and the same validation loss at step {step}."
+        return f"Equal budgets, and the same validation loss {where}."
     better, by = ("A", other - one) if one < other else ("B", one - other)
-    return f"Equal budgets: at step {step} {better} has the lower validation loss, by {by:.4f} nats per token."
+    return f"Equal budgets: {where} {better} has the lower validation loss, by {by:.4f} nats per token."

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lib import schedule
@@ -38,12 +38,14 @@ class Configuration:
     base: Path  # the preset or configuration file that it starts from
     own: tuple[Assignment, ...]  # from its line
     assignments: tuple[Assignment, ...]  # all that apply; a later one replaces an earlier one
+    adopted: tuple[Assignment, ...] = ()  # what follows from the weights that INIT_FROM names
 
     def schema(self, *more: Assignment) -> Schema:
         """The resolved configuration; raises ConfigError with every problem."""
         schema = Schema()
         schema.load(self.base)
         schema.override([*self.assignments, *more])
+        schema.override(self.adopted)
         return schema
 
 
@@ -116,8 +118,15 @@ class Sweep:
         return {name: texts for name, texts in values.items() if len(set(texts)) > 1}
 
 
-def read(path: Path, words: Iterable[str] = ()) -> Sweep:
-    """Read a sweep from a file and apply NAME=value words; raises ConfigError with every problem."""
+def read(
+    path: Path,
+    words: Iterable[str] = (),
+    adopt: Callable[[Schema, Path | None], object] = lambda schema, begun: None,
+) -> Sweep:
+    """Read a sweep from a file and apply NAME=value words; raises ConfigError with every problem.
+
+    `adopt` gives a schema the shape of the weights that INIT_FROM names, or that of a run that began with them.
+    """
     file = _File(path)
     over = file.assignments(words, "command line")
     configurations = [
@@ -125,10 +134,12 @@ def read(path: Path, words: Iterable[str] = ()) -> Sweep:
         for name, place, own in file.configurations
     ]
     schemas = {}
-    for one in configurations:
+    for number, one in enumerate(configurations):
         try:
-            schemas[one] = one.schema()
-            schedule.check(schemas[one].bind)
+            schema = one.schema()
+            one = configurations[number] = _adopted(one, schema, adopt, path.name, file.seeds)
+            schemas[one] = schema
+            schedule.check(schema.bind)
         except UsageError as error:
             places = "" if isinstance(error, ConfigError) else f"{one.place}: "
             file.problems += [places + problem for problem in error.args]
@@ -145,6 +156,25 @@ def read(path: Path, words: Iterable[str] = ()) -> Sweep:
     if (folder / "run.json").exists():
         raise UsageError(f"{folder}: is the folder of a run; give the sweep another name")
     return Sweep(path.name, folder, tuple(file.seeds), tuple(configurations))
+
+
+def _adopted(
+    one: Configuration,
+    schema: Schema,
+    adopt: Callable[[Schema, Path | None], object],
+    name: str,
+    seeds: Iterable[int],
+) -> Configuration:
+    """The configuration with what `adopt` changes in its `schema`. `name` and `seeds` are those of the sweep."""
+    runs = [Run(one, seed, Path(schema["OUTPUT_DIR"]) / name) for seed in seeds]
+    begun = next((run.folder for run in runs if (run.folder / ".config").exists()), None)
+    before = {name: (option.text, schema.sources.get(name)) for name, option in schema.options.items()}
+    adopt(schema, begun)
+    changed = [
+        name for name, option in schema.options.items() if before[name] != (option.text, schema.sources.get(name))
+    ]
+    changed = [name for name in changed if schema.options[name].settable]
+    return dataclasses.replace(one, adopted=tuple((name, schema.options[name].text, one.place) for name in changed))
 
 
 def _unequal(first: Configuration, other: Configuration, schemas: Mapping[Configuration, Schema]) -> Iterator[str]:

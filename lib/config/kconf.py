@@ -66,6 +66,7 @@ class Schema:
         self.parts |= {o.other.name: (o, OTHER) for o in self.options.values() if o.other}
         self.wanted: dict[str, str] = {}  # option -> text last assigned
         self.sources: dict[str, str] = {}  # option -> place of that assignment
+        self.given: set[str] = set()  # options that `override` assigned: those of flags, words and the environment
         self.broken: set[str] = set()  # options with an error; errors that follow from them are not reported
         self.warnings: list[str] = []
         self.renames = _read_renames(self.root / "Kconfig.renames")
@@ -94,7 +95,17 @@ class Schema:
         self.kconf.unset_values()
         self.wanted.clear()
         self.sources.clear()
+        self.given.clear()
         self.broken.clear()
+
+    def forget(self, name: str) -> None:
+        """Forget the assignment of an option, so that it has its default again."""
+        option = self.options[name]
+        for item in filter(None, (option.item, *option.members.values(), option.other)):
+            item.unset_value()
+        self.wanted.pop(name, None)
+        self.sources.pop(name, None)
+        self.given.discard(name)
 
     def load(self, path: Path, skip: Container[int] = (), ranges: bool = True) -> None:
         """Assign the values of a file or fragment over the present ones; raises ConfigError with every problem in it.
@@ -174,6 +185,7 @@ class Schema:
                 continue
             if name in self.options:
                 texts[name], self.sources[name] = text, source  # the last one counts
+                self.given.add(name)
                 continue
             self.broken.add(self._meant(name))
             if name in self.parts:

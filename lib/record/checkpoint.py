@@ -19,7 +19,7 @@ from lib.base import files
 from lib.base.errors import NO_ROOM
 from lib.config.kconf import Options
 from lib.machine.device import is_out_of_memory
-from lib.record.checkpoint_file import CheckpointError, Sealer, find, name, verify
+from lib.record.checkpoint_file import CheckpointError, Sealer, find, name, steps, verify
 
 _KINDS = {"run_id": "run", "shapes": "model"}  # header entries that must match -> their names in errors
 _MARGIN_BYTES, _MARGIN_PER_TENSOR = 100_000, 1000  # upper bounds of what a file has besides its tensors
@@ -33,10 +33,12 @@ class Keeping(Options):
 
     checkpoint_keep: int  # how many of the newest
     checkpoint_best: bool | None  # whether the one of state["best"]["step"] is kept too; None: nothing is evaluated
+    checkpoint_at: str = ""  # steps whose checkpoints are kept for good, as in 200,1000
 
     def obsolete(self, found: list[Path], best: int) -> list[Path]:
         """The checkpoints among `found`, oldest first, that are no longer kept."""
         kept = {name(best)} if self.checkpoint_best else set()
+        kept |= {name(step) for step in steps(self.checkpoint_at)}
         return [path for path in found[: -self.checkpoint_keep] if path.name not in kept]
 
 

@@ -65,6 +65,15 @@ def chosen(folder: Path, which: str) -> Path:
     return path
 
 
+def steps(text: str) -> frozenset[int]:
+    """The steps in a value of CHECKPOINT_AT, as in 200,1000; raises UsageError."""
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
+    for word in words:
+        if not re.fullmatch(r"\d{1,9}", word, re.ASCII) or not int(word):
+            raise UsageError(f"CHECKPOINT_AT={text}: must be steps from 1 on, as in 200,1000; got {word!r}")
+    return frozenset(map(int, words))
+
+
 class Sealer:
     """A file that computes the SHA-256 of what is written; `seal` appends it.
 

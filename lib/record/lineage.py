@@ -19,8 +19,7 @@ _BATCH = ("batch_size", "gradient_accumulation", "block_size")  # options whose 
 
 def ancestors(folder: Path) -> Ancestors:
     """The ancestors of the run in `folder`, without itself; {} for a run that began with random weights."""
-    start = _sessions(folder)[0]
-    return merged(*(_checked(folder, start[part]) for part in ("init", "masks") if part in start))
+    return merged(*(part["ancestors"] for part in origin(folder).values()))
 
 
 def merged(*several: Ancestors) -> Ancestors:
@@ -63,9 +62,63 @@ def cost(found: Ancestors) -> tuple[int, frozenset[str]]:
 
 
 def words(found: Ancestors) -> str:
-    """`4,915,200`, or `4,915,200 and those of openai-community/gpt2, which are not known`."""
+    """`4,915,200`, or `4,915,200 and an unknown number for openai-community/gpt2`."""
     known, unknown = cost(found)
-    return f"{known:,}" + (f" and those of {', '.join(sorted(unknown))}, which are not known" if unknown else "")
+    return f"{known:,}" + (f" and an unknown number for {', '.join(sorted(unknown))}" if unknown else "")
+
+
+def origin(folder: Path) -> dict[str, dict[str, Any]]:
+    """`init` and `masks` of the start event, those that it has; {} for a run that was killed before it had one.
+
+    Raises UserError if they are damaged: a run may come from elsewhere.
+    """
+    sessions = history.skim(folder).sessions
+    start = sessions[0] if sessions and sessions[0]["event"] == "start" else {}
+    found = {part: start[part] for part in ("init", "masks") if part in start}
+    if not all(map(_is_origin, found.values())):
+        raise UserError(f"{folder}: the journal's first line is damaged: it does not say what the run began from")
+    return found
+
+
+def _is_origin(part: Any) -> bool:
+    """Whether a value has what readers of `init` and `masks` need."""
+    return (
+        isinstance(part, dict)
+        and all(isinstance(part.get(name), str) for name in ("from", "path", "sha256"))
+        and isinstance(part.get("revision", ""), str)
+        and type(part.get("step", 0)) is int
+        and isinstance(part.get("ancestors"), dict)
+        and all(tokens is None or type(tokens) is int for tokens in part["ancestors"].values())
+    )
+
+
+def described(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What a run began with, in words: `start`, as in `runs/dense at step 200 (sha256 3f2a5c07d1e8)`, and `masks`."""
+    words = {}
+    for name, part in (("start", found.get("init")), ("masks", found.get("masks"))):
+        if part:
+            place, at = part["from"], ""
+            if part.get("kind") == "run":
+                place, at = place.rpartition("@")[0] or place, f" at step {part['step']:,}"
+            elif part.get("revision"):
+                at = f" at commit {part['revision'][:10]}"
+            words[name] = f"{place}{at} (sha256 {part['sha256'][:12]})"
+    return words
+
+
+def exactly(part: dict[str, Any]) -> str:
+    """The value of INIT_FROM or INIT_MASKS that names just what the start event has in `init` or `masks`."""
+    revision = part.get("revision")
+    return f"{part['from'].partition('@')[0]}@{revision}" if revision else part["path"]
+
+
+def check(part: dict[str, Any], sha256: str) -> None:
+    """Raise UserError if what was read now has another sha256 than what the start event has in `init` or `masks`."""
+    if part["sha256"] != sha256:
+        raise UserError(
+            f"{part['path']}: has changed since the run began with it: its sha256 was {part['sha256'][:12]} and is "
+            f"{sha256[:12]}; restore it, or start a new run"
+        )
 
 
 def _sessions(folder: Path) -> list[Record]:
@@ -83,11 +136,3 @@ def _step_tokens(folder: Path, config: dict[str, Any]) -> int:
     if not all(type(size) is int for size in sizes):
         raise UserError(f"{folder}: the journal does not say how many tokens a step had")
     return sizes[0] * sizes[1] * sizes[2]
-
-
-def _checked(folder: Path, part: Any) -> Ancestors:
-    """The ancestors in `init` or `masks` of a start event, which may come from elsewhere; raises UserError."""
-    found = part.get("ancestors") if isinstance(part, dict) else None
-    if not isinstance(found, dict) or not all(tokens is None or type(tokens) is int for tokens in found.values()):
-        raise UserError(f"{folder}: the journal's first line is damaged: it does not say what the run began from")
-    return found

@@ -41,8 +41,12 @@ class Changes:
     failure: str = ""  # why git failed
 
 
-def save(schema: Schema, folder: Path, argv: list[str], name: str = "provenance.json") -> str:
+def save(
+    schema: Schema, folder: Path, argv: list[str], name: str = "provenance.json", begun: dict[str, Any] | None = None
+) -> str:
     """Write the uncommitted changes and the file `name` into a run's folder.
+
+    `begun` is what the run's start event says of its first weights and masks (see `lib.record.lineage`).
 
     Returns a note for the user, or "". Environment variables and words that look like secrets are not kept.
     """
@@ -64,6 +68,7 @@ def save(schema: Schema, folder: Path, argv: list[str], name: str = "provenance.
         "commit": known,
         "commit_unknown": why,
         "uncommitted_changes": kept,
+        **(begun or {}),
         **environment(),
     }
     write_json(folder / name, content)

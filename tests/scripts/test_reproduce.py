@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lib.base.errors import UserError
-from lib.record import journal
+from lib.record import checkpoint, journal
 from scripts import reproduce
 from tests.training import ROOT, TEXT, arguments, rewrite
 
@@ -79,6 +79,27 @@ def test_a_run_is_reproduced_with_its_own_code(home):
     assert (home / "work/runs/run-reproduced/summary.json").exists()
     assert not (home / "work/out.json").exists()
     assert scratch(home) == ([], 0)
+
+
+def test_a_run_that_began_from_weights_is_reproduced_from_the_very_same(home, monkeypatch):
+    """`more` began at step 6 of `first`, which its INIT_FROM does not say: it was the newest then."""
+    monkeypatch.chdir(home / "work")
+    few = {"max_iters": 6, "tracker_run_name": "first", "checkpoint_at": "6"}
+    done(program(home, "gpt2/train.py", *arguments(**few)), 0)
+    few = {"max_iters": 4, "tracker_run_name": "more", "init_from": "runs/first"}
+    done(program(home, "gpt2/train.py", *arguments(**few)), 0)
+    done(program(home, "gpt2/train.py", "--resume", "runs/first", "MAX_ITERS=8"), 0)
+    output = done(program(home, "scripts/reproduce.py", "runs/more"), 0)
+    assert output.endswith("bit-identical: 6 records, weights too\n")
+    newer, old = (home / "work/runs/first/checkpoints" / f"step-00000000{step}.pt" for step in (8, 6))
+    assert journal.read(home / "work/runs/more-reproduced").__next__()["init"]["path"] == str(old)
+    run = (home / "work/runs/more").resolve()
+    rewrite(old, checkpoint.load(newer))
+    with pytest.raises(UserError, match=rf"^{old}: has changed since the run began with it: its sha256 was "):
+        reproduce.beginning(run)
+    old.unlink()
+    with pytest.raises(UserError, match=r"first: there is no checkpoint 'step-000000006.pt'"):
+        reproduce.beginning(run)
 
 
 def test_worktrees_of_others_stay(home, tmp_path):

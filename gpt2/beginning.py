@@ -1,0 +1,117 @@
+"""What a run begins with: the weights and masks that INIT_FROM and INIT_MASKS name, or random weights."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gpt2.weights import adopt, masks, source
+from gpt2.weights.source import Source, Weights
+from lib.config.kconf import Options, Schema
+from lib.machine.dist import Ranks
+from lib.record import checkpoint_file, lineage
+
+
+@dataclasses.dataclass(frozen=True)
+class BeginningOptions(Options):
+    """Where the first weights and masks come from."""
+
+    init_from: str  # empty: random weights
+    init_masks: str | None  # zeros: those of the weights; None: the run is not given masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The weights and masks that are to be read, and what the journal says of those that the run began with."""
+
+    weights: Source | None = None  # None: random weights, or those of a checkpoint
+    masks: str = ""  # `zeros`, those of the weights, or for `masks.read`; empty: none are to be read
+    recorded: dict[str, Any] = dataclasses.field(default_factory=dict)  # `init` and `masks` of the start event
+
+
+RANDOM = Origin()
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """The first weights and masks of a run, in memory."""
+
+    state: dict[str, Tensor] | None  # for GPT2.load; None: the weights stay as they are
+    masks: dict[str, Tensor] | None  # for prune.build
+    facts: dict[str, Any]  # `init` and `masks`, for the journal's start event
+
+
+def new(schema: Schema, ranks: Ranks) -> Origin:
+    """The origin of a new run. Gives `schema` the shape and the tokenizer of the weights that INIT_FROM names."""
+    found = ranks.first(lambda: adopt.adopt(schema))
+    if ranks.rank:
+        adopt.adopt(schema, lambda given: found)
+    return Origin(found, schema.bind(BeginningOptions).init_masks or "")
+
+
+def again(schema: Schema, folder: Path, ranks: Ranks) -> Origin:
+    """The origin of the run in `folder`, which continues. A run with a checkpoint needs no other weights and masks."""
+    return ranks.first(lambda: _again(schema.bind(BeginningOptions), folder))
+
+
+def _again(options: BeginningOptions, folder: Path) -> Origin:
+    recorded = lineage.origin(folder)
+    if checkpoint_file.find(folder / "checkpoints"):
+        return Origin(recorded=recorded)
+    given = lineage.exactly(recorded["init"]) if "init" in recorded else options.init_from
+    named = lineage.exactly(recorded["masks"]) if "masks" in recorded else options.init_masks or ""
+    return Origin(source.find(given) if given else None, named, recorded)
+
+
+def read(origin: Origin, ranks: Ranks, block_size: int, vocab_size: int) -> Beginning:
+    """Read the weights and masks of `origin`, on rank 0 first, so that only one rank reports what is wrong.
+
+    Raises UserError if they cannot be read, or if they are not those that the run began with.
+    """
+    made = ranks.only_first(lambda: _read(origin, block_size, vocab_size), None)
+    return made or _read(origin, block_size, vocab_size)
+
+
+def exact(recorded: dict[str, Any]) -> dict[str, str]:
+    """The options that name just what the journal has in `recorded`, by name in lower case.
+
+    Raises UserError if the weights or masks are gone, or if they have changed.
+    """
+    given = {part: lineage.exactly(about) for part, about in recorded.items()}
+    if "init" in given:
+        found = source.find(given["init"])
+        shape = found.shape
+        lineage.check(recorded["init"], source.read(found, shape.block_size, shape.vocab_size).sha256)
+    if "masks" in given:
+        lineage.check(recorded["masks"], masks.read(given["masks"])[1]["sha256"])
+    return {{"init": "init_from", "masks": "init_masks"}[part]: value for part, value in given.items()}
+
+
+def _read(origin: Origin, block_size: int, vocab_size: int) -> Beginning:
+    state, kept, facts = None, None, dict(origin.recorded)
+    if found := origin.weights:
+        weights = source.read(found, block_size, vocab_size)
+        state = weights.state
+        facts.setdefault("init", _init(found, weights))
+        lineage.check(facts["init"], weights.sha256)
+    if origin.masks == "zeros":
+        kept = None if state is None else masks.zeros(state)
+    elif origin.masks:
+        kept, about = masks.read(origin.masks)
+        facts.setdefault("masks", about | {"path": str(Path(about["path"]).absolute())})
+        lineage.check(facts["masks"], about["sha256"])
+    return Beginning(state, kept, facts)
+
+
+def _init(found: Source, weights: Weights) -> dict[str, Any]:
+    """What the start event of a run has about its first weights."""
+    return {
+        "from": found.given,
+        "kind": found.kind,
+        "path": str(found.path.absolute()),
+        "sha256": weights.sha256,
+        "revision": found.revision,
+        "step": found.step,
+        "ancestors": found.ancestors,
+    }
