@@ -62,9 +62,9 @@ def cost(found: Ancestors) -> tuple[int, frozenset[str]]:
 
 
 def words(found: Ancestors) -> str:
-    """`4,915,200`, or `4,915,200 and an unknown number for openai-community/gpt2`."""
+    """`4,915,200`, or `4,915,200 (and unknown: openai-community/gpt2)`."""
     known, unknown = cost(found)
-    return f"{known:,}" + (f" and an unknown number for {', '.join(sorted(unknown))}" if unknown else "")
+    return f"{known:,}" + (f" (and unknown: {', '.join(sorted(unknown))})" if unknown else "")
 
 
 def origin(folder: Path) -> dict[str, dict[str, Any]]:

@@ -50,6 +50,35 @@ def test_unequal_budgets_are_named(side):
     assert difference.common_loss(a, b) == ("at step 2", 2.0, 2.5)
 
 
+def chained(side, name, ancestors, losses=(2.0, 1.0), **given):
+    """A side whose run began from other runs: 16 tokens a step."""
+    made = side(name, losses, **given)
+    path = made.folder / "journal.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    init = {"from": "x", "path": "/x", "sha256": "0", "ancestors": ancestors}
+    config = {"max_iters": 4, "tracker": [], "batch_size": 2, "gradient_accumulation": 1, "block_size": 8}
+    start = json.dumps(json.loads(first) | {"config": config, "init": init}, separators=(",", ":"))
+    path.write_text("".join([start, "\n", *rest]))
+    return difference.Side.load(made.folder)
+
+
+def test_runs_that_began_from_others_are_ranked_at_equal_tokens_of_the_chain(side):
+    a = chained(side, "a", {"dense": 1000}, MAX_ITERS="4")
+    b = chained(side, "b", {"dense": 968, "x": 64}, (2.5,), steps=(1, 2), MAX_ITERS="2")
+    assert (a.results()["total tokens"], b.results()["total tokens"]) == (1064, 1064)
+    assert list(difference.unequal(a, b)) == []
+    assert difference.verdict(a, b, []) == (
+        "Equal budgets: at the end A has the lower validation loss, by 1.5000 nats per token."
+    )
+    c = chained(side, "c", {"hub/gpt2": None})
+    d = chained(side, "d", {"hub/gpt2": None}, (2.0, 0.5))
+    assert difference.verdict(c, d, list(difference.unequal(c, d))).startswith("Equal budgets: at step 4 B has")
+    e = chained(side, "e", {"hub/other": None})
+    assert list(difference.unequal(c, e)) == [
+        "with the runs before, 64 (and unknown: hub/gpt2) and 64 (and unknown: hub/other) tokens were trained"
+    ]
+
+
 def test_an_option_that_is_no_longer_known_counts(side):
     assert list(difference.unequal(side("a", GONE="1"), side("b", GONE="2"))) == ["GONE is 1 and 2"]
 

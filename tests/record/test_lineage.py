@@ -22,6 +22,12 @@ def folder(path: Path, run_id: str, *events, config=BATCH, **origin) -> Path:
     return made
 
 
+def part(**changes):
+    """`init` of a start event."""
+    known = {"from": "runs/dense@200", "kind": "run", "path": "/x/dense/checkpoints/step-000000200.pt"}
+    return known | {"sha256": "3f2a5c07d1e8" + "0" * 52, "revision": "", "step": 200, "ancestors": {}} | changes
+
+
 def test_a_run_from_random_weights_has_only_its_own_tokens(tmp_path):
     run = folder(tmp_path, "a", *trained(1, 2, 3), ended(3))
     assert lineage.ancestors(run) == {}
@@ -30,8 +36,8 @@ def test_a_run_from_random_weights_has_only_its_own_tokens(tmp_path):
 
 
 def test_each_ancestor_counts_once_with_its_largest_number(tmp_path):
-    init = {"ancestors": {"dense": 200, "gpt2-data": 7}}
-    masks = {"ancestors": {"dense": 1000, "pruned": 300}}
+    init = part(ancestors={"dense": 200, "gpt2-data": 7})
+    masks = part(ancestors={"dense": 1000, "pruned": 300})
     run = folder(tmp_path, "ticket", *trained(1, 2), init=init, masks=masks)
     assert lineage.ancestors(run) == {"dense": 1000, "gpt2-data": 7, "pruned": 300}
     assert lineage.total_tokens(run, 2) == 1000 + 7 + 300 + 512
@@ -39,10 +45,10 @@ def test_each_ancestor_counts_once_with_its_largest_number(tmp_path):
 
 
 def test_the_tokens_of_a_foreign_model_are_unknown(tmp_path):
-    run = folder(tmp_path, "a", *trained(1), init={"ancestors": {"openai-community/gpt2": None}})
+    run = folder(tmp_path, "a", *trained(1), init=part(ancestors={"openai-community/gpt2": None}))
     assert lineage.total_tokens(run, 1) is None
     assert lineage.cost(lineage.chain(run, 1)) == (256, frozenset({"openai-community/gpt2"}))
-    assert lineage.words(lineage.chain(run, 1)) == "256 and those of openai-community/gpt2, which are not known"
+    assert lineage.words(lineage.chain(run, 1)) == "256 (and unknown: openai-community/gpt2)"
 
 
 def test_merged():
@@ -62,7 +68,7 @@ def test_a_resume_with_another_batch_counts_its_own_steps(tmp_path):
 
 def test_one_shot_pruning_trains_no_tokens(tmp_path):
     config = BATCH | {"max_iters": 2, "pruning_dynamics": "oneshot"}
-    run = folder(tmp_path, "pruned", config=config, init={"ancestors": {"dense": 1000}})
+    run = folder(tmp_path, "pruned", config=config, init=part(ancestors={"dense": 1000}))
     assert lineage.chain(run, 2) == {"dense": 1000, "pruned": 0}
     assert lineage.total_tokens(run, 2) == 1000
 
@@ -70,10 +76,30 @@ def test_one_shot_pruning_trains_no_tokens(tmp_path):
 def test_journals_that_do_not_tell_it(tmp_path):
     with pytest.raises(UserError, match="a: the journal does not say how many tokens a step had"):
         lineage.own_tokens(folder(tmp_path, "a", config={"max_iters": 40, "tracker": []}), 1)
-    run = folder(tmp_path, "b", init={"ancestors": {"x": "many"}})
-    with pytest.raises(UserError, match="b: the journal's first line is damaged: it does not say what the run began"):
-        lineage.ancestors(run)
+    for number, changes in enumerate(({"ancestors": {"x": "many"}}, {"sha256": 7}, {"revision": None}, {"step": "7"})):
+        run = folder(tmp_path, f"b{number}", init=part(**changes))
+        with pytest.raises(UserError, match=r"b\d: the journal's first line is damaged: it does not say what the run"):
+            lineage.ancestors(run)
     run = folder(tmp_path, "c", *trained(1))
     (run / "journal.jsonl").write_text("")
+    assert lineage.ancestors(run) == lineage.origin(run) == {}
     with pytest.raises(UserError, match="c: the journal does not say how the run was started; restore its first line"):
         lineage.own_tokens(run, 1)
+
+
+def test_the_origin_in_words_and_as_a_value():
+    masks = {"from": "m.safetensors", "path": "/x/m.safetensors", "sha256": "9" * 64, "ancestors": {}}
+    assert lineage.described({"init": part(), "masks": masks}) == {
+        "start": "runs/dense at step 200 (sha256 3f2a5c07d1e8)",
+        "masks": "m.safetensors (sha256 999999999999)",
+    }
+    hub = part(**{"from": "openai-community/gpt2@main", "kind": "huggingface", "revision": "607a30d783" + "f" * 30})
+    assert lineage.described({"init": hub}) == {
+        "start": "openai-community/gpt2@main at commit 607a30d783 (sha256 3f2a5c07d1e8)"
+    }
+    assert lineage.exactly(hub) == "openai-community/gpt2@607a30d783" + "f" * 30
+    assert lineage.exactly(part()) == "/x/dense/checkpoints/step-000000200.pt"
+    assert lineage.exactly(masks) == "/x/m.safetensors"
+    lineage.check(masks, "9" * 64)
+    with pytest.raises(UserError, match=r"^/x/m.safetensors: has changed since the run began with it: its sha256 was"):
+        lineage.check(masks, "8" * 64)
