@@ -17,8 +17,6 @@ OPTIMIZERS = {
     "adamwspam": {"SPAM_DENSITY": "0.5", "SPAM_INTERVAL": "30", "SPAM_WARMUP_STEPS": "5"},
     "stablespam": {},
     "sgd": {},
-    "adam": {},
-    "adamwadv": {},
 }
 SCOPE = "h.*.attn.*.weight,h.*.mlp.*.weight,wte.weight"
 SHAPE = ModelOptions("custom", n_layer=1, n_head=2, n_embd=8, block_size=8, dropout=0.0)
