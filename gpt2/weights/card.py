@@ -66,7 +66,7 @@ def _training(facts: Facts) -> Iterator[tuple[str, str]]:
     config = facts.config
     data = ", ".join(str(config[name]) for name in ("dataset", "dataset_source", "dataset_subset") if config.get(name))
     yield "run", f"{_code(facts.identity.name)}, id {_code(facts.identity.run_id)}"
-    yield "checkpoint", f"after step {facts.step:,}"
+    yield "checkpoint", f"after {'block' if facts.is_oneshot else 'step'} {facts.step:,}"
     yield "data", _code(data)
     if init := facts.origin("init"):
         yield "first weights", _code(_origin(init))
@@ -75,7 +75,8 @@ def _training(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "tokens of this run", f"{facts.own_tokens:,}"
     unknown = f"not known, because those of {', '.join(map(_code, facts.unknown))} are not"
     yield "tokens of the whole chain", unknown if facts.total_tokens is None else f"{facts.total_tokens:,}"
-    yield "optimizer", _code(str(config["optimizer"]))
+    if not facts.is_oneshot:
+        yield "optimizer", _code(str(config["optimizer"]))
     if facts.zeros:
         names = ("pruning_method", "pruning_dynamics", "pruning_distribution")
         yield "pruning", _code(", ".join(str(config[name]) for name in names if config.get(name)))
@@ -98,11 +99,13 @@ def _results(facts: Facts) -> str:
     if not rows:
         text = "The run did not evaluate its validation loss."
     else:
-        config = facts.config
+        config, bits = facts.config, ""
+        if facts.bits_per_byte is not None:
+            bits = f" The loss of these weights is {facts.bits_per_byte:.4f} bits per byte of text."
         text = (
             f"{_table(('validation loss of', 'step', 'nats per token'), rows)}\n\n"
             f"n: {config['eval_samples']:,} windows of {config['block_size']:,} tokens, evenly spread over the "
-            "validation split, or all its windows if it has fewer. One run with one seed: differences between seeds "
+            f"validation split, or all its windows if it has fewer.{bits} One run with one seed: differences between seeds "
             "were not measured here."
         )
     if not facts.tasks:
@@ -140,7 +143,8 @@ ordinary text, as it was in training."""
 
 
 def _repeat(facts: Facts) -> str:
-    where = f" of commit {_code(facts.code)}" if facts.code else ""
+    commit, _, changes = facts.code.partition(" with ")
+    where = f" at commit {_code(commit)}{changes and f' with {changes}'}" if commit else ""
     text = f"In a clone of Espalier{where}:\n\n```sh\n{command(facts)}\n```\n\n"
     if facts.origin("init") or facts.origin("masks"):
         text += "The starting weights and masks must lie where the command names them. "
@@ -148,7 +152,7 @@ def _repeat(facts: Facts) -> str:
         text += "A resume of the run changed options, so one training with the last ones gives another result. "
     return (
         f"{text}Absolute paths are shortened to their last part. With the run's folder, `make reproduce RUN=<folder>` "
-        "trains it again and compares all records and weights. `espalier.json` has all options."
+        "repeats it and compares all records and weights. `espalier.json` has all options."
     )
 
 

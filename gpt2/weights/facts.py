@@ -29,6 +29,7 @@ class Facts:
     sessions: list[Record]  # the events `start` and `resume`
     code: str  # the commit, and whether there were uncommitted changes; "" if it is not known
     evaluations: list[best.Evaluation]  # of the run up to this checkpoint
+    bits_per_byte: float | None  # of the validation loss of these weights; None if it was not measured
     tasks: list[Record]  # the events `task` of this checkpoint
     zeros: dict[str, tuple[int, int]]  # masked tensor -> weights that are exactly zero, all weights
     parameters: int  # of the model
@@ -70,6 +71,11 @@ class Facts:
         return [name for name in self.unknown if not name.endswith(".safetensors")]  # masks are no weights
 
     @property
+    def is_oneshot(self) -> bool:
+        """Whether the run pruned a finished model without training; its steps are then blocks."""
+        return self.config.get("pruning_dynamics") == "oneshot"
+
+    @property
     def is_one_session(self) -> bool:
         """Whether one training with the run's configuration repeats it: no resume changed an option."""
         return not any(session.get("changed") for session in self.sessions)
@@ -98,6 +104,7 @@ class Facts:
         metrics = {
             "step": self.step,
             "val_loss": self.loss,
+            "val_bits_per_byte": self.bits_per_byte,
             "best_val_loss": self.best and self.best.val_loss,
             "best_val_loss_step": self.best and self.best.step,
             "sparsity": self.sparsity,
@@ -136,6 +143,7 @@ def collect(folder: Path, source: Source, weights: Weights, schema: Schema) -> F
         sessions=seen.sessions,
         code=history.code(made[-1]) if made and made[-1].get("commit") else "",
         evaluations=[one for one in seen.evaluations() if one.step <= source.step],
+        bits_per_byte=seen.values("val_bits_per_byte").get(source.step),
         tasks=[record for record in seen.tasks() if record["step"] == source.step],
         zeros=zeros,
         parameters=sum(tensor.numel() for tensor in weights.state.values()),
@@ -150,8 +158,7 @@ def command(facts: Facts) -> str:
         for name, option in _options(facts.schema).items()
         if name in differing
     ]
-    program = "oneshot" if facts.config.get("pruning_dynamics") == "oneshot" else "train"
-    return " \\\n    ".join([f"make {program}", *words])
+    return " \\\n    ".join(["make oneshot" if facts.is_oneshot else "make train", *words])
 
 
 def _options(schema: Schema) -> dict[str, Option]:

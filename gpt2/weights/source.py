@@ -48,6 +48,8 @@ def _run(given: str) -> run.Named | None:
     path = files.named(given)
     if path.is_file() and not checkpoint_file.is_name(path.name):
         return None
+    if (path / "config.json").is_file() and not (path / "run.json").exists():  # an export lies in its run's folder
+        return None
     name, at, which = (given, "", "") if path.exists() else given.rpartition("@")
     folder, checkpoint_name = run.named(name if at else given, sys.argv[1:])  # OUTPUT_DIR may be among the words
     if not (folder / "run.json").exists():

@@ -34,6 +34,7 @@ def facts(tmp_path, *options: str, **changes: object) -> Facts:
         sessions=[{"event": "start"}],
         code="",
         evaluations=[],
+        bits_per_byte=None,
         tasks=[],
         zeros={},
         parameters=124_439_808,
@@ -63,13 +64,14 @@ def test_a_dense_run_without_evaluations_claims_nothing(tmp_path):
 
 def test_losses_are_those_of_these_weights_and_of_the_best(tmp_path):
     losses = [Evaluation(50, 3.25, 0.0), Evaluation(100, 3.5, 0.0)]
-    text = card(facts(tmp_path, "EVAL_SAMPLES=20", "SEED=11", evaluations=losses))
+    text = card(facts(tmp_path, "EVAL_SAMPLES=20", "SEED=11", evaluations=losses, bits_per_byte=1.25))
     assert row(text, "these weights") == "100 | 3.5000"
     assert row(text, "best of the run up to here") == "50 | 3.2500"
     assert "n: 20 windows of 1,024 tokens" in text
+    assert "The loss of these weights is 1.2500 bits per byte of text." in text
     assert row(text, "seed") == "11"
     other = card(facts(tmp_path, evaluations=losses[:1]))  # the last weights were not evaluated
-    assert "| these weights |" not in other
+    assert "| these weights |" not in other and "bits per byte" not in other
 
 
 def test_scores_have_their_error_n_and_version(tmp_path):
@@ -130,8 +132,14 @@ def test_the_command_quotes_and_shortens(tmp_path):
     assert command(facts(tmp_path, *options)) == (
         "make train \\\n    DATASET=files \\\n    DATASET_SOURCE='*.txt' \\\n    PRUNING_METHOD=magnitude"
     )
-    once = ["PRUNING_METHOD=sparsegpt", "INIT_FROM=runs/dense"]
-    assert command(facts(tmp_path, *once)).startswith("make oneshot \\\n    INIT_FROM=runs/dense \\\n")
+    once = facts(
+        tmp_path, "PRUNING_METHOD=sparsegpt", "INIT_FROM=runs/dense", code="0123456789 with uncommitted changes a"
+    )
+    assert command(once).startswith("make oneshot \\\n    INIT_FROM=runs/dense \\\n")
+    text = card(once)
+    assert row(text, "checkpoint") == "after block 100"
+    assert "| optimizer |" not in text
+    assert "In a clone of Espalier at commit `0123456789` with uncommitted changes a:" in text
 
 
 def test_a_changed_run_says_that_one_training_does_not_repeat_it(tmp_path):

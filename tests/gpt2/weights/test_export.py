@@ -152,6 +152,19 @@ def test_a_model_of_transformers_comes_back_bit_by_bit(tmp_path, heads):
         assert np.array_equal(before[name].numpy().view("uint32"), after[name].numpy().view("uint32")), name
 
 
+def test_an_export_in_its_runs_folder_is_read_as_an_export(made):
+    found, weights, _, _ = made
+    run = found.path.parent.parent
+    write(run / "export", made)
+    back = source.find(str(run / "export"))
+    assert (back.kind, back.path, back.ancestors) == ("huggingface", run / "export", found.ancestors)
+    state = source.read(back, 32, 256).state
+    assert all(torch.equal(state[name], value) for name, value in weights.state.items())
+    kept, origin = masks.read(str(run / "export"))
+    assert origin["ancestors"] == found.ancestors
+    assert all(torch.equal(kept[name], value) for name, value in weights.masks.items())
+
+
 def test_the_configuration_is_the_one_that_transformers_writes(tmp_path):
     shape = Shape(n_layer=3, n_head=2, n_embd=8, block_size=64, vocab_size=50257)
     found = Source("given", "run", tmp_path, shape, "gpt2", "", 1, {})
