@@ -105,8 +105,8 @@ def _results(facts: Facts) -> str:
         text = (
             f"{_table(('validation loss of', 'step', 'nats per token'), rows)}\n\n"
             f"n: {config['eval_samples']:,} windows of {config['block_size']:,} tokens, evenly spread over the "
-            f"validation split, or all its windows if it has fewer.{bits} One run with one seed: differences between seeds "
-            "were not measured here."
+            f"validation split, or all its windows if it has fewer.{bits} One run with one seed: differences between "
+            "seeds were not measured here."
         )
     if not facts.tasks:
         return text
