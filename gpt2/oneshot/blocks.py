@@ -227,6 +227,4 @@ def _prune_by_score(weight: Weight, budget: int, score: Callable[[Weight], Tenso
 
 def _prune_by_hessian(weight: Weight, budget: int, products: Tensor, windows: int, options: OneshotOptions) -> None:
     plan = sparsegpt.Plan(options.sparsegpt_damping, options.sparsegpt_block, options.pruning_n, options.pruning_m)
-    alive = weight.value != 0
     weight.mask.copy_(sparsegpt.prune(weight.value, products, windows, budget, plan, weight.name))
-    weight.value.mul_(alive)  # the error of other weights must not revive those that were pruned before

@@ -39,6 +39,7 @@ class Plan:
 def prune(weight: Tensor, products: Tensor, windows: int, budget: int, plan: Plan, name: str) -> Tensor:
     """Prune `weight` (O, I) in place and return its uint8 mask, which has exactly `budget` zeros.
 
+    Weights that are zero already count and stay zero; the mask has more zeros where they are more than it may prune.
     `products` (I, I) is X^T X above the diagonal; it is overwritten. An input that is always zero has no part in the
     rest: its weights have the score 0, so they are pruned first, and those that stay keep their value.
 
@@ -48,10 +49,10 @@ def prune(weight: Tensor, products: Tensor, windows: int, budget: int, plan: Pla
     dead = hessian.diagonal() == 0
     factor = inverse_factor(hessian, dead, plan.damping, name)
     w = weight.T.float().contiguous()
+    alive = (w != 0).to(torch.uint8)
     w[dead] = 0
-    kept = solve(w, factor, budget, plan, name).T.contiguous()
-    alive = weight * kept
-    weight.copy_(torch.where(dead, alive, w.T))
+    kept = solve(w, alive, factor, budget, plan, name).T.contiguous()
+    weight.copy_(torch.where(dead, weight * kept, w.T))
     return kept
 
 
@@ -76,22 +77,28 @@ def inverse_factor(hessian: Tensor, dead: Tensor, damping: float, name: str) -> 
     return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True).to(hessian.device, torch.float32)
 
 
-def solve(w: Tensor, factor: Tensor, budget: int, plan: Plan, name: str) -> Tensor:
-    """Prune `w` (I, O) in place; return its mask (I, O). Algorithm 1 of the paper, with U in place of its H^-1."""
-    kept = torch.ones_like(w, dtype=torch.uint8)
-    sizes = [len(part) * w.shape[1] for part in w.split(plan.block)]
-    budgets = mask.apportion(sizes, sizes, budget)
-    for start, share in zip(range(0, len(w), plan.block), budgets, strict=True):
+def solve(w: Tensor, alive: Tensor, factor: Tensor, budget: int, plan: Plan, name: str) -> Tensor:
+    """Prune `w` (I, O) in place; return its mask (I, O). Algorithm 1 of the paper, with U in place of its H^-1.
+
+    Weights that are 0 in the mask `alive` are pruned before all others, and what they would get goes to the rest.
+    """
+    kept = alive.clone()
+    sizes = [part.numel() for part in w.split(plan.block)]
+    rooms = [mask.ones(part) for part in alive.split(plan.block)]
+    keeps = mask.apportion(sizes, rooms, min(w.numel() - budget, sum(rooms)))
+    for start, size, keep in zip(range(0, len(w), plan.block), sizes, keeps, strict=True):
         rows = slice(start, start + plan.block)
         after = slice(start + plan.block, None)
-        errors = _block(w[rows], factor[rows, rows], kept[rows], share, plan, name)
+        errors = _block(w[rows], factor[rows, rows], kept[rows], size - keep, plan, name)
         w[rows].mul_(kept[rows])
         w[after].addmm_(factor[rows, after].T, errors, alpha=-1)
     return kept
 
 
 def _block(w: Tensor, factor: Tensor, kept: Tensor, budget: int, plan: Plan, name: str) -> Tensor:
-    """Prune a block of inputs in place, and its mask; return the errors (block, O) for the inputs that follow.
+    """Choose the mask of a block of inputs, `kept`, among those that it keeps so far; return the errors (block, O).
+
+    The block's own weights get its errors here; those that are pruned are not yet zero.
 
     A few inputs at a time, because torch computes so few elements on one thread: to wake others for each input would
     take longer than the arithmetic.
@@ -99,16 +106,21 @@ def _block(w: Tensor, factor: Tensor, kept: Tensor, budget: int, plan: Plan, nam
     diagonal, errors = factor.diagonal()[:, None], torch.empty_like(w)
     step = plan.m or _FEW
     if plan.m is None:
-        keys = select.keys((w / diagonal).square_(), name)
+        keys = _keys(w, diagonal, kept, name)
         kept.copy_(select.apply(select.smallest([lambda: keys], budget), keys)[0])
     for start in range(0, len(w), step):
         few, after = slice(start, start + step), slice(start + step, None)
         if plan.m is not None:
-            keys = select.keys((w[few] / diagonal[few]).square_().T, name)
-            kept[few] = mask.highest(keys, plan.n, plan.m).T
+            keys = _keys(w[few], diagonal[few], kept[few], name)
+            kept[few] &= mask.highest(keys.T, plan.n, plan.m).T
         _few(w[few], factor[few, few], (1 - kept[few]) / diagonal[few], errors[few])
         w[after].addmm_(factor[few, after].T, errors[few], alpha=-1)
     return errors
+
+
+def _keys(w: Tensor, diagonal: Tensor, alive: Tensor, name: str) -> Tensor:
+    keys = select.keys((w / diagonal).square_(), name)
+    return select.hold(keys, alive, out=keys)
 
 
 def _few(w: Tensor, factor: Tensor, gone: Tensor, errors: Tensor) -> None:
