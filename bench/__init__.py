@@ -1,7 +1,7 @@
 """The benchmark, `make bench`: run.py is the program; this file is what the sections share.
 
-Sections, a module each: ceilings, optimizers, prepare, pruning, reference (nanoGPT), saving, scale, start, step,
-tracking, utilisation. They use timing (variants in rounds), process (a program as a user runs it) and whole (a
+Sections, a module each: ceilings, oneshot, optimizers, prepare, pruning, reference (nanoGPT), saving, scale, start,
+step, tracking, utilisation. They use timing (variants in rounds), process (a program as a user runs it) and whole (a
 training run). report shows the results and compares them with docs/performance.md.
 """
 

@@ -31,10 +31,12 @@ def ceilings(bench: Bench) -> None:
     bench.measure("ceilings", cases)
 
 
-def matrix_rate(bench: Bench) -> float:
-    """The best rate of matrix products in the machine's dtype, in GFLOP/s; measures it if it is not known yet."""
+def matrix_rate(bench: Bench, dtype: str) -> float:
+    """The best rate of matrix products, in GFLOP/s; measures it if it is not known yet.
+
+    `dtype` is float32 or the machine's.
+    """
     if "ceilings" not in bench.sections:
         ceilings(bench)
-    return max(
-        case["rate"] for case in bench.sections["ceilings"]["cases"] if case["name"].startswith(f"{bench.dtype}, ")
-    )
+    cases = bench.sections["ceilings"]["cases"]
+    return max(case["rate"] for case in cases if case["name"].startswith(f"{dtype}, "))

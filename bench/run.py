@@ -29,6 +29,7 @@ from bench import (
     SIZES,
     Bench,
     ceilings,
+    oneshot,
     optimizers,
     prepare,
     pruning,
@@ -49,6 +50,8 @@ from lib.machine import device
 SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # what --only names -> what it measures, in this order
     "ceilings": [ceilings.ceilings],
     "prune": [pruning.memory, pruning.threshold, pruning.masks],
+    "oneshot": [oneshot.parts],
+    "oneshot-whole": [oneshot.whole],
     "optim": [optimizers.optimizers],
     "step": [step.step],
     "save": [saving.saving],
@@ -62,6 +65,8 @@ SECTIONS: dict[str, list[Callable[[Bench], None]]] = {  # what --only names -> w
     **{f"nanogpt-{name}": [functools.partial(reference.speed, name=name)] for name in reference.COMPARISONS},
     "nanogpt-memory": [reference.memory],
 }
+
+_LONG = "oneshot-whole"  # takes minutes, so it is only measured when it is named
 
 
 def main() -> int:
@@ -99,7 +104,8 @@ def _measure(args: argparse.Namespace) -> tuple[report.Report, list[str], int]:
     bench = Bench(machine, args.size, args.rounds, args.ref)
     print(f"{bench.machine.use().words()}, PyTorch {torch.__version__}, size {args.size}", flush=True)
     problems, code = [], 0
-    for name in args.only or [name for name in SECTIONS if args.ref or not name.startswith("nanogpt")]:
+    unasked = [name for name in SECTIONS if name != _LONG and (args.ref or not name.startswith("nanogpt"))]
+    for name in args.only or unasked:
         try:
             for measure in SECTIONS[name]:
                 measure(bench)
@@ -139,7 +145,11 @@ def _check(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"what to measure: {', '.join(SECTIONS)} [all]"
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        metavar="SECTION",
+        help=f"what to measure: {', '.join(SECTIONS)} [all but {_LONG}]",
     )
     parser.add_argument(
         "--ref", type=files.named, metavar="FOLDER", help="a checkout of nanoGPT to compare with [none]"

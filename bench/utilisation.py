@@ -35,7 +35,7 @@ def utilisation(bench: Bench) -> None:
         tokens_per_second = shape.tokens / (done := _train(bench, shape, **options)).step_seconds
         rate = tokens_per_second * flops_per_token(shape) / 1e9
         rows[f"{name}, {shape.batch_size} x {shape.block_size} tokens"] = {
-            "tokens/s": tokens_per_second, "GFLOP/s": rate, "ratio": rate / matrix_rate(bench),
+            "tokens/s": tokens_per_second, "GFLOP/s": rate, "ratio": rate / matrix_rate(bench, bench.dtype),
             "to": "best matrix product", "goal": goal, "peak MiB": done.peak_bytes / 2**20,
         }  # fmt: skip
         bench.note("utilisation", rows)  # now, because the next run may fail

@@ -86,6 +86,19 @@ def test_whole_runs_are_measured(bench):
     assert 100 < used["peak MiB"] < 2000 and 100 < grown["peak MiB"] < 2000
 
 
+def test_one_shot_pruning_is_measured_by_parts(bench):
+    rows = bench[1]["sections"]["one-shot, a block"]["rows"]
+    inputs, solving, onward, whole = rows.values()
+    # A block of width 32 and context 32; 2 windows are measured, and 4 are those of a whole run of 2 blocks.
+    assert inputs["GFLOP/s"] * inputs["seconds"] == pytest.approx(64 * (35 * 32**2 + 2 * 32 * 32) / 1e9)
+    assert onward["GFLOP/s"] * onward["seconds"] == pytest.approx(64 * (24 * 32**2 + 2 * 32 * 32) / 1e9)
+    seconds = 2 * (2 * inputs["seconds"] + onward["seconds"]) + 2 * solving["seconds"]
+    assert whole["seconds"] == pytest.approx(seconds)
+    rates = [case["rate"] for case in bench[1]["sections"]["ceilings"]["cases"] if case["name"].startswith("float32, ")]
+    assert whole["ratio"] == pytest.approx(whole["GFLOP/s"] / max(rates))
+    assert "one-shot" not in bench[1]["sections"]  # takes minutes: only where it is named
+
+
 def test_the_table_has_a_line_per_case(bench):
     output, report = bench
     lines = output.splitlines()
