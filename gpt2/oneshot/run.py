@@ -356,7 +356,7 @@ def _origin(source: Source, weights: Weights) -> dict[str, Any]:
     return {
         "from": source.given,
         "kind": source.kind,
-        "path": str(source.path),
+        "path": str(source.path.absolute()),
         "sha256": weights.sha256,
         "revision": source.revision,
         "step": source.step,

@@ -112,6 +112,28 @@ def test_other_programs_read_the_run(home):
     assert (resumed.returncode, "Traceback" in resumed.stderr) == (2, False)
 
 
+def test_the_command_that_it_prints_trains_the_pruned_model_on(home):
+    oneshot(home, "--run", "dense", "PRUNING_METHOD=sparsegpt", "CALIBRATION_SAMPLES=8", "TRACKER_RUN_NAME=sparse")
+    words = ["--config", "runs/dense/.config", "TRACKER_RUN_NAME=on", "MAX_ITERS=3", "SAMPLE_TOKENS=0"]
+    trained = forked.run(home, "gpt2/train.py", *words, "INIT_FROM=runs/sparse", "PRUNING_METHOD=given")
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    first, *_, last = records(home / "runs/on", "eval")
+    assert first["metrics"]["val_loss"] == records(home / "runs/sparse", "eval")[-1]["metrics"]["val_loss"]
+    assert first["sparsity"] == last["sparsity"] == 0.5
+    assert lineage.total_tokens(home / "runs/on", 3) == 43 * 4 * 2 * 32
+
+
+def test_init_from_prunes_the_same_model_with_the_options_of_the_configuration(home):
+    words = ["PRUNING_METHOD=wanda", "CALIBRATION_SAMPLES=8"]
+    oneshot(home, "--run", "dense", *words, "TRACKER_RUN_NAME=by-run")
+    own = ["DATASET=files", "DATASET_SOURCE=corpus.txt", "BATCH_SIZE=4", "EVAL_SAMPLES=8", "SEED=7", "DTYPE=float32"]
+    oneshot(home, "INIT_FROM=runs/dense@40", *words, *own, "TRACKER_RUN_NAME=by-name", "THREADS=1", "DEVICE=cpu")
+    one, other = (records(home / "runs" / name, "eval") for name in ("by-run", "by-name"))
+    assert [row["metrics"] for row in one] == [row["metrics"] for row in other]
+    other_shape = oneshot(home, "INIT_FROM=runs/dense", "MODEL_NAME=gpt2", *words, code=2)
+    assert "MODEL_NAME=gpt2 does not fit INIT_FROM=runs/dense, which has custom" in other_shape
+
+
 @pytest.mark.parametrize(
     "words",
     [
