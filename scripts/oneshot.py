@@ -18,7 +18,7 @@ if not __package__:
     end_at_once()
 
 from lib import track
-from lib.base import signals, threads
+from lib.base import launch, signals, threads
 from lib.base.errors import UsageError, run_program
 from lib.config import command_line
 from lib.config.config_file import ConfigError
@@ -88,13 +88,15 @@ def configuration(words: list[str]) -> Schema:
 def main() -> int:
     """Prune as the command line says; returns the exit code."""
     words = sys.argv[1:]
+    if (count := launch.found(os.environ).size) > 1:
+        raise UsageError(f"make oneshot prunes in one process, and {count} were started; start it without a launcher")
     schema = configuration(words)
     track.names(schema["TRACKER"], schema.values())  # refuses a tracker that cannot be used here
     threads.spin_little()
     with signals.ending_at_once():
-        from gpt2.oneshot import run as oneshot  # imports torch, which takes seconds: --help and mistakes come first
+        from gpt2.oneshot import start  # imports torch, which takes seconds: --help and mistakes come first
 
-    return oneshot.start(schema, [__file__, *words])
+    return start.start(schema, [__file__, *words])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # What the programs import, at their start or later. `__main__` stands for pytest: without it, each fork imports pytest.
 PRELOAD = [
-    "__main__", "gpt2.train", "gpt2.sample", "gpt2.prepare_data", "gpt2.oneshot.run", "torch._dynamo", "rich.console",
+    "__main__", "gpt2.train", "gpt2.sample", "gpt2.prepare_data", "gpt2.oneshot.start", "torch._dynamo", "rich.console",
     "rich.table", "scripts.checkpoint_info", "scripts.config", "scripts.oneshot", "scripts.prune_report",
     "scripts.reproduce", "scripts.runs", "scripts.sweep", "scripts.sync", "scripts.tracker_doctor", "tests.forked",
 ]  # fmt: skip

@@ -7,88 +7,57 @@ import contextlib
 import dataclasses
 import functools
 import shlex
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gpt2 import announce, ending, loop, preflight, trained
 from gpt2.alerts import AlertOptions, Watch
 from gpt2.data import prepare, windows
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.evaluation import tasks
-from gpt2.oneshot import blocks
+from gpt2.oneshot import blocks, pruned
 from gpt2.recorder import Recorder
 from gpt2.training import Training
-from gpt2.weights.adopt import adopt
 from gpt2.weights.source import Source, Weights
 from lib import optim, track
 from lib.base import files
-from lib.base.errors import UsageError, UserError
+from lib.base.errors import UserError
 from lib.base.redact import hide
 from lib.base.signals import StopSignals
-from lib.config.config_file import names
 from lib.config.kconf import Options, Schema
 from lib.config.parameters import parameters
 from lib.machine import device
-from lib.prune import scope
-from lib.prune.mask import MaskOptions, ones
-from lib.prune.pruner import SPARSITY, Pruner
-from lib.prune.schedule import Plan
-from lib.prune.score import Criterion
-from lib.prune.weight import Weight
+from lib.prune.mask import MaskOptions
 from lib.record import checkpoint, journal, monitor, provenance, run
 from lib.record.best import best
 from lib.terminal.console import Console, duration, say, table
 from lib.track import waiting
 
-_NEAR = 1e-3  # a target this far below the present sparsity is the same: a few weights may be zero by chance
 
+@dataclasses.dataclass(frozen=True)
+class OneshotRunOptions(Options):
+    """What a run of one-shot pruning needs beside the options of its parts."""
 
-def start(schema: Schema, command: list[str]) -> int:
-    """Prune the model that INIT_FROM names, in a new run; returns the exit code. `command` is for the record."""
-    source = adopt(schema)
-    for warning in schema.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    _count_blocks(schema)
-    options = schema.bind(run.RunOptions)
-    with _memory_for_users(schema):
-        run.check_place(options)
-        pruning = Pruning(schema, source)  # before the folder: a run that cannot be built leaves no folder
-        wanted = options.tracker_run_name or f"gpt2_{schema['PRUNING_METHOD']}_{time.strftime('%Y%m%d-%H%M%S')}"
-        named = dataclasses.replace(options, tracker_run_name=wanted)
-        folder, identity = run.create(named, begin=lambda new: schema.write(new / ".config"))
-        if identity.name != wanted:
-            say(f"note: {folder.parent / run.folder_name(wanted)} exists, so this run is called {identity.name}")
-        return pruning.prune(folder, identity, command)
-
-
-def _count_blocks(schema: Schema) -> None:
-    """Set MAX_ITERS to the number of blocks, and evaluate after each block unless EVAL_INTERVAL was given."""
-    steps = schema["N_LAYER"]
-    if _given(schema, "MAX_ITERS") and schema["MAX_ITERS"] != steps:
-        raise UsageError(
-            f"MAX_ITERS={schema['MAX_ITERS']}: the steps of make oneshot are the {steps} blocks of the model; leave it "
-            "out"
-        )
-    changes = [("MAX_ITERS", str(steps), "the number of blocks")]
-    if schema["EVALUATE"] and not _given(schema, "EVAL_INTERVAL"):
-        changes.append(("EVAL_INTERVAL", "1", "make oneshot"))
-    schema.override(changes)
-
-
-def _given(schema: Schema, name: str) -> bool:
-    """Whether an option was given as a word, a flag or in the environment, and not in a file."""
-    return names(schema.sources.get(name, ""), name)
+    seed: int
+    optimizer: str
+    pruning_method: str
+    calibration_samples: int | None  # None: no inputs are measured
+    dataset: str
+    tokenizer: str
+    max_iters: int  # blocks
+    eval_interval: int | None  # blocks; None: nothing is evaluated
+    tracker: tuple[str, ...]
+    json_output: str  # file; empty: none
+    tracker_config: str
+    tracker_artifacts: str
 
 
 @contextlib.contextmanager
-def _memory_for_users(schema: Schema):
+def memory_for_users(schema: Schema) -> Iterator[None]:
     """Turn the failures of torch that a user can mend into UserError."""
     try:
         yield
@@ -110,43 +79,6 @@ def _trouble(error: Exception, schema: Schema) -> str:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class OneshotRunOptions(Options):
-    """What a run of one-shot pruning needs beside the options of its parts."""
-
-    seed: int
-    optimizer: str
-    pruning_method: str
-    calibration_samples: int | None  # None: no inputs are measured
-    dataset: str
-    tokenizer: str
-    max_iters: int  # blocks
-    eval_interval: int | None  # blocks; None: nothing is evaluated
-    tracker: tuple[str, ...]
-    json_output: str  # file; empty: none
-    tracker_config: str
-    tracker_artifacts: str
-
-
-class Pruned(Pruner):
-    """The masks of a model that is pruned at once. Until `take` has them, zeros are counted in the weights."""
-
-    def __init__(self, weights: Sequence[Weight], target: float, distribution: MaskOptions):
-        super().__init__(weights, Criterion(), Plan(0, 0, 1, "one-shot"), target, distribution)
-
-    @torch.no_grad()
-    def take(self, masks: Mapping[str, Tensor]) -> None:
-        """Keep the masks with which the weights were pruned. Weights that were zero before count as pruned too."""
-        for weight in self.weights:
-            torch.mul(masks[weight.name], weight.value != 0, out=weight.mask)
-            self.forget(weight)
-        self.kept = sum(ones(weight.mask) for weight in self.weights)
-
-    def layers(self) -> dict[str, float]:
-        """The sparsity of the model and of each tensor: no training event records the former in such a run."""
-        return {SPARSITY: self.sparsity(), **super().layers()}
-
-
 class Pruning:
     """The parts that prune a model. They are built without the run's folder, and `prune` uses them once."""
 
@@ -164,13 +96,7 @@ class Pruning:
         self.machine, self.init = loaded.machine, _origin(source, loaded.weights)
         blocks.check(loaded.model, self.oneshot)
         optimizer = optim.build(loaded.model, schema.bind)
-        weights = [
-            Weight(name, parameter, torch.ones_like(parameter[:rows], dtype=torch.uint8), optimizer)
-            for name, parameter in scope.select(loaded.model, self.oneshot.pruning_scope).items()
-            for rows in [loaded.model.used_rows().get(parameter)]
-        ]
-        pruner = Pruned(weights, self.oneshot.sparsity, schema.bind(MaskOptions))
-        _check_target(pruner, self.oneshot)
+        pruner = pruned.build(loaded.model, optimizer, self.oneshot, schema.bind(MaskOptions))
         data_options = schema.bind(windows.DataOptions)
         prepare.ensure(data_options)
         self.data = windows.load(data_options, pin=self.machine.device.type == "cuda")
@@ -362,13 +288,3 @@ def _origin(source: Source, weights: Weights) -> dict[str, Any]:
         "step": source.step,
         "ancestors": source.ancestors,
     }
-
-
-def _check_target(pruner: Pruned, options: blocks.OneshotOptions) -> None:
-    """Raise UsageError for a target below the sparsity that the weights have: zeros stay zeros."""
-    present = pruner.sparsity()
-    if options.target_sparsity is not None and present > options.target_sparsity + _NEAR:
-        raise UsageError(
-            f"TARGET_SPARSITY={options.target_sparsity:g}: {present:.2%} of the weights in scope are zero already, and "
-            "zeros stay; raise it"
-        )
