@@ -116,6 +116,7 @@ def measure_tasks(
         asked.hold_out()
         model.train()
     about = {"checkpoint": checkpoint.name(step), "dtype": str(machine.dtype).removeprefix("torch.")}
+    say(f"\ntasks by lm-eval {tasks.version()}, {about['dtype']}, after step {step}:")
     for one in found:
         recorder.write("task", step, one.metrics, **one.fields(), **about)
     result.show([one.record(step) | about for one in found], found, say)

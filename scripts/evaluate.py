@@ -5,6 +5,7 @@ and from there to its trackers. INIT_FROM=... in place of a run measures other w
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -17,7 +18,7 @@ from lib.base.signals import end_at_once
 
 end_at_once()
 
-from gpt2 import trained
+from gpt2 import place, trained
 from gpt2.data import prepare, windows
 from gpt2.evaluation import cost, perplexity, result, tasks, validation
 from gpt2.evaluation.harness import Answers
@@ -161,11 +162,20 @@ def _measure(asked: Asked, loaded: trained.Trained) -> Iterator[Result]:
         size = options.batch_size
         yield from perplexity.measure(asked.perplexity, options.task_data, model, loaded.tokenizer, machine, size)
     if not (asked.tasks or asked.perplexity):
-        data = asked.schema.bind(windows.DataOptions)
-        prepare.ensure(data)
-        yield validation.measure(model, windows.load(data, machine.ranks), machine)
+        yield validation.measure(model, _data(asked, machine), machine)
         if loaded.weights.masks:
             yield from cost.measure(model, loaded.weights.state, loaded.weights.masks, machine)
+
+
+def _data(asked: Asked, machine: device.Machine) -> windows.Data:
+    """The data of the configuration. Relative paths of a run start where it was trained."""
+    there, missing = place.choose(asked.schema, asked.folder, 0) if asked.folder else (Path.cwd(), "")
+    if missing:
+        raise UsageError(missing)
+    with contextlib.chdir(there):
+        options = asked.schema.bind(windows.DataOptions)
+        prepare.ensure(options)
+        return windows.load(options, machine.ranks)
 
 
 def _record(folder: Path, step: int, results: list[Result], about: dict[str, str]) -> list[Record]:

@@ -37,7 +37,7 @@ from lib.terminal.console import say, table
 History = Mapping[tuple[str, int], journal.Record]
 
 # Options that a reproduction sets itself, if the run's code has them.
-_OWN = {"tracker": "none", "json_output": "", "sample_tokens": "0"}
+_OWN = {"tracker": "none", "json_output": "", "sample_tokens": "0", "eval_tasks": ""}
 _MACHINE = ("python", "platform", "cpu", "processors", "gpus", "gpu_driver")  # entries of `provenance.environment`
 
 

@@ -75,7 +75,7 @@ class Answers:
         ]
         totals, greedy = [0.0] * len(requests), [True] * len(requests)
         windows.sort(key=lambda item: -len(item[1].tokens))
-        with tqdm(total=len(windows), desc="log-likelihoods", leave=False) as bar:
+        with tqdm(total=len(windows), desc="log-likelihoods", leave=False, disable=None) as bar:
             for start in range(0, len(windows), self.batch_size):
                 batch = windows[start : start + self.batch_size]
                 for (number, _), (total, likeliest) in zip(batch, self._score([w for _, w in batch]), strict=True):
@@ -106,7 +106,7 @@ class Answers:
         """The continuation of each context, up to the first stop sequence, the end of text or the limit of tokens."""
         asked = [_Generation.of(self.encode(context), kwargs, self.length) for context, kwargs in requests]
         order = sorted(range(len(asked)), key=lambda n: -len(asked[n].tokens))
-        with tqdm(total=len(asked), desc="generations", leave=False) as bar:
+        with tqdm(total=len(asked), desc="generations", leave=False, disable=None) as bar:
             for start in range(0, len(order), self.batch_size):
                 self._generate([asked[n] for n in order[start : start + self.batch_size]])
                 bar.update(len(order[start : start + self.batch_size]))

@@ -7,6 +7,7 @@ from typing import Any
 
 from lib.record import scores
 from lib.record.in_force import Record
+from lib.record.journal import encode
 from lib.terminal import view
 
 
@@ -29,7 +30,8 @@ class Result:
 
     def record(self, step: int) -> Record:
         """What a journal would hold, for weights that have none."""
-        return {"seq": 0, "time": time.time(), "event": "task", "step": step, "metrics": self.metrics, **self.fields()}
+        metrics = {name: encode(value) for name, value in self.metrics.items()}
+        return {"seq": 0, "time": time.time(), "event": "task", "step": step, "metrics": metrics, **self.fields()}
 
 
 def show(records: Iterable[Record], results: Iterable[Result], say: Callable[[str], object]) -> None:

@@ -207,18 +207,23 @@ def as_lm(answers: "Answers") -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the notes of lm-eval and the bars of datasets; and let bootstrapping use this process only."""
+    """Silence the notes of lm-eval and the bars of datasets, and let bootstrapping use this process only.
+
+    The library datasets does not report to its maker that a local file is read: that would need a network.
+    """
     import datasets
 
     logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
-    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    level, bars, counts = logger.level, datasets.are_progress_bars_disabled(), datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     os.environ["DISABLE_MULTIPROC"] = "1"  # of lm-eval: a pool of processes would inherit the threads of torch
     try:
         yield
     finally:
         logger.setLevel(level)
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         if not bars:
             datasets.enable_progress_bars()
         if before is None:

@@ -100,7 +100,7 @@ class Journal:
         Raises JournalError if the line cannot be written; earlier lines stay intact. Raises Displaced if the line is
         written, but the file is no longer at its path.
         """
-        encoded = {name: _encode(value) for name, value in (metrics or {}).items()}
+        encoded = {name: encode(value) for name, value in (metrics or {}).items()}
         with self.lock:
             before = self.ahead.pop(key_of(event, step, details), None)
             # A record of an earlier version may lack metrics of this one.
@@ -334,7 +334,8 @@ def number(value: float | str) -> float:
     return value if -_MOST <= value <= _MOST else math.inf if value > 0 else -math.inf
 
 
-def _encode(value: float) -> float | int | str:
+def encode(value: float) -> float | int | str:
+    """A number as a journal has it: NaN and infinities as strings."""
     value = value.item() if hasattr(value, "item") else value  # numpy scalars and one-element tensors
     if isinstance(value, bool | int):
         return value

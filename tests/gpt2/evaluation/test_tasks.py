@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import socket
 
 import pytest
 import torch
@@ -155,7 +156,12 @@ def pairs_of(pairs, which):
     return [pair[which] for pair in pairs]
 
 
-def test_the_six_tasks_read_local_files_in_their_own_columns(tmp_path, answers):
+def test_the_six_tasks_read_local_files_in_their_own_columns_without_a_network(tmp_path, answers, monkeypatch):
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: asked.append(words) or [])
     for path, row in ROWS.values():
         write(tmp_path / f"{path}.jsonl", [row] * 3)
     found = tasks.measure(answers, ",".join(ROWS), str(tmp_path), 0)
@@ -174,6 +180,7 @@ def test_the_six_tasks_read_local_files_in_their_own_columns(tmp_path, answers):
     bits = found[-1].metrics["wikitext/bits_per_byte"]
     assert 2**bits == pytest.approx(found[-1].metrics["wikitext/byte_perplexity"], rel=1e-9)
     assert len(page.encode()) > 0 and bits > 0
+    assert asked == []
 
 
 def test_a_parquet_file_and_a_limit(tmp_path, answers):
