@@ -70,14 +70,14 @@ def packed(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], dtype: torc
 
 def _written(tensors: dict[str, Tensor]) -> int:
     """The size of a temporary file with these tensors."""
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        path = Path(folder, "model.safetensors")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+            path = Path(folder, "model.safetensors")
             safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        except (OSError, safetensors.SafetensorError) as error:
-            need = sum(tensor.nbytes for tensor in tensors.values())
-            raise UserError(
-                f"{folder}: a file of {need:,} bytes, to measure the size of the model, cannot be written: "
-                f"{reason(error)}; make room, or set TMPDIR to another folder"
-            ) from None
-        return path.stat().st_size
+            return path.stat().st_size
+    except (OSError, safetensors.SafetensorError) as error:
+        need = sum(tensor.nbytes for tensor in tensors.values())
+        raise UserError(
+            f"a temporary file of {need:,} bytes, to measure the size of the model, cannot be written: "
+            f"{reason(error)}; make room, or set TMPDIR to another folder"
+        ) from None
