@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +13,15 @@ import torch
 from gpt2 import train as program
 from gpt2.weights import source
 from lib.base.errors import UserError
-from lib.compare import difference, sweep
+from lib.compare import comparison, difference, sweep
 from lib.config.kconf import Schema
 from lib.record import checkpoint, history, journal, lineage, run
 from scripts.sweep import adopt
+from tests import forked
 from tests.forked import Trainer
 from tests.gpt2.test_divergence import poison, sessions
 from tests.gpt2.test_train import assert_same, wait_for_step
-from tests.training import arguments, environment, losses, options, records, start, text, train
+from tests.training import arguments, environment, losses, options, records, rewrite, start, text, train
 
 TOKENS = 4 * 2 * 32  # of a step
 PRUNED = {"pruning_method": "magnitude", "target_sparsity": 0.5, "pruning_dynamics": "static"}
@@ -29,9 +31,9 @@ NO_SHAPE = dict.fromkeys(("model_name", "n_layer", "n_head", "n_embd", "block_si
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run of 40 steps, `dense`, that keeps steps 7 and 15; and `later`, which began at its end and is pruned."""
+    """A run of 40 steps, `dense`, that keeps steps 7 and 20; and `later`, which began at its end and is pruned."""
     folder = tmp_path_factory.mktemp("made")
-    train(folder, *arguments(tracker_run_name="dense", checkpoint_at="7, 15", max_iters=40))
+    train(folder, *arguments(tracker_run_name="dense", checkpoint_at="7, 20", max_iters=40))
     train(folder, *begin("runs/dense", tracker_run_name="later", max_iters=6, **PRUNED))
     return folder
 
@@ -72,7 +74,7 @@ def zeros(folder):
 
 def test_steps_are_kept_for_good_and_training_is_the_same(made, tmp_path):
     found = [path.name for path in checkpoint.find(made / "runs/dense/checkpoints")]
-    assert found == [checkpoint.name(step) for step in (7, 15, 30, 40)]
+    assert found == [checkpoint.name(step) for step in (7, 20, 30, 40)]
     assert checkpoint.load(made / "runs/dense/checkpoints" / found[0])["step"] == 7
     train(tmp_path, *arguments(tracker_run_name="dense"))
     one, other = newest(tmp_path / "runs/dense"), newest(made / "runs/dense")
@@ -81,9 +83,9 @@ def test_steps_are_kept_for_good_and_training_is_the_same(made, tmp_path):
 
 
 def test_a_resumed_run_keeps_them_too(home):
-    train(home, "--resume", "runs/dense", "MAX_ITERS=60", "CHECKPOINT_AT=7,15,44")
+    train(home, "--resume", "runs/dense", "MAX_ITERS=60", "CHECKPOINT_AT=7,20,44")
     found = [path.name for path in checkpoint.find(home / "runs/dense/checkpoints")]
-    assert found == [checkpoint.name(step) for step in (7, 15, 44, 50, 60)]
+    assert found == [checkpoint.name(step) for step in (7, 20, 44, 50, 60)]
 
 
 @pytest.mark.parametrize(
@@ -105,30 +107,29 @@ def test_what_is_no_step_is_told_before_anything_is_made(tmp_path, value, proble
 
 
 def test_a_run_starts_where_another_one_was_and_says_so(home):
-    output = train(home, *begin("runs/dense@15", tracker_run_name="more"))
-    there, path = home / "runs/more", home / "runs/dense/checkpoints" / checkpoint.name(15)
+    output = train(home, *begin("runs/dense@20", tracker_run_name="more"))
+    assert val_loss(home / "runs/more", 0) == val_loss(home / "runs/dense", 20)
+    there, path = home / "runs/more", home / "runs/dense/checkpoints" / checkpoint.name(20)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     [started] = records(there, "start")
     assert started["init"] == {
-        "from": "runs/dense@15", "kind": "run", "path": str(path), "sha256": sha256, "revision": "", "step": 15,
-        "ancestors": {run_id(home / "runs/dense"): 15 * TOKENS},
+        "from": "runs/dense@20", "kind": "run", "path": str(path), "sha256": sha256, "revision": "", "step": 20,
+        "ancestors": {run_id(home / "runs/dense"): 20 * TOKENS},
     }  # fmt: skip
     assert "masks" not in started
     assert json.loads((there / "provenance.json").read_text())["init"] == started["init"]
-    assert f"\nstart       runs/dense at step 15 (sha256 {sha256[:12]})\n" in output
+    assert f"\nstart       runs/dense at step 20 (sha256 {sha256[:12]})\n" in output
     summary = json.loads((there / "summary.json").read_text())
-    assert (summary["tokens"], summary["total_tokens"]) == (10 * TOKENS, 25 * TOKENS)
-    assert re.search(r"\ntokens +2,560, and 6,400 with those of the runs before\n", output)
+    assert (summary["tokens"], summary["total_tokens"]) == (10 * TOKENS, 30 * TOKENS)
+    assert re.search(r"\ntokens +2,560, and 7,680 with those of the runs before\n", output)
     assert {"CONFIG_N_EMBD=32", "CONFIG_TOKENIZER_BYTES=y"} <= set((there / ".config").read_text().splitlines())
     shown = dict(re.findall(r"^(start|tokens) +(.+?) *$", _show(home, "runs/more"), re.MULTILINE))
-    assert shown["tokens"] == "6,400, with those of the runs before"
-    assert shown["start"] == f"runs/dense at step 15 (sha256 {sha256[:12]})"
+    assert shown["tokens"] == "7,680, with those of the runs before"
+    assert shown["start"] == f"runs/dense at step 20 (sha256 {sha256[:12]})"
 
 
 def _show(home, name):
-    from tests.forked import run as forked
-
-    return forked(home, "scripts/runs.py", "show", name, environment=environment()).stdout
+    return forked.run(home, "scripts/runs.py", "show", name, environment=environment()).stdout
 
 
 def test_the_weights_are_those_and_all_else_starts_anew(made):
@@ -141,11 +142,6 @@ def test_the_weights_are_those_and_all_else_starts_anew(made):
     assert all(torch.equal(again[name], model[name][: len(again[name])]) for name in model)
 
 
-def test_the_first_loss_is_the_last_of_the_other_run(home):
-    train(home, *begin("runs/dense", tracker_run_name="more", dropout=0, max_iters=1))
-    assert val_loss(home / "runs/more", 0) == val_loss(home / "runs/dense", 40)
-
-
 def test_a_shape_that_differs_leaves_no_folder(home):
     output = train(home, *begin("runs/dense", tracker_run_name="more", n_layer=3, model_name="custom"), code=2)
     assert output == "error: --n-layer=3 does not fit INIT_FROM=runs/dense, which has 2; leave it out\n"
@@ -155,7 +151,7 @@ def test_a_shape_that_differs_leaves_no_folder(home):
 
 
 def killed(home, step, **changes):
-    """A run `more` that is killed at a step; changes its `MAX_ITERS` back."""
+    """The folder of a run, `more`, that was killed after this step."""
     process = start(home, *begin("runs/dense", tracker_run_name="more", **changes))
     wait_for_step(home / "runs/more", step)
     process.kill()
@@ -163,19 +159,16 @@ def killed(home, step, **changes):
     return home / "runs/more"
 
 
-@pytest.mark.parametrize("masks", [False, True])
-def test_a_run_that_was_killed_before_its_first_checkpoint_reads_the_weights_again(home, masks):
-    given = {"max_iters": 300, "checkpoint_interval": 0, "eval_interval": 0, "checkpoint_at": "8"}
-    if masks:
-        given |= {"pruning_method": "given", "init_masks": "runs/later"}
-    there = killed(home, 2, **given | {"checkpoint_at": ""})
+def test_a_run_that_was_killed_before_its_first_checkpoint_reads_weights_and_masks_again(home):
+    given = {"max_iters": 100, "checkpoint_interval": 0, "eval_interval": 0}
+    given |= {"pruning_method": "given", "init_masks": "runs/later"}
+    there = killed(home, 2, **given)
     (home / "runs/dense").rename(home / "runs/away")
     refused = train(home, "--resume", "runs/more", code=2)
     assert refused.count("\n") == 1 and "dense" in refused
     (home / "runs/away").rename(home / "runs/dense")
     newest_path = checkpoint.find(home / "runs/dense/checkpoints")[-1]
     before = newest_path.read_bytes()
-    shutil.copy(checkpoint.find(home / "runs/dense/checkpoints")[0], home / "kept")
     _change(newest_path)
     refused = train(home, "--resume", "runs/more", code=1)
     assert re.search(
@@ -185,33 +178,30 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_reads_the_weights_aga
     )
     newest_path.write_bytes(before)
     train(home, "--resume", "runs/more")
-    given["tracker_run_name"] = "whole"
-    train(home, *begin("runs/dense", **given | {"checkpoint_at": ""}))
+    train(home, *begin("runs/dense", tracker_run_name="whole", **given))
     for name in ("model", "optimizer", "random"):
         assert_same(newest(there)[name], newest(home / "runs/whole")[name])
 
 
 def _change(path):
     """The same weights in a file with other bytes."""
-    from tests.training import rewrite
-
     state = checkpoint.load(path)
     rewrite(path, {**state, "train_seconds": state["train_seconds"] + 1})
 
 
 def test_a_run_with_a_checkpoint_needs_the_weights_no_more(home):
-    there = killed(home, 5, max_iters=400, eval_interval=0)
+    there = killed(home, 5, max_iters=100, eval_interval=0)
     shutil.rmtree(home / "runs/dense")
-    train(home, "--resume", "runs/more", "--max-iters", "410")
-    assert newest(there)["step"] == 410
+    train(home, "--resume", "runs/more", "--max-iters", "102")
+    assert newest(there)["step"] == 102
     made = history.provenances(there)
     assert made[1]["init"] == made[0]["init"] and made[0]["init"]["step"] == 40
     again = [record for record in journal.read(there) if record["event"] == "resume"]
     assert "init" not in again[0]
-    assert lineage.total_tokens(there, 410) == 450 * TOKENS
+    assert lineage.total_tokens(there, 102) == 142 * TOKENS
 
 
-def test_a_job_that_is_started_again_needs_them_no_more(home, monkeypatch):
+def test_a_job_that_is_started_again_needs_them_no_more(home):
     words = begin("runs/dense", tracker_run_name="more", max_iters=8)
     job = {"TORCHELASTIC_RUN_ID": "7", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
@@ -237,13 +227,13 @@ def test_a_retry_from_the_beginning_starts_from_the_same_weights(home, monkeypat
 
 def test_two_ranks_start_from_the_same_weights(home):
     given = {"pruning_method": "given", "init_masks": "runs/later", "dropout": 0}
-    words = begin("runs/dense@15", tracker_run_name="two", **given)
+    words = begin("runs/dense@20", tracker_run_name="two", **given)
     common = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
     common |= {**environment(), "SLURM_STEP_NODELIST": "localhost"}
     tasks = [Trainer(home, words, {**common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"]
     outputs = [task.communicate(60)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs
-    train(home, *begin("runs/dense@15", tracker_run_name="one", **given))
+    train(home, *begin("runs/dense@20", tracker_run_name="one", **given))
     one, two = (losses(home / "runs" / name) for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
     assert_same(zeros(home / "runs/two"), zeros(home / "runs/one"))
@@ -253,10 +243,10 @@ def test_two_ranks_start_from_the_same_weights(home):
 
 
 def test_a_lottery_ticket_counts_every_run_once(home):
-    """Iterative magnitude pruning: the weights of step 15 under the masks of a run that went on from step 40."""
+    """Iterative magnitude pruning: the weights of step 20 under the masks of a run that went on from step 40."""
     output = train(
         home,
-        *begin("runs/dense@15", tracker_run_name="ticket", pruning_method="given", init_masks="runs/later"),
+        *begin("runs/dense@20", tracker_run_name="ticket", pruning_method="given", init_masks="runs/later"),
     )
     there, [started] = home / "runs/ticket", records(home / "runs/ticket", "start")
     path = home / "runs/later/checkpoints" / checkpoint.name(6)
@@ -316,18 +306,22 @@ def test_runs_are_ranked_only_at_equal_tokens_of_the_whole_chain(home):
     )
 
 
-def test_a_sweep_compares_what_was_trained_on_equally_many_tokens(home):
+def test_a_sweep_compares_what_was_trained_on_equally_many_tokens(home, monkeypatch):
     values = {**options(**NO_SHAPE), "tracker": "none", "max_iters": 6, "eval_interval": 3, "sample_tokens": 0}
     common = " ".join(f"{k.upper()}={text(v)}" for k, v in values.items() if k not in ("seed", "tracker_run_name"))
     lines = ["from-dense INIT_FROM=runs/dense", "masked INIT_FROM=runs/later PRUNING_METHOD=given"]
     lines += ["alike INIT_FROM=runs/dense@40 WEIGHT_DECAY=0"]
     (home / "retrain").write_text("\n".join(["defconfig gpt2_tiny", "seeds 1", f"common {common}", *lines]) + "\n")
-    sweeper = ["scripts/sweep.py", "retrain"]
-    from tests.forked import run as forked
-
-    done = forked(home, *sweeper, environment=environment())
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = (home / "runs/retrain/table.md").read_text()
+    monkeypatch.chdir(home)
+    for one in sweep.read(Path("retrain"), adopt=adopt).runs():
+        one.check()
+        train(home, *one.words())
+    shutil.rmtree("runs/dense")  # nothing is left to do, so the weights are not needed
+    plan = sweep.read(Path("retrain"), adopt=adopt)
+    for one in plan.runs():
+        one.check()
+        assert one.finished
+    table = comparison.table(comparison.results(plan))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:5]]
     assert [row[0] for row in rows] == ["from-dense", "masked", "alike"]
     assert (rows[0][3], rows[1][3]) == ("", "") and re.fullmatch(r"[+-]0\.\d{4}", rows[2][3])
@@ -335,10 +329,6 @@ def test_a_sweep_compares_what_was_trained_on_equally_many_tokens(home):
         "- Not trained on equally many tokens with the runs before them, so not ranked against each other: 11,776 for "
         "from-dense, alike; 13,312 for masked.\n"
     ) in table
-    # Nothing is left to do, so the weights are not needed.
-    shutil.rmtree(home / "runs/dense")
-    again = forked(home, *sweeper, "--table-only", environment=environment())
-    assert again.returncode == 0, again.stdout + again.stderr
 
 
 def test_a_sweep_needs_equal_shapes_of_the_weights(home, monkeypatch):
@@ -356,10 +346,8 @@ def test_a_sweep_needs_equal_shapes_of_the_weights(home, monkeypatch):
 
 
 def test_data_is_prepared_with_the_tokenizer_of_the_weights(home):
-    from tests.forked import run as forked
-
     words = ["DATASET=files", "DATASET_SOURCE=corpus.txt", "DATA_DIR=other", "INIT_FROM=runs/dense"]
-    done = forked(home, "gpt2/prepare_data.py", *words, environment=environment())
+    done = forked.run(home, "gpt2/prepare_data.py", *words, environment=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     [folder] = (home / "other").iterdir()
     assert folder.name.endswith("-bytes")
