@@ -83,14 +83,18 @@ def _differences(runs: list[Results], to: list[Results]) -> list[float]:
     return [one["val_loss"] - other["val_loss"] for one, other in pairs if one["finished"] and other["finished"]]
 
 
-def _budgets(rows: Iterable[Results]) -> dict[str, list[str]]:
-    """The tokens of the finished runs and all runs before them, in words -> the configurations that have them."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        runs = [run for run in row["runs"] if run["finished"]]
-        for words in dict.fromkeys(run.get("with_runs_before", f"{run['tokens']:,.0f}") for run in runs):
-            found.setdefault(words, []).append(row["configuration"])
-    return found
+def _budgets(rows: Sequence[Results]) -> dict[str, list[str]]:
+    """The tokens of the finished runs and all runs before them, in words -> the configurations that have them.
+
+    Empty if all runs began with random weights.
+    """
+    finished = [(row["configuration"], run) for row in rows for run in row["runs"] if run["finished"]]
+    if not any("with_runs_before" in run for _, run in finished):
+        return {}
+    found: dict[str, dict[str, None]] = {}
+    for name, run in finished:
+        found.setdefault(run.get("with_runs_before", f"{run['tokens']:,.0f}"), {})[name] = None
+    return {words: list(names) for words, names in found.items()}
 
 
 def _versions(folder: Path) -> Iterable[str]:
