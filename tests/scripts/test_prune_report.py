@@ -92,6 +92,11 @@ def test_given_masks(report, folder):
     assert not any(line.startswith(("end ", "compared ", "masks are")) for line in lines)
 
 
+def test_one_shot_pruning_is_for_another_program(report):
+    with pytest.raises(UserError, match=r"^PRUNING_METHOD=sparsegpt with PRUNING_DYNAMICS=oneshot prunes a finished "):
+        report(pruning_method="sparsegpt")
+
+
 def test_zeros_of_the_first_weights(report, folder):
     pruning = {"pruning_method": "magnitude", "pruning_distribution": "layer", "pruning_interval": 1}
     train(folder, *arguments(**pruning, max_iters=4, tracker="none"))

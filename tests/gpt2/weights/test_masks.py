@@ -178,3 +178,24 @@ def test_a_write_that_fails_leaves_no_file(tmp_path):
     with pytest.raises(UserError, match=r"masks\.safetensors: cannot be written: No space left on device"):
         masks.write(tmp_path / "masks.safetensors", {"x": torch.ones(2, dtype=torch.uint8)})
     assert not (tmp_path / "masks.safetensors").exists()
+
+
+def test_the_ancestors_of_masks_are_those_of_the_model_beside_them(tmp_path):
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    path = folder / "masks.safetensors"
+    masks.write(path, {"wte.weight": torch.ones(256, 32, dtype=torch.uint8)})
+    assert masks.read(str(folder))[1]["ancestors"] == {"exported/masks.safetensors": None}  # nobody knows
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32, "vocab_size": 256}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **shape}))
+    (folder / "model.safetensors").touch()
+    (folder / "espalier.json").write_text(json.dumps({"lineage": {"ancestors": {"0123456789ab": 4096}}}))
+    for given in (folder, path):
+        found, record = masks.read(str(given))
+        assert found["wte.weight"].shape == (256, 32)
+        assert record == {
+            "from": str(given),
+            "path": str(path),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "ancestors": {"0123456789ab": 4096},
+        }
