@@ -190,11 +190,11 @@ def test_the_ancestors_of_masks_are_those_of_the_model_beside_them(tmp_path):
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **shape}))
     (folder / "model.safetensors").touch()
     (folder / "espalier.json").write_text(json.dumps({"lineage": {"ancestors": {"0123456789ab": 4096}}}))
-    for given in (folder, path):
-        found, record = masks.read(str(given))
+    for named in (folder, path):
+        found, record = masks.read(str(named))
         assert found["wte.weight"].shape == (256, 32)
         assert record == {
-            "from": str(given),
+            "from": str(named),
             "path": str(path),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "ancestors": {"0123456789ab": 4096},
