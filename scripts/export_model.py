@@ -20,7 +20,7 @@ import torch
 from gpt2 import trained
 from gpt2.weights import export, facts, push, source
 from lib.base import files, signals
-from lib.base.errors import UserError, run_program, shown
+from lib.base.errors import UsageError, UserError, run_program, shown
 from lib.config.kconf import Schema
 from lib.machine import device
 from lib.record import run
@@ -32,6 +32,8 @@ def main() -> int:
     args = _parser().parse_args()
     if args.push is not None:
         push.check(args.push)
+    elif args.public:
+        raise UsageError("--public is about a repository; name it, as in PUSH=me/gpt2")
     folder, which = run.named(args.run)
     schema = _configuration(folder)
     out = files.named(args.out) if args.out else folder / "export"
@@ -87,13 +89,14 @@ def _export(folder: Path, found: source.Source, schema: Schema, out: Path) -> No
     with export.folder(out) as draft:
         _show(f"reading {found.path}")
         made = trained.load(found, here)
+        weights = made.weights
         with torch.no_grad():
             logits = made.model.eval()(export.window(found))[0]
-        collected = facts.collect(folder, found, made.weights, schema)
+        del made  # transformers needs as much memory for its model
         _show("writing")
-        export.write(draft, found, made.weights, collected)
+        export.write(draft, found, weights, facts.collect(folder, found, weights, schema))
         _show("reading back")
-        compared = export.read_back(draft, found, made.weights, logits)
+        compared = export.read_back(draft, found, weights, logits)
         _show("")
     size = sum(path.stat().st_size for path in out.iterdir())
     say(f"exported         {found.path}\nread back        {compared}\nfolder           {out} ({size / 1e6:,.1f} MB)")

@@ -43,22 +43,30 @@ def folder(out: Path) -> Iterator[Path]:
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     earlier = draft.with_suffix(".old")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)  # of a killed process that had the same number
-        draft.mkdir()
+        with _writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(draft, ignore_errors=True)  # of a killed process that had the same number
+            draft.mkdir()
         yield draft
         check(out)  # it may have changed meanwhile
-        if out.exists():
-            out.rename(earlier)
-        draft.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {files.reason(error, out.parent)}") from None
+        with _writing(out):
+            if out.exists():
+                out.rename(earlier)
+            draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         if out.exists():
             shutil.rmtree(earlier, ignore_errors=True)
         elif earlier.exists():
             earlier.rename(out)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {files.reason(error, out.parent)}") from None
 
 
 def check(out: Path) -> None:

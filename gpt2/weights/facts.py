@@ -1,6 +1,7 @@
 """What an export says about a run: its options, measurements and lineage, without paths of this machine and secrets."""
 
 import dataclasses
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class Facts:
             "run": {"run_id": self.identity.run_id, "name": self.identity.name, "checkpoint": self.source.path.name},
             "code": self.code,
             "configuration": self.config,
-            "metrics": {name: value for name, value in metrics.items() if value is not None},
+            "metrics": {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)},
             "tasks": [
                 {key: one[key] for key in ("task", "n", "of", "version", "metrics") if key in one} for one in self.tasks
             ],

@@ -122,6 +122,13 @@ def test_masks_of_a_file_do_not_change_the_licence(tmp_path):
     assert "must lie where the command names them" in text
 
 
+def test_the_record_has_no_numbers_that_json_lacks(tmp_path):
+    found = facts(tmp_path, evaluations=[Evaluation(50, 3.5, 0.0), Evaluation(100, float("nan"), 0.0)]).record()
+    assert found["metrics"] == {
+        "step": 100, "best_val_loss": 3.5, "best_val_loss_step": 50, "tokens": 3000, "tokens_of_the_chain": 3000,
+    }  # fmt: skip
+
+
 def test_tokens_of_a_chain_are_added(tmp_path):
     text = card(facts(tmp_path, ancestors={"ba9876543210": 4000}))
     assert (row(text, "tokens of this run"), row(text, "tokens of the whole chain")) == ("3,000", "7,000")

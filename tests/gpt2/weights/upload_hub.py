@@ -33,7 +33,7 @@ class Hub(ThreadingHTTPServer):
     def environment(self, home: str) -> dict[str, str]:
         """The variables with which huggingface_hub talks to this hub."""
         return {
-            "HF_ENDPOINT": self.address, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": home,
+            "HF_ENDPOINT": self.address, "HF_TOKEN": TOKEN, "HF_HOME": home,
             "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
         }  # fmt: skip
 
