@@ -2,7 +2,9 @@
 
 The folder loads offline, with transformers' AutoModelForCausalLM and AutoTokenizer. It has the weights in float32, the
 tokenizer, the masks of a pruned run, what the run recorded (espalier.json), and a model card. An earlier export in the
-same place is replaced.
+same place is replaced. As in:
+
+  make export-model RUN=runs/name CHECKPOINT=best OUT=folder PUSH=user/name ARGS=--public
 """
 
 import argparse
