@@ -48,8 +48,7 @@ def reference(weight, x, count, budgets, block, n_m=None):
         for i in range(outputs):
             if not kept[i, j]:
                 error = w[i, j] / inverse[j][0, 0]
-                for c in range(j + 1, width):
-                    w[i, c] -= error * inverse[j][0, c - j]
+                w[i, j:] -= error * inverse[j][0]
                 w[i, j] = 0
     w[:, dead] = weight[:, dead] * kept[:, dead]
     return w, kept
