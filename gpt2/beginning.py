@@ -93,7 +93,7 @@ def _read(origin: Origin, block_size: int, vocab_size: int) -> Beginning:
     if found := origin.weights:
         weights = source.read(found, block_size, vocab_size)
         state = weights.state
-        facts.setdefault("init", _init(found, weights))
+        facts.setdefault("init", init(found, weights))
         lineage.check(facts["init"], weights.sha256)
     if origin.masks == "zeros":
         kept = None if state is None else masks.zeros(state)
@@ -104,7 +104,7 @@ def _read(origin: Origin, block_size: int, vocab_size: int) -> Beginning:
     return Beginning(state, kept, facts)
 
 
-def _init(found: Source, weights: Weights) -> dict[str, Any]:
+def init(found: Source, weights: Weights) -> dict[str, Any]:
     """What the start event of a run has about its first weights."""
     return {
         "from": found.given,

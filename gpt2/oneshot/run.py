@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gpt2 import announce, ending, loop, preflight, trained
+from gpt2 import announce, beginning, ending, loop, preflight, trained
 from gpt2.alerts import AlertOptions, Watch
 from gpt2.data import prepare, windows
 from gpt2.divergence import Diverged, DivergenceOptions
@@ -22,7 +22,7 @@ from gpt2.evaluation import tasks
 from gpt2.oneshot import blocks, pruned
 from gpt2.recorder import Recorder
 from gpt2.training import Training
-from gpt2.weights.source import Source, Weights
+from gpt2.weights.source import Source
 from lib import optim, track
 from lib.base import files
 from lib.base.errors import UserError
@@ -32,7 +32,7 @@ from lib.config.kconf import Options, Schema
 from lib.config.parameters import parameters
 from lib.machine import device
 from lib.prune.mask import MaskOptions
-from lib.record import checkpoint, journal, monitor, provenance, run
+from lib.record import checkpoint, journal, lineage, monitor, provenance, run
 from lib.record.best import best
 from lib.terminal.console import Console, duration, say, table
 from lib.track import waiting
@@ -93,7 +93,7 @@ class Pruning:
         self.oneshot = schema.bind(blocks.OneshotOptions)
         torch.manual_seed(self.options.seed)
         loaded = trained.load(source, schema)
-        self.machine, self.init = loaded.machine, _origin(source, loaded.weights)
+        self.machine, self.begun = loaded.machine, {"init": beginning.init(source, loaded.weights)}
         blocks.check(loaded.model, self.oneshot)
         optimizer = optim.build(loaded.model, schema.bind)
         pruner = pruned.build(loaded.model, optimizer, self.oneshot, schema.bind(MaskOptions))
@@ -130,14 +130,14 @@ class Pruning:
         asked.last_words = lambda: book.last_word(training.step, "interrupted")
         console = Console(options.max_iters, 0, lambda: training.evaluations)
         stack.callback(console.close)
-        if note := provenance.save(schema, folder, command):
+        if note := provenance.save(schema, folder, command, begun=self.begun):
             console.say(f"note: {note}")
         schema.write(folder / "defconfig", minimal=True)
         use = self.machine.use(False, "one-shot pruning does not compile")
         facts = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
         if options.tracker_config == "learned":
             facts["parameters"] = parameters(schema)
-        book.write("start", 0, schema=journal.SCHEMA, init=self.init, **facts)
+        book.write("start", 0, schema=journal.SCHEMA, **facts, **self.begun)
         console.say(table(self._facts(folder, use.words())))
 
         sigma = schema.bind(AlertOptions).loss_spike_sigma
@@ -165,7 +165,8 @@ class Pruning:
         pruner, count = self.training.pruner, self.options.calibration_samples
         size = self.data.options.block_size
         facts = {
-            "model": f"{announce.model_words(self.training.model)}, from {self.init['from']}",
+            "model": announce.model_words(self.training.model),
+            **lineage.described(self.begun),
             "pruning": f"{self.options.pruning_method}, {pruner.target:.2%} of {pruner.total:,} weights in scope",
             "data": self.data.description,
             "calibration": f"{count:,} training windows of {size:,} tokens" if count else "",
@@ -237,6 +238,7 @@ class Pruning:
         recorder.keep_artifact(self.options.tracker_artifacts, step)
         recorder.write("finish", step, final, status="finished")
         recorder.console.close()
+        total = lineage.total_tokens(folder, step)
         summary = {
             "run": str(folder),
             "status": "finished",
@@ -244,6 +246,7 @@ class Pruning:
             **({"initial_val_loss": known[0].val_loss} if known else {}),
             **final,
             "tokens": 0,  # nothing is trained
+            **({} if total is None else {"total_tokens": total}),
             "calibration_tokens": 0 if self.windows is None else self.windows.numel(),
             "sparsity": pruner.sparsity(),
             "average_nonzeros": pruner.kept,
@@ -267,6 +270,7 @@ def show(summary: dict[str, Any]) -> None:
         facts["validation loss"] = losses.format(**summary)
     facts |= {
         "zero": f"{summary['sparsity']:.2%} of the {summary['weights_in_scope']:,} weights in scope",
+        **({"tokens": f"{summary['total_tokens']:,} of the runs before"} if "total_tokens" in summary else {}),
         "time": duration(summary["total_time_seconds"]),
         "run folder": summary["run"],
         "look at it": f"make show RUN={folder}",
@@ -275,16 +279,3 @@ def show(summary: dict[str, Any]) -> None:
         "export it": f"make export-model RUN={folder}",
     }
     say(table(facts))
-
-
-def _origin(source: Source, weights: Weights) -> dict[str, Any]:
-    """What the journal says of the weights that were pruned; see lib.record.lineage."""
-    return {
-        "from": source.given,
-        "kind": source.kind,
-        "path": str(source.path.absolute()),
-        "sha256": weights.sha256,
-        "revision": source.revision,
-        "step": source.step,
-        "ancestors": source.ancestors,
-    }

@@ -7,7 +7,6 @@ import time
 from gpt2.oneshot.run import Pruning, memory_for_users
 from gpt2.weights.adopt import adopt
 from lib.base.errors import UsageError
-from lib.config.config_file import names
 from lib.config.kconf import Schema
 from lib.record import run
 from lib.terminal.console import say
@@ -34,17 +33,12 @@ def start(schema: Schema, command: list[str]) -> int:
 def _count_blocks(schema: Schema) -> None:
     """Set MAX_ITERS to the number of blocks, and evaluate after each block unless EVAL_INTERVAL was given."""
     steps = schema["N_LAYER"]
-    if _given(schema, "MAX_ITERS") and schema["MAX_ITERS"] != steps:
+    if "MAX_ITERS" in schema.given and schema["MAX_ITERS"] != steps:
         raise UsageError(
             f"MAX_ITERS={schema['MAX_ITERS']}: the steps of make oneshot are the {steps} blocks of the model; leave it "
             "out"
         )
     changes = [("MAX_ITERS", str(steps), "the number of blocks")]
-    if schema["EVALUATE"] and not _given(schema, "EVAL_INTERVAL"):
+    if schema["EVALUATE"] and "EVAL_INTERVAL" not in schema.given:
         changes.append(("EVAL_INTERVAL", "1", "make oneshot"))
     schema.override(changes)
-
-
-def _given(schema: Schema, name: str) -> bool:
-    """Whether an option was given as a word, a flag or in the environment, and not in a file."""
-    return names(schema.sources.get(name, ""), name)

@@ -69,6 +69,7 @@ def test_a_finished_run_is_pruned_in_a_run_folder_like_every_other(home):
     tokens = 40 * 4 * 2 * 32
     assert begin["init"]["ancestors"] == {Identity.load(dense).run_id: tokens}
     assert lineage.total_tokens(run, 2) == tokens
+    assert json.loads((run / "provenance.json").read_text())["init"] == begin["init"]
     losses = [records(run, "eval")[step] for step in range(3)]
     assert [row["step"] for row in losses] == [0, 1, 2]
     assert [row["sparsity"] for row in losses] == [0, 0.25, 0.5]
@@ -85,6 +86,7 @@ def test_a_finished_run_is_pruned_in_a_run_folder_like_every_other(home):
     assert summary["final_val_loss"] == summary["best_val_loss"] == losses[2]["metrics"]["val_loss"]
     assert (summary["sparsity"], summary["weights_in_scope"], summary["average_nonzeros"]) == (0.5, 24576, 12288)
     assert (summary["steps"], summary["tokens"], summary["calibration_tokens"]) == (2, 0, 0)
+    assert summary["total_tokens"] == tokens
     sent = [line.split(",")[1:] for line in (run / "metrics.csv").read_text().splitlines()]
     assert [row[3] for row in sent if row[2] == "val_loss"] == [repr(row["metrics"]["val_loss"]) for row in losses]
     assert "train it on      make train INIT_FROM=runs/half PRUNING_METHOD=given\n" in output
