@@ -274,7 +274,7 @@ def show(summary: dict[str, Any]) -> None:
         "time": duration(summary["total_time_seconds"]),
         "run folder": summary["run"],
         "look at it": f"make show RUN={folder}",
-        "train it on": f"make train INIT_FROM={folder} PRUNING_METHOD=given",
+        "train it on": f"make train INIT_FROM={folder}" + " PRUNING_METHOD=given" * bool(summary["sparsity"]),
         "evaluate it": f"make evaluate RUN={folder}",
         "export it": f"make export-model RUN={folder}",
     }
