@@ -10,7 +10,9 @@ from lib.config.kconf import Schema
 from tests.training import ROOT
 
 README = (ROOT / "README.md").read_text()
-PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "docs/usage.md", "docs/datasets.md")}
+PAGES = {
+    path: (ROOT / path).read_text() for path in ("README.md", "docs/usage.md", "docs/datasets.md", "docs/models.md")
+}
 TEXT = "\n".join(PAGES.values())
 MAKE = sorted(set(re.findall(r"\bmake ([a-z][a-z0-9_-]*)((?: [A-Z_]+=[^\s`]+)*)", TEXT)))
 
@@ -19,7 +21,8 @@ MAKE = sorted(set(re.findall(r"\bmake ([a-z][a-z0-9_-]*)((?: [A-Z_]+=[^\s`]+)*)"
 def test_make_commands_exist(target, words):
     done = subprocess.run(["make", "-n", "PYTHON=python3", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    [line] = re.findall(r"^override OURS +:= (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")  # a rule may be continued on the next line
+    [line] = re.findall(r"^override OURS +:= (.*)", makefile, re.MULTILINE)
     own = {*line.split(), "PROMPT"}  # a prompt has spaces
     _, given = assignments(word for word in words.split() if word.split("=")[0] not in own)
     Schema().override(given)
