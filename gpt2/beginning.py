@@ -43,7 +43,7 @@ class Beginning:
 
 
 def new(schema: Schema, ranks: Ranks) -> Origin:
-    """The origin of a new run. Gives `schema` the shape and the tokenizer of the weights that INIT_FROM names."""
+    """The origin of a new run. Gives `schema` the shape, activation and tokenizer of INIT_FROM's weights."""
     found = ranks.first(lambda: adopt.adopt(schema))
     if ranks.rank:
         adopt.adopt(schema, lambda given: found)

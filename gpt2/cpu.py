@@ -93,7 +93,7 @@ def _in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> 
     return F.dropout(torch.softmax(scores, dim=-1).to(v.dtype), dropout) @ v
 
 
-def gelu(x: Tensor) -> Tensor:
+def gelu_tanh(x: Tensor) -> Tensor:
     """GELU in its tanh form, x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3).
 
     (1 + tanh(u)) / 2 equals sigmoid(2 u), for which torch.compile writes faster code on a CPU.

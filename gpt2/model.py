@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.cpu import CausalAttention, Linear, gelu  # torch's own, with faster kernels on a CPU
+from gpt2.cpu import CausalAttention, Linear, gelu_tanh  # torch's own, with faster kernels on a CPU
 from gpt2.loss import linear_cross_entropy
 from gpt2.shape import ModelOptions, check
 
@@ -39,17 +39,18 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with GELU (tanh form) between them, four times as wide inside."""
+    """Two layers with GELU between them, four times as wide inside."""
 
     def __init__(self, options: ModelOptions):
         super().__init__()
         self.dropout = options.dropout
         self.c_fc = Linear(options.n_embd, 4 * options.n_embd)
+        self.activate = F.gelu if options.activation == "gelu" else gelu_tanh
         self.c_proj = Linear(4 * options.n_embd, options.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return F.dropout(self.c_proj(gelu(self.c_fc(x))), self.dropout, self.training)
+        return F.dropout(self.c_proj(self.activate(self.c_fc(x))), self.dropout, self.training)
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from lib.config.kconf import Options
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions(Options):
-    """Size and shape of the model."""
+    """What the model computes: size, shape and activation."""
 
     model_name: str
     n_layer: int
@@ -16,6 +16,7 @@ class ModelOptions(Options):
     n_embd: int
     block_size: int  # tokens
     dropout: float
+    activation: str  # gelu-tanh or gelu
 
 
 def check(options: ModelOptions) -> None:

@@ -1,4 +1,4 @@
-"""Gives a configuration the shape and the tokenizer of the weights that INIT_FROM names."""
+"""Gives a configuration the shape, activation and tokenizer of the weights that INIT_FROM names."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,11 +11,11 @@ from lib.config.config_file import ConfigError, Problem
 from lib.config.kconf import Schema
 
 _SIZES = ("N_LAYER", "N_HEAD", "N_EMBD")  # MODEL_NAME decides them, unless it is custom
-_ADOPTED = ("MODEL_NAME", *_SIZES, "BLOCK_SIZE", "TOKENIZER")
+_ADOPTED = ("MODEL_NAME", *_SIZES, "BLOCK_SIZE", "ACTIVATION", "TOKENIZER")
 
 
 def adopt(schema: Schema, find: Callable[[str], Source] = source.find) -> Source | None:
-    """Set the options of shape and tokenizer to those of INIT_FROM; returns the source, or None if it is empty.
+    """Set shape, activation and tokenizer to those of INIT_FROM; returns the source, or None if it is empty.
 
     Values from files are replaced, with one note in `schema.warnings`. Raises ConfigError if a value that was given as
     a flag, as NAME=value or in the environment differs. A smaller BLOCK_SIZE stays, wherever it was set: positions are
@@ -45,7 +45,7 @@ def adopt(schema: Schema, find: Callable[[str], Source] = source.find) -> Source
 
 
 def follow(schema: Schema, folder: Path) -> bool:
-    """Set shape and tokenizer to those of the run in `folder`, if it began with the INIT_FROM of `schema`.
+    """Set shape, activation and tokenizer to those of the run in `folder`, if it began with the INIT_FROM of `schema`.
 
     So the run continues without the weights that it began with. Values that were given beside files stay, and are
     compared with those of the run. Returns whether the run has this INIT_FROM.
@@ -65,7 +65,13 @@ def _theirs(schema: Schema, found: Source) -> dict[str, str]:
     sizes = {"N_LAYER": str(shape.n_layer), "N_HEAD": str(shape.n_head), "N_EMBD": str(shape.n_embd)}
     custom = "MODEL_NAME" in schema.given and schema["MODEL_NAME"] == "custom"
     name = next((name for name, published in _published() if published == sizes and not custom), "custom")
-    return {"MODEL_NAME": name, **sizes, "BLOCK_SIZE": str(shape.block_size), "TOKENIZER": found.tokenizer}
+    return {
+        "MODEL_NAME": name,
+        **sizes,
+        "BLOCK_SIZE": str(shape.block_size),
+        "ACTIVATION": found.activation,
+        "TOKENIZER": found.tokenizer,
+    }
 
 
 def _published() -> Iterator[tuple[str, dict[str, str]]]:
@@ -91,7 +97,7 @@ def _note(schema: Schema, given: str, passed_over: Iterable[str], cut: str) -> s
     values = [f"{name}={schema.wanted[name]} ({schema.sources[name]})" for name in passed_over]
     if values:
         more = f", and {cut}" if cut else ""
-        return f"INIT_FROM={given} decides shape and tokenizer, so it replaces {', '.join(values)}{more}"
+        return f"INIT_FROM={given} decides shape, activation and tokenizer, so it replaces {', '.join(values)}{more}"
     return f"INIT_FROM={given}: {cut}" if cut else ""
 
 
@@ -99,7 +105,8 @@ def _set(schema: Schema, theirs: Mapping[str, str], source: str) -> None:
     for name in _SIZES:
         if name in theirs and schema.options[name].text != theirs[name]:
             schema.forget(name)  # a published model decides it
+    # The sizes can be set when the name is custom.
     sizes = _SIZES if theirs.get("MODEL_NAME", schema["MODEL_NAME"]) == "custom" else ()
-    for names in (("MODEL_NAME",), (*sizes, "BLOCK_SIZE", "TOKENIZER")):  # the sizes can be set when the name is custom
+    for names in (("MODEL_NAME",), (*sizes, "BLOCK_SIZE", "ACTIVATION", "TOKENIZER")):
         present = [name for name in names if name in theirs and schema.options[name].text != theirs[name]]
         schema.override([(name, theirs[name], source) for name in present])

@@ -29,6 +29,7 @@ FILES = (
 )  # fmt: skip
 TOLERANCE = 1e-3  # the largest difference of a logit; rounding in float32 makes about 1e-5
 _CONV1D = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # (out, in) in our model, (in, out) in transformers
+_ACTIVATIONS = {"gelu-tanh": "gelu_new", "gelu": "gelu"}  # ours -> theirs
 _CHUNK = 1 << 26  # bytes that are written between two looks at the signals
 _TEXT = "It's 12:30, naïve <|endoftext|>\t\n  再见 👩🏽‍🚀 \x00\u0301"
 
@@ -106,7 +107,7 @@ def configuration(source: Source, dropout: float, end: int) -> dict[str, Any]:
         "n_layer": shape.n_layer,
         "n_head": shape.n_head,
         "n_inner": None,
-        "activation_function": "gelu_new",
+        "activation_function": _ACTIVATIONS[source.activation],
         "layer_norm_epsilon": 1e-5,
         "resid_pdrop": dropout,
         "embd_pdrop": dropout,

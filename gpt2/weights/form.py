@@ -45,6 +45,7 @@ class Source:
     path: Path  # the checkpoint of a run, the folder, or the file ckpt.pt
     shape: Shape
     tokenizer: str  # gpt2 or bytes; "" if the vocabulary fits neither
+    activation: str  # as the option ACTIVATION has it: gelu-tanh or gelu
     revision: str  # commit of the hub's repository; "" for local files
     step: int  # of the run; 0 for other sources
     # What was trained on the way to these weights: run id (or the name of a foreign model) -> tokens; None: unknown.

@@ -14,13 +14,13 @@ from lib.base.errors import UserError
 _SHAPE = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")  # in the order of Shape
 # What changes the model's results -> the only value that our model computes, which is also the default of transformers.
 _FIXED = {
-    "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
+_ACTIVATIONS = {"gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "gelu": "gelu"}  # theirs -> ours
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 _CONV1D = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # (in, out) there, (out, in) in our model
 _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which early versions of transformers saved
@@ -37,6 +37,7 @@ def find(given: str, folder: Path, name: str = "", revision: str = "") -> Source
         path=folder,
         shape=shape,
         tokenizer=tokenizer(shape.vocab_size),
+        activation=_activation(folder / "config.json", config),
         revision=revision,
         step=0,
         ancestors=_ancestors(folder, name or folder.resolve().name),
@@ -89,6 +90,16 @@ def _shape(path: Path, config: dict) -> Shape:
             "another model"
         )
     return shape
+
+
+def _activation(path: Path, config: dict) -> str:
+    name = config.get("activation_function", "gelu_new")  # the default of transformers
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise UserError(
+            f"{path}: has activation_function={name!r}, and this GPT-2 computes only {', '.join(_ACTIVATIONS)}; name "
+            "another model"
+        )
+    return _ACTIVATIONS[name]
 
 
 def _files(folder: Path) -> list[Path]:

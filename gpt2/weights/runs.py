@@ -14,7 +14,7 @@ from lib.record import checkpoint, checkpoint_file, lineage, run
 
 
 def find(given: str, named: run.Named) -> Source:
-    """The checkpoint that `named` names, or the newest; the run's .config has its shape and its tokenizer."""
+    """The checkpoint that `named` names, or the newest; the run's .config has its shape, tokenizer and activation."""
     schema = Schema()
     schema.load(run.configuration(named.folder), ranges=False)  # an earlier version may have had wider ranges
     path = checkpoint_file.chosen(named.folder, named.checkpoint or "newest")
@@ -33,6 +33,7 @@ def find(given: str, named: run.Named) -> Source:
             tokenizers.vocab_size(tokenizer),
         ),
         tokenizer=tokenizer,
+        activation=schema["ACTIVATION"],
         revision="",
         step=step,
         ancestors=lineage.merged(lineage.ancestors(named.folder), own),

@@ -39,7 +39,7 @@ GROUPS = {
     "run": Group(
         "The model, its data and its evaluation: with other values, the steps so far mean nothing.",
         KEPT,
-        _words("MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER EVAL_SAMPLES"),
+        _words("MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE ACTIVATION DATASET TOKENIZER EVAL_SAMPLES"),
     ),
     "start": Group(
         "The first weights. Retraining compares models that were pruned in different ways.",

@@ -34,6 +34,7 @@ EXAMPLES = {
     "N_EMBD": "256",
     "BLOCK_SIZE": "128",
     "DROPOUT": "0.25",
+    "ACTIVATION": "gelu",
     "INIT_FROM": "runs/dense@200",
     "DATASET": "shakespeare",
     "TOKENIZER": "bytes",

@@ -27,7 +27,7 @@ def test_a_resumed_run_keeps_what_it_is():
     kept = matters.names(SCHEMA, lambda group: group.on_resume == matters.KEPT)
     pruning = {name for name, option in SCHEMA.options.items() if option.menu[0] == "Pruning"}
     assert kept - pruning == set(
-        "INIT_FROM MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE DATASET TOKENIZER OPTIMIZER "
+        "INIT_FROM MODEL_NAME N_LAYER N_HEAD N_EMBD BLOCK_SIZE ACTIVATION DATASET TOKENIZER OPTIMIZER "
         "ADAMWPRUNE_BASE_OPTIMIZER_NAME ADAMWADV_AMSGRAD "
         "SPAM_DENSITY SEED EVALUATE EVAL_SAMPLES TRACKER_PROJECT TRACKER_RUN_NAME".split()
     )

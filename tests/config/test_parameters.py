@@ -12,6 +12,7 @@ def test_the_defaults():
         "n_embd": 768,
         "block_size": 1024,
         "dropout": 0.0,
+        "activation": "gelu-tanh",
         "init_from": "",
         "dataset": "stdlib",
         "tokenizer": "gpt2",

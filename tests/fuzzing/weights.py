@@ -187,7 +187,7 @@ def text_files(data: bytes) -> bool:
 
 @cache
 def _model(vocabulary: int) -> GPT2:
-    return GPT2(ModelOptions("custom", 1, 1, 4, 8, 0.0), vocabulary)
+    return GPT2(ModelOptions("custom", 1, 1, 4, 8, 0.0, "gelu-tanh"), vocabulary)
 
 
 _PROMPTS = ["def ", "Größe 東京 \N{GRINNING FACE}", " " * 70_000, "a" * 1_000_000]

@@ -61,7 +61,7 @@ def test_attention_in_its_parts_is_torchs(dropout):
 def test_attention_in_its_parts_is_taken_for_short_contexts_in_16_bits(monkeypatch):
     taken, in_parts = [], cpu._in_parts
     monkeypatch.setattr(cpu, "_in_parts", lambda *given: taken.append(given) or in_parts(*given))
-    short = ModelOptions("custom", n_layer=3, n_head=4, n_embd=32, block_size=24, dropout=0.0)
+    short = ModelOptions("custom", n_layer=3, n_head=4, n_embd=32, block_size=24, dropout=0.0, activation="gelu-tanh")
     long = dataclasses.replace(short, block_size=257)
     for options, dtype in [(short, torch.bfloat16), (short, torch.float32), (long, torch.bfloat16)]:
         with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

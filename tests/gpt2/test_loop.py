@@ -31,7 +31,7 @@ def parts(tmp_path):
         )
     )  # fmt: skip
     torch.manual_seed(0)
-    model = GPT2(ModelOptions("custom", 2, 2, 32, BLOCK, dropout=0.5), 256)
+    model = GPT2(ModelOptions("custom", 2, 2, 32, BLOCK, dropout=0.5, activation="gelu-tanh"), 256)
     return model, made, device.choose(SystemOptions("cpu", "float32", 0, False)), tmp_path
 
 

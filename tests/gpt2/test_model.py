@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2.model import GPT2, ModelOptions
 from lib.base.errors import UsageError
 
-TINY = ModelOptions("custom", n_layer=3, n_head=4, n_embd=32, block_size=24, dropout=0.0)
+TINY = ModelOptions("custom", n_layer=3, n_head=4, n_embd=32, block_size=24, dropout=0.0, activation="gelu-tanh")
 
 
 def reference(options: ModelOptions, vocab_size: int) -> GPT2LMHeadModel:
@@ -89,12 +89,16 @@ def test_the_padding_of_the_vocabulary_is_invisible():
 )
 def test_published_sizes_have_the_published_number_of_parameters(shape, parameters):
     with torch.device("meta"):
-        assert GPT2(ModelOptions("gpt2", *shape, block_size=1024, dropout=0.0), 50257).count_parameters() == parameters
+        model = GPT2(ModelOptions("gpt2", *shape, block_size=1024, dropout=0.0, activation="gelu-tanh"), 50257)
+        assert model.count_parameters() == parameters
 
 
 def test_a_fresh_model_is_initialised_as_published():
     torch.manual_seed(0)
-    model = GPT2(ModelOptions("custom", n_layer=8, n_head=4, n_embd=128, block_size=256, dropout=0.0), 1024)
+    model = GPT2(
+        ModelOptions("custom", n_layer=8, n_head=4, n_embd=128, block_size=256, dropout=0.0, activation="gelu-tanh"),
+        1024,
+    )
     assert model.wte.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.wpe.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert model.h[3].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.02)
@@ -118,7 +122,7 @@ def test_no_position_sees_what_follows_it():
 
 def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
-    model = GPT2(ModelOptions("custom", 2, 2, 32, 16, dropout=0.5), 64)
+    model = GPT2(ModelOptions("custom", 2, 2, 32, 16, dropout=0.5, activation="gelu-tanh"), 64)
     tokens = torch.randint(64, (1, 16))
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()
@@ -132,14 +136,14 @@ def test_prunable_weights_are_the_matrices_of_the_blocks():
 
 def test_flops_per_token_of_gpt2_124m():
     with torch.device("meta"):
-        model = GPT2(ModelOptions("gpt2", 12, 12, 768, 1024, 0.0), 50257)
+        model = GPT2(ModelOptions("gpt2", 12, 12, 768, 1024, 0.0, "gelu-tanh"), 50257)
     assert model.flops_per_token() == 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
 
 
 def test_a_width_that_the_heads_cannot_share_is_refused():
     message = "^N_EMBD=32 cannot be divided among N_HEAD=5 heads; choose a multiple$"
     with pytest.raises(UsageError, match=message):
-        GPT2(ModelOptions("custom", 1, 5, 32, 8, 0.0), 64)
+        GPT2(ModelOptions("custom", 1, 5, 32, 8, 0.0, "gelu-tanh"), 64)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

@@ -58,7 +58,10 @@ def test_update_is_torchs_to_bfloat16s_precision(scale, theirs):
 def test_q_k_and_v_are_orthogonalised_apart(scale, masked):
     """Each of GPT-2's matrices against Newton-Schulz in float64; c_attn is three of them."""
     torch.manual_seed(0)
-    model = GPT2(ModelOptions("custom", n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0), vocab_size=64)
+    model = GPT2(
+        ModelOptions("custom", n_layer=2, n_head=2, n_embd=16, block_size=8, dropout=0.0, activation="gelu-tanh"),
+        vocab_size=64,
+    )
     optimizer = optim.build(model, schema(OPTIMIZER="muon", MUON_SCALE=scale).bind)
     masks = {p: (torch.rand(p.shape) < 0.5).to(torch.uint8) for p in model.prunable()}
     expected = {p: p.detach().double() for p in masks}
@@ -90,7 +93,10 @@ def test_q_k_and_v_are_orthogonalised_apart(scale, masked):
 
 def test_a_state_of_the_earlier_rule_is_loaded_with_a_note():
     def made():
-        model = GPT2(ModelOptions("custom", n_layer=1, n_head=1, n_embd=8, block_size=8, dropout=0.0), vocab_size=64)
+        model = GPT2(
+            ModelOptions("custom", n_layer=1, n_head=1, n_embd=8, block_size=8, dropout=0.0, activation="gelu-tanh"),
+            vocab_size=64,
+        )
         return optim.build(model, schema(OPTIMIZER="muon").bind)
 
     optimizer, state = made(), made().state_dict()

@@ -203,7 +203,7 @@ def test_clipping_of_spikes_can_be_turned_off():
 
 
 def test_every_parameter_is_in_exactly_one_group_and_only_matrices_decay():
-    model = GPT2(ModelOptions("custom", 2, 2, 16, 8, 0.0), 64)
+    model = GPT2(ModelOptions("custom", 2, 2, 16, 8, 0.0, "gelu-tanh"), 64)
     hidden, embeddings, vectors = optim.build(model, schema(WEIGHT_DECAY="0.25").bind).param_groups
     assert [group["weight_decay"] for group in (hidden, embeddings, vectors)] == [0.25, 0.25, 0.0]
     assert [group["hidden"] for group in (hidden, embeddings, vectors)] == [True, False, False]

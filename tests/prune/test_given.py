@@ -19,7 +19,7 @@ OPTIMIZERS = {
     "sgd": {},
 }
 SCOPE = "h.*.attn.*.weight,h.*.mlp.*.weight,wte.weight"
-SHAPE = ModelOptions("custom", n_layer=1, n_head=2, n_embd=8, block_size=8, dropout=0.0)
+SHAPE = ModelOptions("custom", n_layer=1, n_head=2, n_embd=8, block_size=8, dropout=0.0, activation="gelu-tanh")
 VOCABULARY = 50  # the other 14 rows of wte are padding
 
 

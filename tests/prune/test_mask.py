@@ -245,7 +245,10 @@ def test_half_of_two_small_tensors(distribution, expected):
 def test_plain_global_takes_most_of_gpt2s_residual_projections(layers, share):
     """What docs/pruning.md says of the initialisation, at 50 %."""
     torch.manual_seed(0)
-    model = GPT2(ModelOptions("custom", layers, n_head=1, n_embd=64, block_size=8, dropout=0.0), vocab_size=64)
+    model = GPT2(
+        ModelOptions("custom", layers, n_head=1, n_embd=64, block_size=8, dropout=0.0, activation="gelu-tanh"),
+        vocab_size=64,
+    )
     chosen = [(name, p) for name, p in model.named_parameters() if any(p is one for one in model.prunable())]
     masks = masks_of([p.detach().abs() for _, p in chosen], 0.5, options("global"))
     taken = [mask for (name, _), mask in zip(chosen, masks, strict=True) if "c_proj" in name]

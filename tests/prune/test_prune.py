@@ -436,7 +436,10 @@ def test_the_vocabularys_padding_is_neither_counted_nor_pruned(name):
     options = {"TARGET_SPARSITY": "0.1", "PRUNING_SCOPE": "wte.weight,h.0.mlp.*.weight"}
     made = schema(**options | own.get(name, {"PRUNING_DISTRIBUTION": name}))
     torch.manual_seed(0)
-    model = GPT2(ModelOptions("custom", n_layer=1, n_head=1, n_embd=8, block_size=8, dropout=0.0), vocab_size=200)
+    model = GPT2(
+        ModelOptions("custom", n_layer=1, n_head=1, n_embd=8, block_size=8, dropout=0.0, activation="gelu-tanh"),
+        vocab_size=200,
+    )
     optimizer = optim.build(model, made.bind)
     optim.set_learning_rate(optimizer, 1e-2)
     pruner = prune.build(model, optimizer, made.bind)

@@ -13,7 +13,10 @@ def padded(name):
     """A pruner of a GPT-2 with a vocabulary of 10 in 64 rows of 4, and a state in which all rows counted."""
     own = {"PRUNING_DYNAMICS": name, "PRUNING_SCOPE": "wte.weight", "TARGET_SPARSITY": "0.5"}
     made = schema(**own | ({"PRUNING_INTERVAL": None} if name == "static" else {}))
-    model = GPT2(ModelOptions("custom", n_layer=1, n_head=1, n_embd=4, block_size=8, dropout=0.0), vocab_size=10)
+    model = GPT2(
+        ModelOptions("custom", n_layer=1, n_head=1, n_embd=4, block_size=8, dropout=0.0, activation="gelu-tanh"),
+        vocab_size=10,
+    )
     pruner = prune.build(model, optim.build(model, made.bind), made.bind)
     used = torch.tensor([[1, 1, 0, 0]] * 4 + [[1, 1, 1, 0]] * 6)
     state = {

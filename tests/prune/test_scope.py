@@ -7,7 +7,7 @@ from lib.base.errors import UsageError
 from lib.config.kconf import Schema
 from lib.prune import scope
 
-MODEL = GPT2(ModelOptions("custom", 2, 2, 16, 8, 0.0), 64)
+MODEL = GPT2(ModelOptions("custom", 2, 2, 16, 8, 0.0, "gelu-tanh"), 64)
 
 
 def default():

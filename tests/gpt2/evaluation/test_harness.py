@@ -17,7 +17,10 @@ CPU = device.SystemOptions(device="cpu", dtype="float32", threads=0, determinist
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    made = GPT2(ModelOptions("custom", n_layer=2, n_head=2, n_embd=16, block_size=BLOCK, dropout=0.0), 256).eval()
+    made = GPT2(
+        ModelOptions("custom", n_layer=2, n_head=2, n_embd=16, block_size=BLOCK, dropout=0.0, activation="gelu-tanh"),
+        256,
+    ).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.3)

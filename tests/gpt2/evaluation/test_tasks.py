@@ -18,7 +18,7 @@ from tests.gpt2.test_model import reference, with_weights_of
 
 pytestmark = pytest.mark.extra("lm_eval")
 
-SHAPE = ModelOptions("custom", n_layer=2, n_head=2, n_embd=32, block_size=64, dropout=0.0)
+SHAPE = ModelOptions("custom", n_layer=2, n_head=2, n_embd=32, block_size=64, dropout=0.0, activation="gelu-tanh")
 WORDS = "the cat sat on a mat and saw one small red bird fly over green hills into cold grey rain".split()
 # One row of each task in the columns of its dataset: (file, row). The tasks read no other columns.
 ROWS = {

@@ -13,7 +13,7 @@ from lib.machine.device import Machine
 from tests.training import TEXT
 
 CPU = Machine(torch.device("cpu"), torch.float32, "cpu", peak_flops=None)
-SHAPE = ModelOptions("custom", n_layer=2, n_head=2, n_embd=48, block_size=32, dropout=0.1)
+SHAPE = ModelOptions("custom", n_layer=2, n_head=2, n_embd=48, block_size=32, dropout=0.1, activation="gelu-tanh")
 MATRICES = "h.*.attn.*.weight,h.*.mlp.*.weight"
 BYTES = torch.tensor(list(TEXT.encode()))
 BATCH, STEPS = 8, 60

@@ -1,4 +1,4 @@
-"""INIT_FROM gives a configuration its shape and tokenizer: what is passed over, what is an error, what is cut."""
+"""INIT_FROM gives a configuration its shape, activation and tokenizer: what is passed over, cut, or an error."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ def resolve(folder, *words, config="", **env):
     return command_line.resolve("", ["--config", str(folder / "config"), *words, "INIT_FROM=it"], env)[0]
 
 
-def finder(shape, tokenizer):
+def finder(shape, tokenizer, activation="gelu-tanh"):
     """Stands in for `source.find`, and checks what it is asked for."""
 
     def find(given):
         assert given == "it"
-        return Source(given, "run", Path("it"), shape, tokenizer, "", 0, {})
+        return Source(given, "run", Path("it"), shape, tokenizer, activation, "", 0, {})
 
     return find
 
@@ -60,8 +60,8 @@ def test_values_from_files_are_replaced_with_one_note(folder):
     assert shape_of(schema) == ("custom", 2, 4, 32, 64, "bytes")
     place = folder / "config"
     assert schema.warnings == [
-        f"INIT_FROM=it decides shape and tokenizer, so it replaces N_LAYER=3 ({place}:2), N_EMBD=96 ({place}:4), "
-        f"BLOCK_SIZE=128 ({place}:5)"
+        f"INIT_FROM=it decides shape, activation and tokenizer, so it replaces N_LAYER=3 ({place}:2), N_EMBD=96 "
+        f"({place}:4), BLOCK_SIZE=128 ({place}:5)"
     ]
     assert schema.provenance()["N_EMBD"] == {"value": "32", "source": "INIT_FROM=it"}
     assert schema.provenance()["N_HEAD"] == {"value": "4", "source": f"{place}:3"}
@@ -70,8 +70,8 @@ def test_values_from_files_are_replaced_with_one_note(folder):
     adopt(schema, finder(GPT2, "gpt2"))
     assert shape_of(schema) == ("gpt2", 12, 12, 768, 128, "gpt2")
     assert schema.warnings == [
-        f"INIT_FROM=it decides shape and tokenizer, so it replaces MODEL_NAME=custom ({place}:1), N_LAYER=3 "
-        f"({place}:2), N_HEAD=4 ({place}:3), N_EMBD=96 ({place}:4), and BLOCK_SIZE=128 keeps the first of its 1,024 "
+        f"INIT_FROM=it decides shape, activation and tokenizer, so it replaces MODEL_NAME=custom ({place}:1), "
+        f"N_LAYER=3 ({place}:2), N_HEAD=4 ({place}:3), N_EMBD=96 ({place}:4), and BLOCK_SIZE=128 keeps the first of its 1,024 "
         "positions"
     ]
 
@@ -107,6 +107,22 @@ def test_a_smaller_block_size_cuts_positions(folder, word):
     adopt(schema, finder(SMALL, "bytes"))
     assert shape_of(schema) == ("custom", 2, 4, 32, 16, "bytes")
     assert schema.warnings == ["INIT_FROM=it: BLOCK_SIZE=16 keeps the first of its 64 positions"]
+
+
+def test_the_activation_is_that_of_the_weights(folder):
+    schema = resolve(folder)
+    adopt(schema, finder(SMALL, "bytes", "gelu"))
+    assert schema["ACTIVATION"] == "gelu"
+    assert schema.warnings == []
+
+    schema = resolve(folder, config="CONFIG_ACTIVATION_GELU=y\n")
+    adopt(schema, finder(SMALL, "bytes", "gelu-tanh"))
+    assert schema["ACTIVATION"] == "gelu-tanh"
+    assert schema.warnings == [
+        f"INIT_FROM=it decides shape, activation and tokenizer, so it replaces ACTIVATION=gelu ({folder / 'config'}:1)"
+    ]
+    with pytest.raises(UsageError, match=r"^--activation=gelu-tanh does not fit INIT_FROM=it, which has gelu; leave"):
+        adopt(resolve(folder, "--activation", "gelu-tanh"), finder(SMALL, "bytes", "gelu"))
 
 
 def test_a_vocabulary_of_no_tokenizer_is_an_error(folder):

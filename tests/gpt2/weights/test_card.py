@@ -27,7 +27,7 @@ def facts(tmp_path, *options: str, **changes: object) -> Facts:
     config = {name: value for name, value in schema.values().items() if name not in ("data_dir", "output_dir")}
     ancestors = {"0123456789ab": 3000}
     plain = Facts(
-        source=Source("runs/x", "run", tmp_path / "step-000000100.pt", shape, "gpt2", "", 100, ancestors),
+        source=Source("runs/x", "run", tmp_path / "step-000000100.pt", shape, "gpt2", "gelu-tanh", "", 100, ancestors),
         identity=Identity("0123456789ab", "project", "x"),
         schema=schema,
         config=config,

@@ -25,8 +25,13 @@ __all__ = ["disk"]  # fixtures
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The source, the weights, the facts and the logits of a pruned run of the tiny model."""
-    folder = tmp_path_factory.mktemp("run")
-    train(folder, *arguments(max_iters=6, eval_interval=3, pruning_method="random", pruning_interval=2))
+    return trained_run(
+        tmp_path_factory.mktemp("run"), max_iters=6, eval_interval=3, pruning_method="random", pruning_interval=2
+    )
+
+
+def trained_run(folder, **options):
+    train(folder, *arguments(**options))
     schema, run = Schema(), folder / "runs/run"
     schema.load(run / ".config")
     found = source.find(str(run))
@@ -167,7 +172,7 @@ def test_an_export_in_its_runs_folder_is_read_as_an_export(made):
 
 def test_the_configuration_is_the_one_that_transformers_writes(tmp_path):
     shape = Shape(n_layer=3, n_head=2, n_embd=8, block_size=64, vocab_size=50257)
-    found = Source("given", "run", tmp_path, shape, "gpt2", "", 1, {})
+    found = Source("given", "run", tmp_path, shape, "gpt2", "gelu-tanh", "", 1, {})
     (tmp_path / "config.json").write_text(json.dumps(export.configuration(found, 0.0, 50256)))
     loaded = transformers.AutoConfig.from_pretrained(tmp_path)
     plain = transformers.GPT2Config(
@@ -176,6 +181,17 @@ def test_the_configuration_is_the_one_that_transformers_writes(tmp_path):
     other = {"architectures", "dtype", "torch_dtype", "_name_or_path"}
     one, two = loaded.to_dict(), plain.to_dict()
     assert {k: v for k, v in one.items() if k not in other} == {k: v for k, v in two.items() if k not in other}
+
+
+def test_an_exact_gelu_is_exported_and_read_back(tmp_path):
+    made = trained_run(tmp_path, max_iters=2, activation="gelu")
+    assert made[0].activation == "gelu"
+    write(tmp_path / "out", made)
+    assert json.loads((tmp_path / "out/config.json").read_text())["activation_function"] == "gelu"
+    assert source.find(str(tmp_path / "out")).activation == "gelu"
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True).eval()
+        torch.testing.assert_close(theirs(export.window(made[0])).logits[0], made[3], rtol=0, atol=1e-7)
 
 
 # ---- reading back ----------------------------------------------------------------------------------------------------

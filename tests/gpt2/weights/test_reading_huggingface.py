@@ -119,12 +119,28 @@ def test_logits_are_those_of_transformers(published, copy, form):
     assert source.shape == Shape(n_layer=2, n_head=4, n_embd=48, block_size=32, vocab_size=256)
     assert (source.step, source.ancestors) == (0, {"tiny-model": None})
     weights = read(source, 32, 256)
-    model = GPT2(ModelOptions("custom", 2, 4, 48, 32, 0.0), 256).eval()
+    model = GPT2(ModelOptions("custom", 2, 4, 48, 32, 0.0, "gelu-tanh"), 256).eval()
     assert weights.state.keys() == model.state_dict().keys()
     assert weights.masks == {}
     model.load(weights.state)
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS), published[0](TOKENS).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("gelu_new", "gelu-tanh"), ("gelu_pytorch_tanh", "gelu-tanh"), ("gelu", "gelu")]
+)
+def test_the_activation_is_the_one_that_the_configuration_names(copy, name, ours):
+    from transformers import GPT2LMHeadModel
+
+    configure(copy, activation_function=name)
+    source = find(str(copy))
+    assert source.activation == ours
+    model = GPT2(ModelOptions("custom", 2, 4, 48, 32, 0.0, ours), 256).eval()
+    model.load(read(source, 32, 256).state)
+    theirs = GPT2LMHeadModel.from_pretrained(copy, local_files_only=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-5)
 
 
 def test_every_tensor_is_bit_identical_and_linear_weights_are_transposed(published):
@@ -199,7 +215,9 @@ def configure(folder, **changes):
     [
         ({"model_type": "llama"}, "a model of the type 'llama', and only gpt2 can be read"),
         ({"model_type": None}, "a model of the type None"),
-        ({"activation_function": "relu"}, "activation_function='relu', and .* only activation_function='gelu_new'"),
+        ({"activation_function": "relu"}, "activation_function='relu', and .* only gelu_new, gelu_pytorch_tanh, gelu;"),
+        ({"activation_function": ["gelu"]}, r"activation_function=\['gelu'\]"),
+        ({"activation_function": None}, "activation_function=None"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"scale_attn_weights": False}, "scale_attn_weights=False"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06"),

@@ -37,7 +37,7 @@ def tensors(bias: bool, rows: int = 256) -> dict[str, torch.Tensor]:
 
 
 def logits(state: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-    """The published formulas, step by step; a bias that is not there is not added."""
+    """nanoGPT's formulas with the exact GELU, step by step; a bias that is not there is not added."""
 
     def linear(x, name):
         return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
@@ -55,7 +55,7 @@ def logits(state: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor
         )
         scores = (q @ k.mT / (WIDTH // HEADS) ** 0.5).masked_fill(future, -torch.inf)
         x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, time, WIDTH), f"{block}.attn.c_proj")
-        inner = F.gelu(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"), approximate="tanh")
+        inner = F.gelu(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"))
         x = x + linear(inner, f"{block}.mlp.c_proj")
     return norm(x, "transformer.ln_f") @ state["lm_head.weight"].T
 
@@ -78,7 +78,7 @@ def save(path, state, **changes):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-def test_logits_are_those_that_the_tensors_describe(tmp_path, bias, prefix):
+def test_logits_and_loss_are_those_that_the_tensors_describe(tmp_path, bias, prefix):
     state = tensors(bias)
     path = tmp_path / "out-small" / "ckpt.pt"
     source = find(save(path, {prefix + name: tensor for name, tensor in state.items()}, bias=bias))
@@ -88,11 +88,15 @@ def test_logits_are_those_that_the_tensors_describe(tmp_path, bias, prefix):
     weights = read(source, 12, 256)
     assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert weights.masks == {}
-    model = GPT2(ModelOptions("custom", 2, 2, 16, 12, 0.0), 256).eval()
+    assert source.activation == "gelu"
+    model = GPT2(ModelOptions("custom", 2, 2, 16, 12, 0.0, "gelu"), 256).eval()
     assert weights.state.keys() == model.state_dict().keys()
     model.load(weights.state)
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS), logits(state, TOKENS), rtol=0, atol=1e-5)
+        expected = logits(state, TOKENS)
+        torch.testing.assert_close(model(TOKENS), expected, rtol=0, atol=1e-5)
+        loss = F.cross_entropy(expected[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+        torch.testing.assert_close(model(TOKENS[:, :-1], TOKENS[:, 1:]), loss, rtol=0, atol=1e-5)
 
 
 def test_a_model_without_biases_gets_biases_of_zero(tmp_path):
