@@ -71,8 +71,8 @@ def test_values_from_files_are_replaced_with_one_note(folder):
     assert shape_of(schema) == ("gpt2", 12, 12, 768, 128, "gpt2")
     assert schema.warnings == [
         f"INIT_FROM=it decides shape, activation and tokenizer, so it replaces MODEL_NAME=custom ({place}:1), "
-        f"N_LAYER=3 ({place}:2), N_HEAD=4 ({place}:3), N_EMBD=96 ({place}:4), and BLOCK_SIZE=128 keeps the first of its 1,024 "
-        "positions"
+        f"N_LAYER=3 ({place}:2), N_HEAD=4 ({place}:3), N_EMBD=96 ({place}:4), and BLOCK_SIZE=128 keeps "
+        "the first of its 1,024 positions"
     ]
 
 

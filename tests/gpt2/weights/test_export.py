@@ -1,5 +1,6 @@
 """An export is whole under its name or absent, its tensors are transformers', and reading back finds differences."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -12,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from gpt2 import trained
+from gpt2.model import GPT2, ModelOptions
 from gpt2.weights import export, facts, masks, source
 from gpt2.weights.source import Shape, Source, Weights
 from lib.base.errors import UsageError, UserError
@@ -25,13 +27,8 @@ __all__ = ["disk"]  # fixtures
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The source, the weights, the facts and the logits of a pruned run of the tiny model."""
-    return trained_run(
-        tmp_path_factory.mktemp("run"), max_iters=6, eval_interval=3, pruning_method="random", pruning_interval=2
-    )
-
-
-def trained_run(folder, **options):
-    train(folder, *arguments(**options))
+    folder = tmp_path_factory.mktemp("run")
+    train(folder, *arguments(max_iters=6, eval_interval=3, pruning_method="random", pruning_interval=2))
     schema, run = Schema(), folder / "runs/run"
     schema.load(run / ".config")
     found = source.find(str(run))
@@ -183,15 +180,18 @@ def test_the_configuration_is_the_one_that_transformers_writes(tmp_path):
     assert {k: v for k, v in one.items() if k not in other} == {k: v for k, v in two.items() if k not in other}
 
 
-def test_an_exact_gelu_is_exported_and_read_back(tmp_path):
-    made = trained_run(tmp_path, max_iters=2, activation="gelu")
-    assert made[0].activation == "gelu"
-    write(tmp_path / "out", made)
+def test_an_exact_gelu_is_exported_and_read_back(tmp_path, made):
+    found, weights, told, _ = made
+    exact = dataclasses.replace(found, activation="gelu")
+    model = GPT2(dataclasses.replace(told.schema.bind(ModelOptions), activation="gelu"), 256).eval()
+    model.load(weights.state)
+    write(tmp_path / "out", (exact, weights, told))
     assert json.loads((tmp_path / "out/config.json").read_text())["activation_function"] == "gelu"
     assert source.find(str(tmp_path / "out")).activation == "gelu"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True).eval()
+    tokens = export.window(exact)
     with torch.no_grad():
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True).eval()
-        torch.testing.assert_close(theirs(export.window(made[0])).logits[0], made[3], rtol=0, atol=1e-7)
+        torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=0, atol=1e-7)
 
 
 # ---- reading back ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The weights of a run are read from the checkpoint that was named, with its masks, shape and tokenizer."""
+"""The weights of a run are read from the checkpoint that was named, with its masks, shape, activation and tokenizer."""
 
 import hashlib
 import shutil
@@ -18,7 +18,7 @@ def trained(tmp_path_factory):
     """A folder with the run runs/run, pruned to 50 %, and its checkpoints of steps 10, 20, 30 and 40."""
     folder = tmp_path_factory.mktemp("trained")
     changes = {"pruning_method": "magnitude", "target_sparsity": 0.5, "checkpoint_keep": 4, "tracker": "none"}
-    training.train(folder, *training.arguments(**changes))
+    training.train(folder, *training.arguments(activation="gelu", **changes))
     return folder
 
 
@@ -46,6 +46,14 @@ def test_a_run_and_its_checkpoints_are_found_by_every_name(run, given, step):
     assert source.step == step
     assert source.path.resolve() == run / "checkpoints" / f"step-{step:09d}.pt"
     assert source.shape == Shape(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=256)
+
+
+def test_the_activation_is_that_of_the_run_and_the_tanh_form_for_earlier_versions(run, tmp_path):
+    assert find("run").activation == "gelu"
+    earlier = shutil.copytree(run, tmp_path / "earlier")
+    lines = (earlier / ".config").read_text().splitlines(keepends=True)
+    (earlier / ".config").write_text("".join(line for line in lines if "ACTIVATION" not in line))
+    assert find(str(earlier)).activation == "gelu-tanh"
 
 
 def test_the_best_checkpoint_is_the_one_with_the_lowest_loss(run):
