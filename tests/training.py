@@ -102,7 +102,7 @@ def rewrite(path: Path, state: dict) -> None:
 
     header = checkpoint_file.header(path)
     about = {name: header[name] for name in ("run", "run_id", "model")}
-    checkpoint.save(path.parent, header["step"], state, checkpoint.Keeping(1000, False), about)
+    checkpoint.save(path.parent, header["step"], state, checkpoint.Keeping(1000, False, ""), about)
 
 
 def text(value: object) -> str:

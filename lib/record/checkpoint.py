@@ -33,7 +33,7 @@ class Keeping(Options):
 
     checkpoint_keep: int  # how many of the newest
     checkpoint_best: bool | None  # whether the one of state["best"]["step"] is kept too; None: nothing is evaluated
-    checkpoint_at: str = ""  # steps whose checkpoints are kept for good, as in 200,1000
+    checkpoint_at: str  # steps whose checkpoints are kept for good, as in 200,1000
 
     def obsolete(self, found: list[Path], best: int) -> list[Path]:
         """The checkpoints among `found`, oldest first, that are no longer kept."""

@@ -47,7 +47,7 @@ def _body() -> bytes:
 
 def _checkpoints() -> list[bytes]:
     (path := Path(checkpoint.name(0))).unlink(missing_ok=True)
-    keeping = checkpoint.Keeping(checkpoint_keep=2, checkpoint_best=True)
+    keeping = checkpoint.Keeping(checkpoint_keep=2, checkpoint_best=True, checkpoint_at="")
     return [checkpoint.save(Path(), 0, _state(), keeping, _ABOUT).read_bytes() for path in [path]]
 
 

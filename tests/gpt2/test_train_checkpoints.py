@@ -80,7 +80,11 @@ def test_the_best_has_a_checkpoint_where_the_sparsity_comes_back(tmp_path, monke
     training, sparsities = session.training, {1: 0.50000, 2: 0.50020, 3: 0.50009}
     monkeypatch.setattr(training.pruner, "sparsity", lambda: sparsities[training.step])
     monkeypatch.setattr(loop, "validation_loss", lambda *_: float(training.step))  # it rises
-    one, folder, found = checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=True), tmp_path / "checkpoints", []
+    one, folder, found = (
+        checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=True, checkpoint_at=""),
+        tmp_path / "checkpoints",
+        [],
+    )
     folder.mkdir()
 
     class Recorder(Records):

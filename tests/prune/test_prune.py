@@ -14,7 +14,7 @@ from lib.config.kconf import Schema
 from lib.record import checkpoint
 from lib.record.checkpoint import CheckpointError
 
-ONE = checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=False)
+ONE = checkpoint.Keeping(checkpoint_keep=1, checkpoint_best=False, checkpoint_at="")
 SHAPES = {"0.weight": (12, 16), "2.weight": (8, 12)}
 TOTAL = 12 * 16 + 8 * 12  # 288
 YES = lambda: torch.tensor(True)  # noqa: E731

@@ -19,7 +19,7 @@ from tests.disk import disk
 __all__ = ["disk"]  # fixtures
 
 CPU = torch.device("cpu")
-TWO = Keeping(checkpoint_keep=2, checkpoint_best=False)
+TWO = Keeping(checkpoint_keep=2, checkpoint_best=False, checkpoint_at="")
 
 
 def save(folder, step, state, **about):
@@ -80,7 +80,7 @@ from pathlib import Path
 import torch
 from lib.record import checkpoint
 folder = Path({str(tmp_path)!r})
-two = checkpoint.Keeping(2, False)
+two = checkpoint.Keeping(2, False, '')
 checkpoint.save(folder, 1, {{"w": torch.zeros(10)}}, two, {{}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_run_or_model_or_format_is_refused(tmp_path, mon
 def test_instead_of_a_damaged_one_the_newest_whole_one_is_offered_by_name(tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    three = Keeping(checkpoint_keep=3, checkpoint_best=False)
+    three = Keeping(checkpoint_keep=3, checkpoint_best=False, checkpoint_at="")
     paths = [checkpoint.save(folder / "checkpoints", step, {}, three, {}) for step in (1, 2, 3)]
     assert checkpoint.load_newest(folder)["step"] == 3
     paths[2].write_bytes(b"x")
@@ -214,7 +214,7 @@ def test_one_number_that_is_nan_or_infinite_is_found_among_many(dtype):
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path):
-    keeping = Keeping(checkpoint_keep=1, checkpoint_best=True)
+    keeping = Keeping(checkpoint_keep=1, checkpoint_best=True, checkpoint_at="")
     for step, best in ((10, 10), (20, 10), (30, 10), (40, 40), (50, 40)):
         checkpoint.save(tmp_path, step, {"best": {"step": best, "val_loss": 1.5}}, keeping, {})
     assert [path.name for path in checkpoint.find(tmp_path)] == ["step-000000040.pt", "step-000000050.pt"]
@@ -337,7 +337,7 @@ state = {{"w": torch.ones(50_000_000)}}
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100_000_000,) * 2)
 folder = Path({str(tmp_path)!r})
-with checkpoint.Writer(folder, checkpoint.Keeping(2, False), {{}}, bool, print) as writer:
+with checkpoint.Writer(folder, checkpoint.Keeping(2, False, ''), {{}}, bool, print) as writer:
     for step in (1, 2):
         writer.save(step, state)
         print(checkpoint.name(step), (folder / checkpoint.name(step)).exists(), len(writer.copies))
@@ -358,7 +358,7 @@ import torch
 from lib.record import checkpoint
 def wait():
     return go or (print("written", flush=True), time.sleep(60))
-writer = checkpoint.Writer(Path({str(tmp_path)!r}), checkpoint.Keeping(2, False), {{}}, wait, print)
+writer = checkpoint.Writer(Path({str(tmp_path)!r}), checkpoint.Keeping(2, False, ''), {{}}, wait, print)
 go = True
 writer.save(1, {{"w": torch.zeros(1000)}})
 writer.wait()

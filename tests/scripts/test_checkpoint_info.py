@@ -8,7 +8,7 @@ import torch
 
 from lib.record import checkpoint, checkpoint_file
 
-THREE = checkpoint.Keeping(checkpoint_keep=3, checkpoint_best=True)
+THREE = checkpoint.Keeping(checkpoint_keep=3, checkpoint_best=True, checkpoint_at="")
 
 
 @pytest.fixture
