@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2.evaluation.result import Result
 from lib.base.errors import UsageError, UserError
+from lib.config import extras
 from lib.config.option import nearest
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def check(given: str, data: str) -> None:
     if not wanted:
         return
     if importlib.util.find_spec("lm_eval") is None:
-        raise UsageError("tasks are measured by lm-eval, which is not installed; install it: pip install -e '.[eval]'")
+        raise UsageError(
+            f"tasks are measured by lm-eval, which is not installed; {extras.install(extras.extra('eval'))}"
+        )
     known = _manager().task_index
     problems = [
         f"{name}: lm-eval has no task of this name{nearest(name, known)}" for name in wanted if name not in known

@@ -8,12 +8,10 @@ import importlib.util
 import io
 import math
 import re
-import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lib.config.kconf import ROOT
+from lib.config import extras
 from lib.record import journal
 from lib.record.best import SAME
 from lib.record.history import History
@@ -40,9 +38,7 @@ def problem() -> str:
     spec = importlib.util.find_spec("matplotlib")
     if spec and spec.origin:  # a folder of this name has no origin
         return ""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    packages = " ".join(project["optional-dependencies"]["report"])
-    return f"no pictures: package matplotlib is not installed; run: {sys.executable} -m pip install {packages}"
+    return f"no pictures: package matplotlib is not installed; {extras.install(extras.extra('report'))}"
 
 
 def loss_curve(history: History) -> bytes | None:

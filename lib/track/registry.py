@@ -3,8 +3,6 @@
 import importlib
 import importlib.util
 import re
-import sys
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from lib.base.errors import UsageError
-from lib.config.kconf import ROOT
+from lib.config import extras
 from lib.config.option import nearest
 from lib.track.tracker import Tracker
 
@@ -97,9 +95,9 @@ def problem(name: str) -> str:
     missing = [library for library in needed if library and not installed(library)]
     if not missing:
         return ""
-    packages = " ".join(text for library in missing for text in requirements(needed[library], library))
+    packages = [text for library in missing for text in requirements(needed[library], library)]
     what = f"package {' and package '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
-    return f"tracker {name}: {what} not installed; run: {sys.executable} -m pip install {packages}"
+    return f"tracker {name}: {what} not installed; {extras.install(packages)}"
 
 
 def misconfigured(name: str, config: Mapping[str, Any]) -> str:
@@ -120,6 +118,6 @@ def installed(library: str) -> bool:
 
 def requirements(name: str, library: str) -> list[str]:
     """The packages that a tracker needs, pinned as in pyproject.toml: the extra of its name, or the library itself."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = extras.project()
     extra = project["optional-dependencies"].get(name)
     return extra or [text for text in project["dependencies"] if re.split(r"[=\[]", text)[0] == library] or [library]

@@ -139,7 +139,7 @@ def test_without_lm_eval_one_sentence_says_how_to_install_it(monkeypatch):
     with pytest.raises(UsageError) as error:
         tasks.check("piqa", "")
     assert str(error.value) == (
-        "tasks are measured by lm-eval, which is not installed; install it: pip install -e '.[eval]'"
+        f"tasks are measured by lm-eval, which is not installed; run: {sys.executable} -m pip install lm_eval==0.4.13"
     )
     tasks.check(" , ", "")  # no task needs no package
 
