@@ -14,6 +14,7 @@ from gpt2.cpu import CausalAttention, Linear, gelu_tanh  # torch's own, with fas
 from gpt2.loss import linear_cross_entropy
 from gpt2.shape import ModelOptions, check
 
+ACTIVATIONS = {"gelu-tanh": gelu_tanh, "gelu": F.gelu}  # by the option's value
 _VOCABULARY_MULTIPLE = 64  # the head's matrix product is much slower at odd sizes such as 50257
 
 
@@ -45,7 +46,7 @@ class MLP(nn.Module):
         super().__init__()
         self.dropout = options.dropout
         self.c_fc = Linear(options.n_embd, 4 * options.n_embd)
-        self.activate = F.gelu if options.activation == "gelu" else gelu_tanh
+        self.activate = ACTIVATIONS[options.activation]
         self.c_proj = Linear(4 * options.n_embd, options.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -94,6 +94,8 @@ def test_every_field_is_used(classes):
 def test_every_value_of_a_choice_has_its_code():
     for value in SCHEMA.options["OPTIMIZER"].members:
         importlib.import_module(f"lib.optim.{value.replace('-', '_')}")
+    models = importlib.import_module("gpt2.model")
+    assert models.ACTIVATIONS.keys() == SCHEMA.options["ACTIVATION"].members.keys()
     for value in SCHEMA.options["LR_SCHEDULE"].members:
         importlib.import_module(f"lib.schedule.{value.replace('-', '_')}")
     # Not criteria of training: none, masks that exist already, and what only make oneshot does.
