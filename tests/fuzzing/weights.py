@@ -10,18 +10,21 @@ from typing import Any
 
 import torch
 
-from gpt2 import sample
+from gpt2 import sample, trained
 from gpt2.data import sources, tokenizer, windows
 from gpt2.model import GPT2, ModelOptions
 from gpt2.session import Session
+from gpt2.weights import source
 from lib.config.kconf import Schema
 from lib.machine import device
 from lib.record import checkpoint, checkpoint_file
 from scripts import checkpoint_info
-from tests import training
+from tests import runs, training
 from tests.fuzzing.promise import TARGETS, outcome, target, terminal
 
 _ABOUT = {"run_id": "0123456789ab", "run": "run", "model": "custom"}
+_RUN = Path("run")
+_CHECKPOINT = _RUN / "checkpoints" / checkpoint.name(0)
 
 
 @cache
@@ -51,9 +54,18 @@ def _checkpoints() -> list[bytes]:
     return [checkpoint.save(Path(), 0, _state(), keeping, _ABOUT).read_bytes() for path in [path]]
 
 
+def _place() -> Path:
+    """Where the checkpoint of a run in this folder is; makes the run if there is none yet."""
+    if not _CHECKPOINT.parent.is_dir():
+        runs.write(_RUN, config={"batch_size": 4, "gradient_accumulation": 2, "block_size": 8})
+        _session().schema.write(_RUN / ".config")
+        _CHECKPOINT.parent.mkdir()
+    return _CHECKPOINT
+
+
 def _sealed(body: bytes, header: dict[str, Any] | bytes) -> None:
     """Write a checkpoint with any content and a valid checksum."""
-    with Path(checkpoint.name(0)).open("wb") as file:
+    with _place().open("wb") as file:
         sealer = checkpoint_file.Sealer(file)
         sealer.write(body)
         if isinstance(header, dict):
@@ -65,8 +77,8 @@ def _sealed(body: bytes, header: dict[str, Any] | bytes) -> None:
 
 
 def _restored() -> bool:
-    """Show the checkpoint in this folder, sample from it and train on it; each works or ends with a clear sentence."""
-    path = Path(checkpoint.name(0))
+    """Show the run's checkpoint, read its weights and train on it; each works or ends with a clear sentence."""
+    path = _place()
     problem = checkpoint_info.problem(path)
     outcome(lambda: print(problem or checkpoint_info.details(checkpoint_file.header(path))))
     try:
@@ -74,14 +86,14 @@ def _restored() -> bool:
     except MemoryError:  # crafted input may need more memory than there is; the programs have a sentence for that
         return False
     assert state is None or not problem
-    outcome(sample.load, path, _session().schema)
+    outcome(lambda: trained.load(source.find(str(path)), _session().schema))
     return state is not None and outcome(lambda: _session().training.load_state_dict(state) or True) is not None
 
 
 @target(_checkpoints)
 def checkpoints(data: bytes) -> bool:
     """The bytes of a checkpoint: a file with a single changed bit is not loaded."""
-    Path(checkpoint.name(0)).write_bytes(data)
+    _place().write_bytes(data)
     accepted = _restored()
     # An input with another valid checksum is a forgery: libFuzzer sees the expected one in the comparison.
     seeds = TARGETS["checkpoints"].seeds()
