@@ -141,7 +141,7 @@ class Bytes:
         return found
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-        return [np.frombuffer(_encodable(text).encode(), np.uint8).astype(np.uint16) for text in texts]
+        return [np.frombuffer(encodable(text).encode(), np.uint8).astype(np.uint16) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> bytes:
         return bytes(int(i) for i in ids)
@@ -154,14 +154,14 @@ def _parts(text: str) -> list[str]:
     such a run without its last character, whatever comes before and after, and then the last character together with
     the text after it. So a cut before the last character changes no token.
     """
-    text = _encodable(text)
+    text = encodable(text)
     if len(text) <= _LONG_RUN:
         return [text]
     cuts = [match.end() - 1 for match in _LONG_SPACE.finditer(text)]
     return [text[begin:end] for begin, end in itertools.pairwise((0, *cuts, len(text)))]
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Make a text that UTF-8 can express: pairs of surrogates are joined, single ones become U+FFFD, as in tiktoken."""
     try:
         text.encode()

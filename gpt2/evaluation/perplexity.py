@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpt2.data import local_files, servers, sources
 from gpt2.data.local_files import DataError
-from gpt2.data.tokenizer import Gpt2, Tokenizer
+from gpt2.data.tokenizer import Gpt2, Tokenizer, encodable
 from gpt2.evaluation import losses
 from gpt2.evaluation.harness import Model
 from gpt2.evaluation.result import Result
@@ -123,6 +123,7 @@ def _read(name: str, local: str) -> tuple[str, dict[str, str]]:
         text = _joined(path, known.between, known.rows)
     if not text:
         raise DataError(f"{path}: has no text; use another file")
+    text = encodable(text)  # JSON may have half of a pair of surrogates
     return text, {"source": source or str(path), "sha256_text": hashlib.sha256(text.encode()).hexdigest()}
 
 

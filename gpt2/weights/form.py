@@ -1,13 +1,17 @@
 """What every reader of weights gives: where they are, the shape of the model, and its tensors."""
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from gpt2.data import tokenizer as tokenizers
+from lib.base.errors import UserError
+from lib.config.kconf import Schema
+from lib.config.option import Option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,21 @@ class Shape:
         blocks = {f"h.{n}.{name}": shape for n in range(self.n_layer) for name, shape in block.items()}
         embeddings = {"wte.weight": (self.vocab_size, width), "wpe.weight": (self.block_size, width)}
         return {**embeddings, **blocks, "ln_f.weight": (width,), "ln_f.bias": (width,)}
+
+
+@functools.cache
+def _options() -> Mapping[str, Option]:
+    """All options with their default values; reading Kconfig takes 50 ms."""
+    return Schema().options
+
+
+def check(path: Path, shape: Shape) -> None:
+    """Raise UserError for a shape that no configuration has: a received file may ask for any number of tensors."""
+    for name in ("n_layer", "n_head", "n_embd", "block_size"):
+        if predicate := _options()[name.upper()].out_of_range(str(getattr(shape, name))):
+            raise UserError(f"{path}: {name} {predicate}; use other weights")
+    if shape.n_embd % shape.n_head:
+        raise UserError(f"{path}: n_embd={shape.n_embd} is no multiple of n_head={shape.n_head}; correct the file")
 
 
 @dataclasses.dataclass(frozen=True)

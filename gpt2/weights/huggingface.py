@@ -8,8 +8,9 @@ import safetensors
 from torch import Tensor
 
 from gpt2.weights import masks_file, pickled
-from gpt2.weights.form import Content, Shape, Source, tokenizer
+from gpt2.weights.form import Content, Shape, Source, check, tokenizer
 from lib.base.errors import UserError
+from lib.record import lineage
 
 _SHAPE = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")  # in the order of Shape
 # What changes the model's results -> the only value that our model computes, which is also the default of transformers.
@@ -23,6 +24,7 @@ _FIXED = {
 _ACTIVATIONS = {"gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "gelu": "gelu"}  # theirs -> ours
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 _CONV1D = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # (in, out) there, (out, in) in our model
+_LONGEST_NAME = 255  # bytes; file systems raise OSError for longer ones
 _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which early versions of transformers saved
 
 
@@ -82,8 +84,7 @@ def _shape(path: Path, config: dict) -> Shape:
         if type(number) is not int or number < 1:
             raise UserError(f"{path}: {key} is {number!r}, not a positive whole number; correct the file")
     shape = Shape(*numbers)
-    if shape.n_embd % shape.n_head:
-        raise UserError(f"{path}: n_embd={shape.n_embd} is no multiple of n_head={shape.n_head}; correct the file")
+    check(path, shape)
     if config.get("n_inner") not in (None, 4 * shape.n_embd):
         raise UserError(
             f"{path}: has n_inner={config['n_inner']}, and this GPT-2 has MLPs of {4 * shape.n_embd}, 4 * n_embd; name "
@@ -129,7 +130,8 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _is_name(name: object, suffixes: list[str]) -> bool:
-    return isinstance(name, str) and Path(name).name == name and name.endswith(suffixes[0])
+    plain = isinstance(name, str) and Path(name).name == name and name.endswith(suffixes[0])
+    return plain and len(name.encode(errors="surrogatepass")) <= _LONGEST_NAME
 
 
 def _ours(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -157,8 +159,8 @@ def _ancestors(folder: Path, name: str) -> dict[str, int | None]:
     path = folder / "espalier.json"
     if not path.is_file():
         return {name: None}
-    lineage = _json(path).get("lineage")
-    found = lineage.get("ancestors") if isinstance(lineage, dict) else None
-    if not isinstance(found, dict) or not all(tokens is None or type(tokens) is int for tokens in found.values()):
+    recorded = _json(path).get("lineage")
+    found = recorded.get("ancestors") if isinstance(recorded, dict) else None
+    if not lineage.is_ancestors(found):
         raise UserError(f"{path}: has no valid lineage; export the run again, or delete this file")
     return found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpt2.weights import pickled
-from gpt2.weights.form import Content, Shape, Source, tokenizer
+from gpt2.weights.form import Content, Shape, Source, check, tokenizer
 from lib.base.errors import UserError
 
 _SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")  # in the order of Shape
@@ -25,6 +25,7 @@ def find(given: str, path: Path) -> Source:
             "ckpt.pt, a run or the folder of a Hugging Face model"
         )
     shape = Shape(*numbers)
+    check(path, shape)
     return Source(
         given=given,
         kind="nanogpt",
@@ -48,6 +49,8 @@ def read(source: Source) -> Content:
     """
     found = pickled.load(source.path)
     biased = found["model_args"].get("bias", True)
+    if type(biased) is not bool:
+        raise UserError(f"{source.path}: bias in model_args is neither True nor False; save the checkpoint again")
     return Content(files=[source.path], tensors=_ours(source, found["model"], biased), masks={})
 
 

@@ -15,6 +15,7 @@ from lib.record.in_force import Record
 
 Ancestors = dict[str, int | None]
 _BATCH = ("batch_size", "gradient_accumulation", "block_size")  # options whose product is the tokens of a step
+_MOST = 1 << 63  # tokens, or a part of their number: what is larger was not counted
 
 
 def ancestors(folder: Path) -> Ancestors:
@@ -80,15 +81,21 @@ def origin(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def is_ancestors(found: Any) -> bool:
+    """Whether a value that was read is Ancestors. Python makes no text of sums with thousands of digits."""
+    return isinstance(found, dict) and all(
+        tokens is None or (type(tokens) is int and 0 <= tokens < _MOST) for tokens in found.values()
+    )
+
+
 def _is_origin(part: Any) -> bool:
     """Whether a value has what readers of `init` and `masks` need."""
     return (
         isinstance(part, dict)
         and all(isinstance(part.get(name), str) for name in ("from", "path", "sha256"))
         and isinstance(part.get("revision", ""), str)
-        and type(part.get("step", 0)) is int
-        and isinstance(part.get("ancestors"), dict)
-        and all(tokens is None or type(tokens) is int for tokens in part["ancestors"].values())
+        and type(part.get("step", None if part.get("kind") == "run" else 0)) is int
+        and is_ancestors(part.get("ancestors"))
     )
 
 
@@ -133,6 +140,6 @@ def _step_tokens(folder: Path, config: dict[str, Any]) -> int:
     if config.get("pruning_dynamics") == "oneshot":
         return 0
     sizes = [config.get(name) for name in _BATCH]
-    if not all(type(size) is int for size in sizes):
+    if not all(type(size) is int and 0 < size < _MOST for size in sizes):
         raise UserError(f"{folder}: the journal does not say how many tokens a step had")
     return sizes[0] * sizes[1] * sizes[2]

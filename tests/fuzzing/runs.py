@@ -8,7 +8,7 @@ from pathlib import Path
 from lib.base.errors import UserError
 from lib.compare import comparison, sweep
 from lib.config.kconf import ROOT
-from lib.record import export, history, journal
+from lib.record import export, history, journal, lineage
 from lib.record.run import Identity
 from lib.terminal import follow
 from lib.terminal.console import say
@@ -114,6 +114,45 @@ def journals(data: bytes) -> bool:
     book.close()
     assert list(journal.read(folder)) == records + told and journal.damaged(folder) == lost
     return bool(records)
+
+
+def _starts() -> list[bytes]:
+    """First lines of journals: of a run that began with other weights and masks."""
+    first = json.loads(_journals()[0].split(b"\n")[0])
+    first["config"] |= {"batch_size": 4, "gradient_accumulation": 2, "block_size": 8}
+    masks = {"from": "runs/sparse@best", "path": "/nowhere/masks.safetensors", "sha256": "b" * 64}
+    masks["ancestors"] = {"ba9876543210": 4096}
+    init = {"kind": "run", "step": 200, "from": "runs/dense@200", "path": "/nowhere/step-000000200.pt"}
+    init |= {"sha256": "a" * 64, "revision": "", "ancestors": {"ba9876543210": 2048, "model": None}}
+    hub = init | {"kind": "huggingface", "from": "gpt2", "path": "/nowhere", "revision": "c" * 40, "step": 0}
+    found = [first | {"init": init, "masks": masks}, first | {"init": hub}, first | {"masks": masks}]
+    large = "9" * 4300  # of digits, the most that Python reads
+    texts = [json.dumps(line, separators=(",", ":")) for line in found]
+    return [
+        text.encode() + b"\n"
+        for text in (*texts, texts[0].replace("2048", large), texts[0].replace(":8}", f":{large}}}"))
+    ]
+
+
+@target(_starts)
+def starts(data: bytes) -> bool:
+    """The start event, which says what weights and masks a run began with, for all who follow a chain of runs."""
+    folder = _run()
+    rest = (folder / journal.FILE).read_bytes().split(b"\n", 1)[1]
+    (folder / journal.FILE).write_bytes(data + rest)
+    _looked_at(folder)
+    total = outcome(lineage.total_tokens, folder, 2)
+    assert total is None or f"{total:,}"
+    outcome(lambda: [lineage.exactly(part) for part in lineage.origin(folder).values()])
+    found = outcome(lineage.ancestors, folder)
+    if found is None:
+        return False
+    assert lineage.words(found)
+    one = sweep.Configuration("run", "sweep:1", ROOT / "defconfigs/gpt2_tiny_defconfig", (), ())
+    folder.rename(folder.with_name("run-seed1"))
+    outcome(lambda: comparison.table(comparison.results(sweep.Sweep("sweep", folder.parent, (1,), (one,)))))
+    folder.with_name("run-seed1").rename(folder)
+    return bool(found)
 
 
 @target(lambda: [line + b"\n" for line in _journals()[0].splitlines()])

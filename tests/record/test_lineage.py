@@ -76,7 +76,12 @@ def test_one_shot_pruning_trains_no_tokens(tmp_path):
 def test_journals_that_do_not_tell_it(tmp_path):
     with pytest.raises(UserError, match="a: the journal does not say how many tokens a step had"):
         lineage.own_tokens(folder(tmp_path, "a", config={"max_iters": 40, "tracker": []}), 1)
-    for number, changes in enumerate(({"ancestors": {"x": "many"}}, {"sha256": 7}, {"revision": None}, {"step": "7"})):
+    huge = folder(tmp_path, "huge", config=BATCH | {"block_size": 10**4000})
+    with pytest.raises(UserError, match="huge: the journal does not say how many tokens a step had"):
+        lineage.total_tokens(huge, 1)
+    damages = [{"ancestors": {"x": "many"}}, {"sha256": 7}, {"revision": None}, {"step": "7"}]
+    damages += [{"ancestors": {"x": 10**4000}}, {"ancestors": {"x": -1}}, {"kind": "run", "step": None}]
+    for number, changes in enumerate(damages):
         run = folder(tmp_path, f"b{number}", init=part(**changes))
         with pytest.raises(UserError, match=r"b\d: the journal's first line is damaged: it does not say what the run"):
             lineage.ancestors(run)

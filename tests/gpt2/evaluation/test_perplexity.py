@@ -51,6 +51,16 @@ def measured(names, model, machine, which=BYTES, local="", batch_size=3):
     return list(perplexity.measure(names, local, model, which, machine, batch_size))
 
 
+def test_half_of_a_pair_of_surrogates_is_one_unknown_character(tmp_path):
+    model, machine = tiny(256, 8)
+    (tmp_path / "half.jsonl").write_text('{"text": "A text with \\ud800 in it."}\n')
+    (tmp_path / "whole.txt").write_text("A text with \ufffd in it.")
+    [half] = measured(str(tmp_path / "half.jsonl"), model, machine)
+    [whole] = measured(str(tmp_path / "whole.txt"), model, machine)
+    assert half.metrics["half.jsonl/loss"] == whole.metrics["whole.txt/loss"]
+    assert half.details["sha256_text"] == whole.details["sha256_text"]
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 @pytest.mark.parametrize("which", [BYTES, GPT2])
 def test_wikitext_is_its_rows_with_empty_lines_between(tmp_path, which, ending):

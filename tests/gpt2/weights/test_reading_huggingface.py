@@ -225,6 +225,8 @@ def configure(folder, **changes):
         ({"add_cross_attention": True}, "add_cross_attention=True"),
         ({"n_inner": 100}, "n_inner=100, and this GPT-2 has MLPs of 192"),
         ({"n_head": 5}, "n_embd=48 is no multiple of n_head=5"),
+        ({"n_layer": 10**12}, "n_layer must lie between 1 and 1000; got 1000000000000"),
+        ({"n_positions": 65537}, "block_size must lie between 1 and 65536; got 65537"),
         ({"n_layer": 0}, "n_layer is 0, not a positive whole number"),
         ({"n_positions": "32"}, "n_positions is '32', not a positive whole number"),
         ({"vocab_size": None}, "vocab_size is None, not a positive whole number"),
@@ -339,6 +341,17 @@ def _sparse(folder):
     torch.save(state, folder / "pytorch_model.bin")
 
 
+def _shard_with_a_long_name(folder):
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = {"weight_map": {"wte.weight": "a" * 245 + ".safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _uncounted(folder):
+    digits = "9" * 4300  # Python reads so many, but makes no text of their sum
+    (folder / "espalier.json").write_text(f'{{"lineage": {{"ancestors": {{"a": {digits}, "b": {digits}}}}}}}')
+
+
 def _lineage(folder):
     (folder / "espalier.json").write_text('{"lineage": {"ancestors": {"a": "many"}}}')
 
@@ -373,6 +386,8 @@ def _mask(folder):
         (_twice, "the tensor wpe.weight is there twice"),
         (_sparse, "wpe.weight holds no plain floating-point numbers, but torch.float32 (torch.sparse_coo, cpu)"),
         (_lineage, "espalier.json: has no valid lineage"),
+        (_uncounted, "espalier.json: has no valid lineage"),
+        (_shard_with_a_long_name, "has no weight_map from tensors to files beside it"),
         (_mask, "the mask of h.0.mlp.c_fc.weight does not fit the weights"),
     ],
 )

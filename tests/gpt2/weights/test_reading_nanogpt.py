@@ -123,6 +123,9 @@ def test_padding_and_the_causal_masks_are_left_out(tmp_path):
         ({"n_layer": 1}, "the tensor h.1.ln_1.weight is not part of this GPT-2"),
         ({"vocab_size": None}, "is no checkpoint of nanoGPT, which has model and model_args with n_layer, n_head"),
         ({"bias": False}, "is there twice"),
+        ({"bias": torch.zeros(2)}, "bias in model_args is neither True nor False"),
+        ({"n_layer": 10**9}, "n_layer must lie between 1 and 1000; got 1000000000"),
+        ({"n_head": 3}, "n_embd=16 is no multiple of n_head=3"),
     ],
 )
 def test_model_args_that_do_not_fit_are_one_sentence(tmp_path, changes, words):
