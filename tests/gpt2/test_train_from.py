@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from gpt2.weights import source
 from lib.base.errors import UserError
 from lib.compare import comparison, difference, sweep
 from lib.config.kconf import Schema
-from lib.record import checkpoint, history, journal, lineage, run
+from lib.record import checkpoint, checkpoint_file, history, journal, lineage, run
 from scripts.sweep import adopt
 from tests import forked
 from tests.forked import Trainer
@@ -150,10 +151,13 @@ def test_a_shape_that_differs_leaves_no_folder(home):
     assert not (home / "runs/more").exists()
 
 
-def killed(home, step, **changes):
-    """The folder of a run, `more`, that was killed after this step."""
+def killed(home, step, checkpoint=False, **changes):
+    """The folder of a run, `more`, that was killed after this step, and if wanted after its first checkpoint."""
     process = start(home, *begin("runs/dense", tracker_run_name="more", **changes))
     wait_for_step(home / "runs/more", step)
+    while checkpoint and not checkpoint_file.find(home / "runs/more/checkpoints"):
+        assert process.poll() is None
+        time.sleep(0.005)
     process.kill()
     process.communicate()
     return home / "runs/more"
@@ -190,7 +194,7 @@ def _change(path):
 
 
 def test_a_run_with_a_checkpoint_needs_the_weights_no_more(home):
-    there = killed(home, 5, max_iters=100, eval_interval=0)
+    there = killed(home, 5, max_iters=100, eval_interval=0, checkpoint=True)
     shutil.rmtree(home / "runs/dense")
     train(home, "--resume", "runs/more", "--max-iters", "102")
     assert newest(there)["step"] == 102
