@@ -1,5 +1,6 @@
 """Half a second of bad input for every target of tests/fuzzing, and every input that once broke the promise."""
 
+import base64
 import math
 import re
 import subprocess
@@ -83,6 +84,16 @@ FOUND = {
         b'{"packages": []}',
         b'{"commit": 5}',
         b'{"commit": "' + b"a" * 40 + b'", "packages": {}, "uncommitted_changes": {"file": "../x"}}',
+    ],
+    "perplexity_tables": [
+        base64.b64decode(  # pyarrow ended the process when the size of the damaged column was asked for
+            "UEFSMRUEFSwVMEwVBBUAEgAAFlQMAAAAQSBmaXJzdCByb3cuAgAAAP/+FQAVEhUWLBUEFRAVBhUGHDYAKAL//hgMQSBmaXJzdCBy"
+            "b3cuEREAAAAJIAIAAAAEAQEDAhUEGSw1ABgGc2NoZW1hFQIAFQwlAhgEdGV4dAAWBBkcGRwmABwVDBk1AAYQGRgEdGV4dBUCFgQW"
+            "rAEWtAEmVCYIHDYAKAL//hgMQSBmaXJzdCByb3cuEREAGSwVBBUAFQIAFQAVEBUCADwWHBlGGSYABAAAABasARYEJggWtAEAGRwY"
+            "DEFSUk9XOnNjaGVtYRigAS8vLy8vM0FBQUFBUUFBQUFBQUFLQUF3QUJnQUZBQWdBQ2dBQUFBQUJCQUFNQUFBQUNBQUlBQUFBQkFB"
+            "SUFBQUFCQUFBQUFFQUFBQVVBQUFBRUFBVUFBZ0FCZ0FIQUF3QUFBQVFBQkFBQUFBQUFBRUVFQUFBQUJ3QUFBQUVBQUFBQUFBQUFB"
+            "UUFBQUIwWlhoMEFBQUFBQVFBQkFBRUFBQUEAGCBwYXJxdWV0LWNwcC1hcnJvdyB2ZXJzaW9uIDI2LjAuMRkcHAAAAFwBAABQQVIx"
+        )
     ],
     "tracker_state": [b'{"rows": "many"}', b'{"offset": -1}', b'{"delivered": {"train": "1"}}', b"[" * 9000],
 }

@@ -85,7 +85,7 @@ def test_batches_are_small_whatever_the_texts(tmp_path):
     for name, size in ("short", 50), ("long", 100_000):
         texts = [os.urandom(size // 2).hex() for _ in range(100)]
         path = write(tmp_path / f"{name}.parquet", id=range(100), text=texts)
-        rows = parquet._batch_rows(pyarrow.parquet.ParquetFile(path).metadata, "text")
+        rows = parquet._batch_rows(pyarrow.parquet.ParquetFile(path).metadata)
         assert rows * size <= 1.1 * parquet._BATCH_BYTES and rows in (1024, 167, 166)
         assert contents(path) == [text.encode() for text in texts]
 
