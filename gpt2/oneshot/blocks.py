@@ -1,6 +1,7 @@
 """One-shot pruning: a finished model is pruned block by block, by the inputs that its pruned blocks give.
 
 First it is decided how many weights each tensor loses. Then each tensor loses this number when its block is reached.
+Weights that are zero already count. Until its tensor is pruned, a `Weight`'s mask shows these zeros.
 """
 
 import dataclasses
@@ -121,7 +122,7 @@ def _weights(model: GPT2, options: OneshotOptions) -> dict[str, Weight]:
     parameters, used = scope.select(model, options.pruning_scope), model.used_rows()
     nothing = torch.optim.SGD(parameters.values())  # has no state, and never steps
     return {
-        name: Weight(name, p, torch.ones_like(p[: used.get(p)], dtype=torch.uint8), nothing)
+        name: Weight(name, p, (p.detach()[: used.get(p)] != 0).to(torch.uint8), nothing)
         for name, p in parameters.items()
     }
 
@@ -155,17 +156,24 @@ def _budgets(
 ) -> dict[str, int]:
     """Name -> how many weights the tensor loses.
 
+    They add up to the target, or to the weights that are zero already if these are more. n:m prunes every tensor alike,
+    so zeros beyond its pattern come on top.
+
     owl, and Wanda with a global distribution, compare blocks, so they measure the inputs in the dense model for this.
     """
     distribution, compared = options.pruning_distribution, options.compared(options.pruning_distribution)
     shapes = {name: weight.mask.shape for name, weight in weights.items()}
-    if distribution not in ("owl", *_GLOBAL):
+    if distribution == "n-m":
         return mask.budgets(compared, shapes, options.sparsity)
+    gone = [weight.mask.numel() - mask.ones(weight.mask) for weight in weights.values()]
+    sparsity = max(options.sparsity, sum(gone) / sum(weight.mask.numel() for weight in weights.values()))
+    if distribution not in ("owl", *_GLOBAL):
+        return mask.budgets(compared, shapes, sparsity, gone)
     dense = distribution == "owl" or options.pruning_method in _BY_INPUTS
     measured = _survey(model, layers, inputs()) if dense else {}
     if distribution == "owl":
-        return owl.budgets(shapes, _densities(weights, measured, options), options.sparsity)
-    masks = mask.choose(list(weights.values()), _score(options, measured), options.sparsity, compared, monotone=False)
+        return owl.budgets(shapes, _densities(weights, measured, options), sparsity, gone)
+    masks = mask.choose(list(weights.values()), _score(options, measured), sparsity, compared, monotone=True)
     return {name: new.numel() - mask.ones(new) for name, new in zip(weights, masks, strict=True)}
 
 
@@ -211,7 +219,7 @@ def _score(options: OneshotOptions, squares: Mapping[str, Tensor]) -> Callable[[
 
 
 def _prune_by_score(weight: Weight, budget: int, score: Callable[[Weight], Tensor], options: OneshotOptions) -> None:
-    """Zero the `budget` lowest scores, by row or by group where the distribution says so.
+    """Zero the `budget` lowest scores, by row or by group where the distribution says so; zeros go first.
 
     Wanda with OWL's shares compares within a row, as OWL's authors do.
     """
@@ -220,8 +228,8 @@ def _prune_by_score(weight: Weight, budget: int, score: Callable[[Weight], Tenso
         within = "row"
     elif within not in ("row", "n-m"):
         within = "layer"
-    share = budget / weight.mask.numel()
-    weight.mask.copy_(mask.choose([weight], score, share, options.compared(within), monotone=False)[0])
+    share, zeros_stay = budget / weight.mask.numel(), within != "n-m"  # a group may have more zeros than n:m asks for
+    weight.mask.copy_(mask.choose([weight], score, share, options.compared(within), monotone=zeros_stay)[0])
     weight.value.mul_(weight.mask)
 
 

@@ -38,14 +38,15 @@ def densities(outliers: Sequence[float], sparsity: float, spread: float) -> list
     return [share - mean + 1 - sparsity for share in scaled]
 
 
-def budgets(shapes: mask.Shapes, density: Mapping[str, float], sparsity: float) -> dict[str, int]:
-    """Name -> how many weights the tensor loses; `density` is that of its block.
+def budgets(shapes: mask.Shapes, density: Mapping[str, float], sparsity: float, gone: Sequence[int]) -> dict[str, int]:
+    """Name -> how many weights the tensor loses, at least those `gone` already; `density` is that of its block.
 
-    The sum is exactly `mask.count`. Where a density is below 0 or above 1, the other tensors make up for it.
+    The sum is exactly `mask.count`. Where a density is below 0 or above what is left, other tensors make up for it.
     """
     numels = [math.prod(shape) for shape in shapes.values()]
     wanted = [
         round(min(max(density[name], 0.0), 1.0) * _DIGITS) * numel for name, numel in zip(shapes, numels, strict=True)
     ]
-    kept = mask.apportion(wanted, numels, sum(numels) - mask.count(sparsity, sum(numels)))
+    rooms = [numel - less for numel, less in zip(numels, gone, strict=True)]
+    kept = mask.apportion(wanted, rooms, sum(numels) - mask.count(sparsity, sum(numels)))
     return {name: numel - keeps for name, numel, keeps in zip(shapes, numels, kept, strict=True)}

@@ -31,7 +31,7 @@ from lib.base.signals import StopSignals
 from lib.config.kconf import Options, Schema
 from lib.config.parameters import parameters
 from lib.machine import device
-from lib.prune.mask import MaskOptions
+from lib.prune import mask
 from lib.record import checkpoint, journal, lineage, monitor, provenance, run
 from lib.record.best import best
 from lib.terminal.console import Console, duration, say, table
@@ -96,7 +96,7 @@ class Pruning:
         self.machine, self.begun = loaded.machine, {"init": beginning.init(source, loaded.weights)}
         blocks.check(loaded.model, self.oneshot)
         optimizer = optim.build(loaded.model, schema.bind)
-        pruner = pruned.build(loaded.model, optimizer, self.oneshot, schema.bind(MaskOptions))
+        pruner = pruned.build(loaded.model, optimizer, self.oneshot, schema.bind(mask.MaskOptions))
         data_options = schema.bind(windows.DataOptions)
         prepare.ensure(data_options)
         self.data = windows.load(data_options, pin=self.machine.device.type == "cuda")
@@ -238,6 +238,8 @@ class Pruning:
         recorder.keep_artifact(self.options.tracker_artifacts, step)
         recorder.write("finish", step, final, status="finished")
         recorder.console.close()
+        if more := pruner.total - pruner.kept - mask.count(pruner.target, pruner.total):
+            say(f"note: {more:,} more weights are zero than {pruner.target:.2%}: zeros of the model before stay zero")
         total = lineage.total_tokens(folder, step)
         summary = {
             "run": str(folder),

@@ -42,6 +42,34 @@ def test_the_number_of_zeros_is_exact_and_the_masks_are_those_of_the_weights(met
         assert all(torch.equal(weights[name], dense[name] * kept) for name, kept in masks.items())
 
 
+@pytest.mark.parametrize(("method", "distribution"), [pair for pair in COMBINATIONS if pair[1] != "n-m"])
+def test_weights_that_are_zero_already_count_towards_the_target(method, distribution):
+    model, before = cases.pruned("magnitude", "global", target_sparsity=0.5)
+
+    assert zeros(model) == 27_648  # unevenly, in tensors and in rows
+    _, after = cases.pruned(method, distribution, model)
+    assert zeros(model) == sum(int((kept == 0).sum()) for kept in after.values()) == 33_178
+    assert not any(bool(kept[before[name] == 0].any()) for name, kept in after.items())
+
+
+def test_a_model_at_the_target_stays_as_it_is():
+    model, before = cases.pruned("magnitude", "global", target_sparsity=0.5)
+    for method, distribution in (("wanda", "row"), ("sparsegpt", "layer"), ("magnitude", "global")):
+        _, after = cases.pruned(method, distribution, model, target_sparsity=0.5)
+        assert all(torch.equal(after[name], kept) for name, kept in before.items())
+    _, after = cases.pruned("wanda", "row", model, target_sparsity=0.4999)  # a few zeros more than the target
+    assert zeros(model) == 27_648 and all(torch.equal(after[name], kept) for name, kept in before.items())
+
+
+def test_rows_with_more_zeros_than_their_share_keep_them_and_others_lose_fewer():
+    model = cases.trained()
+    model.h[0].attn.c_proj.weight.data[0, :40] = 0
+    _, masks = cases.pruned("wanda", "row", model, target_sparsity=0.5, pruning_scope="h.0.attn.c_proj.weight")
+    gone = (masks["h.0.attn.c_proj.weight"] == 0).sum(1).tolist()
+    assert gone[0] == 40 and sum(gone) == 1152  # half of 48 x 48
+    assert sorted(gone[1:]) == [23] * 16 + [24] * 31  # 1112 / 47 = 23.66
+
+
 def test_wanda_prunes_each_row_by_the_inputs_of_the_pruned_blocks():
     model = cases.trained().double()
     states = cases.embedded(model, cases.windows(24))
@@ -105,7 +133,9 @@ def test_embeddings_and_norms_are_pruned_by_magnitude_without_the_padding():
         "h.0.ln_1.weight": (48,),
         "h.0.ln_1.bias": (48,),
     }
-    assert int((model.wte.weight[:100] == 0).sum()) == 2880
+    # 60 % of 4,896 is 2,938. All 48 of the bias are zero already, so the others lose fewer than 60 %.
+    assert [int((kept == 0).sum()) for kept in masks.values()] == [2861, 29, 48]
+    assert int((model.wte.weight[:100] == 0).sum()) == 2861
     assert bool((model.wte.weight[100:] != 0).all())
 
 

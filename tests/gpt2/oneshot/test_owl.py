@@ -24,9 +24,11 @@ def test_densities_span_twice_lambda_and_keep_the_mean():
 
 def test_budgets_add_up_and_keep_within_their_tensor():
     shapes = {"a": (10, 10), "b": (10, 10), "c": (20, 10)}
-    assert owl.budgets(shapes, {"a": 0.3, "b": 0.5, "c": 0.4}, 0.6) == {"a": 70, "b": 50, "c": 120}
+    assert owl.budgets(shapes, {"a": 0.3, "b": 0.5, "c": 0.4}, 0.6, [0, 0, 0]) == {"a": 70, "b": 50, "c": 120}
     # 0.97 is too dense for the rest: -0.1 counts as 0, so 12 weights are divided in the proportion of 2, 10 and 0.
-    assert owl.budgets(shapes, {"a": 0.02, "b": 0.1, "c": -0.1}, 0.97) == {"a": 98, "b": 90, "c": 200}
+    assert owl.budgets(shapes, {"a": 0.02, "b": 0.1, "c": -0.1}, 0.97, [0, 0, 0]) == {"a": 98, "b": 90, "c": 200}
+    # b has lost 80 already, so it keeps 20 of 160; a and c divide the other 140 in the proportion of 30 and 80.
+    assert owl.budgets(shapes, {"a": 0.3, "b": 0.5, "c": 0.4}, 0.6, [0, 80, 0]) == {"a": 62, "b": 80, "c": 98}
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])

@@ -164,12 +164,12 @@ def half(home):
 @pytest.mark.parametrize(
     ("words", "least"),
     [
-        (["PRUNING_METHOD=random", "TARGET_SPARSITY=0.75"], 0.75),
+        (["PRUNING_METHOD=wanda", "PRUNING_DISTRIBUTION=row", "TARGET_SPARSITY=0.75", "CALIBRATION_SAMPLES=8"], 0.75),
         (["PRUNING_METHOD=sparsegpt", "PRUNING_DISTRIBUTION=n-m", "CALIBRATION_SAMPLES=16"], 0.5),
     ],
 )
 def test_a_pruned_model_is_pruned_further_and_its_zeros_stay(home, half, words, least):
-    oneshot(home, "--run", "base", "TRACKER_RUN_NAME=second", "EVALUATE=n", *words)
+    output = oneshot(home, "--run", "base", "TRACKER_RUN_NAME=second", "EVALUATE=n", *words)
     run = home / "runs/second"
     first, second = state(half)["model"], state(run)
     ancestors = lineage.ancestors(run)
@@ -177,6 +177,8 @@ def test_a_pruned_model_is_pruned_further_and_its_zeros_stay(home, half, words, 
     assert all(bool((second["model"][name][first[name] == 0] == 0).all()) for name in MATRICES)
     zeros = sum(int((second["model"][name] == 0).sum()) for name in MATRICES)
     assert zeros == 24576 * 3 // 4 if least == 0.75 else 24576 // 2 < zeros < 24576 * 3 // 4
+    note = f"note: {zeros - 24576 // 2:,} more weights are zero than 50.00%: zeros of the model before stay zero\n"
+    assert (note in output) == (least == 0.5)
     for name, bits in second["pruner"]["masks"].items():  # the masks are the zeros
         mask = np.unpackbits(bits.numpy(), count=first[name].numel()).reshape(first[name].shape)
         assert np.array_equal(mask, (second["model"][name] != 0).numpy())
