@@ -44,8 +44,8 @@ def budgets(shapes: mask.Shapes, density: Mapping[str, float], sparsity: float, 
     The sum is exactly `mask.count`. Where a density is below 0 or above what is left, other tensors make up for it.
     """
     numels = [math.prod(shape) for shape in shapes.values()]
-    wanted = [
-        round(min(max(density[name], 0.0), 1.0) * _DIGITS) * numel for name, numel in zip(shapes, numels, strict=True)
+    wanted = [  # 1 at least, so that a tensor takes what is left if the others are full
+        max(1, round(min(density[name], 1.0) * _DIGITS)) * numel for name, numel in zip(shapes, numels, strict=True)
     ]
     rooms = [numel - less for numel, less in zip(numels, gone, strict=True)]
     kept = mask.apportion(wanted, rooms, sum(numels) - mask.count(sparsity, sum(numels)))

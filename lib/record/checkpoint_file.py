@@ -51,6 +51,11 @@ def chosen(folder: Path, which: str) -> Path:
     """
     found = {int(path.stem[5:]): path for path in find(folder / "checkpoints")}
     if not found:
+        if _is_oneshot(folder):
+            raise UsageError(
+                f"{folder}: a one-shot run saves its model only when all blocks are pruned; wait for it, or prune again "
+                "with make oneshot"
+            )
         raise UsageError(f"{folder}: this run has no checkpoint yet; continue with make resume RUN={folder}")
     last = found[max(found)]
     if which == "newest":
@@ -63,6 +68,11 @@ def chosen(folder: Path, which: str) -> Path:
             f"{', '.join(path.stem for path in found.values())}"
         )
     return path
+
+
+def _is_oneshot(folder: Path) -> bool:
+    config = folder / ".config"
+    return config.exists() and b"\nCONFIG_PRUNING_DYNAMICS_ONESHOT=y\n" in config.read_bytes()
 
 
 def steps(text: str) -> frozenset[int]:

@@ -90,6 +90,14 @@ def test_a_trainer_that_is_killed_is_noticed(new):
     assert following.returncode == 1
 
 
+def test_a_one_shot_run_that_stopped_cannot_be_resumed(new):
+    pruning, following = trainer(new), tail(new)
+    record(pruning, "start", 0, config={"max_iters": 12, "pruning_dynamics": "oneshot"})
+    record(pruning, "finish", 3, {}, status="interrupted")
+    pruning.communicate(timeout=30)
+    assert following.communicate(timeout=30)[0] == "interrupted after block 3; nothing is saved, so prune again\n"
+
+
 def test_a_run_that_is_about_to_resume_is_followed(tmp_path):
     run = write(tmp_path / "run", *trained(1), ended(1, "interrupted"))
     training = trainer(run)  # it takes a while from here to its `resume`

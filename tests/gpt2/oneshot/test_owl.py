@@ -29,6 +29,8 @@ def test_budgets_add_up_and_keep_within_their_tensor():
     assert owl.budgets(shapes, {"a": 0.02, "b": 0.1, "c": -0.1}, 0.97, [0, 0, 0]) == {"a": 98, "b": 90, "c": 200}
     # b has lost 80 already, so it keeps 20 of 160; a and c divide the other 140 in the proportion of 30 and 80.
     assert owl.budgets(shapes, {"a": 0.3, "b": 0.5, "c": 0.4}, 0.6, [0, 80, 0]) == {"a": 62, "b": 80, "c": 98}
+    # a keeps the 2 that it has and b the 4, so c, with a density below 0, keeps the other 6 of 12.
+    assert owl.budgets(shapes, {"a": 0.02, "b": 0.1, "c": -0.1}, 0.97, [98, 96, 0]) == {"a": 98, "b": 96, "c": 194}
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])

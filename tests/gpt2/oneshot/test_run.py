@@ -266,6 +266,11 @@ def test_a_signal_stops_it_without_a_checkpoint(larger, number, code):
     assert f"stopped after block {end['step']} of 6; nothing is saved, so prune again\n" in output
     assert list((run / "checkpoints").iterdir()) == []
     assert not (run / "summary.json").exists()
+    if number == signal.SIGINT:
+        assert forked.run(larger, "scripts/export_model.py", "runs/slow").stderr == (
+            "error: runs/slow: a one-shot run saves its model only when all blocks are pruned; wait for it, or prune "
+            "again with make oneshot\n"
+        )
     shutil.rmtree(run)
 
 
