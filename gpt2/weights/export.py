@@ -4,11 +4,13 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import safetensors
 import torch
 from torch import Tensor
@@ -46,7 +48,7 @@ def folder(out: Path) -> Iterator[Path]:
     try:
         with _writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(draft, ignore_errors=True)  # of a killed process that had the same number
+            _tidy(out)
             draft.mkdir()
         yield draft
         check(out)  # it may have changed meanwhile
@@ -60,6 +62,18 @@ def folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(earlier, ignore_errors=True)
         elif earlier.exists():
             earlier.rename(out)
+
+
+def _tidy(out: Path) -> None:
+    """Remove what killed exports to `out` left; an earlier export that they had moved away comes back."""
+    for path in list(out.parent.iterdir()):
+        left = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.(tmp|old)", path.name)
+        if not left or (int(left[1]) != os.getpid() and psutil.pid_exists(int(left[1]))):
+            continue
+        if left[2] == "old" and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager

@@ -53,8 +53,8 @@ def chosen(folder: Path, which: str) -> Path:
     if not found:
         if _is_oneshot(folder):
             raise UsageError(
-                f"{folder}: a one-shot run saves its model only when all blocks are pruned; wait for it, or prune again "
-                "with make oneshot"
+                f"{folder}: a one-shot run saves its model only when all blocks are pruned; wait for it, or prune "
+                "again with make oneshot"
             )
         raise UsageError(f"{folder}: this run has no checkpoint yet; continue with make resume RUN={folder}")
     last = found[max(found)]

@@ -104,5 +104,5 @@ def _ending(folder: Path, seen: History) -> str:
         return f"{folder}: the trainer ended before it recorded anything"
     reason = f": {seen.end['message']}" if seen.end and seen.end.get("message") else ""
     if seen.config.get("pruning_dynamics") == "oneshot":
-        return f"{state} after block {seen.step}{reason}; nothing is saved, so prune again"
+        return f"{state} after block {seen.step}{reason}; a one-shot run cannot be continued, so prune again"
     return f"{state} after step {seen.step}{reason}; continue with: make resume RUN={shlex.quote(str(folder))}"

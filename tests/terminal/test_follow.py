@@ -95,7 +95,9 @@ def test_a_one_shot_run_that_stopped_cannot_be_resumed(new):
     record(pruning, "start", 0, config={"max_iters": 12, "pruning_dynamics": "oneshot"})
     record(pruning, "finish", 3, {}, status="interrupted")
     pruning.communicate(timeout=30)
-    assert following.communicate(timeout=30)[0] == "interrupted after block 3; nothing is saved, so prune again\n"
+    assert following.communicate(timeout=30)[0] == (
+        "interrupted after block 3; a one-shot run cannot be continued, so prune again\n"
+    )
 
 
 def test_a_run_that_is_about_to_resume_is_followed(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,18 @@ def test_an_error_or_ctrl_c_leaves_the_earlier_export_and_nothing_else(tmp_path,
             (draft / "model.safetensors").write_bytes(b"half")
             raise error("now")
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_killed_exports_left_is_removed_and_their_earlier_export_comes_back(tmp_path, made):
+    out, gone = tmp_path / "a.b", 2**22 + 1  # Linux has no process of this number
+    for name in (f".a.b.{gone}.tmp", f".a.b.{os.getpid()}.tmp", f".a.b.{os.getppid()}.tmp", f".axb.{gone}.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    write(tmp_path / f".a.b.{gone}.old", made)
+    with pytest.raises(KeyboardInterrupt), export.folder(out):
+        raise KeyboardInterrupt
+    assert {path.name for path in tmp_path.iterdir()} == {"a.b", f".a.b.{os.getppid()}.tmp", f".axb.{gone}.tmp"}
+    assert (out / "model.safetensors").stat().st_size > 4
 
 
 def test_files_that_are_no_export_are_never_replaced(tmp_path, made):
