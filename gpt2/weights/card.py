@@ -8,7 +8,6 @@ from typing import Any
 from gpt2.weights.facts import Facts, command
 from lib.record import scores
 
-_OF_THE_MODEL = {"validation", "size", "speed"}  # what `make evaluate` measures without TASKS
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -104,9 +103,9 @@ def _results(facts: Facts) -> str:
             bits = f" The loss of these weights is {facts.bits_per_byte:.4f} bits per byte of text."
         text = (
             f"{_table(('validation loss of', 'step', 'nats per token'), rows)}\n\n"
-            f"n: {config['eval_samples']:,} windows of {config['block_size']:,} tokens, evenly spread over the "
-            f"validation split, or all its windows if it has fewer.{bits} One run with one seed: differences between "
-            "seeds were not measured here."
+            f"n: all windows of {config['block_size']:,} tokens of the validation split, or {config['eval_samples']:,} "
+            f"of them, evenly spread, if it has more.{bits} One run with one seed: differences between seeds were not "
+            "measured here."
         )
     if not facts.tasks:
         return text
@@ -151,16 +150,17 @@ def _repeat(facts: Facts) -> str:
     if not facts.is_one_session:
         text += "A resume of the run changed options, so one training with the last ones gives another result. "
     return (
-        f"{text}Absolute paths are shortened to their last part. With the run's folder, `make reproduce RUN=<folder>` "
-        "repeats it and compares all records and weights. `espalier.json` has all options."
+        f"{text}Paths that are absolute or contain `..` are shortened to their last part. With the run's folder, "
+        "`make reproduce RUN=<folder>` repeats it and compares all records and weights. `espalier.json` has all "
+        "options."
     )
 
 
 def _limits(facts: Facts) -> str:
-    measured, missing = {record["task"] for record in facts.tasks}, []
-    if not measured - _OF_THE_MODEL:
+    missing = []
+    if not any("lm_eval" in record for record in facts.tasks):
         missing.append("Scores on tasks were not measured.")
-    if facts.zeros and "speed" not in measured:
+    if facts.zeros and not any(record["task"] == "speed" for record in facts.tasks):
         missing.append("Whether the zeros make inference faster was not measured.")
     return " ".join(
         [

@@ -174,5 +174,6 @@ def _shared(option: Option, value: Value) -> Value:
 
 
 def public(text: str) -> str:
-    """A text without secrets; of an absolute path only the last part."""
-    return redact.hide(Path(text).name if text.startswith(("/", "~")) else text)
+    """A text without secrets; of an absolute path, and of one with `..`, only the last part."""
+    path = Path(text)
+    return redact.hide(path.name if text.startswith(("/", "~")) or ".." in path.parts else text)

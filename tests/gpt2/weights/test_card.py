@@ -67,7 +67,9 @@ def test_losses_are_those_of_these_weights_and_of_the_best(tmp_path):
     text = card(facts(tmp_path, "EVAL_SAMPLES=20", "SEED=11", evaluations=losses, bits_per_byte=1.25))
     assert row(text, "these weights") == "100 | 3.5000"
     assert row(text, "best of the run up to here") == "50 | 3.2500"
-    assert "n: 20 windows of 1,024 tokens" in text
+    assert (
+        "n: all windows of 1,024 tokens of the validation split, or 20 of them, evenly spread, if it has more" in text
+    )
     assert "The loss of these weights is 1.2500 bits per byte of text." in text
     assert row(text, "seed") == "11"
     other = card(facts(tmp_path, evaluations=losses[:1]))  # the last weights were not evaluated
@@ -76,14 +78,19 @@ def test_losses_are_those_of_these_weights_and_of_the_best(tmp_path):
 
 def test_scores_have_their_error_n_and_version(tmp_path):
     task = {
-        "event": "task", "step": 100, "task": "hellaswag", "n": 50, "of": 10042, "version": 1.0,
+        "event": "task", "step": 100, "task": "hellaswag", "n": 50, "of": 10042, "version": 1.0, "lm_eval": "0.4.13",
         "metrics": {"hellaswag/acc": 0.31, "hellaswag/acc_stderr": 0.0123},
     }  # fmt: skip
     text = card(facts(tmp_path, tasks=[task]))
     assert row(text, "hellaswag/acc") == "0.3100 | 0.0123 | 50 of 10,042 | 1.0"
     assert "not measured. Bias" not in text
-    size = {**task, "task": "validation", "metrics": {"validation/loss": 3.0}}
-    assert "Scores on tasks were not measured." in card(facts(tmp_path, tasks=[size]))
+    perplexity = {
+        "event": "task", "step": 100, "task": "perplexity/c4", "n": 256, "version": 1,
+        "metrics": {"perplexity/c4/loss": 3.2, "perplexity/c4/loss_stderr": 0.01},
+    }  # fmt: skip
+    text = card(facts(tmp_path, tasks=[perplexity]))
+    assert row(text, "perplexity/c4/loss") == "3.2000 | 0.0100 | 256 | 1"
+    assert "Scores on tasks were not measured." in text
 
 
 def test_sparsity_per_tensor_and_in_all(tmp_path):
@@ -163,6 +170,11 @@ def test_secrets_are_hidden(tmp_path, monkeypatch):
     assert public("https://me:pass@host/x") == "https://***@host/x"
     assert public("/home/me/a b/c.txt") == "c.txt"
     assert public("~/x") == "x"
+    assert (public("../x/secret.txt"), public("data/../../x/*.txt"), public("a..b/c")) == (
+        "secret.txt",
+        "*.txt",
+        "a..b/c",
+    )
     assert public("runs/x@best") == "runs/x@best"
 
 
