@@ -258,7 +258,8 @@ class Session:
             console.say(f"note: {note}")
 
         sigma = schema.bind(AlertOptions).loss_spike_sigma
-        watch = Watch(self.data.vocab_size, training.pruner.goal(), "alert sparsity" in book.reached, sigma)
+        reached = pruning == "given" or "alert sparsity" in book.reached  # given masks are no news
+        watch = Watch(self.data.vocab_size, training.pruner.goal(), reached, sigma)
         watch.recall(folder, training.step)
         keeping, trackers = schema.bind(checkpoint.Keeping), track.names(self.options.tracker)
         samples = self.options.sample_at_eval and self.options.sample_tokens
