@@ -1,7 +1,7 @@
 """One-shot pruning: a finished model is pruned block by block, by the inputs that its pruned blocks give.
 
 First it is decided how many weights each tensor loses. Then each tensor loses this number when its block is reached.
-Weights that are zero already count. Until its tensor is pruned, a `Weight`'s mask shows these zeros.
+Weights that are zero already count. The mask of a `Weight` has these zeros until its tensor is pruned.
 """
 
 import dataclasses

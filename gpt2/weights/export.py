@@ -67,7 +67,7 @@ def folder(out: Path) -> Iterator[Path]:
 def _tidy(out: Path) -> None:
     """Remove what killed exports to `out` left; an earlier export that they had moved away comes back."""
     for path in list(out.parent.iterdir()):
-        left = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.(tmp|old)", path.name)
+        left = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d{{1,9}})\.(tmp|old)", path.name)
         if not left or (int(left[1]) != os.getpid() and psutil.pid_exists(int(left[1]))):
             continue
         if left[2] == "old" and not out.exists():
