@@ -116,8 +116,8 @@ def main() -> int:
         )
 
     def own_configuration(args: argparse.Namespace) -> Path:
-        args.run, which = run.named(args.run, sys.argv[1:])
-        args.checkpoint = args.checkpoint or which or "newest"
+        found = run.named(args.run, sys.argv[1:])
+        args.run, args.checkpoint = found.folder, found.chosen(args.checkpoint)
         return run.configuration(args.run)
 
     schema, args = command_line.resolve(__doc__, sys.argv[1:], arguments=arguments, base=own_configuration)

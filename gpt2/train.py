@@ -42,7 +42,7 @@ def _own_configuration(argv: list[str], args: argparse.Namespace) -> Path | None
     """The configuration of the run to resume, or None for a new run."""
     if not args.resume:
         return None
-    args.resume, wanted = run.named(args.resume, argv)
+    args.resume, wanted = run.named(args.resume, argv, trains=True)
     own = run.configuration(args.resume)
     if wanted:
         _check_newest(args.resume, wanted)

@@ -44,12 +44,13 @@ def main() -> int:
     parser.add_argument("run", nargs="?", help="folder of a run, its name, or one of its checkpoints [the latest run]")
     parser.add_argument("--checkpoint", metavar="newest|best|STEP", help="print the content of this one [newest]")
     args = parser.parse_args()
-    folder, which = run.named(args.run)
+    named = run.named(args.run)
+    folder, wanted = named.folder, named.chosen(args.checkpoint)
     run.Identity.load(folder)
     damaged = {one: problem(one) for one in checkpoint_file.find(folder / "checkpoints")}
     for one, words in damaged.items():
         print(f"{one.name}  {one.stat().st_size / 1e6:,.1f} MB  {words or 'intact: the checksum matches'}")
-    path = checkpoint_file.chosen(folder, args.checkpoint or which or "newest")
+    path = checkpoint_file.chosen(folder, wanted)
     if not damaged[path]:
         say(f"\n{path}\n{details(checkpoint_file.header(path))}")
     return int(any(damaged.values()))

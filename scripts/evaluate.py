@@ -120,8 +120,8 @@ def _asked(argv: list[str]) -> Asked:
             if args.run or args.checkpoint:
                 raise UsageError("name a run or INIT_FROM, not both")
             return None
-        args.run, which = run.named(args.run, argv)
-        args.checkpoint = args.checkpoint or which or "newest"
+        found = run.named(args.run, argv)
+        args.run, args.checkpoint = found.folder, found.chosen(args.checkpoint)
         return run.configuration(args.run)
 
     schema, args = command_line.resolve(__doc__, argv, arguments=arguments, base=own_configuration)

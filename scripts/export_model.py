@@ -36,12 +36,13 @@ def main() -> int:
         push.check(args.push)
     elif args.public:
         raise UsageError("--public is about a repository; name it, as in PUSH=me/gpt2")
-    folder, which = run.named(args.run)
+    named = run.named(args.run)
+    folder, checkpoint = named.folder, named.chosen(args.checkpoint)
     schema = _configuration(folder)
     out = files.named(args.out) if args.out else folder / "export"
     out = out if out.name else out.absolute()  # "." has no name
     export.check(out)
-    found = source.find(f"{folder}@{args.checkpoint or which or 'newest'}")
+    found = source.find(f"{folder}@{checkpoint}")
     with signals.StopSignals("stopping; what is not complete is removed") as asked:
         try:
             asked.break_off()

@@ -66,8 +66,8 @@ def configuration(words: list[str]) -> Schema:
             if args.checkpoint:
                 raise UsageError(f"CHECKPOINT={args.checkpoint} is of a RUN; write INIT_FROM=RUN@{args.checkpoint}")
             return None
-        args.run, which = run.named(args.run, words)
-        args.checkpoint = args.checkpoint or which or "newest"
+        found = run.named(args.run, words)
+        args.run, args.checkpoint = found.folder, found.chosen(args.checkpoint)
         return run.configuration(args.run)
 
     try:  # the first word, so that another value of the user counts

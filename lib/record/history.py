@@ -32,7 +32,7 @@ class History:
     sessions: list[Record] = dataclasses.field(default_factory=list)  # `start` and every `resume`
     alerts: list[Record] = dataclasses.field(default_factory=list)
     shown: dict[str, Metric] = dataclasses.field(default_factory=dict)  # metrics that the journal describes
-    time: float | None = None  # of the last record, unix seconds
+    time: float | None = None  # of the last record except tasks, unix seconds
     spans: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # first and last record of each session
     count: int = 0  # of records
     # Column -> (event, metric), in the order of first use. If another event has a column with the metric's name, the
@@ -43,7 +43,9 @@ class History:
 
     def add(self, record: Record) -> None:
         """Take in the next record."""
-        event, self.time = record["event"], record["time"]
+        event = record["event"]
+        if series(event) != "task":  # a task may be measured days after the end
+            self.time = record["time"]
         self.count += 1
         self.shown |= described(record)
         self.in_force.add(record, self.count)
@@ -58,7 +60,7 @@ class History:
                     column = f"{event}/{column}"
         elif event == "alert":
             self.alerts.append(record)
-        if self.spans and series(event) != "task":  # a task may be measured days after the end
+        if self.spans:
             self.spans[-1] = (self.spans[-1][0], self.time)
 
     @property

@@ -19,12 +19,15 @@ from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
 from lib.config import command_line
 from lib.config.kconf import ROOT, Options
+from lib.record import journal
 
 FOLDERS = ("checkpoints", "trackers", "media")
 # Trackers write, replace and delete files in these, so they may not be links.
 _NO_LINKS = ("trackers", "media", "tensorboard", "accelerate-tensorboard", "dvclive", "swanlab", "comet")
 _UNBEGUN = {"lock", "checkpoints", ".config", ".config.tmp", "run.json.tmp"}  # files of a folder without run.json
 _ID = re.compile(r"\w{1,64}", re.ASCII)
+_AT = re.compile(r"(.+)@(best|newest|\d{1,9})", re.ASCII)  # RUN@STEP
+_TAIL = 1 << 16  # bytes at a journal's end
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -179,39 +182,83 @@ def _is_unbegun(folder: Path) -> bool:
         return False
 
 
-def latest(output_dir: str) -> Path:
-    """The run in `output_dir` or its sweeps whose journal was written last; raises UsageError if there is none."""
+def latest(output_dir: str, trains: bool = False) -> Path:
+    """The run in `output_dir` or its sweeps that was written last; raises UsageError if there is none.
+
+    Results of tasks do not count, because a run may be evaluated long after its end. `trains`: the last run that has
+    something to train.
+    """
     whole = ("run.json", ".config")
     runs = [run for run in folders(Path(output_dir)) if all((run / name).exists() for name in whole)]
     if not runs:
         raise UsageError(f"{output_dir}: there is no run in this folder yet; start one with make train")
-    return max(
-        runs,
-        key=lambda run: max(
-            file.stat().st_mtime for file in (run / "journal.jsonl", run / "run.json") if file.exists()
-        ),
-    )
+    if trains:
+        runs = [run for run in runs if not _is_oneshot(run)]
+    if not runs:
+        raise UsageError(f"{output_dir}: has only one-shot runs, which train nothing; start one with make train")
+    return max(runs, key=_written)
+
+
+def _is_oneshot(folder: Path) -> bool:
+    return "CONFIG_PRUNING_DYNAMICS_ONESHOT=y" in (folder / ".config").read_text(errors="replace").splitlines()
+
+
+def _written(folder: Path) -> float:
+    """When the run in `folder` was written last, apart from results of tasks; unix seconds."""
+    begun, book = (folder / "run.json").stat().st_mtime, folder / journal.FILE
+    if not book.exists():
+        return begun
+    with book.open("rb") as file:
+        file.seek(max(0, book.stat().st_size - _TAIL))
+        if b'"event":"task"' not in file.read():
+            return max(begun, book.stat().st_mtime)
+    return max([begun, *(record["time"] for record in journal.read(folder) if record["event"] != "task")])
 
 
 class Named(NamedTuple):
     """A run, and perhaps a checkpoint, that a user named."""
 
     folder: Path  # of the run, if there is one
-    checkpoint: str  # name of its file; empty: none was named
+    checkpoint: str  # name of its file, best or a step; empty: none was named
+
+    def chosen(self, asked: str | None) -> str:
+        """The checkpoint that a user named with the run or beside it, else `newest`; UsageError if these differ."""
+        if asked and self.checkpoint and _plain(asked) != _plain(self.checkpoint):
+            raise UsageError(
+                f"the run is given with the checkpoint {self.checkpoint}, and CHECKPOINT={asked} is another; give one"
+            )
+        return asked or self.checkpoint or "newest"
 
 
-def named(given: str | None, argv: Sequence[str] = ()) -> Named:
+def _plain(checkpoint: str) -> str:
+    """The step of a checkpoint's file without zeros; other texts as they are."""
+    return re.sub(r"^(?:step-)?0*(\d+)(?:\.pt)?$", r"\1", checkpoint)
+
+
+def named(given: str | None, argv: Sequence[str] = (), trains: bool = False) -> Named:
     """The run that a user names: by its folder, by a file in it, or by its name in OUTPUT_DIR or in a sweep there.
 
-    `latest`, or nothing, names the latest run. A path that is not a run is returned as it is, and `Identity.load`
-    reports it. Raises UsageError if sweeps have several runs of this name. If .config is broken, names are looked up in
-    the default of OUTPUT_DIR.
+    The name may be that of TRACKER_RUN_NAME, which differs from the folder's (see `folder_name`). RUN@best, RUN@newest
+    and RUN@STEP name a checkpoint of it. `latest`, or nothing, names the latest run (see `latest` for `trains`). A path
+    that is not a run is returned as it is, and `Identity.load` reports it. Raises UsageError if sweeps have several
+    runs of this name. If .config is broken, names are looked up in the default of OUTPUT_DIR.
     """
     path = files.named(given or "latest")
     if not given or (given == "latest" and not path.exists()):
-        return Named(latest(_output_dir(argv)), "")
-    if (path / "run.json").exists():
-        return Named(path, "")
+        return Named(latest(_output_dir(argv), trains), "")
+    found = _named(given, argv)
+    if not (found.folder / "run.json").exists() and (match := _AT.fullmatch(given)):
+        folder, checkpoint = named(match[1], argv, trains)
+        return Named(folder, match[2]) if (folder / "run.json").exists() and not checkpoint else Named(path, "")
+    return found
+
+
+def _named(given: str, argv: Sequence[str]) -> Named:
+    """See `named`; of a text without RUN@STEP."""
+    path = files.named(given)
+    for folder in (path, path.with_name(folder_name(path.name))) if path.name else (path,):
+        if (folder / "run.json").exists():
+            return Named(folder, "")
     holder = path.absolute().parent
     if holder.name == FOLDERS[0] and (holder.parent / "run.json").exists():  # a checkpoint, which may not exist
         return Named(path.parent.parent if len(path.parts) > 2 else holder.parent, path.name)
@@ -221,9 +268,10 @@ def named(given: str | None, argv: Sequence[str] = ()) -> Named:
         parent = Path(_output_dir(argv))
     except UserError:  # the user asks about a run, so a broken .config is no reason to stop
         parent = Path(_output_dir(argv, "--config", os.devnull))
-    if (parent / given / "run.json").exists():
-        return Named(parent / given, "")
-    found = [folder for folder in folders(parent) if folder.name == given]
+    for name in (given, folder_name(given)):
+        if (parent / name / "run.json").exists():
+            return Named(parent / name, "")
+    found = [folder for folder in folders(parent) if folder.name in (given, folder_name(given))]
     if len(found) > 1:
         raise UsageError(f"{given}: {' and '.join(map(str, found[:3]))} have this name; give the folder of one")
     return Named(found[0] if found else path, "")

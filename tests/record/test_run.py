@@ -1,6 +1,7 @@
 """Identity and folder of a run."""
 
 import hashlib
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.base.errors import UsageError, UserError
-from lib.record import run
+from lib.record import history, journal, run
 from lib.record.run import RunOptions
 from scripts import dashboard
 
@@ -111,8 +112,6 @@ def test_a_subfolder_of_a_clone_is_in_it(tmp_path):
 
 
 def test_the_latest_run_is_the_one_written_last(tmp_path):
-    import os
-
     folders = [run.create(options(tmp_path, name))[0] for name in ("a", "b", "c")]
     for seconds, folder in zip((100, 300, 200), folders, strict=True):
         (folder / ".config").write_text("")
@@ -123,9 +122,59 @@ def test_the_latest_run_is_the_one_written_last(tmp_path):
     assert run.latest(str(tmp_path)) == folders[0]
 
 
-def test_the_runs_of_sweeps_count_for_the_latest(tmp_path):
-    import os
+def test_results_of_tasks_do_not_make_a_run_the_latest(tmp_path):
+    for name, seconds in (("old", 100), ("new", 200)):
+        folder = run.create(options(tmp_path, name))[0]
+        (folder / ".config").write_text("")
+        book = journal.Journal(folder, clock=lambda now=seconds: float(now))
+        book.write("finish", 5, status="finished")
+        book.close()
+        for file in ("run.json", "journal.jsonl"):
+            os.utime(folder / file, (seconds, seconds))
+    book = journal.Journal(tmp_path / "old")
+    book.write("task", 5, {"a/acc": 0.5}, task="a", n=1)
+    book.close()
+    assert run.latest(str(tmp_path)) == tmp_path / "new"
+    assert history.load(tmp_path / "old").time == 100
 
+
+def test_a_one_shot_run_is_not_the_latest_to_train(tmp_path):
+    words = [f"OUTPUT_DIR={tmp_path}"]
+    (run.create(options(tmp_path, "pruned"))[0] / ".config").write_text("CONFIG_PRUNING_DYNAMICS_ONESHOT=y\n")
+    assert run.named("latest", words) == (tmp_path / "pruned", "")
+    with pytest.raises(UsageError, match=r"has only one-shot runs, which train nothing; start one with make train$"):
+        run.named("latest", words, trains=True)
+    (run.create(options(tmp_path, "dense"))[0] / ".config").write_text("")
+    os.utime(tmp_path / "dense/run.json", (100, 100))
+    assert run.named("latest", words, trains=True) == (tmp_path / "dense", "")
+
+
+def test_a_run_is_found_under_the_name_that_its_folder_cannot_have(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, identity = run.create(options("runs", "a=0.5"))
+    run.create(options("runs/few", "b@20"))
+    assert (str(folder), identity.name) == ("runs/a-0.5-465708", "a=0.5")
+    for text in ("a=0.5", "runs/a=0.5", "a-0.5-465708", "runs/a-0.5-465708"):
+        assert run.named(text) == (folder, ""), text
+    assert run.named("a=0.5@best") == (folder, "best")
+    assert run.named("b@20") == (Path("runs/few", run.folder_name("b@20")), "")
+
+
+def test_a_checkpoint_is_named_with_its_run_or_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run.create(options("runs", "a"))
+    for text, checkpoint in (("runs/a@20", "20"), ("a@best", "best"), ("runs/a@newest", "newest")):
+        assert run.named(text) == (Path("runs/a"), checkpoint), text
+    for text in ("nosuch@20", "runs/nosuch@best", "a@", "a@last", "@20", "a@20@best"):
+        assert run.named(text) == (Path(text), ""), text
+    named = run.named("a@20")
+    assert [named.chosen(asked) for asked in (None, "20", "step-000000020.pt")] == ["20", "20", "step-000000020.pt"]
+    assert [run.named("a").chosen(asked) for asked in (None, "best")] == ["newest", "best"]
+    with pytest.raises(UsageError, match=r"^the run is given with the checkpoint 20, and CHECKPOINT=best is another"):
+        named.chosen("best")
+
+
+def test_the_runs_of_sweeps_count_for_the_latest(tmp_path):
     for name, seconds in (("a", 100), ("sweep/one-seed1", 300), ("sweep/two-seed1", 200)):
         folder = run.create(options((tmp_path / name).parent, (tmp_path / name).name))[0]
         (folder / ".config").write_text("")
