@@ -219,7 +219,7 @@ class Schema:
                 problems[name] = ("", predicate + advice * bool(beside and name not in texts))
             # An option that other options make inactive is a problem only if it is assigned now.
             elif not option.in_force(text) and (option.settable or name in texts):
-                needs = option.missing(text) if option.settable else option.needs
+                needs = option.missing(text)
                 why = f"it needs {needs}" if needs else "other options decide it"
                 idle[name] = (f"={text}", f"has no effect: {why}")
         self.broken |= problems.keys()

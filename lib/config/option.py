@@ -1,6 +1,7 @@
 """One option: its name, the values it may have, its present value, and what is wrong with a new one."""
 
 import difflib
+import functools
 import math
 import re
 import sys
@@ -212,10 +213,24 @@ class Option:
         return set(self.value) == self._chosen(text) if self.kind == "set" else self.active and self.text == text
 
     def missing(self, text: str) -> str:
-        """The conditions, in words, of the members in `text` that could not be set."""
-        members = [symbol for value, symbol in self.members.items() if value in self._chosen(text)]
-        needed = [kconfiglib.split_expr(s.direct_dep, kconfiglib.AND) for s in members if s.str_value != "y"]
-        return _once(" and ".join(in_words(term) for terms in needed for term in terms if term is not self.item))
+        """What would have to change, in words, so that the option can be set, or its members in `text`.
+
+        Only options that forbid it now are named, with all that the condition says of them.
+        """
+        conditions = [symbol.direct_dep for value, symbol in self.members.items() if value in self._chosen(text)]
+        if not self.settable:
+            conditions = [self.node.prompt[1] if self.node.prompt else self.item.direct_dep]
+        terms = [term for one in conditions for term in kconfiglib.split_expr(one, kconfiglib.AND)]
+        about = [(term, {_owner(item) or item for item in kconfiglib.expr_items(term)}) for term in terms]
+        failing = [owners for term, owners in about if not kconfiglib.expr_value(term) and term is not self.item]
+        named = [
+            term
+            for i, owners in enumerate(failing)
+            if owners not in failing[:i]
+            for term, others in about
+            if others == owners
+        ]
+        return in_words(functools.reduce(lambda left, term: (kconfiglib.AND, left, term), named)) if named else ""
 
     def _chosen(self, text: str) -> set[str]:
         if self.kind == "choice":
@@ -269,8 +284,13 @@ def member_value(symbol: kconfiglib.Symbol, parent: kconfiglib.Symbol | kconfigl
     return symbol.name.removeprefix(f"{parent.name}_").lower().replace("_", "-")
 
 
+def _owner(item: kconfiglib.Symbol | kconfiglib.Choice) -> kconfiglib.Symbol | kconfiglib.Choice | None:
+    """The choice or set that a symbol is a member of."""
+    return getattr(item, "choice", None) or next((target for target, _ in getattr(item, "selects", ())), None)
+
+
 def _term(item: kconfiglib.Symbol | kconfiglib.Choice) -> str:
-    parent = getattr(item, "choice", None) or next((target for target, _ in getattr(item, "selects", ())), None)
+    parent = _owner(item)
     return f"{parent.name}={member_value(item, parent)}" if parent else kconfiglib.standard_sc_expr_str(item)
 
 

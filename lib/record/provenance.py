@@ -196,8 +196,8 @@ def unknown(root: Path) -> str:
 def uncommitted(root: Path, apart: Iterable[Path] = ()) -> Changes | None:
     """How the checkout at `root` differs from its commit; None if git does not tell the commit.
 
-    Untracked files in the folders `apart`, in runs and in prepared data are ignored. Git's index and objects are not
-    changed: a copy of the index gets only the names of the untracked files, and `git diff` needs no more.
+    Untracked files in the folders `apart`, in runs, exports and prepared data are ignored. Git's index and objects
+    are not changed: a copy of the index gets only the names of the untracked files, and `git diff` needs no more.
     """
     try:
         places = git(root, "rev-parse", "--show-toplevel", "--git-path", "index", "--verify", "HEAD")
@@ -246,7 +246,7 @@ def _changes(root: Path, top: Path, index: Path, apart: list[Path]) -> Changes:
 
 
 def _products(paths: Iterable[str]) -> set[str]:
-    """The paths that are in runs or prepared data, also outside the present OUTPUT_DIR and DATA_DIR."""
+    """The paths that are in runs, exports or prepared data, also outside the present OUTPUT_DIR and DATA_DIR."""
     inside: dict[str, set[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
@@ -256,9 +256,10 @@ def _products(paths: Iterable[str]) -> set[str]:
 
 
 def _is_product(folder: str, names: set[str]) -> bool:
-    """Whether a folder with these files is a run or prepared data, complete or not."""
+    """Whether a folder with these files is a run, an exported model or prepared data, complete or not."""
     prepared = "meta.json" in names or folder.endswith(".partial")
-    return {"run.json", "journal.jsonl"} <= names or (prepared and any(map(_SHARD.fullmatch, names)))
+    exported = {"espalier.json", "config.json"} <= names
+    return {"run.json", "journal.jsonl"} <= names or exported or (prepared and any(map(_SHARD.fullmatch, names)))
 
 
 def _holds(path: Path, secret: Callable[[bytes], bool]) -> bool:

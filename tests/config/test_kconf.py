@@ -181,11 +181,18 @@ def test_overrides_that_name_no_option():
         ),
         (
             ["TARGET_SPARSITY=0.5", "PRUNING_METHOD=movement", "OPTIMIZER=sgd"],
-            "PRUNING_METHOD=movement has no effect: it needs OPTIMIZER other than sgd or adam and "
-            "ADAMWPRUNE_BASE_OPTIMIZER_NAME other than adam",
+            "PRUNING_METHOD=movement has no effect: it needs OPTIMIZER other than sgd or adam",
+        ),
+        (
+            ["TARGET_SPARSITY=0.7", "PRUNING_METHOD=magnitude", "PRUNING_DISTRIBUTION=n-m"],
+            "TARGET_SPARSITY=0.7 has no effect: it needs PRUNING_DISTRIBUTION other than n-m",
+        ),
+        (
+            ["TARGET_SPARSITY=0.7"],
+            "TARGET_SPARSITY=0.7 has no effect: it needs PRUNING_METHOD other than none or given",
         ),
     ],
-    ids=["bad value", "unknown name", "name of a value", "without effect"],
+    ids=["bad value", "unknown name", "name of a value", "without effect", "one of four", "without a method"],
 )
 def test_a_cause_and_what_follows_from_it_are_one_error(given, expected):
     with pytest.raises(ConfigError) as caught:

@@ -189,14 +189,16 @@ def test_data_and_runs_are_no_changes_but_a_folder_of_a_larger_clone_is(clone):
     assert re.findall(rb"^diff --git (\S+)", changes.patch, re.MULTILINE) == [b"a/lib/three"]
 
 
-def test_runs_and_prepared_data_are_no_changes_wherever_they_are(clone):
+def test_runs_exports_and_prepared_data_are_no_changes_wherever_they_are(clone):
     """DATA_DIR and OUTPUT_DIR were others when they were made."""
     products = [
         "old/stdlib-bytes/meta.json", "old/stdlib-bytes/train-00000.bin", "old/stdlib-bytes/val-00000.bin",
         "old/web.partial/train-00000.bin.tmp", "old/web.partial/lock", "lib/out/run/run.json",
         "lib/out/run/journal.jsonl", "lib/out/run/checkpoints/step-000000003.pt", "lib/out/run/changes.patch",
+        "my-model/espalier.json", "my-model/config.json", "my-model/model.safetensors", "my-model/README.md",
     ]  # fmt: skip
     others = ["old/notes.txt", "lib/meta.json", "lib/train-00000.bin.txt", "model/train-00000.bin", "model/run.json"]
+    others += ["lib/espalier.json", "other/config.json"]
     for name in products + others:
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).write_text("new\n")
