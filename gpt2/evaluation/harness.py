@@ -12,6 +12,7 @@ from tqdm import tqdm
 from gpt2.data.tokenizer import Tokenizer
 from lib.machine.device import Machine
 
+ROWS = 1024  # whose logits are in memory at a time: 206 MB of float32 for GPT-2
 _MOST_TOKENS = 256  # of a generation, unless the request says it; the default of lm-eval
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of the limit, first wins
 
@@ -86,19 +87,24 @@ class Answers:
 
     @torch.no_grad()
     def _score(self, windows: "list[_Window]") -> Iterator[Scored]:
-        """The score of each window. Logits are computed only where a token is predicted: they take most memory."""
+        """The score of each window. Logits take most memory: they are computed only where a token is predicted."""
         device = self.machine.device
         wanted = [torch.arange(len(w.tokens) - len(w.targets), len(w.tokens)) for w in windows]
         rows = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor([len(w.targets) for w in windows]))
         targets = torch.tensor([token for w in windows for token in w.targets], device=device)  # (N,)
         with self.machine.autocast():
             hidden = self.model.hidden(_padded([w.tokens for w in windows]).to(device))  # (B, T, C)
-            logits = self.model.logits(hidden[rows.to(device), torch.cat(wanted).to(device)]).float()  # (N, V)
-        chosen = F.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
-        likeliest = logits.argmax(-1) == targets
+            hidden = hidden[rows.to(device), torch.cat(wanted).to(device)]  # (N, C)
+            parts = [self._chosen(*part) for part in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)]
+        chosen, likeliest = (torch.cat(found).cpu() for found in zip(*parts, strict=True))
         sizes = [len(w.targets) for w in windows]
-        for one, right in zip(chosen.cpu().split(sizes), likeliest.cpu().split(sizes), strict=True):
+        for one, right in zip(chosen.split(sizes), likeliest.split(sizes), strict=True):
             yield float(one.sum()), bool(right.all())
+
+    def _chosen(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C) and (N,) -> (N,) each: the log-probability of a target, and whether it is the most likely token."""
+        logits = self.model.logits(hidden).float()  # (N, V)
+        return -F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
     # ---- generation --------------------------------------------------------------------------------------------------
 

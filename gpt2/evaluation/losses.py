@@ -8,11 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2.evaluation.harness import Model
+from gpt2.evaluation.harness import ROWS, Model
 from lib.base.errors import UserError
 from lib.machine.device import Machine
-
-_ROWS = 1024  # whose logits are in memory at a time: 206 MB of float32 for GPT-2
 
 
 @torch.no_grad()
@@ -40,7 +38,7 @@ def of_windows(
 
 def _loss(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     """The mean loss of one window, (T, C) and (T,), as a float64 scalar."""
-    parts = zip(hidden.split(_ROWS), targets.split(_ROWS), strict=True)
+    parts = zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
     sums = [F.cross_entropy(model.logits(part).float(), target, reduction="sum") for part, target in parts]
     return torch.stack(sums).sum(dtype=torch.float32 if hidden.device.type == "mps" else torch.float64) / len(targets)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpt2.data import tokenizer
+from gpt2.evaluation import harness
 from gpt2.evaluation.harness import Answers
 from gpt2.model import GPT2, ModelOptions
 from lib.machine import device
@@ -45,7 +46,7 @@ def total(found):
     return sum(value for value, _ in found), all(likely for _, likely in found)
 
 
-def test_log_likelihoods_of_several_lengths_are_those_of_single_sequences(model):
+def test_log_likelihoods_of_several_lengths_are_those_of_single_sequences(model, monkeypatch):
     requests = [("ab", "cd"), ("a", "b"), ("hello wor", "ld"), ("", "xyz"), ("tail  ", "end"), ("q", "rstuv")]
     got = answers(model).loglikelihood(requests)
     for (context, continuation), (value, likely) in zip(requests, got, strict=True):
@@ -54,6 +55,8 @@ def test_log_likelihoods_of_several_lengths_are_those_of_single_sequences(model)
         expected, expected_likely = total(by_hand(model, tokens, first))
         assert value == pytest.approx(expected, rel=1e-5)
         assert likely == expected_likely
+    monkeypatch.setattr(harness, "ROWS", 2)  # whose logits are computed at a time
+    assert answers(model).loglikelihood(requests) == [(pytest.approx(value, rel=1e-5), right) for value, right in got]
     alone = answers(model, batch_size=1).loglikelihood(requests)
     assert [value for value, _ in alone] == pytest.approx([value for value, _ in got], rel=1e-5)
 
