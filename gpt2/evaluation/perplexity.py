@@ -51,17 +51,22 @@ TEXTS = {
 
 
 def check(names: str, local: str) -> None:
-    """Raise UsageError for a text that is neither known nor a file, or that `local` (TASK_DATA) lacks."""
+    """Raise UserError for a text that is neither known nor a file, or that neither `local` (TASK_DATA) nor the hub has.
+
+    If `local` is empty, known texts are fetched into the hub's cache.
+    """
     given = _given(names)
     if not given:
         raise UsageError(f"PERPLEXITY={names}: names no text; use a file or {' and '.join(TEXTS)}")
     for name in given:
         if name in TEXTS:
-            _local(TEXTS[name], local)
+            _file(TEXTS[name], local)
         elif not Path(name).is_file() or local_files.kind(Path(name)) is None:
             known = " and ".join(TEXTS)
             raise UsageError(f"PERPLEXITY={name}: is neither a .txt, .jsonl or .parquet file nor one of {known}")
     shown = [Path(name).name for name in given]
+    if odd := [name for name in shown if not name.isprintable()]:
+        raise UsageError(f"PERPLEXITY: the name {odd[0]!r} has characters that cannot be printed; rename the file")
     if twice := [name for name in shown if shown.count(name) > 1]:
         raise UsageError(f"PERPLEXITY names {twice[0]} twice; results are told apart by the names of the files")
 
@@ -69,7 +74,7 @@ def check(names: str, local: str) -> None:
 def measure(
     names: str, local: str, model: Model, tokenizer: Tokenizer, machine: Machine, batch_size: int
 ) -> Iterator[Result]:
-    """A Result for each of the comma-separated `names`, which `check` has accepted.
+    """A Result, named perplexity/<text>, for each of the comma-separated `names`, which `check` has accepted.
 
     A known text comes from the folder `local` (TASK_DATA), as <dataset>/<subset>/<split>.jsonl or .parquet, or from the
     hub if `local` is empty. Of a file with rows, the rows are joined by empty lines. Raises DataError for a text that
@@ -93,9 +98,10 @@ def measure(
         windows = tokens[: count * T].reshape(count, T)
         found = losses.of_windows(model, _batches(windows, batch_size), count, machine, shown)
         nats, size = found.sum().item() * (T - 1), int(sizes[windows[:, 1:]].sum())
-        values = losses.metrics(shown, found, nats / math.log(2) / size if size else math.inf)
+        called = f"perplexity/{shown}"  # a task of lm-eval may have the text's name
+        values = losses.metrics(called, found, nats / math.log(2) / size if size else math.inf)
         notes = _notes(shown, tokenizer, T) if known else []
-        yield Result(shown, values, count, details={**details, "block_size": T, "notes": notes})
+        yield Result(called, values, count, details={**details, "block_size": T, "notes": notes})
 
 
 def _batches(windows: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,15 +122,12 @@ def _read(name: str, local: str) -> tuple[str, dict[str, str]]:
         source = str(path)
     else:
         known = TEXTS[name]
-        path, source = _local(known, local), ""
-        if path is None:
-            path, commit = servers.hub_file(known.dataset, known.file)
-            source = f"{known.dataset}@{commit}"
+        path, source = _file(known, local)
         text = _joined(path, known.between, known.rows)
     if not text:
         raise DataError(f"{path}: has no text; use another file")
     text = encodable(text)  # JSON may have half of a pair of surrogates
-    return text, {"source": source or str(path), "sha256_text": hashlib.sha256(text.encode()).hexdigest()}
+    return text, {"source": source, "sha256_text": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _joined(path: Path, between: str, most: int | None) -> str:
@@ -137,15 +140,16 @@ def _joined(path: Path, between: str, most: int | None) -> str:
         raise UsageError(f"{what}; PERPLEXITY reads the field {_FIELD!r} of each row") from None
 
 
-def _local(text: Text, local: str) -> Path | None:
-    """The local copy in the folder that TASK_DATA names; None if it names none."""
+def _file(text: Text, local: str) -> tuple[Path, str]:
+    """The file of a text, and where it is from: the folder that TASK_DATA names, or the hub if it names none."""
     if not local:
-        return None
+        path, commit = servers.hub_file(text.dataset, text.file)
+        return path, f"{text.dataset}@{commit}"
     stem = Path(local, text.dataset, text.subset, text.split)
     found = [path for ending in (".jsonl", ".parquet") if (path := stem.with_name(stem.name + ending)).is_file()]
     if not found:
         raise UsageError(f"{stem}.jsonl: is missing, and so is .parquet; PERPLEXITY needs one, or TASK_DATA empty")
-    return found[0]
+    return found[0], str(found[0])
 
 
 def _notes(name: str, tokenizer: Tokenizer, T: int) -> list[str]:

@@ -174,9 +174,14 @@ class Journal:
         """Whether the run finished after `step` and did not continue after that."""
         return bool(self.end) and (self.end.get("status"), self.end["step"]) == ("finished", step)
 
-    def _append(self, record: Record) -> None:
-        line = json.dumps(record, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    def _append(self, event: Record) -> None:
+        line = json.dumps(event, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
         line = line.encode(errors="backslashreplace") + b"\n"  # a lone surrogate becomes a JSON escape
+        if record(line) is None:
+            raise JournalError(
+                f"{self.path}: step {event['step']} cannot be recorded: readers would refuse this event "
+                f"{event['event']!r}; its values must be printable and of the right types"
+            )
         try:
             written = os.write(self.fd, line)
             if written != len(line):  # the disk became full inside the line: remove the part
@@ -184,7 +189,7 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             why = files.reason(error, self.path.parent, len(line))
-            raise JournalError(f"{self.path}: step {record['step']} cannot be recorded: {why}") from None
+            raise JournalError(f"{self.path}: step {event['step']} cannot be recorded: {why}") from None
 
     def sync(self) -> None:
         """Wait until all lines are on the disk, so that they survive a power cut."""

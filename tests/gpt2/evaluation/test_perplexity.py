@@ -70,9 +70,9 @@ def test_wikitext_is_its_rows_with_empty_lines_between(tmp_path, which, ending):
     text = "\n\n = A title = \n\n\n\n\n It is été .\n\n\n\n\n The end <|endoftext|> is text .\n"
     expected, windows = reference(model, which.encode_batch([text])[0].tolist(), 8)
     assert windows >= 3
-    assert (result.name, result.n) == ("wikitext2", windows)
-    assert result.metrics["wikitext2/perplexity"] == pytest.approx(expected, rel=1e-5)
-    assert result.metrics["wikitext2/loss"] == pytest.approx(math.log(expected), rel=1e-5)
+    assert (result.name, result.n) == ("perplexity/wikitext2", windows)
+    assert result.metrics["perplexity/wikitext2/perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert result.metrics["perplexity/wikitext2/loss"] == pytest.approx(math.log(expected), rel=1e-5)
     assert result.details["source"] == str(path)
     assert result.details["sha256_text"] == hashlib.sha256(text.encode()).hexdigest()
     kind = "bytes" if which is BYTES else "GPT-2's tokens"
@@ -89,7 +89,9 @@ def test_c4_is_the_first_1100_documents_and_256_windows(tmp_path):
     [result] = measured("c4", model, machine, local=str(tmp_path), batch_size=64)
     tokens = list(" ".join(texts).encode())
     assert result.n == 256
-    assert result.metrics["c4/perplexity"] == pytest.approx(reference(model, tokens[: 256 * 8], 8)[0], rel=1e-5)
+    assert result.metrics["perplexity/c4/perplexity"] == pytest.approx(
+        reference(model, tokens[: 256 * 8], 8)[0], rel=1e-5
+    )
     long, machine = tiny(256, 1024)
     [result] = measured("c4", long, machine, local=str(tmp_path))
     assert result.n == 1100 * 5 // 1024  # the text has 5,499 bytes
@@ -102,14 +104,16 @@ def test_a_file_of_ones_own(tmp_path):
     path.write_text("A text of my own, naïve and long enough.")
     first, second = measured(f"{path}, {other}", model, machine)
     tokens = list(path.read_bytes())
-    assert first.metrics["my.txt/perplexity"] == pytest.approx(reference(model, tokens, 8)[0], rel=1e-5)
+    assert first.metrics["perplexity/my.txt/perplexity"] == pytest.approx(reference(model, tokens, 8)[0], rel=1e-5)
     assert (first.n, first.details["notes"]) == (len(tokens) // 8, [])
-    assert second.metrics["rows.jsonl/loss"] == pytest.approx(
+    assert second.metrics["perplexity/rows.jsonl/loss"] == pytest.approx(
         math.log(reference(model, list(b"one text\n\nanother text"), 8)[0]), rel=1e-5
     )
     predicted = first.n * 7  # the windows' first tokens are not predicted, and each byte is a token
     assert predicted == 35
-    assert first.metrics["my.txt/bits_per_byte"] == pytest.approx(first.metrics["my.txt/loss"] / math.log(2))
+    assert first.metrics["perplexity/my.txt/bits_per_byte"] == pytest.approx(
+        first.metrics["perplexity/my.txt/loss"] / math.log(2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,13 +141,14 @@ def test_a_text_that_cannot_be_measured_is_one_sentence(tmp_path, content, endin
         (",", r"PERPLEXITY=,: names no text; use a file or wikitext2 and c4"),
         ("c4", r"allenai/c4/en/validation.jsonl: is missing, and so is .parquet"),
         ("a/x.txt,b/x.txt", r"PERPLEXITY names x.txt twice"),
+        ("a/od\nd.txt", r"PERPLEXITY: the name 'od\\nd.txt' has characters that cannot be printed; rename the file"),
     ],
 )
 def test_a_wrong_name_is_one_sentence_before_anything_is_loaded(tmp_path, monkeypatch, names, sentence):
     monkeypatch.chdir(tmp_path)
-    for folder in "ab":
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.txt").write_text("text")
+    for name in ("a/x.txt", "b/x.txt", "a/od\nd.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
     with pytest.raises(UsageError, match=sentence):
         perplexity.check(names, str(tmp_path))
 
@@ -197,7 +202,7 @@ def test_a_known_text_comes_from_the_hub_with_its_commit(tmp_path, monkeypatch):
     try:
         [result] = measured("c4", model, machine)
         with pytest.raises(DataError) as missing:
-            measured("wikitext2", model, machine)
+            perplexity.check("c4,wikitext2", "")
     finally:
         server.shutdown()
         server.server_close()
