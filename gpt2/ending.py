@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gpt2.data.windows import Data
 from gpt2.divergence import Diverged
 from gpt2.evaluation import result, tasks
 from gpt2.evaluation.harness import Answers
+from gpt2.evaluation.result import Result
 from gpt2.recorder import Recorder, Unrecorded
 from gpt2.training import Training
 from lib.base import files
@@ -99,27 +100,42 @@ def measure_tasks(
     """
     if not tasks.names(options.eval_tasks):
         return
-    later = f"make evaluate RUN={shlex.quote(str(recorder.folder))} TASKS={options.eval_tasks}"
     model, step = training.model, training.step
-    model.eval()
-    try:
-        asked.break_off()
-        answers = Answers(model, data.tokenizer, machine, options.batch_size, options.seed)
-        found = tasks.measure(answers, options.eval_tasks, options.task_data, options.eval_limit)
-    except KeyboardInterrupt:
-        say(f"the tasks were not measured; measure them with: {later}")
-        return
-    except UserError as error:
-        say(f"note: the tasks were not measured: {error}; measure them with: {later}")
-        return
-    finally:
-        asked.hold_out()
-        model.train()
     about = {"checkpoint": checkpoint.name(step), "dtype": str(machine.dtype).removeprefix("torch.")}
-    say(f"\ntasks by lm-eval {tasks.version()}, {about['dtype']}, after step {step}:")
-    for one in found:
-        recorder.write("task", step, one.metrics, **one.fields(), **about)
-    result.show([one.record(step) | about for one in found], found, say)
+    answers = Answers(model, data.tokenizer, machine, options.batch_size, options.seed)
+    results = tasks.measure(answers, options.eval_tasks, options.task_data, options.eval_limit)
+    later = f"measure them with: make evaluate RUN={shlex.quote(str(recorder.folder))} TASKS={options.eval_tasks}"
+    found = []
+    model.eval()
+    for one in _until_asked(results, asked, later):
+        recorder.write("task", step, one.metrics, **one.fields(about))
+        found.append(one)
+    model.train()
+    if found:
+        say(f"\ntasks by lm-eval {tasks.version()}, {about['dtype']}, after step {step}:")
+        result.show([one.record(step, about) for one in found], found, say)
+
+
+def _until_asked(results: Iterator[Result], asked: StopSignals, later: str) -> Iterator[Result]:
+    """The results up to a signal or an error, which is told. A signal never interrupts what the caller does."""
+    what = "the tasks were not measured"
+    while True:
+        try:
+            asked.break_off()
+            with device.errors_for_users():
+                one = next(results, None)
+        except KeyboardInterrupt:
+            say(f"{what}; {later}")
+            return
+        except UserError as error:
+            say(f"note: {what}: {error}; {later}")
+            return
+        finally:
+            asked.hold_out()
+        if one is None:
+            return
+        yield one
+        what = "not all tasks were measured"
 
 
 def show(summary: dict[str, Any], sample: str, trackers: list[str], sample_words: str) -> None:

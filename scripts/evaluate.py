@@ -19,9 +19,10 @@ from lib.base.signals import end_at_once
 end_at_once()
 
 from gpt2 import place, trained
-from gpt2.data import prepare, windows
-from gpt2.evaluation import cost, perplexity, result, tasks, validation
+from gpt2.data import prepare, shards, windows
+from gpt2.evaluation import cost, perplexity, tasks, validation
 from gpt2.evaluation.harness import Answers
+from gpt2.evaluation.recording import Recording
 from gpt2.evaluation.result import Result
 from gpt2.weights import adopt, source
 from lib import track
@@ -30,10 +31,12 @@ from lib.base.errors import UsageError, UserError, run_program
 from lib.config import command_line
 from lib.config.kconf import Options, Schema
 from lib.machine import device
-from lib.record import checkpoint_file, journal, run
-from lib.record.in_force import Record
+from lib.record import checkpoint, checkpoint_file, run
 from lib.terminal.console import say
 from lib.track import trust, waiting
+
+_OF_THE_RUN = ("Model", "Dataset")  # menus
+_MAY_DIFFER = ("DATA_DIR", "DROPOUT")  # where the data lies, and what measurements do without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,6 @@ class EvaluateOptions(Options):
     seed: int
     task_data: str
     eval_limit: int
-    json_output: str
     tracker: tuple[str, ...]
 
 
@@ -57,6 +59,7 @@ class Asked:
     checkpoint: Path | None
     tasks: str
     perplexity: str
+    output: Path | None  # for the results as JSON
 
     @property
     def options(self) -> EvaluateOptions:
@@ -84,16 +87,16 @@ def main() -> int:
         name = f"{asked.folder}, {asked.checkpoint.stem}" if asked.folder else found.given
         words = [name, f"weights sha256 {loaded.weights.sha256[:12]}", dtype, loaded.machine.name]
         say(", ".join([*words, f"lm-eval {tasks.version()}"] if asked.tasks else words))
+        about = {"sha256": loaded.weights.sha256, "dtype": dtype}
+        about |= {"checkpoint": asked.checkpoint.name} if asked.checkpoint else {}
+        recording = Recording(name, found.step, about, asked.folder)
         signals.interrupt()
-        results = list(_measure(asked, loaded))
-    about = {"sha256": loaded.weights.sha256, "dtype": dtype}
-    about |= {"checkpoint": asked.checkpoint.name} if asked.checkpoint else {}
-    records = [one.record(found.step) | about for one in results]
-    result.show(records, results, say)
-    if output := options.json_output if _given("JSON_OUTPUT", sys.argv[1:]) else "":
-        files.write_json(Path(output), {"model": name, "step": found.step, **about, "results": records})
+        try:
+            for one in _measure(asked, loaded):
+                recording.add(one)
+        finally:
+            recording.end(asked.output)
     if asked.folder:
-        _record(asked.folder, found.step, results, about)
         _deliver(asked)
     return 0
 
@@ -127,13 +130,28 @@ def _asked(argv: list[str]) -> Asked:
     schema, args = command_line.resolve(__doc__, argv, arguments=arguments, base=own_configuration)
     folder = None if foreign else args.run
     path = checkpoint_file.chosen(folder, args.checkpoint) if folder else None
-    if _given("JSON_OUTPUT", argv):
-        _check_output(Path(schema["JSON_OUTPUT"]))
-    return Asked(schema, folder, path, args.tasks, args.perplexity)
+    if folder:
+        _check_same(schema, folder)
+    output = Path(schema["JSON_OUTPUT"]) if _given("JSON_OUTPUT", argv) and schema["JSON_OUTPUT"] else None
+    if output:
+        _check_output(output)
+    return Asked(schema, folder, path, args.tasks, args.perplexity, output)
 
 
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
+
+
+def _check_same(schema: Schema, folder: Path) -> None:
+    """Raise UsageError if a result would not be one of the run: with another model, other data or another tokenizer."""
+    own = Schema()
+    own.load(run.configuration(folder), ranges=False)  # an earlier version may have had wider ranges
+    for name, option in schema.options.items():
+        if option.menu[0] in _OF_THE_RUN and name not in _MAY_DIFFER and schema[name] != own[name]:
+            raise UsageError(
+                f"{name}={option.text}: the run has {name}={own.options[name].text}, and results are recorded as its "
+                f"own; leave it out, or measure INIT_FROM={shlex.quote(str(folder))}, which records nothing"
+            )
 
 
 def _check_idle(folder: Path) -> None:
@@ -175,20 +193,19 @@ def _data(asked: Asked, machine: device.Machine) -> windows.Data:
     with contextlib.chdir(there):
         options = asked.schema.bind(windows.DataOptions)
         prepare.ensure(options)
-        return windows.load(options, machine.ranks)
+        data = windows.load(options, machine.ranks)
+    if asked.checkpoint:
+        _check_data(asked.folder, checkpoint.load(asked.checkpoint).get("data"), data)
+    return data
 
 
-def _record(folder: Path, step: int, results: list[Result], about: dict[str, str]) -> list[Record]:
-    """Append the results to the run's journal."""
-    with files.held(folder, "training this run"):
-        book = journal.Journal(folder)
-        try:
-            written = [book.write("task", step, one.metrics, **one.fields(), **about) for one in results]
-            book.sync()
-        finally:
-            book.close()
-    say(f"recorded in {folder / journal.FILE}; see make show RUN={shlex.quote(str(folder))}")
-    return written
+def _check_data(folder: Path, before: dict[str, dict[str, str]] | None, data: windows.Data) -> None:
+    """Raise UserError unless the data is that of the run; `before` is split -> file -> sha256, from a checkpoint."""
+    if not before:
+        return
+    now = {split: sums if before.get(split) else {} for split, sums in data.sums().items()}  # EVALUATE=n has one split
+    if changed := shards.differing({split: before.get(split, {}) for split in now}, now):
+        raise UserError(f"{folder}: was trained on other data than {data.folder} holds ({changed}); restore that data")
 
 
 def _deliver(asked: Asked) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lib.record import scores
@@ -23,15 +23,15 @@ class Result:
     # print; they are not recorded.
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def fields(self) -> dict[str, Any]:
-        """The fields of the event beside its metrics."""
+    def fields(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the event beside its metrics. `about` is what holds of all results, unless `details` differ."""
         details = {name: value for name, value in self.details.items() if name != "notes" and value is not None}
-        return {"task": self.name, "n": self.n, "version": self.version, **details}
+        return {"task": self.name, "n": self.n, "version": self.version, **about, **details}
 
-    def record(self, step: int) -> Record:
+    def record(self, step: int, about: Mapping[str, Any]) -> Record:
         """What a journal would hold, for weights that have none."""
-        metrics = {name: encode(value) for name, value in self.metrics.items()}
-        return {"seq": 0, "time": time.time(), "event": "task", "step": step, "metrics": metrics, **self.fields()}
+        metrics, fields = {name: encode(value) for name, value in self.metrics.items()}, self.fields(about)
+        return {"seq": 0, "time": time.time(), "event": "task", "step": step, "metrics": metrics, **fields}
 
 
 def show(records: Iterable[Record], results: Iterable[Result], say: Callable[[str], object]) -> None:

@@ -109,7 +109,9 @@ def measure(model: nn.Module, layers: Sequence[str], machine: Machine) -> Result
             if variant.base:
                 notes.append(f"{variant.name}: {_words(seconds[variant.base] / seconds[variant.name])} dense for {of}")
     threads = torch.get_num_threads() if machine.device.type == "cpu" else None
-    details = {"device": machine.name, "threads": threads, "prompt_tokens": tokens.shape[1], "notes": notes}
+    dtype = str(variants[0].model.get_submodule(layers[0]).weight.dtype).removeprefix("torch.")  # of dense and sparse
+    details = {"device": machine.name, "threads": threads, "dtype": dtype, "prompt_tokens": tokens.shape[1]}
+    details["notes"] = notes
     return Result("speed", values, min(counts), details=details)
 
 

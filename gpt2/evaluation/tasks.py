@@ -17,6 +17,7 @@ from gpt2.evaluation.result import Result
 from lib.base.errors import UsageError, UserError
 from lib.config import extras
 from lib.config.option import nearest
+from lib.machine import device
 
 if TYPE_CHECKING:
     from gpt2.evaluation.harness import Answers
@@ -38,6 +39,8 @@ def check(given: str, data: str) -> None:
     """
     wanted = names(given)
     if not wanted:
+        if given:
+            raise UsageError(f"{given!r} names no task; give names of lm-eval's tasks, separated by commas")
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise UsageError(
@@ -54,29 +57,42 @@ def check(given: str, data: str) -> None:
         _check_files(name, Path(data))
 
 
-def measure(answers: "Answers", given: str, data: str, limit: int) -> list[Result]:
-    """Measure the tasks in a comma-separated list, with all items or the first `limit` of each.
+def measure(answers: "Answers", given: str, data: str, limit: int) -> Iterator[Result]:
+    """Measure the tasks in a comma-separated list one by one, with all items or the first `limit` of each.
 
     `data` is the folder TASK_DATA; if it is empty, data comes from the Hugging Face hub. Raises UserError for a task
-    whose data is missing or does not fit.
+    whose data is missing or does not fit, before the first result if that is known then.
     """
     check(given, data)
-    with _quiet():
-        loaded: dict[str, Any] = {"tasks": {}, "groups": {}}
-        for name in names(given):
-            found = _load(name, Path(data) if data else None)
-            loaded = {kind: loaded[kind] | found.get(kind, {}) for kind in loaded}
-        for name, task in loaded["tasks"].items():
+    for part in _parts([_load(name, Path(data) if data else None) for name in names(given)]):
+        name = next(iter(part["groups"] or part["tasks"]))
+        where = f"{data}: the data of task {name} does not fit" if data else f"{name}: cannot be measured"
+        # It prints what it bootstraps.
+        with _quiet(), contextlib.redirect_stdout(sys.stderr), _told(where, "choose another task"):
+            from lm_eval.evaluator import evaluate
+
+            found = evaluate(as_lm(answers), part, limit=limit or None, bootstrap_iters=BOOTSTRAP, log_samples=False)
+        yield from _results(found, limit)
+
+
+def _parts(loaded: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is measured at a time, each task once: a group with all its tasks, or one task."""
+    parts: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for found in sorted(loaded, key=lambda one: -len(one.get("groups", {}))):  # a group before its parts
+        tasks, groups = found["tasks"], found.get("groups", {})
+        for name, task in tasks.items():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
                 raise UsageError(f"{name}: {_UNFIT}")
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=1234)  # lm-eval's default
-        from lm_eval.evaluator import evaluate
-
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it bootstraps
-            found = evaluate(as_lm(answers), loaded, limit=limit or None, bootstrap_iters=BOOTSTRAP, log_samples=False)
-    return list(_results(found, limit))
+        units = [found] if groups else [{"tasks": {name: task}, "groups": {}} for name, task in tasks.items()]
+        for unit in units:
+            if not (inside := unit["tasks"].keys() | unit["groups"].keys()) <= seen:
+                parts.append(unit)
+                seen |= inside
+    return parts
 
 
 def version() -> str:
@@ -123,7 +139,8 @@ def _manager() -> Any:
 def _load(name: str, data: Path | None) -> dict[str, Any]:
     """A task, or all tasks of a group or tag, with its data; as `TaskManager.load` returns it."""
     manager = _manager()
-    try:
+    where = f"{data}: the data of task {name} does not fit" if data else f"{name}: its data cannot be fetched"
+    with _told(where, "choose another task" if data else "give local copies with TASK_DATA=folder"), _quiet():
         if data is None:
             return manager.load(name)
         entry = manager.task_index[name]
@@ -135,13 +152,20 @@ def _load(name: str, data: Path | None) -> dict[str, Any]:
             own = {"include": str(entry.yaml_path), **_local(name, entry.cfg, data)}
             path.write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
             return manager.load(str(path))
+
+
+@contextlib.contextmanager
+def _told(where: str, advice: str) -> Iterator[None]:
+    """Raise UserError for an error of a library about data that it cannot fetch or read, or about one of its rows."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # of a library, about data that it cannot fetch or read
+    except Exception as error:
+        if device.trouble(error):  # such as too little memory
+            raise
         why = " ".join(str(error).split())[:300]
-        where = f"{data}: the data of task {name} does not fit" if data else f"{name}: its data cannot be fetched"
-        advice = "" if data else "; give local copies with TASK_DATA=folder"
-        raise UserError(f"{where}: {type(error).__name__}: {why}{advice}") from None
+        raise UserError(f"{where}: {type(error).__name__}: {why}; {advice}") from None
 
 
 def _check_files(name: str, data: Path) -> None:
@@ -165,7 +189,9 @@ def _local(name: str, config: dict[str, Any], data: Path) -> dict[str, Any]:
     folder = data / config["dataset_path"] / (config.get("dataset_name") or "")
     measured = config.get("test_split") or config.get("validation_split")
     shots = config.get("fewshot_split") or config.get("training_split") or config.get("validation_split")
-    needed = {measured, shots} if config.get("num_fewshot") else {measured}
+    if (config.get("fewshot_config") or {}).get("samples"):  # the examples are in the configuration
+        shots = None
+    needed = ({measured, shots} if config.get("num_fewshot") else {measured}) - {None}
     found = {split: path for split in _splits(config) if (path := _file(folder, split))}
     if missing := sorted(needed - found.keys()):
         raise UsageError(f"{folder / missing[0]}.jsonl: is missing, and so is .parquet; task {name} needs this file")

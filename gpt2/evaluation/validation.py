@@ -23,4 +23,6 @@ def measure(model: Model, data: Data, machine: Machine) -> Result:
     whole = Data(options, data.files, data.tokenizer, data.pin)
     found = losses.of_windows(model, whole.val_batches(), whole.val_windows, machine, "validation")
     values = losses.metrics("validation", found, whole.bits_per_byte(found.mean().item()))
-    return Result("validation", values, len(found), details={"tokens": len(found) * size})
+    about = {"data": data.description, "data_sha256": data.fingerprint}
+    details = {"tokens": len(found) * size, "block_size": size, **about}
+    return Result("validation", values, len(found), details=details)

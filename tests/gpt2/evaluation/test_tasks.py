@@ -164,7 +164,7 @@ def test_the_six_tasks_read_local_files_in_their_own_columns_without_a_network(t
     monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: asked.append(words) or [])
     for path, row in ROWS.values():
         write(tmp_path / f"{path}.jsonl", [row] * 3)
-    found = tasks.measure(answers, ",".join(ROWS), str(tmp_path), 0)
+    found = list(tasks.measure(answers, ",".join(ROWS), str(tmp_path), 0))
     assert {one.name: (one.n, one.version) for one in found} == dict.fromkeys(ROWS, (3, 1.0)) | {"wikitext": (3, 2.0)}
     values = {name for one in found for name in one.metrics if not name.endswith("_stderr")}
     assert values == {
@@ -210,6 +210,24 @@ def test_what_cannot_be_measured_is_one_sentence(tmp_path, answers):
         tasks.check("mmlu", str(tmp_path))
     write(missing, [{"question": "What?", "answer": "A"}])
     with pytest.raises(UserError, match=f"{tmp_path}: the data of task arc_easy does not fit: "):
-        tasks.measure(answers, "arc_easy", str(tmp_path), 0)
+        next(tasks.measure(answers, "arc_easy", str(tmp_path), 0))
     with pytest.raises(UsageError, match="humaneval: runs code that the model writes"):
         tasks.check("humaneval", "")
+
+
+def test_a_malformed_row_is_one_sentence_after_the_tasks_before_it(tmp_path, answers):
+    path, row = ROWS["piqa"]
+    write(tmp_path / f"{path}.jsonl", [row] * 3)
+    write(tmp_path / "EleutherAI/lambada_openai/default/test.jsonl", [{"text": "one two three"}, {"text": None}])
+    path, row = ROWS["arc_easy"]
+    write(tmp_path / f"{path}.jsonl", [row | {"answerKey": "Z"}])
+    measured = tasks.measure(answers, "piqa,lambada_openai", str(tmp_path), 0)
+    assert next(measured).name == "piqa"
+    for one, name in ((measured, "lambada_openai"), (tasks.measure(answers, "arc_easy", str(tmp_path), 0), "arc_easy")):
+        with pytest.raises(UserError, match=rf"^{tmp_path}: the data of task {name} does not fit: \w+: [^\n]+$"):
+            next(one)
+
+
+def test_examples_in_the_configuration_need_no_file(tmp_path):
+    write(tmp_path / "openai/gsm8k/main/test.jsonl", [{}])
+    tasks.check("gsm8k_cot", str(tmp_path))

@@ -51,7 +51,10 @@ def test_every_window_counts_once(tmp_path, batch_size):
     result = validation.measure(model, made, machine)
     losses, text = reference(model, tokens)
     mean = statistics.fmean(losses)
-    assert (result.name, result.n, result.details) == ("validation", 12, {"tokens": 192})
+    assert (result.name, result.n, result.details["data_sha256"]) == ("validation", 12, made.fingerprint)
+    about = {name: value for name, value in result.details.items() if name != "data_sha256"}
+    described = "bins-bytes: 100 training and 200 validation tokens"
+    assert about == {"tokens": 192, "block_size": 16, "data": described}
     assert statistics.stdev(losses) > 0.1
     assert 100 < text < 192
     assert result.metrics == {
