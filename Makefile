@@ -114,8 +114,9 @@ evaluate: env-train ## Measure a model: make evaluate RUN=... TASKS=hellaswag,pi
 		$(OVERRIDES)
 
 export-model: env-train ## Write a Hugging Face folder: make export-model RUN=... (CHECKPOINT=best OUT=folder PUSH=user/name)
-	@exec "$$PYTHON" scripts/export_model.py $(if $(RUN),"$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") \
-		$(if $(filter OUT,$(GIVEN)),--out "$$OUT") $(if $(filter PUSH,$(GIVEN)),--push "$$PUSH") $$ARGS
+	@exec "$$PYTHON" scripts/export_model.py $(if $(RUN),"$$RUN") $(OVERRIDES) \
+		$(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(filter OUT,$(GIVEN)),--out "$$OUT") \
+		$(if $(filter PUSH,$(GIVEN)),--push "$$PUSH") $$ARGS
 
 data: env-train env-configured ## Download and tokenise the dataset
 	@exec "$$PYTHON" gpt2/prepare_data.py $(OVERRIDES)

@@ -36,7 +36,8 @@ def main() -> int:
         push.check(args.push)
     elif args.public:
         raise UsageError("--public is about a repository; name it, as in PUSH=me/gpt2")
-    named = run.named(args.run)
+    _check_words(args.words)
+    named = run.named(args.words[0] if args.words else None)
     folder, checkpoint = named.folder, named.chosen(args.checkpoint)
     schema = _configuration(folder)
     out = files.named(args.out) if args.out else folder / "export"
@@ -62,7 +63,9 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", help="folder of a run, its name, or one of its checkpoints [the latest run]")
+    parser.add_argument(
+        "words", nargs="*", metavar="run", help="folder of a run, its name, or one of its checkpoints [the latest run]"
+    )
     parser.add_argument("--checkpoint", metavar="newest|best|STEP", help="which checkpoint to export [newest]")
     parser.add_argument("--out", metavar="FOLDER", help="where to write it [<run>/export]")
     parser.add_argument(
@@ -73,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--public", action="store_true", help="a repository that --push makes is public [private]")
     return parser
+
+
+def _check_words(words: list[str]) -> None:
+    """Raise UsageError for words that do not name one run, such as options: make passes them on."""
+    options = [word for word in words if "=" in word and not Path(word).exists()]
+    if wrong := options[:1] or words[1:2]:
+        raise UsageError(
+            f"{wrong[0]}: export-model takes RUN=, CHECKPOINT=, OUT=, PUSH= and ARGS=--public; name the model with RUN="
+        )
 
 
 def _configuration(folder: Path) -> Schema:

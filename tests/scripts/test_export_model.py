@@ -194,6 +194,13 @@ def test_push_sends_the_folder_and_a_checkpoint_can_be_chosen_and_transformers_i
         (["runs/run", "--checkpoint", "7"], 2, "runs/run: there is no checkpoint '7'; choose newest, best (if"),
         (["runs/run", "--push", "model"], 2, "PUSH=model does not name a user; give user/name, as in PUSH=me/model"),
         (["runs/run", "--push", "me/model"], 1, "PUSH=me/model: there is no token for the hub; set HF_TOKEN, or log"),
+        (
+            ["INIT_FROM=runs/run", "--out", "there"],
+            2,
+            "INIT_FROM=runs/run: export-model takes RUN=, CHECKPOINT=, OUT=, PUSH= and ARGS=--public; name the model "
+            "with RUN=",
+        ),
+        (["runs/run", "DTYPE=float32"], 2, "DTYPE=float32: export-model takes RUN=, CHECKPOINT=, OUT=, PUSH= and"),
         (["runs/run", "--public"], 2, "--public is about a repository; name it, as in PUSH=me/gpt2"),
         (["runs/run", "--out", "runs"], 2, "runs: has files, such as run, that are no export of Espalier; choose"),
         (["runs/run", "--out", "corpus.txt"], 2, "corpus.txt: is there, and is no folder; choose another OUT"),

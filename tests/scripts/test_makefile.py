@@ -95,6 +95,11 @@ def test_a_misspelt_variable_is_an_error(clone):
     )
 
 
+def test_an_export_of_a_model_refuses_options(clone):
+    printed = make(clone, "export-model", "INIT_FROM=runs/dense", code=2)
+    assert printed.startswith("error: INIT_FROM=runs/dense: export-model takes RUN=, CHECKPOINT=, OUT=, PUSH= and ")
+
+
 def test_the_environment_chooses_no_file_to_export_to(clone):
     write(clone / "runs/run", *trained(1))
     assert (
