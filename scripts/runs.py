@@ -79,7 +79,8 @@ def list_runs(args: argparse.Namespace) -> int:
     recording why). The speed of a finished run is its mean; that of any other run is the last recorded value. If the
     output is not a terminal, tabs separate the columns and numbers are not rounded.
 
-    With --tasks, each result of a task is a column: the one of the highest step at which the run has it.
+    With --tasks, each result of a task or text is a column: the one of the highest step at which the run has it. What
+    make evaluate measures of every model, such as its size and speed, is in make show.
     """
     parent = files.named(args.words[0]) if len(args.words) == 1 and "=" not in args.words[0] else None
     parent = parent or Path(resolve("", args.words)[0]["OUTPUT_DIR"])

@@ -7,6 +7,8 @@ from lib.record.in_force import Record
 from lib.record.journal import numbers
 
 _ERROR = "_stderr"
+# What `make evaluate` measures of every run, without tasks and texts.
+OF_THE_MODEL = ("validation", "size", "speed")
 
 
 class Score(NamedTuple):

@@ -85,6 +85,36 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
         for row in rows:
             print("\t".join("" if value is None else printable(str(value)) for value in row))
         return
+    _console(_ANY).print(_screen(columns, rows))
+
+
+def tables(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table in a terminal, as several if it is too wide: each has the first column. No cell is shortened."""
+    console = _console(_ANY)
+    room, groups = console.width, [[0]]
+    for n in range(1, len(columns)):
+        if len(groups[-1]) > 1 and _width(console, columns, rows, [*groups[-1], n]) > room:
+            groups.append([0])
+        groups[-1].append(n)
+    for number, group in enumerate(groups):
+        if number:
+            console.print()
+        console.width = max(room, _width(console, columns, rows, group))  # the terminal wraps what is wider
+        console.print(_part(columns, rows, group))
+
+
+def _width(console: Any, columns: Sequence[Column], rows: Sequence[Sequence[Any]], group: Sequence[int]) -> int:
+    """How wide a table of the columns in `group` is."""
+    return console.measure(_part(columns, rows, group), options=console.options.update(width=_ANY)).maximum
+
+
+def _part(columns: Sequence[Column], rows: Sequence[Sequence[Any]], group: Sequence[int]) -> Any:
+    """A table of the columns in `group`."""
+    return _screen([columns[n] for n in group], [[row[n] for n in group] for row in rows])
+
+
+def _screen(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Any:
+    """A table for a terminal."""
     from rich import box
     from rich.table import Table
 
@@ -100,7 +130,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
         screen.add_column(column.title, justify="left" if column.left else "right", overflow="fold", no_wrap=n > 0)
     for row in rows:
         screen.add_row(*(_cell(column, value) for column, value in zip(columns, row, strict=True)))
-    _console(_ANY).print(screen)
+    return screen
 
 
 def sheet(cells: Sequence[Sequence[str]], notes: Iterable[str]) -> None:
