@@ -37,6 +37,8 @@ from lib.track import trust, waiting
 
 _OF_THE_RUN = ("Model", "Dataset")  # menus
 _MAY_DIFFER = ("DATA_DIR", "DROPOUT")  # where the data lies, and what measurements do without
+_OF_TRAINING = ("Training", "Optimizer", "Pruning", "Output")  # menus; these of their options are used here:
+_USED = ("BATCH_SIZE", "EVALUATE", "OUTPUT_DIR", "JSON_OUTPUT", "TASK_DATA", "EVAL_LIMIT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,7 @@ def _asked(argv: list[str]) -> Asked:
         return run.configuration(args.run)
 
     schema, args = command_line.resolve(__doc__, argv, arguments=arguments, base=own_configuration)
+    _check_used(schema)
     folder = None if foreign else args.run
     path = checkpoint_file.chosen(folder, args.checkpoint) if folder else None
     if folder:
@@ -136,6 +139,18 @@ def _asked(argv: list[str]) -> Asked:
     if output:
         _check_output(output)
     return Asked(schema, folder, path, args.tasks, args.perplexity, output)
+
+
+def _check_used(schema: Schema) -> None:
+    """Raise UsageError for an option on the command line that has no effect here."""
+    for name in sorted(schema.given):
+        if schema.sources[name].startswith("environment "):
+            continue
+        option = schema.options[name]
+        if name == "EVAL_TASKS":
+            raise UsageError(f"EVAL_TASKS={option.text}: is for the end of a training; use TASKS={option.text}")
+        if option.menu[0] in _OF_TRAINING and name not in _USED:
+            raise UsageError(f"{name}={option.text}: make evaluate trains nothing, so it has no effect; leave it out")
 
 
 def _step(path: Path) -> int:

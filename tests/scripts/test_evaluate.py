@@ -152,6 +152,13 @@ def test_bad_words_are_one_sentence(tmp_path):
     (run / ".config").write_text("")
     assert "name a run or INIT_FROM, not both" in evaluate(tmp_path, "--run", "runs/a", "INIT_FROM=x", code=2)
     assert "this run has no checkpoint yet" in evaluate(tmp_path, "--run", "runs/a", code=2)
+    assert evaluate(tmp_path, "--run", "runs/a", "EVAL_TASKS=piqa,arc_easy", code=2) == (
+        "error: EVAL_TASKS=piqa,arc_easy: is for the end of a training; use TASKS=piqa,arc_easy\n"
+    )
+    for words, given in ((["--max-iters", "5"], "MAX_ITERS=5"), (["PRUNING_METHOD=wanda"], "PRUNING_METHOD=wanda")):
+        assert evaluate(tmp_path, "--run", "runs/a", *words, code=2) == (
+            f"error: {given}: make evaluate trains nothing, so it has no effect; leave it out\n"
+        )
     (tmp_path / "mine.json").write_text('{"a": 1}')
     wrong = evaluate(tmp_path, "INIT_FROM=x", "JSON_OUTPUT=mine.json", code=2)
     assert "JSON_OUTPUT=mine.json: exists and holds no results of make evaluate; name another file" in wrong
