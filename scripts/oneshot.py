@@ -1,9 +1,11 @@
 """Prune a finished model at once, block by block, as in `scripts/oneshot.py --run RUN PRUNING_METHOD=sparsegpt`.
 
-The model is a checkpoint of a run, or what INIT_FROM names. With --run, options that are not given are those of the
-run, except for all of the menu Pruning; with INIT_FROM they are those of .config. The result is a new run, whose steps
-are the blocks: it can be evaluated, exported, compared and trained on. The validation loss is measured before the
-first block and after each; EVAL_INTERVAL=0 measures it only before and after all.
+The model is a checkpoint of a run, or what INIT_FROM names. With --run (also without both: the latest run), options
+that are not given are those of the run. The menu Pruning is an exception: what is not given has its default, and
+neither that menu of .config nor that of the run is used. With INIT_FROM, options that are not given are those of
+.config. The result is a new run, whose steps are the blocks: it can be evaluated, exported, compared and trained on.
+The validation loss is measured before the first block and after each; EVAL_INTERVAL=0 measures it only before and
+after all.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from lib.config.kconf import Schema
 from lib.config.option import Option
 from lib.record import checkpoint_file, run
 
-_ONESHOT = "PRUNING_DYNAMICS=oneshot"
+_ONESHOT, _MENU = "PRUNING_DYNAMICS=oneshot", "Pruning"
 _METHODS = "make oneshot prunes by magnitude, wanda, sparsegpt or random: name one, as in PRUNING_METHOD=sparsegpt"
 # Options whose values are for one run only, so that a new run does not take them from the run that it prunes.
 _OF_ITS_RUN = ("INIT_FROM", "MAX_ITERS", "EVAL_INTERVAL", "CHECKPOINT_AT", "TRACKER_RUN_NAME", "JSON_OUTPUT")
@@ -47,7 +49,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_its_run(option: Option) -> bool:
-    return option.menu[0] == "Pruning" or option.name in _OF_ITS_RUN
+    return option.menu[0] == _MENU or option.name in _OF_ITS_RUN
 
 
 def _init_from(args: argparse.Namespace, words: list[str]) -> str:
@@ -80,9 +82,25 @@ def configuration(words: list[str]) -> Schema:
     if (dynamics := schema["PRUNING_DYNAMICS"]) != "oneshot":
         raise UsageError(f"PRUNING_DYNAMICS={dynamics}: make oneshot sets PRUNING_DYNAMICS=oneshot; leave it out")
     if args.run:
+        _tell_of_unused(schema)
         path = checkpoint_file.chosen(args.run, args.checkpoint)
         schema.override([("INIT_FROM", f"{args.run}@{int(path.stem.removeprefix('step-'))}", f"RUN={args.run}")])
     return schema
+
+
+def _tell_of_unused(schema: Schema) -> None:
+    """Print a note if the menu Pruning of .config has other values than `schema`: they count only with INIT_FROM."""
+    path, there = command_line.config_path(os.environ), Schema()
+    if not path.is_file():
+        return
+    try:
+        there.load(path, ranges=False)
+    except ConfigError:  # nothing of this file is used, so its mistakes are no concern
+        return
+    ours = [option for option in there.differing() if option.menu[0] == _MENU and schema.options[option.name].active]
+    if words := " ".join(f"{option.name}={option.text}" for option in ours if option.value != schema[option.name]):
+        note = f"with RUN, the menu Pruning of {path} is not used ({words}); give what you want of it as words"
+        print(f"note: {note}", file=sys.stderr)
 
 
 def main() -> int:

@@ -70,6 +70,22 @@ def test_with_init_from_the_options_are_those_of_config(dense):
     assert oneshot.configuration(["--init-from", "elsewhere", "PRUNING_METHOD=random"])["PRUNING_METHOD"] == "random"
 
 
+def test_a_note_names_what_is_not_used_of_config(dense, capsys):
+    words, config = ["--run", "runs/dense", "PRUNING_METHOD=wanda"], dense.parents[1] / ".config"
+    config.write_text('CONFIG_PRUNING_METHOD_WANDA=y\nCONFIG_TARGET_SPARSITY="0.9"\nCONFIG_BATCH_SIZE=3\n')
+    assert oneshot.configuration(words)["TARGET_SPARSITY"] == 0.5
+    assert capsys.readouterr().err == (
+        "note: with RUN, the menu Pruning of .config is not used (TARGET_SPARSITY=0.9); give what you want of it as "
+        "words\n"
+    )
+    oneshot.configuration([*words, "TARGET_SPARSITY=0.9"])
+    config.write_text("CONFIG_BATCH_SIZE=3\nnonsense\n")
+    oneshot.configuration(words)
+    config.write_text('CONFIG_TARGET_SPARSITY="0.9"\nCONFIG_PRUNING_METHOD_RANDOM=y\n')
+    assert oneshot.configuration(["INIT_FROM=elsewhere"])["TARGET_SPARSITY"] == 0.9
+    assert capsys.readouterr().err == ""
+
+
 NAME_ONE = "make oneshot prunes by magnitude, wanda, sparsegpt or random: name one, as in PRUNING_METHOD=sparsegpt"
 REFUSED = {
     "": NAME_ONE,
@@ -102,3 +118,4 @@ def test_the_help_says_how_it_is_used(tmp_path):
     assert "scripts/oneshot.py --run RUN PRUNING_METHOD=sparsegpt" in text
     assert re.search(r"--checkpoint newest\|best\|STEP\n", text)
     assert "--calibration-samples" in text
+    assert "neither that menu of .config nor that of the run is used" in " ".join(text.split())
