@@ -16,7 +16,7 @@ from lib.config.kconf import Options
 from lib.optim import use_masks
 from lib.prune import mask, masked_linear, schedule, scope
 from lib.prune.dense import NoPruning
-from lib.prune.given import GivenMasks, Masks, fitted
+from lib.prune.given import GivenMasks, Masks, check_given, fitted
 from lib.prune.hidden import MovementPruner, SoftMovementPruner, StraightThrough
 from lib.prune.pruner import Pruner
 from lib.prune.rewire import Rewiring
@@ -31,6 +31,7 @@ class PruningOptions(Options):
     pruning_method: str
     pruning_dynamics: str | None
     pruning_movement: str | None
+    init_masks: str | None
     pruning_scope: str | None
     target_sparsity: float | None  # None: n:m implies it, or there is no target (soft movement)
     rigl_drop_fraction: float | None
@@ -67,7 +68,10 @@ def build(
     ]
     if options.pruning_method == "given":
         names = [name for name, _ in model.named_parameters()]
-        pruner = GivenMasks(weights, None if masks is None else fitted(masks, weights, names))
+        kept = None if masks is None else fitted(masks, weights, names)
+        if kept is not None:
+            check_given(kept, options.init_masks)
+        pruner = GivenMasks(weights, kept)
     else:
         pruner = _chooser(weights, options, bind)
     if not pruner.zeroes_weights:

@@ -53,7 +53,7 @@ def fitted(masks: Masks, weights: Sequence[Weight], names: Collection[str]) -> l
     """The mask of each weight, as `masks` has it; a weight without one keeps everything.
 
     `names` are those of the model's parameters. A mask may also cover the padding of its parameter. Raises UsageError
-    for masks of other parameters or shapes, and if nothing is pruned.
+    for masks of other parameters or shapes.
     """
     if other := sorted(masks.keys() - set(names)):
         raise UsageError(f"INIT_MASKS: has a mask of {other[0]!r}, which this model lacks; name masks of this model")
@@ -62,13 +62,19 @@ def fitted(masks: Masks, weights: Sequence[Weight], names: Collection[str]) -> l
             f"INIT_MASKS: has no mask of a tensor in PRUNING_SCOPE, such as {weights[0].name}; widen PRUNING_SCOPE or "
             "name other masks"
         )
-    found = [_fitted(masks.get(weight.name), weight) for weight in weights]
-    if all(bool(mask.all()) for mask in found):
+    return [_fitted(masks.get(weight.name), weight) for weight in weights]
+
+
+def check_given(found: Sequence[Tensor], named: str) -> None:
+    """Raise UsageError if these masks prune nothing; `named` is INIT_MASKS."""
+    if not all(bool(mask.all()) for mask in found):
+        return
+    if named == "zeros":
         raise UsageError(
-            "INIT_MASKS: prunes no weight of the tensors in PRUNING_SCOPE; name other masks, start from pruned "
-            "weights, or set PRUNING_METHOD=none"
+            "INIT_MASKS=zeros: the weights of INIT_FROM have no zeros in PRUNING_SCOPE; name pruned weights as "
+            "INIT_FROM, or name masks, as in INIT_MASKS=runs/pruned"
         )
-    return found
+    raise UsageError(f"INIT_MASKS={named}: prunes no weight of the tensors in PRUNING_SCOPE; name other masks")
 
 
 def _fitted(mask: Tensor | None, weight: Weight) -> Tensor:

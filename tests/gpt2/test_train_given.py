@@ -163,7 +163,7 @@ def test_masks_that_cannot_be_used_leave_no_run(pruned, tmp_path, case):
     masks.write(other, {"h.0.mlp.c_fc.weight": torch.zeros(64, 16, dtype=torch.uint8)})
     dense = pruned.parent / "dense"
     words, sentence = {
-        "dense": (given(dense), "INIT_MASKS: prunes no weight of the tensors in PRUNING_SCOPE"),
+        "dense": (given(dense), "INIT_MASKS=zeros: the weights of INIT_FROM have no zeros in PRUNING_SCOPE"),
         "never pruned": (given(dense, init_masks=dense), "has no masks, because nothing was pruned there"),
         "other shape": (
             given(pruned, init_masks=other),

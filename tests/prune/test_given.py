@@ -205,8 +205,8 @@ WRONG = {
     ),
     "ones": (
         {"wte.weight": torch.ones(50, 8).byte()},
-        "INIT_MASKS: prunes no weight of the tensors in PRUNING_SCOPE; name other masks, start from pruned weights, or "
-        "set PRUNING_METHOD=none",
+        "INIT_MASKS=zeros: the weights of INIT_FROM have no zeros in PRUNING_SCOPE; name pruned weights as INIT_FROM, "
+        "or name masks, as in INIT_MASKS=runs/pruned",
     ),
 }
 
@@ -222,3 +222,11 @@ def test_masks_that_do_not_fit_are_one_sentence(case):
     with pytest.raises(UsageError) as raised:
         prune.build(planned, torch.optim.SGD(planned.parameters()), schema().bind, masks)
     assert raised.value.args == (sentence,)
+
+
+def test_named_masks_that_prune_nothing_are_named():
+    with pytest.raises(UsageError) as raised:
+        Retrained(schema(INIT_MASKS="runs/dense"), {"wte.weight": torch.ones(50, 8).byte()})
+    assert raised.value.args == (
+        "INIT_MASKS=runs/dense: prunes no weight of the tensors in PRUNING_SCOPE; name other masks",
+    )
