@@ -128,7 +128,8 @@ class Pruning:
         book = journal.Journal(folder)
         stack.callback(book.close)
         asked.last_words = lambda: book.last_word(training.step, "interrupted")
-        console = Console(options.max_iters, 0, lambda: training.evaluations)
+        # No evaluation is the best, because each block has its own sparsity.
+        console = Console(options.max_iters, 0, tuple)
         stack.callback(console.close)
         if note := provenance.save(schema, folder, command, begun=self.begun):
             console.say(f"note: {note}")

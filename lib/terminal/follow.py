@@ -30,7 +30,7 @@ def follow(folder: Path, wait: bool) -> int:
         for batch in _batches(folder, seen, wait):
             for record in batch if screen else _skip(batch, seen):
                 seen.add(record)
-                screen = screen or _Screen(seen.steps or 0, seen.step, seen.evaluations)
+                screen = screen or _screen(seen)
                 screen.follow(record, seen)
     except KeyboardInterrupt:
         return 0
@@ -39,6 +39,12 @@ def follow(folder: Path, wait: bool) -> int:
             screen.close()
     print(shown(_ending(folder, seen)))
     return 0 if seen.end and history.state(seen, folder) == "finished" else 1
+
+
+def _screen(seen: History) -> "_Screen":
+    """A screen for the run. In one-shot pruning each block has its own sparsity, so that no evaluation is the best."""
+    is_oneshot = seen.config.get("pruning_dynamics") == "oneshot"
+    return _Screen(seen.steps or 0, seen.step, tuple if is_oneshot else seen.evaluations)
 
 
 class _Screen(Console):

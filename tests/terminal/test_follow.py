@@ -153,6 +153,13 @@ def test_the_best_is_not_compared_with_what_was_taken_back(tmp_path):
     assert best_steps(write(tmp_path / "run", *events, ended(3, **FINAL))) == [1, 2, 2]
 
 
+def test_no_block_of_a_one_shot_run_is_the_best(tmp_path):
+    events = [evaluated(0, 1.0), evaluated(1, 3.0), evaluated(2, 2.0), ended(2, **FINAL)]
+    config = {"max_iters": 2, "pruning_dynamics": "oneshot"}
+    assert best_steps(write(tmp_path / "run", *events, config=config)) == []
+    assert best_steps(write(tmp_path / "other", *events)) == [0]
+
+
 def test_ctrl_c_leaves_in_silence(new):
     training, following = trainer(new), tail(new)
     record(training, "start", 0, config={"max_iters": 2})

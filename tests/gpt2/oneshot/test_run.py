@@ -89,6 +89,7 @@ def test_a_finished_run_is_pruned_in_a_run_folder_like_every_other(home):
     assert summary["total_tokens"] == tokens
     sent = [line.split(",")[1:] for line in (run / "metrics.csv").read_text().splitlines()]
     assert [row[3] for row in sent if row[2] == "val_loss"] == [repr(row["metrics"]["val_loss"]) for row in losses]
+    assert not any(line.endswith("best") for line in output.splitlines())
     assert "train it on      make train INIT_FROM=runs/half PRUNING_METHOD=given\n" in output
     assert "zero             50.00% of the 24,576 weights in scope\n" in output
     assert 'CONFIG_INIT_FROM="runs/dense@40"\n' in (run / ".config").read_text()
