@@ -57,7 +57,7 @@ def test_half_of_a_pair_of_surrogates_is_one_unknown_character(tmp_path):
     (tmp_path / "whole.txt").write_text("A text with \ufffd in it.")
     [half] = measured(str(tmp_path / "half.jsonl"), model, machine)
     [whole] = measured(str(tmp_path / "whole.txt"), model, machine)
-    assert half.metrics["half.jsonl/loss"] == whole.metrics["whole.txt/loss"]
+    assert half.metrics["perplexity/half.jsonl/loss"] == whole.metrics["perplexity/whole.txt/loss"]
     assert half.details["sha256_text"] == whole.details["sha256_text"]
 
 
