@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpt2.weights import adopt, masks, source
 from gpt2.weights.source import Source, Weights
+from lib.base.errors import UserError
 from lib.config.kconf import Options, Schema
 from lib.machine.dist import Ranks
 from lib.record import checkpoint_file, lineage
@@ -19,6 +20,7 @@ class BeginningOptions(Options):
 
     init_from: str  # empty: random weights
     init_masks: str | None  # zeros: those of the weights; None: the run is not given masks
+    output_dir: str  # where runs are looked up by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Origin:
 
     weights: Source | None = None  # None: random weights, or those of a checkpoint
     masks: str = ""  # `zeros`, those of the weights, or for `masks.read`; empty: none are to be read
+    output_dir: str = ""  # where `masks` is looked up if it is the name of a run
     recorded: dict[str, Any] = dataclasses.field(default_factory=dict)  # `init` and `masks` of the start event
 
 
@@ -46,8 +49,9 @@ def new(schema: Schema, ranks: Ranks) -> Origin:
     """The origin of a new run. Gives `schema` the shape, activation and tokenizer of INIT_FROM's weights."""
     found = ranks.first(lambda: adopt.adopt(schema))
     if ranks.rank:
-        adopt.adopt(schema, lambda given: found)
-    return Origin(found, schema.bind(BeginningOptions).init_masks or "")
+        adopt.adopt(schema, lambda given, output_dir: found)
+    options = schema.bind(BeginningOptions)
+    return Origin(found, options.init_masks or "", options.output_dir)
 
 
 def again(schema: Schema, folder: Path, ranks: Ranks) -> Origin:
@@ -59,9 +63,17 @@ def _again(options: BeginningOptions, folder: Path) -> Origin:
     recorded = lineage.origin(folder)
     if checkpoint_file.find(folder / "checkpoints"):
         return Origin(recorded=recorded)
-    given = lineage.exactly(recorded["init"]) if "init" in recorded else options.init_from
-    named = lineage.exactly(recorded["masks"]) if "masks" in recorded else options.init_masks or ""
-    return Origin(source.find(given) if given else None, named, recorded)
+    given = _exactly(recorded["init"]) if "init" in recorded else options.init_from
+    named = _exactly(recorded["masks"]) if "masks" in recorded else options.init_masks or ""
+    return Origin(source.find(given, options.output_dir) if given else None, named, options.output_dir, recorded)
+
+
+def _exactly(part: dict[str, Any]) -> str:
+    """See lineage.exactly; raises UserError if there is nothing at the path any more."""
+    given = lineage.exactly(part)
+    if given == part["path"] and not Path(given).exists():
+        raise UserError(f"{given}: is gone, and the run began with it; restore it, or start a new run")
+    return given
 
 
 def read(origin: Origin, ranks: Ranks, block_size: int, vocab_size: int) -> Beginning:
@@ -78,14 +90,14 @@ def exact(recorded: dict[str, Any]) -> dict[str, str]:
 
     Raises UserError if the weights or masks are gone, or if they have changed.
     """
-    given = {part: lineage.exactly(about) for part, about in recorded.items()}
+    given = {part: _exactly(about) for part, about in recorded.items()}
     if "init" in given:
         found = source.find(given["init"])
         shape = found.shape
         lineage.check(recorded["init"], source.read(found, shape.block_size, shape.vocab_size).sha256)
     if "masks" in given:
         lineage.check(recorded["masks"], masks.read(given["masks"])[1]["sha256"])
-    return {{"init": "init_from", "masks": "init_masks"}[part]: value for part, value in given.items()}
+    return {lineage.OPTIONS[part].lower(): value for part, value in given.items()}
 
 
 def _read(origin: Origin, block_size: int, vocab_size: int) -> Beginning:
@@ -98,7 +110,8 @@ def _read(origin: Origin, block_size: int, vocab_size: int) -> Beginning:
     if origin.masks == "zeros":
         kept = None if state is None else masks.zeros(state)
     elif origin.masks:
-        kept, about = masks.read(origin.masks)
+        kept, about = masks.read(origin.masks, origin.output_dir)
+        kept = masks.cut(kept, block_size, vocab_size)
         facts.setdefault("masks", about | {"path": str(Path(about["path"]).absolute())})
         lineage.check(facts["masks"], about["sha256"])
     return Beginning(state, kept, facts)
@@ -113,5 +126,5 @@ def init(found: Source, weights: Weights) -> dict[str, Any]:
         "sha256": weights.sha256,
         "revision": found.revision,
         "step": found.step,
-        "ancestors": found.ancestors,
+        "ancestors": found.lineage(weights.sha256),
     }

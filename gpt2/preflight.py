@@ -77,7 +77,11 @@ class GivenOptions(Options):
 
 
 def check_given(options: GivenOptions) -> None:
-    """Raise UsageError for masks from the zeros of random weights, which have none."""
+    """Raise UsageError for masks from nowhere, or from the zeros of random weights, which have none."""
+    if options.init_masks == "":
+        raise UsageError(
+            "INIT_MASKS is empty, and PRUNING_METHOD=given needs masks; name a pruned run, or set INIT_MASKS=zeros"
+        )
     if options.init_masks == "zeros" and not options.init_from:
         raise UsageError(
             "INIT_MASKS=zeros takes the zeros of trained weights, but INIT_FROM is empty, and random weights have no "

@@ -21,6 +21,7 @@ from gpt2 import announce, beginning, ending, footprint, loop, pace, preflight, 
 from gpt2.alerts import AlertOptions, Watch
 from gpt2.announce import Start
 from gpt2.data import prepare, shards, windows
+from gpt2.data import tokenizer as tokenizers
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.evaluation import tasks
 from gpt2.model import GPT2, ModelOptions
@@ -37,7 +38,7 @@ from lib.config.kconf import Options, Schema
 from lib.config.parameters import parameters
 from lib.machine import device
 from lib.machine.use import Use
-from lib.record import checkpoint, journal, lineage, monitor, provenance, retries, run
+from lib.record import checkpoint, history, journal, lineage, monitor, provenance, retries, run
 from lib.terminal.console import Console, say
 from lib.track import waiting
 
@@ -132,12 +133,12 @@ class Session:
         self.schema, self.options, self.machine = schema, schema.bind(SessionOptions), machine
         preflight.check(schema.bind, machine.ranks.size)
         device.check_compiler(self.options.compile, machine)
+        shape, vocab_size = schema.bind(ModelOptions), tokenizers.vocab_size(self.options.tokenizer)
+        begins = beginning.read(origin, machine.ranks, shape.block_size, vocab_size)  # preparing data may take hours
+        self.begun = begins.facts
         machine.ranks.first(self._prepare)
         data_options = schema.bind(windows.DataOptions)
         self.data = windows.load(data_options, machine.ranks, pin=machine.device.type == "cuda")
-        shape = schema.bind(ModelOptions)
-        begins = beginning.read(origin, machine.ranks, shape.block_size, self.data.vocab_size)
-        self.begun = begins.facts
         torch.manual_seed(self.options.seed)
         self.model = GPT2(shape, self.data.vocab_size)
         if begins.state is not None:
@@ -261,7 +262,8 @@ class Session:
         reached = pruning == "given" or "alert sparsity" in book.reached  # given masks are no news
         watch = Watch(self.data.vocab_size, training.pruner.goal(), reached, sigma)
         watch.recall(folder, training.step)
-        keeping, trackers = schema.bind(checkpoint.Keeping), track.names(self.options.tracker)
+        named = [session.get("config", {}).get("checkpoint_at") for session in history.skim(folder).sessions]
+        keeping, trackers = schema.bind(checkpoint.Keeping).and_earlier(named), track.names(self.options.tracker)
         samples = self.options.sample_at_eval and self.options.sample_tokens
         sampler = functools.partial(self._sample, asked) if samples else None
         patience, about = waiting.patience(schema.bind(waiting.WaitOptions).tracker_wait), self._about(identity)

@@ -82,7 +82,7 @@ class Planned:
         self.parameters = dict(self.model.named_parameters())  # before masked layers replace some
         self.masks = None
         if schema["PRUNING_METHOD"] == "given":
-            origin = beginning.Origin(source, schema["INIT_MASKS"])
+            origin = beginning.Origin(source, schema["INIT_MASKS"], schema["OUTPUT_DIR"])
             self.masks = beginning.read(origin, Ranks(), shape.block_size, vocab_size).masks
         # SGD, because fused optimizers refuse parameters on "meta".
         optimizer = torch.optim.SGD(self.model.parameters())

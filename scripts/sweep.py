@@ -44,7 +44,7 @@ from lib.compare.sweep import Run, Sweep
 from lib.config.command_line import unconfigured
 from lib.config.config_file import ConfigError
 from lib.config.kconf import ROOT, Schema
-from lib.record import history, journal
+from lib.record import history, journal, lineage
 from lib.terminal import view
 from lib.terminal.console import duration, say
 
@@ -60,6 +60,7 @@ def main() -> int:
     code, failures = 0, {}
     if not args.table_only and not all(run.finished for run in plan.runs()):
         check(plan)  # only here, because it imports torch, which takes seconds
+        check_sources(plan)
         with files.held(plan.folder, "training this sweep"):
             code, failures = train(plan, args.jobs)
     found = comparison.results(plan)
@@ -75,12 +76,31 @@ def main() -> int:
 
 
 def adopt(schema: Schema, begun: Path | None) -> None:
-    """Give `schema` the shape of the weights that INIT_FROM names; a run that has `begun` has it already."""
+    """Give `schema` the shape of the weights that INIT_FROM names; a run that has `begun` has it already.
+
+    The names of runs are replaced by their folders: the runs of the sweep have another OUTPUT_DIR.
+    """
+    for name in lineage.OPTIONS.values():
+        given = schema[name]
+        if given and given != "zeros" and (folder := _resolved(name, given, schema["OUTPUT_DIR"], begun)) != given:
+            schema.override([(name, folder, schema.sources[name])])
     if schema["INIT_FROM"]:
         from gpt2.weights import adopt  # here, because it imports torch, which takes seconds
 
         if not (begun and adopt.follow(schema, begun)):
             adopt.adopt(schema)
+
+
+def _resolved(name: str, given: str, output_dir: str, begun: Path | None) -> str:
+    """See source.resolved. A run that has `begun` with the run of this name tells it even if that run is gone."""
+    from gpt2.weights import source
+
+    if begun:
+        there = Schema()
+        there.load(begun / ".config", ranges=False)
+        if there[name] == str(Path(output_dir) / given):
+            return there[name]
+    return source.resolved(given, output_dir)
 
 
 def check(plan: Sweep) -> None:
@@ -95,6 +115,21 @@ def check(plan: Sweep) -> None:
             problems += [f"{configuration.place}: {sentence}" for sentence in error.args]
     if problems:
         raise ConfigError(problems)
+
+
+def check_sources(plan: Sweep) -> None:
+    """Raise UsageError if what runs begin with has changed since other runs of the sweep began with the same name."""
+    from gpt2.weights import masks, source
+
+    now: dict[tuple[str, str], str] = {}  # option, its value -> sha256
+    for schema in [run.configuration.schema() for run in plan.runs() if not run.folder.exists()]:
+        if (given := schema["INIT_FROM"]) and ("INIT_FROM", given) not in now:
+            now["INIT_FROM", given] = source.sha256(source.find(given, schema["OUTPUT_DIR"]))
+        given = schema["INIT_MASKS"]
+        if given and given != "zeros" and ("INIT_MASKS", given) not in now:
+            now["INIT_MASKS", given] = masks.read(given, schema["OUTPUT_DIR"])[1]["sha256"]
+    for run in plan.runs():
+        run.check_begun(now)
 
 
 def _arguments() -> argparse.Namespace:

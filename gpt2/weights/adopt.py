@@ -14,17 +14,17 @@ _SIZES = ("N_LAYER", "N_HEAD", "N_EMBD")  # MODEL_NAME decides them, unless it i
 _ADOPTED = ("MODEL_NAME", *_SIZES, "BLOCK_SIZE", "ACTIVATION", "TOKENIZER")
 
 
-def adopt(schema: Schema, find: Callable[[str], Source] = source.find) -> Source | None:
+def adopt(schema: Schema, find: Callable[[str, str], Source] = source.find) -> Source | None:
     """Set shape, activation and tokenizer to those of INIT_FROM; returns the source, or None if it is empty.
 
     Values from files are replaced, with one note in `schema.warnings`. Raises ConfigError if a value that was given as
     a flag, as NAME=value or in the environment differs. A smaller BLOCK_SIZE stays, wherever it was set: positions are
-    cut. `find` finds the source of a name.
+    cut. `find` finds the source of a name in an OUTPUT_DIR.
     """
     given = schema["INIT_FROM"]
     if not given:
         return None
-    found = find(given)
+    found = find(given, schema["OUTPUT_DIR"])
     if not found.tokenizer:
         known = " and ".join(f"{name} has {tokenizers.vocab_size(name):,}" for name in ("gpt2", "bytes"))
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import Any
 from gpt2.weights.facts import Facts, command
 from lib.record import scores
 
-_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[0-9a-f]+)?", re.ASCII)
 
 
 def card(facts: Facts) -> str:
@@ -40,7 +40,7 @@ def _header(facts: Facts) -> str:
     }
     if facts.foreign:
         lines["license_name"] = "licence-of-the-starting-weights"
-        if models := [name for name in facts.foreign if _ON_THE_HUB.fullmatch(name)]:
+        if models := [name.partition("@")[0] for name in facts.foreign if _ON_THE_HUB.fullmatch(name)]:
             lines["base_model"] = models
     return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in lines.items()), "---"])
 

@@ -2,19 +2,22 @@
 
 import dataclasses
 import math
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 from gpt2.weights.source import Source, Weights
 from lib.base import redact
+from lib.base.errors import UserError
 from lib.config import matters
 from lib.config.kconf import Schema
 from lib.config.option import Option, Value
-from lib.record import best, history, run
+from lib.record import best, history, lineage, run
 from lib.record.in_force import Record
 
 FORMAT = 1  # of espalier.json
+_MASKS = re.compile(r"\.safetensors( [0-9a-f]{12})?$")  # in the name of an ancestor
 # Of the start event's `init` and `masks`. The others name files of this machine.
 _ORIGIN = ("from", "kind", "sha256", "revision", "step")
 
@@ -69,7 +72,7 @@ class Facts:
     @property
     def foreign(self) -> list[str]:
         """The models of others that the weights began from."""
-        return [name for name in self.unknown if not name.endswith(".safetensors")]  # masks are no weights
+        return [name for name in self.unknown if not _MASKS.search(name)]  # masks are no weights
 
     @property
     def is_oneshot(self) -> bool:
@@ -132,6 +135,8 @@ class Facts:
 def collect(folder: Path, source: Source, weights: Weights, schema: Schema) -> Facts:
     """Read what the run in `folder` recorded up to the checkpoint `source`; raises UserError for a damaged run."""
     seen = history.load(folder)
+    if lineage.own_tokens(folder, source.step) is None:
+        raise UserError(f"{folder}: the journal does not say how the run was started; restore its first line")
     zeros = {
         name: (int((weights.state[name] == 0).sum()), weights.state[name].numel()) for name in sorted(weights.masks)
     }

@@ -67,9 +67,14 @@ class Source:
     activation: str  # as the option ACTIVATION has it: gelu-tanh or gelu
     revision: str  # commit of the hub's repository; "" for local files
     step: int  # of the run; 0 for other sources
-    # What was trained on the way to these weights: run id (or the name of a foreign model) -> tokens; None: unknown.
-    # Every run counts once, with the tokens that it needed for its part.
+    # What was trained on the way to these weights: run id (or a foreign model of the hub, OWNER/NAME@COMMIT) -> tokens;
+    # None: unknown. Every run counts once, with the tokens that it needed for its part.
     ancestors: dict[str, int | None]
+    foreign: str = ""  # of a local model of others, the name of its folder
+
+    def lineage(self, sha256: str) -> dict[str, int | None]:
+        """`ancestors` with a local model of others, which only its content tells from others of the same name."""
+        return {**self.ancestors, f"{self.foreign} {sha256[:12]}": None} if self.foreign else self.ancestors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +89,13 @@ class Weights:
 class Content(NamedTuple):
     """What the files of a source hold, before it is checked and cut."""
 
-    files: list[Path]  # that hold the weights
     tensors: Iterable[tuple[str, Tensor]]  # with the names and the orientation of our model; read one by one
     masks: dict[str, Tensor]  # as in Weights
+
+
+def rows(block_size: int, vocab_size: int) -> dict[str, int]:
+    """Tensor -> how many of its rows, or of its mask's, a model with so many positions and tokens has."""
+    return {"wte.weight": vocab_size, "wpe.weight": block_size}
 
 
 def tokenizer(rows: int) -> str:

@@ -32,7 +32,11 @@ def find(given: str, folder: Path, name: str = "", revision: str = "") -> Source
     """The model in `folder`. `name` and `revision` are those of the hub's repository that it was downloaded from."""
     config = _json(folder / "config.json")
     shape = _shape(folder / "config.json", config)
-    _files(folder)
+    files(folder)  # they are all there
+    ancestors = _ancestors(folder)
+    foreign = name or folder.resolve().name if ancestors is None else ""
+    if foreign and revision:
+        ancestors, foreign = {f"{foreign}@{revision}": None}, ""
     return Source(
         given=given,
         kind="huggingface",
@@ -42,15 +46,16 @@ def find(given: str, folder: Path, name: str = "", revision: str = "") -> Source
         activation=_activation(folder / "config.json", config),
         revision=revision,
         step=0,
-        ancestors=_ancestors(folder, name or folder.resolve().name),
+        ancestors=ancestors or {},
+        foreign=foreign,
     )
 
 
 def read(source: Source) -> Content:
     """The tensors of a folder, one by one, and the masks that our export wrote."""
-    found, path = _files(source.path), source.path / masks_file.FILE
+    path = source.path / masks_file.FILE
     kept = masks_file.read_file(path)[0] if path.is_file() else {}
-    return Content(files=found, tensors=_ours(found), masks=kept)
+    return Content(tensors=_ours(files(source.path)), masks=kept)
 
 
 def _json(path: Path) -> dict:
@@ -103,7 +108,7 @@ def _activation(path: Path, config: dict) -> str:
     return _ACTIVATIONS[name]
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
     """The files with the weights, which all exist; safetensors come before pickles, and one file before shards."""
     for name in _WEIGHTS:
         if (folder / name).is_file():
@@ -154,11 +159,11 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"{path}: is cut off or damaged ({error}); download the file again") from None
 
 
-def _ancestors(folder: Path, name: str) -> dict[str, int | None]:
-    """What our export recorded; of other models only the name, because nobody knows their tokens."""
+def _ancestors(folder: Path) -> dict[str, int | None] | None:
+    """What our export recorded; None for other models, because nobody knows their tokens."""
     path = folder / "espalier.json"
     if not path.is_file():
-        return {name: None}
+        return None
     recorded = _json(path).get("lineage")
     found = recorded.get("ancestors") if isinstance(recorded, dict) else None
     if not lineage.is_ancestors(found):

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2.weights import source
+from gpt2.weights import form, source
 from gpt2.weights.masks_file import FILE, read_file, write
 from lib.base import files
 from lib.base.errors import UserError
 from lib.record import checkpoint_file, lineage
 
-__all__ = ["FILE", "read", "read_file", "write", "zeros"]
+__all__ = ["FILE", "cut", "read", "read_file", "write", "zeros"]
 
 
 def zeros(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -20,23 +20,23 @@ def zeros(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: (value != 0).to(torch.uint8) for name, value in state.items()}
 
 
-def read(given: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+def read(given: str, output_dir: str = "") -> tuple[dict[str, Tensor], dict[str, object]]:
     """The masks of a run (RUN, RUN@best, RUN@STEP), an exported folder or a file; and what the journal says of them.
 
-    The second part has the keys from, path, sha256 and ancestors, as `Source` and `Weights` have them. Raises UserError
-    with one sentence.
+    A run's name is looked up as `source.find` does it. The second part has the keys from, path, sha256 and ancestors,
+    as `Source` and `Weights` have them. Raises UserError with one sentence.
     """
     path = files.named(given)
     if (path / FILE).is_file():
         path /= FILE
     if path.suffix == ".safetensors" or (path.is_file() and not checkpoint_file.is_name(path.name)):
         masks, sha256 = read_file(path)
-        ancestors = _ancestors(path)
+        ancestors = _ancestors(path, sha256)
     else:
-        found = source.find(given)
-        path, ancestors = found.path, found.ancestors
+        found = source.find(given, output_dir)
+        path = found.path
         weights = source.read(found, found.shape.block_size, found.shape.vocab_size)
-        masks, sha256 = weights.masks, weights.sha256
+        masks, sha256, ancestors = weights.masks, weights.sha256, found.lineage(weights.sha256)
         if not masks:
             raise UserError(
                 f"{path}: has no masks, because nothing was pruned there; name a pruned run, a folder with {FILE} or "
@@ -45,8 +45,15 @@ def read(given: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     return masks, {"from": given, "path": str(path), "sha256": sha256, "ancestors": ancestors}
 
 
-def _ancestors(path: Path) -> lineage.Ancestors:
+def cut(masks: Mapping[str, Tensor], block_size: int, vocab_size: int) -> dict[str, Tensor]:
+    """The masks of a model with fewer positions and tokens, as `source.read` cuts weights."""
+    rows = form.rows(block_size, vocab_size)
+    return {name: mask[: rows.get(name, len(mask))] for name, mask in masks.items()}
+
+
+def _ancestors(path: Path, sha256: str) -> lineage.Ancestors:
     """What was trained for the masks in a file: as for the model beside them; of masks without a model nobody knows."""
     if (path.parent / "config.json").is_file():
-        return source.find(str(path.parent)).ancestors
-    return {f"{path.resolve().parent.name}/{path.name}": None}
+        found = source.find(str(path.parent))
+        return found.lineage(source.sha256(found))
+    return {f"{path.resolve().parent.name}/{path.name} {sha256[:12]}": None}

@@ -19,7 +19,7 @@ def find(given: str, path: Path) -> Source:
     found = pickled.load(path)
     arguments = found.get("model_args")
     numbers = [arguments.get(key) for key in _SHAPE] if isinstance(arguments, dict) else []
-    if not numbers or "model" not in found or not all(type(number) is int and number > 0 for number in numbers):
+    if not numbers or "model" not in found or not all(type(number) is int for number in numbers):
         raise UserError(
             f"{path}: is no checkpoint of nanoGPT, which has model and model_args with {', '.join(_SHAPE)}; name a "
             "ckpt.pt, a run or the folder of a Hugging Face model"
@@ -35,7 +35,8 @@ def find(given: str, path: Path) -> Source:
         activation="gelu",
         revision="",
         step=0,
-        ancestors={path.resolve().parent.name: None},
+        ancestors={},
+        foreign=path.resolve().parent.name,
     )
 
 
@@ -51,7 +52,7 @@ def read(source: Source) -> Content:
     biased = found["model_args"].get("bias", True)
     if type(biased) is not bool:
         raise UserError(f"{source.path}: bias in model_args is neither True nor False; save the checkpoint again")
-    return Content(files=[source.path], tensors=_ours(source, found["model"], biased), masks={})
+    return Content(tensors=_ours(source, found["model"], biased), masks={})
 
 
 def _ours(source: Source, state: object, biased: bool) -> Iterator[tuple[str, Tensor]]:

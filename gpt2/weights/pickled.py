@@ -45,4 +45,6 @@ def named(path: Path, state: object) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise UserError(f"{path}: holds no dictionary of weights; use a file of weights")
     for name, tensor in state.items():
+        if tensor.is_nested:  # it has no shape
+            raise UserError(f"{path}: the tensor {name} is nested; use weights that fit their configuration")
         yield name, tensor.detach()

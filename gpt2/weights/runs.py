@@ -20,7 +20,6 @@ def find(given: str, named: run.Named) -> Source:
     path = checkpoint_file.chosen(named.folder, named.checkpoint or "newest")
     step = checkpoint_file.header(path)["step"]
     tokenizer = schema["TOKENIZER"]
-    own = {run.Identity.load(named.folder).run_id: lineage.own_tokens(named.folder, step)}
     return Source(
         given=given,
         kind="run",
@@ -36,7 +35,7 @@ def find(given: str, named: run.Named) -> Source:
         activation=schema["ACTIVATION"],
         revision="",
         step=step,
-        ancestors=lineage.merged(lineage.ancestors(named.folder), own),
+        ancestors=lineage.chain(named.folder, step),
     )
 
 
@@ -55,7 +54,6 @@ def read(source: Source) -> Content:
     if all(mask.all() for mask in masks.values()):  # the schedule has not pruned yet
         masks = {}
     return Content(
-        files=[source.path],
         tensors=[(name, _unpadded(name, value, rows)) for name, value in model.items()],
         masks={name: _unpadded(name, mask, rows) for name, mask in masks.items()},
     )

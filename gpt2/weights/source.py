@@ -1,34 +1,32 @@
 """Where weights can be read from: a run, a Hugging Face folder or hub name, or a checkpoint of nanoGPT."""
 
 import hashlib
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gpt2.weights import hub, huggingface, nanogpt, runs
+from gpt2.weights import form, hub, huggingface, nanogpt, runs
 from gpt2.weights.form import Content, Shape, Source, Weights
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 from lib.record import checkpoint, checkpoint_file, run
 
-__all__ = ["Shape", "Source", "Weights", "find", "read"]
+__all__ = ["Shape", "Source", "Weights", "find", "read", "resolved", "sha256"]
 
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _READERS = {"run": runs.read, "huggingface": huggingface.read, "nanogpt": nanogpt.read}
 
 
-def find(given: str) -> Source:
+def find(given: str, output_dir: str = "") -> Source:
     """The source that the value of INIT_FROM, or of a RUN@CHECKPOINT, names. Reads no tensors.
 
-    A path that exists is meant first, then a run's name in OUTPUT_DIR, then a repository of the hub. A name on the hub,
-    OWNER/NAME or OWNER/NAME@REVISION, is resolved to a commit, and its files are downloaded. Raises UserError with one
-    sentence for everything that cannot be used.
+    A run or a model at this path is meant first, then a run of this name in `output_dir`, then a repository of the hub.
+    Without `output_dir`, runs are looked up in the OUTPUT_DIR of .config. A name on the hub, OWNER/NAME or
+    OWNER/NAME@REVISION, is resolved to a commit, and its files are downloaded. Raises UserError with one sentence for
+    everything that cannot be used.
     """
     path = files.named(given)
-    if named := _run(given):
+    if named := _run(given, output_dir):
         return runs.find(given, named)
     # The clone itself has a folder gpt2.
     if path.is_dir() and (given not in hub.PUBLISHED or (path / "config.json").exists()):
@@ -43,7 +41,15 @@ def find(given: str) -> Source:
     return huggingface.find(given, found.folder, found.name, found.folder.name)
 
 
-def _run(given: str) -> run.Named | None:
+def resolved(given: str, output_dir: str) -> str:
+    """`given` with the folder of a run in place of its name in `output_dir`, so that every program finds the same."""
+    named = None if files.named(given).exists() else _run(given, output_dir)
+    if named is None:
+        return given
+    return f"{named.folder}@{named.checkpoint}" if named.checkpoint else str(named.folder)
+
+
+def _run(given: str, output_dir: str) -> run.Named | None:
     """The run and the checkpoint that `given` names, or None if it is something else."""
     path = files.named(given)
     if path.is_file() and not checkpoint_file.is_name(path.name):
@@ -51,7 +57,10 @@ def _run(given: str) -> run.Named | None:
     if (path / "config.json").is_file() and not (path / "run.json").exists():  # an export lies in its run's folder
         return None
     name, at, which = (given, "", "") if path.exists() else given.rpartition("@")
-    folder, checkpoint_name = run.named(name if at else given, sys.argv[1:])  # OUTPUT_DIR may be among the words
+    if at and not (name and which):
+        raise UsageError(f"{given}: lacks a {'checkpoint after' if name else 'run before'} the @, as in runs/name@200")
+    words = [f"OUTPUT_DIR={output_dir}"] if output_dir else []
+    folder, checkpoint_name = run.named(name if at else given, words)
     if not (folder / "run.json").exists():
         return None
     return run.Named(folder, which if at else checkpoint_name)
@@ -67,14 +76,14 @@ def read(source: Source, block_size: int, vocab_size: int) -> Weights:
         if asked > there:
             option = "lower BLOCK_SIZE" if what == "positions" else "choose another TOKENIZER"
             raise UsageError(f"{source.path}: the weights are for {there} {what}, not for {asked}; {option}")
-    rows = {"wte.weight": vocab_size, "wpe.weight": block_size}
+    rows = form.rows(block_size, vocab_size)
     content = _READERS[source.kind](source)
     state = _collected(source, content, rows)
     masks = {name: mask[: rows.get(name, len(mask))] for name, mask in content.masks.items()}
     for name, mask in masks.items():
         if name not in state or mask.shape != state[name].shape:
             raise UserError(f"{source.path}: the mask of {name} does not fit the weights; use another source")
-    return Weights(state, _digest(content.files), masks)
+    return Weights(state, sha256(source), masks)
 
 
 def _collected(source: Source, content: Content, rows: dict[str, int]) -> dict[str, Tensor]:
@@ -112,17 +121,17 @@ def _problem(tensor: Tensor, shape: tuple[int, ...] | None, again: bool) -> str:
         return "is not part of this GPT-2"
     if again:
         return "is there twice"
-    if tuple(tensor.shape) != shape:
-        return f"is {list(tensor.shape)}, not {list(shape)}"
     if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.device.type != "cpu":
         return f"holds no plain floating-point numbers, but {tensor.dtype} ({tensor.layout}, {tensor.device})"
+    if tuple(tensor.shape) != shape:
+        return f"is {list(tensor.shape)}, not {list(shape)}"
     return ""
 
 
-def _digest(paths: Sequence[Path]) -> str:
+def sha256(source: Source) -> str:
     """See Weights.sha256."""
-    found = {}
-    for path in paths:
+    found: dict[str, str] = {}
+    for path in huggingface.files(source.path) if source.kind == "huggingface" else [source.path]:
         try:
             with path.open("rb") as file:
                 found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,6 +27,7 @@ class Side:
     options: dict[str, str]  # an option's present name -> its value as text, of the newest session
     made: dict[str, Any]  # the newest session's provenance
     ancestors: Ancestors  # what was trained before the run; {} for a run from random weights
+    began: dict[str, str]  # INIT_FROM and INIT_MASKS, if the run has them -> the sha256 of what it began with
 
     @classmethod
     def load(cls, folder: Path) -> "Side":
@@ -34,8 +35,10 @@ class Side:
         made = history.provenances(folder)
         options = {name: value for name, (value, _) in history.options(folder).items()}
         known = history.load(folder)
-        ancestors = lineage.ancestors(folder) if known.sessions else {}
-        return cls(folder, known, options, made[-1] if made else {}, ancestors)
+        origin = lineage.origin(folder)
+        ancestors = lineage.merged(*(part["ancestors"] for part in origin.values()))
+        began = {lineage.OPTIONS[part]: about["sha256"] for part, about in origin.items()}
+        return cls(folder, known, options, made[-1] if made else {}, ancestors, began)
 
     def results(self) -> dict[str, float | None]:
         """The run's results by name; None for a result that it does not have."""
@@ -109,12 +112,15 @@ def unequal(a: Side, b: Side) -> Iterator[str]:
     If a run began from other runs, the tokens of all of them count in place of its own steps.
     """
     known, chained = Schema().options, bool(a.ancestors or b.ancestors)
+    ended = all(side.options.get("MAX_ITERS") == str(side.history.step) for side in (a, b))
     for name, (one, other) in options(a, b).items():
-        if name == "MAX_ITERS" and chained:
+        if name == "MAX_ITERS" and chained and ended:  # a schedule that was stopped in its middle is no whole one
             continue
         if name not in known or matters.group(known[name]).equal_in_comparison:
             yield f"{name} is {one} and {other}"
     if chained:
+        if a.history.step != b.history.step and not ended:
+            yield f"one is at step {a.history.step:,} and one at step {b.history.step:,}, not both at their last"
         one, other = (lineage.chain(side.folder, side.history.step) for side in (a, b))
         if lineage.cost(one) != lineage.cost(other):
             yield f"with the runs before, {lineage.words(one)} and {lineage.words(other)} tokens were trained"
@@ -137,6 +143,10 @@ def notes(a: Side, b: Side) -> Iterator[str]:
         yield "The seeds differ, and so do data order and initial weights: part of the difference is random."
     if "EVAL_INTERVAL" in differ and not _unevaluated(a, b):
         yield "EVAL_INTERVAL differs, so the best losses come from different steps and cannot be compared."
+    for name in a.began.keys() & b.began.keys() - differ.keys():
+        if a.began[name] != b.began[name]:
+            files = f"sha256 {a.began[name][:12]} and {b.began[name][:12]}"
+            yield f"Both have {name}={a.options.get(name, '')}, but what it names had changed between them ({files})."
     commits = code(a, b).get("commit", ("", ""))
     if commits[0] != commits[1] or versions(a, b):
         yield "Code or versions differ, which by itself can change losses."

@@ -16,7 +16,7 @@ from lib.config.config_file import MISNAMED, ConfigError, presets
 from lib.config.kconf import Schema, present
 from lib.config.matters import METHOD_MENUS, TUNED
 from lib.config.option import closest, nearest
-from lib.record import retries, run
+from lib.record import lineage, retries, run
 
 _OURS = {
     "SEED": "the line `seeds` sets it",
@@ -77,6 +77,8 @@ class Run:
         given = dict(present(name, text) for name, text, _ in self.configuration.assignments)  # the last one counts
         if not self.configuration.schema()["TRACKER_GROUP"]:
             given["TRACKER_GROUP"] = self.parent.name
+        # The folder of a run in place of its name: OUTPUT_DIR is another.
+        given |= {name: text for name, text, _ in self.configuration.adopted if name in lineage.OPTIONS.values()}
         given |= {"SEED": str(self.seed), "OUTPUT_DIR": str(self.parent), "TRACKER_RUN_NAME": self.name}
         return ["--config", str(self.configuration.base), *(f"{name}={text}" for name, text in given.items())]
 
@@ -95,6 +97,23 @@ class Run:
                 raise UsageError(
                     f"{self.folder}: was begun with {name}={was or 'unset'}, and the sweep has "
                     f"{is_now.text or 'unset'} now; remove this folder or give the changed sweep another name"
+                )
+
+    def check_begun(self, now: Mapping[tuple[str, str], str]) -> None:
+        """Raise UsageError if the run began with other weights or masks than those that are there `now`.
+
+        `now` is the option and its value -> sha256.
+        """
+        if not (self.folder / "run.json").exists():
+            return
+        schema = self.configuration.schema()
+        for part, about in lineage.origin(self.folder).items():
+            name = lineage.OPTIONS[part]
+            if about["sha256"] != now.get((name, schema[name]), about["sha256"]):
+                raise UsageError(
+                    f"{self.folder}: was begun with other content of {name}={schema[name]} than is there now, and runs "
+                    "that are still to begin would not be comparable; restore it, remove this folder or give the sweep "
+                    "another name"
                 )
 
 

@@ -35,6 +35,11 @@ class Keeping(Options):
     checkpoint_best: bool | None  # whether the one of state["best"]["step"] is kept too; None: nothing is evaluated
     checkpoint_at: str  # steps whose checkpoints are kept for good, as in 200,1000
 
+    def and_earlier(self, values: Iterable[object]) -> "Keeping":
+        """What keeps also the steps that these `values` of CHECKPOINT_AT name, those of earlier sessions."""
+        texts = [value for value in (*values, self.checkpoint_at) if isinstance(value, str) and value.strip()]
+        return dataclasses.replace(self, checkpoint_at=",".join(dict.fromkeys(texts)))
+
     def obsolete(self, found: list[Path], best: int) -> list[Path]:
         """The checkpoints among `found`, oldest first, that are no longer kept."""
         kept = {name(best)} if self.checkpoint_best else set()

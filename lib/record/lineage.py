@@ -1,11 +1,14 @@
 """What was trained on the way to a run: the runs that its first weights and its masks came from, and their tokens.
 
 The start event of a run has `init` (from, kind, path, sha256, revision, step, ancestors) if INIT_FROM names its first
-weights, and `masks` (from, sha256, ancestors) if INIT_MASKS names a source. `ancestors` is run id, or the name of a
-foreign model -> tokens that were trained for it; None where nobody knows. A run that is reached twice counts once, with
-the larger number.
+weights, and `masks` (from, path, sha256, ancestors) if INIT_MASKS names a source. `ancestors` is run id, or the name of
+a foreign model with its commit or the start of its sha256 -> tokens that were trained for it; None where nobody knows.
+A run that is reached twice counts once, with the larger number. Copies of a run's folder have the same id, so they
+count as one run even if each was trained further.
 """
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from lib.record import history, run
 from lib.record.in_force import Record
 
 Ancestors = dict[str, int | None]
+OPTIONS = {"init": "INIT_FROM", "masks": "INIT_MASKS"}  # part of the start event -> the option that names its source
+_CHECKPOINT = re.compile(r"@(newest|best|(step-)?\d+(\.pt)?)$")  # which one of a run; folders may have an @ too
 _BATCH = ("batch_size", "gradient_accumulation", "block_size")  # options whose product is the tokens of a step
 _MOST = 1 << 63  # tokens, or a part of their number: what is larger was not counted
 
@@ -32,14 +37,22 @@ def merged(*several: Ancestors) -> Ancestors:
     return found
 
 
-def own_tokens(folder: Path, step: int) -> int:
-    """The tokens that the run in `folder` itself trained on in its first `step` steps. One-shot pruning trains none."""
-    tokens, end = 0, step
-    for session in reversed(_sessions(folder)):  # each may have another batch, and counts up to where the next began
-        if (begin := session["step"]) < end:
-            tokens += (end - begin) * _step_tokens(folder, session.get("config", {}))
-            end = begin
-    return tokens
+def own_tokens(folder: Path, step: int) -> int | None:
+    """The tokens that the run in `folder` itself trained on in its first `step` steps; None if the journal is lost.
+
+    One-shot pruning trains none. A resume keeps the batch (see lib/record/option_changes.py), so that of the start
+    holds. Raises UserError if the journal does not have it.
+    """
+    start = _start(folder)
+    if start is None:
+        return None
+    config = start.get("config", {})
+    if config.get("pruning_dynamics") == "oneshot":
+        return 0
+    sizes = [config.get(name) for name in _BATCH]
+    if not all(type(size) is int and 0 < size < _MOST for size in sizes):
+        raise UserError(f"{folder}: the journal does not say how many tokens a step had")
+    return step * math.prod(sizes)
 
 
 def chain(folder: Path, step: int) -> Ancestors:
@@ -73,10 +86,9 @@ def origin(folder: Path) -> dict[str, dict[str, Any]]:
 
     Raises UserError if they are damaged: a run may come from elsewhere.
     """
-    sessions = history.skim(folder).sessions
-    start = sessions[0] if sessions and sessions[0]["event"] == "start" else {}
+    start = _start(folder) or {}
     found = {part: start[part] for part in ("init", "masks") if part in start}
-    if not all(map(_is_origin, found.values())):
+    if not all(_is_origin(part, value) for part, value in found.items()):
         raise UserError(f"{folder}: the journal's first line is damaged: it does not say what the run began from")
     return found
 
@@ -88,13 +100,13 @@ def is_ancestors(found: Any) -> bool:
     )
 
 
-def _is_origin(part: Any) -> bool:
-    """Whether a value has what readers of `init` and `masks` need."""
+def _is_origin(name: str, part: Any) -> bool:
+    """Whether `part`, the value of `init` or `masks`, has all that the module's docstring says, with these types."""
+    texts = ("from", "path", "sha256", *(("kind", "revision") if name == "init" else ()))
     return (
         isinstance(part, dict)
-        and all(isinstance(part.get(name), str) for name in ("from", "path", "sha256"))
-        and isinstance(part.get("revision", ""), str)
-        and type(part.get("step", None if part.get("kind") == "run" else 0)) is int
+        and all(isinstance(part.get(text), str) for text in texts)
+        and (name != "init" or type(part.get("step")) is int)
         and is_ancestors(part.get("ancestors"))
     )
 
@@ -106,7 +118,7 @@ def described(found: dict[str, dict[str, Any]]) -> dict[str, str]:
         if part:
             place, at = part["from"], ""
             if part.get("kind") == "run":
-                place, at = place.rpartition("@")[0] or place, f" at step {part['step']:,}"
+                place, at = _CHECKPOINT.sub("", place), f" at step {part['step']:,}"
             elif part.get("revision"):
                 at = f" at commit {part['revision'][:10]}"
             words[name] = f"{place}{at} (sha256 {part['sha256'][:12]})"
@@ -128,18 +140,7 @@ def check(part: dict[str, Any], sha256: str) -> None:
         )
 
 
-def _sessions(folder: Path) -> list[Record]:
-    """The first records of the run's sessions; raises UserError if there is no usable one."""
+def _start(folder: Path) -> Record | None:
+    """The start event of the run; None if the journal has none."""
     found = history.skim(folder).sessions
-    if not found or found[0]["event"] != "start":
-        raise UserError(f"{folder}: the journal does not say how the run was started; restore its first line")
-    return found
-
-
-def _step_tokens(folder: Path, config: dict[str, Any]) -> int:
-    if config.get("pruning_dynamics") == "oneshot":
-        return 0
-    sizes = [config.get(name) for name in _BATCH]
-    if not all(type(size) is int and 0 < size < _MOST for size in sizes):
-        raise UserError(f"{folder}: the journal does not say how many tokens a step had")
-    return sizes[0] * sizes[1] * sizes[2]
+    return found[0] if found and found[0]["event"] == "start" else None

@@ -50,12 +50,13 @@ def test_unequal_budgets_are_named(side):
     assert difference.common_loss(a, b) == ("at step 2", 2.0, 2.5)
 
 
-def chained(side, name, ancestors, losses=(2.0, 1.0), **given):
+def chained(side, name, ancestors, losses=(2.0, 1.0), sha256="0", **given):
     """A side whose run began from other runs: 16 tokens a step."""
     made = side(name, losses, **given)
     path = made.folder / "journal.jsonl"
     first, *rest = path.read_text().splitlines(keepends=True)
-    init = {"from": "x", "path": "/x", "sha256": "0", "ancestors": ancestors}
+    init = {"from": "x", "kind": "run", "path": "/x", "sha256": sha256, "revision": "", "step": 1}
+    init["ancestors"] = ancestors
     config = {"max_iters": 4, "tracker": [], "batch_size": 2, "gradient_accumulation": 1, "block_size": 8}
     start = json.dumps(json.loads(first) | {"config": config, "init": init}, separators=(",", ":"))
     path.write_text("".join([start, "\n", *rest]))
@@ -70,6 +71,10 @@ def test_runs_that_began_from_others_are_ranked_at_equal_tokens_of_the_chain(sid
     assert difference.verdict(a, b, []) == (
         "Equal budgets: at the end A has the lower validation loss, by 1.5000 nats per token."
     )
+    stopped = chained(side, "stopped", {"dense": 968, "x": 64}, (2.5,), steps=(1, 2), MAX_ITERS="9")
+    assert list(difference.unequal(a, stopped)) == [
+        "MAX_ITERS is 4 and 9", "one is at step 4 and one at step 2, not both at their last",
+    ]  # fmt: skip
     c = chained(side, "c", {"hub/gpt2": None})
     d = chained(side, "d", {"hub/gpt2": None}, (2.0, 0.5))
     assert difference.verdict(c, d, list(difference.unequal(c, d))).startswith("Equal budgets: at step 4 B has")
@@ -77,6 +82,16 @@ def test_runs_that_began_from_others_are_ranked_at_equal_tokens_of_the_chain(sid
     assert list(difference.unequal(c, e)) == [
         "with the runs before, 64 (and unknown: hub/gpt2) and 64 (and unknown: hub/other) tokens were trained"
     ]
+
+
+def test_a_source_that_had_changed_between_the_runs_is_said(side):
+    a, b = (chained(side, sha, {"dense": 1}, sha256=sha * 64, INIT_FROM="runs/dense") for sha in "12")
+    c = chained(side, "c", {"dense": 1}, sha256="3" * 64, INIT_FROM="runs/other")
+    assert list(difference.notes(a, b)) == [
+        "Both have INIT_FROM=runs/dense, but what it names had changed between them "
+        "(sha256 111111111111 and 222222222222)."
+    ]
+    assert list(difference.notes(a, c)) == []
 
 
 def test_an_option_that_is_no_longer_known_counts(side):

@@ -1,11 +1,13 @@
 """Checkpoints: written whole or not at all, read without running anything."""
 
+import dataclasses
 import pickle
 import random
 import resource
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -375,3 +377,10 @@ writer.save(2, {{"w": torch.ones(1000)}})
     with writer(tmp_path) as saving:
         saving.save(2, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001.pt", "step-000000002.pt"]
+
+
+def test_steps_that_earlier_sessions_named_are_kept_too():
+    keeping = dataclasses.replace(TWO, checkpoint_at="30").and_earlier(["10, 20", None, "", "10, 20"])
+    assert keeping.checkpoint_at == "10, 20,30"
+    found = [Path(checkpoint.name(step)) for step in (10, 15, 20, 30, 40, 50)]
+    assert keeping.obsolete(found, 0) == [Path("step-000000015.pt")]

@@ -57,15 +57,6 @@ def test_merged():
     assert lineage.merged({"a": None}, {"a": 9}) == lineage.merged({"a": 9}, {"a": None}) == {"a": None}
 
 
-def test_a_resume_with_another_batch_counts_its_own_steps(tmp_path):
-    larger = ("resume", 2, {}, {"changed": {"BATCH_SIZE": ["4", "8"]}, "config": BATCH | {"batch_size": 8}})
-    back = ("resume", 1, {}, {"changed": {"BATCH_SIZE": ["8", "1"]}, "config": BATCH | {"batch_size": 1}})
-    run = folder(tmp_path, "a", *trained(1, 2), larger, *trained(3, 4))
-    assert [lineage.own_tokens(run, step) for step in (0, 1, 2, 3, 4)] == [0, 256, 512, 1024, 1536]
-    run = folder(tmp_path, "b", *trained(1, 2), larger, *trained(3, 4), back, *trained(2))
-    assert [lineage.own_tokens(run, step) for step in (1, 2, 3)] == [256, 320, 384]  # the larger batch was taken back
-
-
 def test_one_shot_pruning_trains_no_tokens(tmp_path):
     config = BATCH | {"max_iters": 2, "pruning_dynamics": "oneshot"}
     run = folder(tmp_path, "pruned", config=config, init=part(ancestors={"dense": 1000}))
@@ -79,17 +70,19 @@ def test_journals_that_do_not_tell_it(tmp_path):
     huge = folder(tmp_path, "huge", config=BATCH | {"block_size": 10**4000})
     with pytest.raises(UserError, match="huge: the journal does not say how many tokens a step had"):
         lineage.total_tokens(huge, 1)
-    damages = [{"ancestors": {"x": "many"}}, {"sha256": 7}, {"revision": None}, {"step": "7"}]
-    damages += [{"ancestors": {"x": 10**4000}}, {"ancestors": {"x": -1}}, {"kind": "run", "step": None}]
-    for number, changes in enumerate(damages):
-        run = folder(tmp_path, f"b{number}", init=part(**changes))
-        with pytest.raises(UserError, match=r"b\d: the journal's first line is damaged: it does not say what the run"):
+    damaged = [part(**{name: None}) for name in part()]
+    damaged += [part(ancestors={"x": tokens}) for tokens in ("many", 10**4000, -1)]
+    damaged += [part(step="7"), part(step=True), "x", {name: value for name, value in part().items() if name != "step"}]
+    for number, changes in enumerate(damaged):
+        run = folder(tmp_path, f"b{number}", init=changes)
+        with pytest.raises(UserError, match=r"b\d+: the journal's first line is damaged: it does not say what the run"):
             lineage.ancestors(run)
     run = folder(tmp_path, "c", *trained(1))
     (run / "journal.jsonl").write_text("")
-    assert lineage.ancestors(run) == lineage.origin(run) == {}
-    with pytest.raises(UserError, match="c: the journal does not say how the run was started; restore its first line"):
-        lineage.own_tokens(run, 1)
+    for _ in range(2):  # an empty journal, and none
+        assert lineage.ancestors(run) == lineage.origin(run) == {}
+        assert lineage.chain(run, 1) == {"c": None}
+        (run / "journal.jsonl").unlink(missing_ok=True)
 
 
 def test_the_origin_in_words_and_as_a_value():
@@ -102,6 +95,12 @@ def test_the_origin_in_words_and_as_a_value():
     assert lineage.described({"init": hub}) == {
         "start": "openai-community/gpt2@main at commit 607a30d783 (sha256 3f2a5c07d1e8)"
     }
+    for path, place in {
+        "/tmp/me@host/a2": "/tmp/me@host/a2",
+        "/tmp/me@host/a2@best": "/tmp/me@host/a2",
+        "a@step-000000020.pt": "a",
+    }.items():
+        assert lineage.described({"init": part(**{"from": path})})["start"].startswith(f"{place} at step 200 (")
     assert lineage.exactly(hub) == "openai-community/gpt2@607a30d783" + "f" * 30
     assert lineage.exactly(part()) == "/x/dense/checkpoints/step-000000200.pt"
     assert lineage.exactly(masks) == "/x/m.safetensors"

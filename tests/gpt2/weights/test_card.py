@@ -16,7 +16,7 @@ from lib.record.run import Identity
 SHA = "0123456789abcdef" * 4
 INIT = {
     "from": "/home/me/models/gpt2", "kind": "huggingface", "path": "/home/me/models/gpt2", "sha256": SHA,
-    "revision": "607a30d7", "step": 0, "ancestors": {"openai-community/gpt2": None},
+    "revision": "607a30d7", "step": 0, "ancestors": {"openai-community/gpt2@607a30d7": None},
 }  # fmt: skip
 
 
@@ -110,18 +110,20 @@ def test_weights_of_others_keep_their_licence_and_no_path_of_this_machine_is_tol
     data = ModelCard(text).data.to_dict()
     assert (data["license"], data["base_model"]) == ("other", ["openai-community/gpt2"])
     assert row(text, "first weights") == "`gpt2, revision 607a30d7, sha256 0123456789ab`"
-    assert row(text, "tokens of the whole chain") == "not known, because those of `openai-community/gpt2` are not"
-    assert "The weights began from `openai-community/gpt2`, whose licence holds." in text
+    assert (
+        row(text, "tokens of the whole chain") == "not known, because those of `openai-community/gpt2@607a30d7` are not"
+    )
+    assert "The weights began from `openai-community/gpt2@607a30d7`, whose licence holds." in text
     assert "/home/me" not in text
     assert origin.record()["lineage"] == {
-        "ancestors": {"0123456789ab": 3000, "openai-community/gpt2": None},
+        "ancestors": {"0123456789ab": 3000, "openai-community/gpt2@607a30d7": None},
         "init": {"from": "gpt2", "kind": "huggingface", "sha256": SHA, "revision": "607a30d7", "step": 0},
         "masks": None,
     }
 
 
 def test_masks_of_a_file_do_not_change_the_licence(tmp_path):
-    masks = {"from": "/m/masks.safetensors", "sha256": SHA, "ancestors": {"m/masks.safetensors": None}}
+    masks = {"from": "/m/masks.safetensors", "sha256": SHA, "ancestors": {"m/masks.safetensors 0123456789ab": None}}
     start = {"event": "start", "masks": masks}
     text = card(facts(tmp_path, sessions=[start], ancestors=masks["ancestors"]))
     assert 'license: "mit"' in text

@@ -185,7 +185,8 @@ def test_the_ancestors_of_masks_are_those_of_the_model_beside_them(tmp_path):
     folder.mkdir()
     path = folder / "masks.safetensors"
     masks.write(path, {"wte.weight": torch.ones(256, 32, dtype=torch.uint8)})
-    assert masks.read(str(folder))[1]["ancestors"] == {"exported/masks.safetensors": None}  # nobody knows
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert masks.read(str(folder))[1]["ancestors"] == {f"exported/masks.safetensors {sha256[:12]}": None}
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32, "vocab_size": 256}
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **shape}))
     (folder / "model.safetensors").touch()
@@ -196,6 +197,16 @@ def test_the_ancestors_of_masks_are_those_of_the_model_beside_them(tmp_path):
         assert record == {
             "from": str(named),
             "path": str(path),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": sha256,
             "ancestors": {"0123456789ab": 4096},
         }
+    (folder / "espalier.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"weights of others")
+    assert masks.read(str(folder))[1]["ancestors"] == {"exported 23203dcad361": None}
+
+
+def test_masks_are_cut_as_weights_are():
+    found = {"wpe.weight": torch.tensor([[1], [0], [1]]), "wte.weight": torch.ones(5, 1), "ln_f.weight": torch.ones(4)}
+    cut = masks.cut(found, 2, 3)
+    assert cut["wpe.weight"].tolist() == [[1], [0]]
+    assert [len(mask) for mask in cut.values()] == [2, 3, 4]

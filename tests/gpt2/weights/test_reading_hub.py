@@ -66,7 +66,7 @@ def test_a_model_is_downloaded_once_at_the_commit_that_main_is(repository, ask, 
     folder = tmp_path / "home" / "hub" / "models--someone--tiny-gpt2" / "snapshots" / COMMIT
     with Hub(NAME, repository) as hub:
         first = ask(hub, NAME)
-        assert first.stdout == f"{folder} {COMMIT} {NAME} 0.25\n"
+        assert first.stdout == f"{folder} {COMMIT} {NAME}@{COMMIT} 0.25\n"
         assert "Fetching 2 files" in first.stderr  # the library's progress bar
         assert downloads(hub) == ["config.json", "model.safetensors"]
         again = ask(hub, f"{NAME}@{COMMIT}", NAME)
@@ -81,21 +81,21 @@ def test_a_model_is_downloaded_once_at_the_commit_that_main_is(repository, ask, 
 def test_pickles_are_downloaded_if_there_are_no_safetensors(repository, ask):
     (repository / "model.safetensors").unlink()
     with Hub(NAME, repository) as hub:
-        assert ask(hub, NAME).stdout.endswith(f"{COMMIT} {NAME} 0.25\n")
+        assert ask(hub, NAME).stdout.endswith(f"{COMMIT} {NAME}@{COMMIT} 0.25\n")
         assert downloads(hub) == ["config.json", "pytorch_model.bin"]
 
 
 def test_the_first_names_of_gpt2_have_their_owner_of_today(repository, ask, tmp_path):
     (tmp_path / "gpt2").mkdir()  # as in a clone of this repository
     with Hub("openai-community/gpt2", repository) as hub:
-        assert ask(hub, "gpt2").stdout.endswith(f"{COMMIT} openai-community/gpt2 0.25\n")
+        assert ask(hub, "gpt2").stdout.endswith(f"{COMMIT} openai-community/gpt2@{COMMIT} 0.25\n")
 
 
 def test_a_gated_model_needs_a_token(repository, ask):
     with Hub(NAME, repository, gated=True) as hub:
         refused = f"the hub's repository is gated; accept its terms at {hub.url}/{NAME}, and set HF_TOKEN\n"
         assert ask(hub, NAME).stdout == f"{NAME}: {refused}"
-        assert ask(hub, NAME, HF_TOKEN=TOKEN).stdout.endswith(f"{COMMIT} {NAME} 0.25\n")
+        assert ask(hub, NAME, HF_TOKEN=TOKEN).stdout.endswith(f"{COMMIT} {NAME}@{COMMIT} 0.25\n")
 
 
 def test_a_repository_a_revision_or_a_name_that_does_not_exist(repository, ask):

@@ -117,7 +117,8 @@ def test_logits_are_those_of_transformers(published, copy, form):
     source = find(str(copy))
     assert (source.kind, source.path, source.tokenizer, source.revision) == ("huggingface", copy, "bytes", "")
     assert source.shape == Shape(n_layer=2, n_head=4, n_embd=48, block_size=32, vocab_size=256)
-    assert (source.step, source.ancestors) == (0, {"tiny-model": None})
+    assert (source.step, source.ancestors, source.foreign) == (0, {}, "tiny-model")
+    assert source.lineage("3f2a5c07d1e8" + "0" * 52) == {"tiny-model 3f2a5c07d1e8": None}
     weights = read(source, 32, 256)
     model = GPT2(ModelOptions("custom", 2, 4, 48, 32, 0.0, "gelu-tanh"), 256).eval()
     assert weights.state.keys() == model.state_dict().keys()
@@ -242,6 +243,13 @@ def test_a_configuration_of_another_model_is_one_sentence(copy, changes, words):
 def test_what_computes_the_same_is_accepted(copy):
     configure(copy, reorder_and_upcast_attn=True, n_inner=192, resid_pdrop=0.5)
     assert find(str(copy)).shape.n_embd == 48
+
+
+def test_a_nested_tensor_is_one_sentence(copy):
+    (copy / "model.safetensors").unlink()
+    torch.save({"wpe.weight": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, copy / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: the tensor wpe\.weight is nested; use weights that fit"):
+        read(find(str(copy)), 32, 256)
 
 
 class Code:

@@ -84,7 +84,7 @@ def test_logits_and_loss_are_those_that_the_tensors_describe(tmp_path, bias, pre
     source = find(save(path, {prefix + name: tensor for name, tensor in state.items()}, bias=bias))
     assert (source.kind, source.path, source.tokenizer, source.revision) == ("nanogpt", path, "bytes", "")
     assert source.shape == Shape(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=256)
-    assert (source.step, source.ancestors) == (0, {"out-small": None})
+    assert (source.step, source.ancestors, source.foreign) == (0, {}, "out-small")
     weights = read(source, 12, 256)
     assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert weights.masks == {}
@@ -122,6 +122,7 @@ def test_padding_and_the_causal_masks_are_left_out(tmp_path):
         ({"n_layer": 3}, "12 of 40 tensors are missing, the first is h.2.ln_1.weight"),
         ({"n_layer": 1}, "the tensor h.1.ln_1.weight is not part of this GPT-2"),
         ({"vocab_size": None}, "is no checkpoint of nanoGPT, which has model and model_args with n_layer, n_head"),
+        ({"n_layer": 10**9}, "n_layer must lie between 1 and 1000; got 1000000000"),
         ({"bias": False}, "is there twice"),
         ({"bias": torch.zeros(2)}, "bias in model_args is neither True nor False"),
         ({"n_layer": 10**9}, "n_layer must lie between 1 and 1000; got 1000000000"),

@@ -1,6 +1,7 @@
 """The weights of a run are read from the checkpoint that was named, with its masks, shape, activation and tokenizer."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2.weights.source import Shape, find, read
+from gpt2.weights.source import Shape, find, read, resolved
 from lib.base.errors import UserError
 from tests import training
 
@@ -190,8 +191,23 @@ def test_a_checkpoint_without_its_run_is_one_sentence(run, tmp_path):
         find(str(alone))
 
 
-def test_output_dir_on_the_command_line_is_where_names_are_looked_up(run, tmp_path, monkeypatch):
+def test_names_are_looked_up_in_an_output_dir(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["train.py", "--init-from", "run", f"OUTPUT_DIR={run.parent}"])
-    assert find("run").path == run / "checkpoints" / "step-000000040.pt"
+    assert find("run", str(run.parent)).path == run / "checkpoints" / "step-000000040.pt"
+    (tmp_path / "run").mkdir()  # a folder that is no model
+    assert find("run@20", str(run.parent)).step == 20
+    (tmp_path / "run").rmdir()
+    assert resolved("run@20", str(run.parent)) == f"{run}@20"
+    assert resolved("run", str(run.parent)) == resolved(str(run), "") == str(run)
+    assert resolved("someone/gpt2@main", str(run.parent)) == "someone/gpt2@main"
+    with pytest.raises(UserError, match=r"^@20: lacks a run before the @, as in runs/name@200$"):
+        find("@20", str(run.parent))
+    with pytest.raises(UserError, match=r"^run@: lacks a checkpoint after the @"):
+        find("run@", str(run.parent))
+
+
+def test_a_run_without_its_journal_is_read_and_its_tokens_are_unknown(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "journal.jsonl").unlink()
+    assert find(str(copy)).ancestors == {json.loads((run / "run.json").read_text())["run_id"]: None}
     assert hashlib.sha256(find("run").path.read_bytes()).hexdigest() == read(find("run"), 32, 256).sha256
