@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt2.weights import adopt, masks, source
+from gpt2.weights import adopt, form, masks, source
 from gpt2.weights.source import Source, Weights
 from lib.base.errors import UserError
 from lib.config.kconf import Options, Schema
@@ -111,7 +111,7 @@ def _read(origin: Origin, block_size: int, vocab_size: int) -> Beginning:
         kept = None if state is None else masks.zeros(state)
     elif origin.masks:
         kept, about = masks.read(origin.masks, origin.output_dir)
-        kept = masks.cut(kept, block_size, vocab_size)
+        kept = form.cut(kept, block_size, vocab_size)
         facts.setdefault("masks", about | {"path": str(Path(about["path"]).absolute())})
         lineage.check(facts["masks"], about["sha256"])
     return Beginning(state, kept, facts)

@@ -94,8 +94,14 @@ class Content(NamedTuple):
 
 
 def rows(block_size: int, vocab_size: int) -> dict[str, int]:
-    """Tensor -> how many of its rows, or of its mask's, a model with so many positions and tokens has."""
+    """Tensor -> how many of its rows a model with so many positions and tokens has."""
     return {"wte.weight": vocab_size, "wpe.weight": block_size}
+
+
+def cut(masks: Mapping[str, Tensor], block_size: int, vocab_size: int) -> dict[str, Tensor]:
+    """The masks of a model with so many positions and tokens, cut as its weights are."""
+    kept = rows(block_size, vocab_size)
+    return {name: mask[: kept.get(name, len(mask))] for name, mask in masks.items()}
 
 
 def tokenizer(rows: int) -> str:

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt2.weights import form, source
+from gpt2.weights import source
 from gpt2.weights.masks_file import FILE, read_file, write
 from lib.base import files
 from lib.base.errors import UserError
 from lib.record import checkpoint_file, lineage
 
-__all__ = ["FILE", "cut", "read", "read_file", "write", "zeros"]
+__all__ = ["FILE", "read", "read_file", "write", "zeros"]
 
 
 def zeros(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,12 +43,6 @@ def read(given: str, output_dir: str = "") -> tuple[dict[str, Tensor], dict[str,
                 "such a file, or set INIT_MASKS=zeros for the zeros of the weights"
             )
     return masks, {"from": given, "path": str(path), "sha256": sha256, "ancestors": ancestors}
-
-
-def cut(masks: Mapping[str, Tensor], block_size: int, vocab_size: int) -> dict[str, Tensor]:
-    """The masks of a model with fewer positions and tokens, as `source.read` cuts weights."""
-    rows = form.rows(block_size, vocab_size)
-    return {name: mask[: rows.get(name, len(mask))] for name, mask in masks.items()}
 
 
 def _ancestors(path: Path, sha256: str) -> lineage.Ancestors:

@@ -43,7 +43,7 @@ def find(given: str, output_dir: str = "") -> Source:
 
 def resolved(given: str, output_dir: str) -> str:
     """`given` with the folder of a run in place of its name in `output_dir`, so that every program finds the same."""
-    named = None if files.named(given).exists() else _run(given, output_dir)
+    named = _run(given, output_dir)
     if named is None:
         return given
     return f"{named.folder}@{named.checkpoint}" if named.checkpoint else str(named.folder)
@@ -79,7 +79,7 @@ def read(source: Source, block_size: int, vocab_size: int) -> Weights:
     rows = form.rows(block_size, vocab_size)
     content = _READERS[source.kind](source)
     state = _collected(source, content, rows)
-    masks = {name: mask[: rows.get(name, len(mask))] for name, mask in content.masks.items()}
+    masks = form.cut(content.masks, block_size, vocab_size)
     for name, mask in masks.items():
         if name not in state or mask.shape != state[name].shape:
             raise UserError(f"{source.path}: the mask of {name} does not fit the weights; use another source")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2.weights import masks, masks_file
+from gpt2.weights import form, masks, masks_file
 from lib.base.errors import UserError
 
 
@@ -207,6 +207,6 @@ def test_the_ancestors_of_masks_are_those_of_the_model_beside_them(tmp_path):
 
 def test_masks_are_cut_as_weights_are():
     found = {"wpe.weight": torch.tensor([[1], [0], [1]]), "wte.weight": torch.ones(5, 1), "ln_f.weight": torch.ones(4)}
-    cut = masks.cut(found, 2, 3)
+    cut = form.cut(found, 2, 3)
     assert cut["wpe.weight"].tolist() == [[1], [0]]
     assert [len(mask) for mask in cut.values()] == [2, 3, 4]

@@ -196,7 +196,6 @@ def test_names_are_looked_up_in_an_output_dir(run, tmp_path, monkeypatch):
     assert find("run", str(run.parent)).path == run / "checkpoints" / "step-000000040.pt"
     (tmp_path / "run").mkdir()  # a folder that is no model
     assert find("run@20", str(run.parent)).step == 20
-    (tmp_path / "run").rmdir()
     assert resolved("run@20", str(run.parent)) == f"{run}@20"
     assert resolved("run", str(run.parent)) == resolved(str(run), "") == str(run)
     assert resolved("someone/gpt2@main", str(run.parent)) == "someone/gpt2@main"
