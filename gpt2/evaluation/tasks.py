@@ -67,8 +67,8 @@ def measure(answers: "Answers", given: str, data: str, limit: int) -> Iterator[R
     for part in _parts([_load(name, Path(data) if data else None) for name in names(given)]):
         name = next(iter(part["groups"] or part["tasks"]))
         where = f"{data}: the data of task {name} does not fit" if data else f"{name}: cannot be measured"
-        # It prints what it bootstraps.
-        with _quiet(), contextlib.redirect_stdout(sys.stderr), _told(where, "choose another task"):
+        advice = "correct its rows" if data else "choose another task"
+        with _quiet(), contextlib.redirect_stdout(sys.stderr), _told(where, advice):  # it prints what it bootstraps
             from lm_eval.evaluator import evaluate
 
             found = evaluate(as_lm(answers), part, limit=limit or None, bootstrap_iters=BOOTSTRAP, log_samples=False)
@@ -140,7 +140,7 @@ def _load(name: str, data: Path | None) -> dict[str, Any]:
     """A task, or all tasks of a group or tag, with its data; as `TaskManager.load` returns it."""
     manager = _manager()
     where = f"{data}: the data of task {name} does not fit" if data else f"{name}: its data cannot be fetched"
-    with _told(where, "choose another task" if data else "give local copies with TASK_DATA=folder"), _quiet():
+    with _told(where, "correct its rows" if data else "give local copies with TASK_DATA=folder"), _quiet():
         if data is None:
             return manager.load(name)
         entry = manager.task_index[name]

@@ -40,6 +40,14 @@ def home(made):
     return made[0]
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A folder with a run of two steps that measured no task."""
+    home = tmp_path_factory.mktemp("plain")
+    training.train(home, *training.arguments(**SHORT | {"max_iters": 2, "eval_interval": 2, "tracker": "none"}))
+    return home
+
+
 def evaluate(home, *words, code=0):
     done = forked.run(home, "scripts/evaluate.py", *words, environment=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == code, done.stdout + done.stderr
@@ -142,6 +150,50 @@ def test_without_lm_eval_one_sentence_says_how_to_install_it(monkeypatch):
         f"tasks are measured by lm-eval, which is not installed; run: {sys.executable} -m pip install lm_eval==0.4.13"
     )
     tasks.check("", "")  # no task needs no package
+    with pytest.raises(UsageError, match=r"^' , ' names no task; give names of lm-eval's tasks, separated by commas$"):
+        tasks.check(" , ", "")
+
+
+def test_a_late_failure_keeps_what_was_measured_before_it(plain):
+    (plain / "good.txt").write_text("A text that is long enough for a window of 64 bytes. " * 3)
+    (plain / "bad.jsonl").write_text('{"content": "a"}\n')
+    words = ["--run=runs/run", "--perplexity=good.txt,bad.jsonl", "JSON_OUTPUT=out.json"]
+    assert "bad.jsonl:1: has no field 'text'" in evaluate(plain, *words, code=2)
+    assert results(plain / "runs" / "run") == {("perplexity/good.txt", 2): 2}
+    found = json.loads((plain / "out.json").read_text())
+    assert [(one["task"], one["n"]) for one in found["results"]] == [("perplexity/good.txt", 2)]
+
+
+def test_results_of_other_data_or_another_context_are_not_those_of_the_run(plain):
+    run = plain / "runs" / "run"
+    evaluate(plain, "--run=runs/run", "BATCH_SIZE=3", "EVAL_SAMPLES=1", "DTYPE=bfloat16")
+    (row,) = (row for row in history.load(run).tasks() if row["task"] == "validation")
+    assert (row["block_size"], row["dtype"], len(row["data_sha256"])) == (64, "bfloat16", 64)
+    assert row["data"].startswith("files-bytes: ")
+    before = (run / "journal.jsonl").read_bytes()
+    context = evaluate(plain, "--run=runs/run", "BLOCK_SIZE=16", code=2)
+    assert context == (
+        "error: BLOCK_SIZE=16: the run has BLOCK_SIZE=64, and results are recorded as its own; leave it out, or "
+        "measure INIT_FROM=runs/run, which records nothing\n"
+    )
+    other = evaluate(plain, "--run=runs/run", "DATASET_SOURCE=good.txt", code=2)
+    assert "DATASET_SOURCE=good.txt: the run has DATASET_SOURCE=corpus.txt" in other
+    (plain / "corpus.txt").write_text("Another text of the same name. " * 3000)
+    moved = evaluate(plain, "--run=runs/run", "DATA_DIR=other", code=1)
+    assert "runs/run: was trained on other data than " in moved
+    assert (run / "journal.jsonl").read_bytes() == before
+
+
+@NEEDS_LM_EVAL
+def test_a_task_with_a_malformed_row_leaves_the_run_finished(tmp_path):
+    folder = local(tmp_path)
+    write(tmp_path / "tasks/EleutherAI/lambada_openai/default/test.jsonl", [{"text": "one two"}, {"text": None}])
+    words = training.arguments(**SHORT | {"max_iters": 2, "eval_interval": 2, "tracker": "none"})
+    printed = training.train(tmp_path, *words, "--eval-tasks=piqa,lambada_openai", f"--task-data={folder}")
+    assert f"note: not all tasks were measured: {folder}: the data of task lambada_openai does not fit: " in printed
+    assert "measure them with: make evaluate RUN=runs/run TASKS=piqa,lambada_openai" in printed
+    run = tmp_path / "runs" / "run"
+    assert (history.state(history.load(run), run), results(run)) == ("finished", {("piqa", 2): 3})
 
 
 def test_bad_words_are_one_sentence(tmp_path):

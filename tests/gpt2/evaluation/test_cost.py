@@ -175,6 +175,7 @@ def test_in_16_bits_dense_is_timed_in_both(brief):
     found = speed.measure(model, [name.removesuffix(".weight") for name in masks], machine)
     assert {name.split("/")[1].rsplit("_", 4)[0] for name in found.metrics} == {"dense", "csr", "dense_bfloat16"}
     assert model.wte.weight.dtype == torch.float32
+    assert found.fields({"dtype": "bfloat16"})["dtype"] == "float32"  # in which dense and csr compute
 
 
 HAS_TWO_FOUR = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
