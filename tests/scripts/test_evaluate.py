@@ -166,7 +166,7 @@ def test_a_late_failure_keeps_what_was_measured_before_it(plain):
 
 def test_results_of_other_data_or_another_context_are_not_those_of_the_run(plain):
     run = plain / "runs" / "run"
-    evaluate(plain, "--run=runs/run", "BATCH_SIZE=3", "EVAL_SAMPLES=1", "DTYPE=bfloat16")
+    evaluate(plain, "--run=runs/run", "BATCH_SIZE=3", "DTYPE=bfloat16")
     (row,) = (row for row in history.load(run).tasks() if row["task"] == "validation")
     assert (row["block_size"], row["dtype"], len(row["data_sha256"])) == (64, "bfloat16", 64)
     assert row["data"].startswith("files-bytes: ")
