@@ -139,7 +139,7 @@ class Journal:
         return record
 
     def check(self) -> None:
-        """Raise Displaced if the file is no longer at its path. It takes 3 of the 15 microseconds of `write`."""
+        """Raise Displaced if the file is no longer at its path. It takes 3 microseconds of `write`."""
         try:
             found = _identity(self.path.stat())
         except (FileNotFoundError, NotADirectoryError):
