@@ -23,6 +23,7 @@ from lib.config.kconf import Schema
 from lib.config.option import Option, nearest, split_set
 
 _SUFFIX = "_defconfig"
+_ONESHOT = ("PRUNING_DYNAMICS_ONESHOT", "PRUNING_METHOD_SPARSEGPT")  # make train refuses them
 _DOCS = """# Options
 
 Generated from the Kconfig files by `make docs`. To change this page, edit those files.
@@ -345,11 +346,20 @@ def _forms(option: Option) -> Iterable[str]:
     else:
         yield f"CONFIG_{option.name}={text} in .config"
     yield f"CONFIG_{option.name}={shlex.quote(text)} in the environment"
-    yield f"make train {option.name}={shlex.quote(text)}"
+    oneshot = _only_oneshot(option.item.direct_dep)
+    target, program = ("oneshot", "scripts/oneshot.py") if oneshot else ("train", "gpt2/train.py")
+    yield f"make {target} {option.name}={shlex.quote(text)}"
     if not option.switch:
-        yield f"python gpt2/train.py {option.flag} {shlex.quote(text)}"
+        yield f"python {program} {option.flag} {shlex.quote(text)}"
     elif text in ("y", "n"):
-        yield f"python gpt2/train.py {option.flag if text == 'y' else f'--no-{option.flag[2:]}'}"
+        yield f"python {program} {option.flag if text == 'y' else f'--no-{option.flag[2:]}'}"
+
+
+def _only_oneshot(condition: object) -> bool:
+    """Whether a condition holds in one-shot pruning only."""
+    terms = [term for term in kconfiglib.split_expr(condition, kconfiglib.AND) if isinstance(term, kconfiglib.Symbol)]
+    # Constants have no nodes.
+    return any(term.name in _ONESHOT or _only_oneshot(term.direct_dep) for term in terms if term.nodes)
 
 
 if __name__ == "__main__":

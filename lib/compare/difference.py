@@ -50,10 +50,16 @@ class Side:
             "sparsity": self.history.last("sparsity"),
             "steps": self.history.step,
             "tokens": self.history.last("tokens"),
-            "total tokens": lineage.total_tokens(self.folder, self.history.step) if self.ancestors else None,
+            "total tokens": self.total_tokens(),
             "seconds": self.history.seconds(),
             "tokens/s": mean or self.history.last("tokens_per_second"),
         }
+
+    def total_tokens(self) -> float | None:
+        """The tokens of the run and of what it began from; None if they are not known."""
+        if self.ancestors:
+            return lineage.total_tokens(self.folder, self.history.step)
+        return self.history.last("tokens")
 
 
 def options(a: Side, b: Side) -> dict[str, Pair]:

@@ -212,6 +212,14 @@ def test_explain_an_option_without_effect_a_value_and_an_override(config):
     )
 
 
+def test_explain_an_option_of_one_shot_pruning(config):
+    for name, value in (("OWL_LAMBDA", "0.08"), ("SPARSEGPT_BLOCK", "128"), ("CALIBRATION_SAMPLES", "128")):
+        assert config("explain", name).splitlines()[-2:] == [
+            f"    make oneshot {name}={value}",
+            f"    python scripts/oneshot.py --{name.lower().replace('_', '-')} {value}",
+        ]
+
+
 def test_explain_works_while_the_configuration_is_broken(config, folder):
     (folder / ".config").write_text("CONFIG_SEED=x\n")
     assert "value    unknown, because the configuration has problems; make checkconfig" in config("explain", "seed")
