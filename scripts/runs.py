@@ -296,6 +296,8 @@ def _results(a: difference.Side, b: difference.Side, comparable: bool) -> Iterat
     """Name and both values; for losses at equal budget, also the difference."""
     one, other = a.results(), b.results()
     pairs = {name: (one[name], other[name]) for name in one}
+    if not (a.ancestors or b.ancestors):
+        del pairs["total tokens"]  # equal to the tokens
     if found := difference.common_loss(a, b):
         where, *losses = found
         pairs[f"val loss {where}"] = tuple(losses)
