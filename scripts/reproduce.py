@@ -89,7 +89,7 @@ def configuration(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: the journal does not say how the run was started")
     config, name = sessions[0]["config"], shlex.quote(str(folder))
     if config.get("pruning_dynamics") == "oneshot":
-        raise UserError(f"{folder}: is a one-shot run, which no training repeats; repeat it with make oneshot")
+        raise UserError(f"{folder}: is a one-shot run, which no training repeats; repeat it with: {_oneshot(folder)}")
     first = _present(config)
     free = matters.names(Schema(), lambda group: not group.same_in_reproduction)
     for one in sessions[1:]:
@@ -103,6 +103,15 @@ def configuration(folder: Path) -> dict[str, Any]:
     if journal.final(folder, config["max_iters"]) is None:
         raise UserError(f"{folder}: has not finished its {config['max_iters']:,} steps; first: make resume RUN={name}")
     return config
+
+
+def _oneshot(folder: Path) -> str:
+    """The command that repeats a one-shot run."""
+    begun = lineage.origin(folder)
+    if "init" not in begun:
+        raise UserError(f"{folder}: the journal does not say which weights it pruned; restore its first line")
+    source = shlex.quote(lineage.exactly(begun["init"]))
+    return f"KCONFIG_CONFIG={shlex.quote(str(folder / '.config'))} make oneshot INIT_FROM={source}"
 
 
 def _present(config: dict[str, Any]) -> dict[str, Any]:

@@ -149,9 +149,10 @@ def _repeat(facts: Facts) -> str:
         text += "The starting weights and masks must lie where the command names them. "
     if not facts.is_one_session:
         text += "A resume of the run changed options, so one training with the last ones gives another result. "
+    if not facts.is_oneshot:
+        text += "With the run's folder, `make reproduce RUN=<folder>` repeats it and compares all records and weights. "
     return (
-        f"{text}Paths that are absolute or contain `..` are shortened to their last part. With the run's folder, "
-        "`make reproduce RUN=<folder>` repeats it and compares all records and weights. `espalier.json` has all "
+        f"{text}Paths that are absolute or contain `..` are shortened to their last part. `espalier.json` has all "
         "options."
     )
 

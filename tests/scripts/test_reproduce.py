@@ -208,6 +208,22 @@ def test_a_run_that_is_not_finished_is_not_reproduced(run):
         reproduce.configuration(run)
 
 
+def test_a_one_shot_run_is_refused_with_the_command_that_repeats_it(tmp_path):
+    folder, config = tmp_path / "my run", {"max_iters": 2, "tracker": [], "pruning_dynamics": "oneshot"}
+    init = {"from": "dense@10", "path": "/r/dense/step-10.pt", "sha256": "0", "kind": "run", "ancestors": {}}
+    folder.mkdir()
+    (folder / "run.json").write_text('{"run_id": "0123456789ab", "project": "p", "name": "my run"}')
+    book = journal.Journal(folder)
+    book.write("start", 0, config=config, init=init)
+    book.close()
+    with pytest.raises(UserError) as raised:
+        reproduce.configuration(folder)
+    assert raised.value.args == (
+        f"{folder}: is a one-shot run, which no training repeats; repeat it with: KCONFIG_CONFIG='{folder}/.config' "
+        "make oneshot INIT_FROM=/r/dense/step-10.pt",
+    )
+
+
 def test_a_run_without_its_code_is_not_reproduced(run, tmp_path):
     made = reproduce.kept(run)
     assert reproduce.changes(run, made) == run / "changes.patch"

@@ -156,6 +156,8 @@ def test_the_command_quotes_and_shortens(tmp_path):
     assert row(text, "checkpoint") == "after block 100"
     assert "| optimizer |" not in text
     assert "In a clone of Espalier at commit `0123456789` with uncommitted changes a:" in text
+    assert "make reproduce" not in text  # it refuses one-shot runs
+    assert "`make reproduce RUN=<folder>` repeats it" in card(facts(tmp_path))
 
 
 def test_a_changed_run_says_that_one_training_does_not_repeat_it(tmp_path):
