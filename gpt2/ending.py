@@ -114,6 +114,8 @@ def measure_tasks(
     if found:
         say(f"\ntasks by lm-eval {tasks.version()}, {about['dtype']}, after step {step}:")
         result.show([one.record(step, about) for one in found], found, say)
+        folder = recorder.folder
+        say(f"recorded in {folder / journal.FILE}; see make show RUN={shlex.quote(str(folder))}")
 
 
 def _until_asked(results: Iterator[Result], asked: StopSignals, later: str) -> Iterator[Result]:

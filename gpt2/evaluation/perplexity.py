@@ -63,6 +63,8 @@ def check(names: str, local: str) -> None:
             _file(TEXTS[name], local)
         elif not Path(name).is_file() or local_files.kind(Path(name)) is None:
             known = " and ".join(TEXTS)
+            if local_files.kind(Path(name)) and not Path(name).exists():
+                raise UsageError(f"PERPLEXITY={name}: there is no such file; name a file or one of {known}")
             raise UsageError(f"PERPLEXITY={name}: is neither a .txt, .jsonl or .parquet file nor one of {known}")
     shown = [Path(name).name for name in given]
     if odd := [name for name in shown if not name.isprintable()]:

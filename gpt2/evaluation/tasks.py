@@ -68,7 +68,8 @@ def measure(answers: "Answers", given: str, data: str, limit: int) -> Iterator[R
         name = next(iter(part["groups"] or part["tasks"]))
         where = f"{data}: the data of task {name} does not fit" if data else f"{name}: cannot be measured"
         advice = "correct its rows" if data else "choose another task"
-        with _quiet(), contextlib.redirect_stdout(sys.stderr), _told(where, advice):  # it prints what it bootstraps
+        # It prints what it bootstraps.
+        with _quiet(), _without_bars(), contextlib.redirect_stdout(sys.stderr), _told(where, advice):
             from lm_eval.evaluator import evaluate
 
             found = evaluate(as_lm(answers), part, limit=limit or None, bootstrap_iters=BOOTSTRAP, log_samples=False)
@@ -259,3 +260,22 @@ def _quiet() -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide lm-eval's progress bars, which have no labels; `Answers` shows the progress."""
+    import tqdm
+    from lm_eval.api import task
+
+    real = tqdm.tqdm
+
+    class Hidden(real):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs | {"disable": True})
+
+    task.tqdm = tqdm.tqdm = Hidden  # bootstrapping imports it when it begins
+    try:
+        yield
+    finally:
+        task.tqdm = tqdm.tqdm = real

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt2.weights.facts import Facts, command
 from lib.record import scores
+from lib.terminal import view
 
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[0-9a-f]+)?", re.ASCII)
 
@@ -109,7 +110,7 @@ def _results(facts: Facts) -> str:
         )
     if not facts.tasks:
         return text
-    rows = [scores.cells(score, "{:.4f}".format)[:5] for score in scores.scores(facts.tasks)]
+    rows = [scores.cells(score, view.number)[:5] for score in scores.scores(facts.tasks)]
     return f"{text}\n\n{_table(('measured later, on these weights', *scores.TITLES[1:5]), rows)}"
 
 

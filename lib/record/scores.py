@@ -43,12 +43,15 @@ def newest(records: Iterable[Record]) -> dict[str, Score]:
     return {score.metric: score for score in sorted(scores(records), key=lambda score: score.step)}
 
 
+_WITHOUT_ITEMS = ("size/", "speed/")  # their n counts tensors and rounds
+
 TITLES = ("", "value", "± stderr", "n", "version", "step", "checkpoint")
 
 
 def cells(score: Score, number: Any) -> tuple[str, ...]:
     """The texts of a row under TITLES; `number` formats a value."""
     items = f"{score.n:,}" if score.of is None else f"{score.n:,} of {score.of:,}"
+    items = "-" if score.metric.startswith(_WITHOUT_ITEMS) else items
     error = "-" if score.stderr is None else number(score.stderr)
     return (
         score.metric,

@@ -76,6 +76,7 @@ def test_a_run_measures_its_tasks_after_its_last_step(made):
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     assert float(stored(run)["task piqa", "20", "piqa/acc"]) == row["metrics"]["piqa/acc"]
     assert any(line.split()[:1] == ["piqa/acc_norm"] for line in printed.splitlines())
+    assert "\nrecorded in runs/run/journal.jsonl; see make show RUN=runs/run\n" in printed
 
 
 @NEEDS_LM_EVAL

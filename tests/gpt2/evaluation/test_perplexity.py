@@ -137,6 +137,7 @@ def test_a_text_that_cannot_be_measured_is_one_sentence(tmp_path, content, endin
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
+        ("none.txt", r"PERPLEXITY=none.txt: there is no such file; name a file or one of wikitext2 and c4"),
         ("wikitext3", r"PERPLEXITY=wikitext3: is neither a .txt, .jsonl or .parquet file nor one of wikitext2 and c4"),
         (",", r"PERPLEXITY=,: names no text; use a file or wikitext2 and c4"),
         ("c4", r"allenai/c4/en/validation.jsonl: is missing, and so is .parquet"),

@@ -156,7 +156,7 @@ def pairs_of(pairs, which):
     return [pair[which] for pair in pairs]
 
 
-def test_the_six_tasks_read_local_files_in_their_own_columns_without_a_network(tmp_path, answers, monkeypatch):
+def test_the_six_tasks_read_local_files_in_their_own_columns_without_a_network(tmp_path, answers, monkeypatch, capfd):
     import datasets
 
     asked = []
@@ -165,6 +165,7 @@ def test_the_six_tasks_read_local_files_in_their_own_columns_without_a_network(t
     for path, row in ROWS.values():
         write(tmp_path / f"{path}.jsonl", [row] * 3)
     found = list(tasks.measure(answers, ",".join(ROWS), str(tmp_path), 0))
+    assert "%|" not in capfd.readouterr().err  # bars without labels
     assert {one.name: (one.n, one.version) for one in found} == dict.fromkeys(ROWS, (3, 1.0)) | {"wikitext": (3, 2.0)}
     values = {name for one in found for name in one.metrics if not name.endswith("_stderr")}
     assert values == {

@@ -93,6 +93,15 @@ def test_scores_have_their_error_n_and_version(tmp_path):
     assert "Scores on tasks were not measured." in text
 
 
+def test_bytes_and_speeds_are_whole_and_have_no_n(tmp_path):
+    size = {"event": "task", "step": 100, "task": "size", "n": 16, "metrics": {"size/dense_float32_bytes": 5158944}}
+    name = "speed/csr_decoding_tokens_per_second"
+    speed = {"event": "task", "step": 100, "task": "speed", "n": 50, "metrics": {name: 8279.9712}}
+    text = card(facts(tmp_path, tasks=[size, speed]))
+    assert row(text, "size/dense_float32_bytes") == "5,158,944 | - | - | -"
+    assert row(text, name) == "8,280 | - | - | -"
+
+
 def test_sparsity_per_tensor_and_in_all(tmp_path):
     zeros = {"h.0.attn.c_attn.weight": (30, 120), "h.0.mlp.c_fc.weight": (90, 120)}
     text = card(facts(tmp_path, "PRUNING_METHOD=magnitude", zeros=zeros))
