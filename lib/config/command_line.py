@@ -32,7 +32,9 @@ def resolve(
     schema = Schema(kconfig)
     parser = _parser(schema, description)
     if arguments:
+        known = {action.dest for action in parser._actions}
         arguments(parser)
+        schema.arguments = [action.dest.upper() for action in parser._actions if action.dest not in known]
     args, rest = parser.parse_known_args(argv)
     problems, given = assignments(rest, [flag for action in parser._actions for flag in action.option_strings])
     own = base(args) if base else None

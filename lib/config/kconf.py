@@ -68,6 +68,7 @@ class Schema:
         self.sources: dict[str, str] = {}  # option -> place of that assignment
         self.given: set[str] = set()  # options that `override` assigned: those of flags, words and the environment
         self.broken: set[str] = set()  # options with an error; errors that follow from them are not reported
+        self.arguments: list[str] = []  # of the program beside the options, in the spelling of options: RUN, TASKS
         self.warnings: list[str] = []
         self.renames = _read_renames(self.root / "Kconfig.renames")
 
@@ -247,7 +248,7 @@ class Schema:
         return self.parts[name][0].name if name in self.parts else name
 
     def _closest(self, name: str) -> str:
-        return closest(name.upper(), [*self.options, *self.parts])
+        return closest(name.upper(), [*self.options, *self.parts, *self.arguments])
 
     def _unpin(self) -> None:
         for name, option in self.options.items():
@@ -283,7 +284,10 @@ class Schema:
         return (option.members[value].name, "y") if in_file and option.kind == "choice" else (new, value)
 
     def _near(self, name: str) -> str:
-        return f"; did you mean {near}?" if (near := self._closest(name)) else ""
+        near = self._closest(name)
+        if near in self.arguments:
+            return f"; did you mean --{near.lower()} ({near}=... with make)?"
+        return f"; did you mean {near}?" if near else ""
 
     def differing(self) -> list[Option]:
         """The options whose values differ from their defaults."""

@@ -212,6 +212,9 @@ def test_bad_words_are_one_sentence(tmp_path):
         assert evaluate(tmp_path, "--run", "runs/a", *words, code=2) == (
             f"error: {given}: make evaluate trains nothing, so it has no effect; leave it out\n"
         )
+    assert evaluate(tmp_path, "--run", "runs/a", "TASK=piqa", code=2) == (
+        "error: TASK=piqa: unknown option; did you mean --tasks (TASKS=... with make)?\n"
+    )
     (tmp_path / "mine.json").write_text('{"a": 1}')
     wrong = evaluate(tmp_path, "INIT_FROM=x", "JSON_OUTPUT=mine.json", code=2)
     assert "JSON_OUTPUT=mine.json: exists and holds no results of make evaluate; name another file" in wrong
