@@ -33,7 +33,7 @@ def read(given: str, output_dir: str = "") -> tuple[dict[str, Tensor], dict[str,
         masks, sha256 = read_file(path)
         ancestors = _ancestors(path, sha256)
     else:
-        found = source.find(given, output_dir)
+        found = _find(given, output_dir)
         path = found.path
         weights = source.read(found, found.shape.block_size, found.shape.vocab_size)
         masks, sha256, ancestors = weights.masks, weights.sha256, found.lineage(weights.sha256)
@@ -43,6 +43,14 @@ def read(given: str, output_dir: str = "") -> tuple[dict[str, Tensor], dict[str,
                 "such a file, or set INIT_MASKS=zeros for the zeros of the weights"
             )
     return masks, {"from": given, "path": str(path), "sha256": sha256, "ancestors": ancestors}
+
+
+def _find(given: str, output_dir: str) -> source.Source:
+    try:
+        return source.find(given, output_dir)
+    except UserError as error:  # INIT_FROM may have a wrong name too
+        error.args = tuple(f"INIT_MASKS: {sentence}" for sentence in error.args)
+        raise
 
 
 def _ancestors(path: Path, sha256: str) -> lineage.Ancestors:

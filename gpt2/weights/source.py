@@ -1,6 +1,7 @@
 """Where weights can be read from: a run, a Hugging Face folder or hub name, or a checkpoint of nanoGPT."""
 
 import hashlib
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from gpt2.weights import form, hub, huggingface, nanogpt, runs
 from gpt2.weights.form import Content, Shape, Source, Weights
 from lib.base import files
 from lib.base.errors import UsageError, UserError
+from lib.config.option import nearest
 from lib.record import checkpoint, checkpoint_file, run
 
 __all__ = ["Shape", "Source", "Weights", "find", "read", "resolved", "sha256"]
@@ -35,10 +37,21 @@ def find(given: str, output_dir: str = "") -> Source:
         raise UsageError(f"{path}: is one file of a model; name its folder, {path.absolute().parent}")
     if path.is_file():
         return nanogpt.find(given, path)
-    if given.startswith((".", "/", "~")) or given.count("/") > 1 or given.endswith(".pt"):
-        raise UsageError(f"{path}: there is no such run, folder or file; check the name")
+    _check_may_be_on_the_hub(given, output_dir)
     found = hub.download(given)
     return huggingface.find(given, found.folder, found.name, found.folder.name)
+
+
+def _check_may_be_on_the_hub(given: str, output_dir: str) -> None:
+    """Raise UsageError if `given`, which is not here, is no name of the hub, or names a place where runs are."""
+    path, name = files.named(given), given.partition("@")[0]
+    if name in hub.PUBLISHED:
+        return
+    beside = run.folders(path.parent if "/" in given else Path(output_dir or "."))
+    hint = nearest(Path(name).name, [folder.name for folder in beside])
+    local = given.startswith((".", "/", "~")) or given.count("/") > 1 or given.endswith(".pt")
+    if local or (beside if "/" in given else hint):
+        raise UsageError(f"{path}: there is no such run, folder or file{hint or '; check the name'}")
 
 
 def resolved(given: str, output_dir: str) -> str:

@@ -210,3 +210,22 @@ def test_masks_are_cut_as_weights_are():
     cut = form.cut(found, 2, 3)
     assert cut["wpe.weight"].tolist() == [[1], [0]]
     assert [len(mask) for mask in cut.values()] == [2, 3, 4]
+
+
+def test_a_wrong_name_is_refused_with_the_option_and_the_run_that_looks_like_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/pruned").mkdir(parents=True)
+    (tmp_path / "runs/pruned/run.json").write_text("{}")
+    for text, sentence in (
+        ("runs/prune@20", "INIT_MASKS: runs/prune@20: there is no such run, folder or file; did you mean pruned?"),
+        ("runs/zzzz", "INIT_MASKS: runs/zzzz: there is no such run, folder or file; check the name"),
+        ("prunned", "INIT_MASKS: prunned: there is no such run, folder or file; did you mean pruned?"),
+        (
+            "zzzz",
+            "INIT_MASKS: zzzz: there is no run, folder or file of this name; check it, or give OWNER/NAME of a model "
+            "on the Hugging Face hub",
+        ),
+    ):
+        with pytest.raises(UserError) as raised:
+            masks.read(text, "runs")
+        assert raised.value.args == (sentence,)
