@@ -56,7 +56,7 @@ def main() -> int:
 
 def wanted_project(given: str | None) -> tuple[str, Path | None]:
     """The project of the named run or of the latest run, and the run's folder; None if `given` names a project."""
-    folder = run.named(given).folder
+    folder = run.whole(given)
     if given and not folder.is_dir() and os.sep not in given:
         return given, None
     return run.Identity.load(folder).project, folder

@@ -51,7 +51,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda n, _: sys.exit(128 + n))  # an exception, so that the worktree is removed
-    folder = run.named(args.run).folder.resolve()
+    folder = run.whole(args.run).resolve()
     identity, made, config = run.Identity.load(folder), kept(folder), configuration(folder)
     patch, begun = changes(folder, made), beginning(folder)
     copy = destination(folder, identity.name, args.to)

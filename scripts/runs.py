@@ -22,7 +22,7 @@ from lib.config.command_line import resolve
 from lib.record import best, export, history, journal, lineage, scores
 from lib.record.history import History
 from lib.record.in_force import Record
-from lib.record.run import Identity, named
+from lib.record.run import Identity, whole
 from lib.terminal import follow, task_table, view
 from lib.terminal.console import duration
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
@@ -170,7 +170,7 @@ def _media(seen: History) -> Iterator[tuple[str, str, str]]:
 
 def _run(given: str | None) -> Path:
     """The folder of the run that the user names; raises UsageError if there is no such run."""
-    folder = named(given).folder
+    folder = whole(given)
     Identity.load(folder)
     return folder
 
@@ -264,7 +264,7 @@ def compare(args: argparse.Namespace) -> int:
     """
     if not (args.a and args.b):  # make's A or B was not given
         raise UsageError("name two runs, such as: make compare A=runs/one B=runs/two")
-    a, b = (difference.Side.load(named(name).folder) for name in (args.a, args.b))
+    a, b = (difference.Side.load(whole(name)) for name in (args.a, args.b))
     parts = [view.grid([("A", str(a.folder), _state(a)), ("B", str(b.folder), _state(b))])]
     sections = {
         "configuration": difference.options(a, b),

@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("run", nargs="?", help="folder of the run [the latest in the output folder]")
     parser.add_argument("--tracker", help="trackers to deliver to, such as trackio,wandb [those of the run]")
     args = parser.parse_args()
-    folder = run.named(args.run).folder
+    folder = run.whole(args.run)
     run.Identity.load(folder)  # refuses a folder that holds no run
     names = track.names(trackers(folder, args.tracker))
     trust.check(folder, names)

@@ -253,6 +253,14 @@ def named(given: str | None, argv: Sequence[str] = (), trains: bool = False) -> 
     return found
 
 
+def whole(given: str | None, argv: Sequence[str] = ()) -> Path:
+    """The folder of the run that a user names (see `named`), for what is about all of it; UsageError for RUN@STEP."""
+    folder, checkpoint = named(given, argv)
+    if given and checkpoint and given.endswith(f"@{checkpoint}"):
+        raise UsageError(f"{given}: is one checkpoint, and this is about the whole run; leave out @{checkpoint}")
+    return folder
+
+
 def _named(given: str, argv: Sequence[str]) -> Named:
     """See `named`; of a text without RUN@STEP."""
     path = files.named(given)

@@ -172,6 +172,9 @@ def test_a_checkpoint_is_named_with_its_run_or_beside_it(tmp_path, monkeypatch):
     assert [run.named("a").chosen(asked) for asked in (None, "best")] == ["newest", "best"]
     with pytest.raises(UsageError, match=r"^the run is given with the checkpoint 20, and CHECKPOINT=best is another"):
         named.chosen("best")
+    assert [run.whole(text) for text in ("a", "nosuch@20")] == [Path("runs/a"), Path("nosuch@20")]
+    with pytest.raises(UsageError, match=r"^a@20: is one checkpoint, and this is about the whole run; leave out @20$"):
+        run.whole("a@20")
 
 
 def test_the_runs_of_sweeps_count_for_the_latest(tmp_path):
