@@ -211,7 +211,7 @@ def test_a_run_that_is_not_finished_is_not_reproduced(run):
 def test_a_one_shot_run_is_refused_with_the_command_that_repeats_it(tmp_path):
     folder, config = tmp_path / "my run", {"max_iters": 2, "tracker": [], "pruning_dynamics": "oneshot"}
     init = {"from": "dense@10", "path": "/r/dense/step-10.pt", "sha256": "0", "kind": "run", "step": 10}
-    init["ancestors"] = {}
+    init |= {"revision": "", "ancestors": {}}
     folder.mkdir()
     (folder / "run.json").write_text('{"run_id": "0123456789ab", "project": "p", "name": "my run"}')
     book = journal.Journal(folder)
