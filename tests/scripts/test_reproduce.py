@@ -98,7 +98,7 @@ def test_a_run_that_began_from_weights_is_reproduced_from_the_very_same(home, mo
     with pytest.raises(UserError, match=rf"^{old}: has changed since the run began with it: its sha256 was "):
         reproduce.beginning(run)
     old.unlink()
-    with pytest.raises(UserError, match=r"first: there is no checkpoint 'step-000000006.pt'"):
+    with pytest.raises(UserError, match=rf"^{old}: is gone, and the run began with it; restore it, or start a"):
         reproduce.beginning(run)
 
 
