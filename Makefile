@@ -10,8 +10,7 @@
 #
 # Recipes use exec, so that the program replaces the shell: make sends a signal only to its direct child, and a shell in
 # between would not forward it.
-override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES TITLE \
-	TASKS PERPLEXITY PUSH
+override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES TITLE TASKS PERPLEXITY PUSH
 override GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 
 # Names do become parts of commands, so they may have only letters, digits and _. $(call without,text,characters)

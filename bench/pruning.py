@@ -58,7 +58,8 @@ def masks(bench: Bench) -> None:
 
 def memory(bench: Bench) -> None:
     """Bytes for each weight: those of a method's tensors, and those of its mask in a checkpoint."""
-    methods = {name: {"PRUNING_METHOD": name} for name in bench.schema().options["PRUNING_METHOD"].members}
+    names = bench.schema().options["PRUNING_METHOD"].members
+    methods = {name: {"PRUNING_METHOD": name} for name in names if name not in ("given", "sparsegpt")}  # no scores
     methods["soft movement"] = methods["movement"] | {"PRUNING_MOVEMENT": "soft"}
     del methods["none"]
     found = {}

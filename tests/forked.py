@@ -19,9 +19,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # What the programs import, at their start or later. `__main__` stands for pytest: without it, each fork imports pytest.
 PRELOAD = [
-    "__main__", "gpt2.train", "gpt2.sample", "gpt2.prepare_data", "gpt2.oneshot.start", "torch._dynamo", "rich.console",
-    "gpt2.session", "matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.style",  # to draw a run
-    "rich.table", "scripts.checkpoint_info", "scripts.config", "scripts.oneshot", "scripts.prune_report",
+    "__main__", "gpt2.train", "gpt2.sample", "gpt2.prepare_data", "torch._dynamo", "rich.console",
+    "matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.style",  # to draw a run
+    "rich.table", "scripts.checkpoint_info", "scripts.config", "scripts.prune_report",
     "scripts.reproduce", "scripts.runs", "scripts.sweep", "scripts.sync", "scripts.tracker_doctor", "tests.forked",
 ]  # fmt: skip
 

@@ -21,7 +21,7 @@ MAKE = sorted(set(re.findall(r"\bmake ([a-z][a-z0-9_-]*)((?: [A-Z_]+=[^\s`]+)*)"
 def test_make_commands_exist(target, words):
     done = subprocess.run(["make", "-n", "PYTHON=python3", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")  # a rule may be continued on the next line
+    makefile = (ROOT / "Makefile").read_text()
     [line] = re.findall(r"^override OURS +:= (.*)", makefile, re.MULTILINE)
     own = {*line.split(), "PROMPT"}  # a prompt has spaces
     _, given = assignments(word for word in words.split() if word.split("=")[0] not in own and "$" not in word)

@@ -112,7 +112,7 @@ def _taken(given: Path) -> bool:
         _schema().clear()
         _schema().override([(name, text, "") for name, text in (("INIT_FROM", str(given)), ("DEVICE", "cpu"))])
         return (
-            outcome(adopt.adopt, _schema(), lambda _: found) is not None
+            outcome(adopt.adopt, _schema(), lambda *_: found) is not None
             and outcome(trained.load, found, _schema()) is not None
         )
 
@@ -175,7 +175,7 @@ def shard_index(data: bytes) -> bool:
     items = list(_published().items())
     parts = {f"model-{n}__safetensors": safetensors.torch.save(dict(items[n - 1 :: 2])) for n in (1, 2)}
     folder = _model(model__safetensors__index__json=data, **parts)
-    found = outcome(huggingface._files, folder)
+    found = outcome(huggingface.files, folder)
     assert found is None or {path.parent for path in found} == {folder}
     return _taken(folder)
 
