@@ -10,8 +10,11 @@ from gpt2 import pace
 from gpt2.data.windows import Data
 from gpt2.model import GPT2
 from gpt2.training import Training
+from lib.config.kconf import Schema
+from lib.config.parameters import parameters
 from lib.machine.device import Machine
-from lib.record import journal, option_changes
+from lib.machine.use import Use
+from lib.record import journal, option_changes, run
 from lib.schedule import Schedule
 from lib.terminal.console import Console, table
 
@@ -49,6 +52,27 @@ def begin(
         book.write("resume", step, changed=start.changed, **retry, **facts)
     repeating = f", repeating {repeats} recorded events" * bool(repeats)
     console.say(f"resuming {start.folder} after step {step}{repeating}")
+
+
+def about(identity: run.Identity, model: GPT2, schema: Schema) -> dict[str, str]:
+    """What the headers of checkpoints say about the run."""
+    return {
+        "run": identity.name,
+        "run_id": identity.run_id,
+        "project": identity.project,
+        "model": model_words(model),
+        "optimizer": schema["OPTIMIZER"],
+        "pruning": schema["PRUNING_METHOD"],
+        "dataset": f"{schema['DATASET']}-{schema['TOKENIZER']}",
+    }
+
+
+def facts(schema: Schema, use: Use, identity: run.Identity) -> dict[str, Any]:
+    """What the start event of a session says of its configuration, its machine and the run."""
+    found = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
+    if schema["TRACKER_CONFIG"] == "learned":
+        found["parameters"] = parameters(schema)
+    return found
 
 
 def show_changes(

@@ -227,14 +227,17 @@ def displaced(recorder: Recorder, step: int) -> UserError:
     return UserError(f"{before}: {happened}; continue after step {step} with: {again}")
 
 
-def check_output(path: Path) -> None:
-    """Raise UsageError now if JSON_OUTPUT could not be written at the end."""
+def check_output(path: Path, entry: str = "total_time_seconds", other: str = "is not a summary of a run") -> None:
+    """Raise UsageError now if JSON_OUTPUT could not be written at the end.
+
+    A file there may be replaced if it has this `entry`; `other` says what a file without it is.
+    """
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"JSON_OUTPUT={path}: cannot be written; name a file in a folder that exists and is writable")
     if path.is_file() and path.stat().st_size:  # the option may come with another person's configuration
         try:
-            ours = "total_time_seconds" in json.loads(path.read_text(encoding="utf-8"))
+            ours = entry in json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError):
             ours = False
         if not ours:
-            raise UsageError(f"JSON_OUTPUT={path}: exists and is not a summary of a run; name another file")
+            raise UsageError(f"JSON_OUTPUT={path}: exists and {other}; name another file")

@@ -10,7 +10,7 @@ from lib.base.errors import UsageError
 from lib.base.launch import Launch
 from lib.config.kconf import Schema
 from lib.machine.dist import Ranks
-from lib.record import checkpoint, history, option_changes, retries
+from lib.record import checkpoint, checkpoint_file, history, option_changes, retries
 from lib.terminal.console import say
 
 
@@ -20,7 +20,7 @@ def still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
     Raises UsageError for a change that would make it another run, and for checkpoints beyond MAX_ITERS.
     """
     found = checkpoint.find(folder / "checkpoints")
-    step = int(found[-1].stem.removeprefix("step-")) if found else 0
+    step = checkpoint_file.step(found[-1]) if found else 0
     if step > schema["MAX_ITERS"]:
         raise UsageError(f"{folder}: is at step {step}, beyond MAX_ITERS={schema['MAX_ITERS']}; raise MAX_ITERS")
     changed, summary = option_changes.find(schema, folder), folder / "summary.json"

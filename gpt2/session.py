@@ -35,7 +35,6 @@ from lib.base.launch import Launch
 from lib.base.signals import StopSignals
 from lib.config import matters
 from lib.config.kconf import Options, Schema
-from lib.config.parameters import parameters
 from lib.machine import device
 from lib.machine.use import Use
 from lib.record import checkpoint, history, journal, lineage, monitor, provenance, retries, run
@@ -106,7 +105,6 @@ class SessionOptions(Options):
     """What a session needs beside the options of its parts."""
 
     seed: int
-    optimizer: str
     pruning_method: str
     compile: str
     dataset: str
@@ -118,7 +116,6 @@ class SessionOptions(Options):
     task_data: str
     sample_tokens: int  # 0: nothing is sampled
     sample_at_eval: bool | None  # None: nothing is evaluated
-    tracker_config: str
     tracker_artifacts: str
 
 
@@ -238,9 +235,7 @@ class Session:
         file = f"provenance-{book.seq}.json" if book.seq else "provenance.json"
         if note := provenance.save(schema, folder, start.command, file, self.begun):
             console.say(f"note: {note}")
-        facts = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
-        if self.options.tracker_config == "learned":
-            facts["parameters"] = parameters(schema)
+        facts = announce.facts(schema, use, identity)
         announce.begin(start, book, console, training, max_iters, facts, self.begun)
         # Only after the journal has the start. A kill or a full disk before this leaves the run as it was.
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier end
@@ -266,7 +261,8 @@ class Session:
         keeping, trackers = schema.bind(checkpoint.Keeping).and_earlier(named), track.names(self.options.tracker)
         samples = self.options.sample_at_eval and self.options.sample_tokens
         sampler = functools.partial(self._sample, asked) if samples else None
-        patience, about = waiting.patience(schema.bind(waiting.WaitOptions).tracker_wait), self._about(identity)
+        patience = waiting.patience(schema.bind(waiting.WaitOptions).tracker_wait)
+        about = announce.about(identity, training.model, schema)
         recorder = Recorder(folder, book, console, trackers, training, watch, keeping, about, sampler, patience)
         stack.enter_context(recorder)
         recorder.tidy()
@@ -281,18 +277,6 @@ class Session:
         """A sample of the model as it is now; None if the run was `asked` to stop meanwhile."""
         options = self.schema.bind(sample.SampleOptions)
         return sample.text(self.model, self.data.tokenizer, self.machine, options, asked)
-
-    def _about(self, identity: run.Identity) -> dict[str, str]:
-        """What the headers of checkpoints say about the run."""
-        return {
-            "run": identity.name,
-            "run_id": identity.run_id,
-            "project": identity.project,
-            "model": announce.model_words(self.model),
-            "optimizer": self.options.optimizer,
-            "pruning": self.options.pruning_method,
-            "dataset": f"{self.options.dataset}-{self.options.tokenizer}",
-        }
 
     # ---- the loop and after ----------------------------------------------------------------------------------------
 

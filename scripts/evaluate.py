@@ -7,7 +7,6 @@ and from there to its trackers. INIT_FROM=... in place of a run measures other w
 import argparse
 import contextlib
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from lib.base.signals import end_at_once
 
 end_at_once()
 
-from gpt2 import place, trained
+from gpt2 import ending, place, trained
 from gpt2.data import prepare, shards, windows
 from gpt2.evaluation import cost, perplexity, tasks, validation
 from gpt2.evaluation.harness import Answers
@@ -77,7 +76,7 @@ def main() -> int:
         perplexity.check(asked.perplexity, options.task_data)
     if asked.folder:
         _check_idle(asked.folder)
-        found = source.find(f"{asked.folder}@{_step(asked.checkpoint)}")
+        found = source.find(f"{asked.folder}@{checkpoint_file.step(asked.checkpoint)}")
     else:
         found = adopt.adopt(schema)
     for warning in schema.warnings:
@@ -137,7 +136,7 @@ def _asked(argv: list[str]) -> Asked:
         _check_same(schema, folder)
     output = Path(schema["JSON_OUTPUT"]) if _given("JSON_OUTPUT", argv) and schema["JSON_OUTPUT"] else None
     if output:
-        _check_output(output)
+        ending.check_output(output, "results", "holds no results of make evaluate")
     return Asked(schema, folder, path, args.tasks, args.perplexity, output)
 
 
@@ -151,10 +150,6 @@ def _check_used(schema: Schema) -> None:
             raise UsageError(f"EVAL_TASKS={option.text}: is for the end of a training; use TASKS={option.text}")
         if option.menu[0] in _OF_TRAINING and name not in _USED:
             raise UsageError(f"{name}={option.text}: make evaluate trains nothing, so it has no effect; leave it out")
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
 
 
 def _check_same(schema: Schema, folder: Path) -> None:
@@ -173,17 +168,6 @@ def _check_idle(folder: Path) -> None:
     """Raise UserError if the results could not be recorded at the end."""
     with files.held(folder, "training this run"):
         pass
-
-
-def _check_output(path: Path) -> None:
-    """Raise UsageError if a file there is not one of this program's."""
-    if path.is_file() and path.stat().st_size:
-        try:
-            ours = "results" in json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours:
-            raise UsageError(f"JSON_OUTPUT={path}: exists and holds no results of make evaluate; name another file")
 
 
 def _measure(asked: Asked, loaded: trained.Trained) -> Iterator[Result]:

@@ -84,7 +84,7 @@ def configuration(words: list[str]) -> Schema:
     if args.run:
         _tell_of_unused(schema)
         path = checkpoint_file.chosen(args.run, args.checkpoint)
-        schema.override([("INIT_FROM", f"{args.run}@{int(path.stem.removeprefix('step-'))}", f"RUN={args.run}")])
+        schema.override([("INIT_FROM", f"{args.run}@{checkpoint_file.step(path)}", f"RUN={args.run}")])
     return schema
 
 

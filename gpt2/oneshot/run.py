@@ -29,7 +29,6 @@ from lib.base.errors import UserError
 from lib.base.redact import hide
 from lib.base.signals import StopSignals
 from lib.config.kconf import Options, Schema
-from lib.config.parameters import parameters
 from lib.machine import device
 from lib.prune import mask
 from lib.record import checkpoint, journal, lineage, monitor, provenance, run
@@ -43,16 +42,12 @@ class OneshotRunOptions(Options):
     """What a run of one-shot pruning needs beside the options of its parts."""
 
     seed: int
-    optimizer: str
     pruning_method: str
     calibration_samples: int | None  # None: no inputs are measured
-    dataset: str
-    tokenizer: str
     max_iters: int  # blocks
     eval_interval: int | None  # blocks; None: nothing is evaluated
     tracker: tuple[str, ...]
     json_output: str  # file; empty: none
-    tracker_config: str
     tracker_artifacts: str
 
 
@@ -135,9 +130,7 @@ class Pruning:
             console.say(f"note: {note}")
         schema.write(folder / "defconfig", minimal=True)
         use = self.machine.use(False, "one-shot pruning does not compile")
-        facts = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
-        if options.tracker_config == "learned":
-            facts["parameters"] = parameters(schema)
+        facts = announce.facts(schema, use, identity)
         book.write("start", 0, schema=journal.SCHEMA, **facts, **self.begun)
         console.say(table(self._facts(folder, use.words())))
 
@@ -145,15 +138,7 @@ class Pruning:
         watch = Watch(self.data.vocab_size, training.pruner.goal(), True, sigma)
         keeping, trackers = schema.bind(checkpoint.Keeping), track.names(options.tracker)
         patience = waiting.patience(schema.bind(waiting.WaitOptions).tracker_wait)
-        about = {
-            "run": identity.name,
-            "run_id": identity.run_id,
-            "project": identity.project,
-            "model": announce.model_words(training.model),
-            "optimizer": options.optimizer,
-            "pruning": options.pruning_method,
-            "dataset": f"{options.dataset}-{options.tokenizer}",
-        }
+        about = announce.about(identity, training.model, schema)
         recorder = Recorder(folder, book, console, trackers, training, watch, keeping, about, None, patience)
         stack.enter_context(recorder)
         interval = schema.bind(monitor.MonitorOptions).system_metrics_interval

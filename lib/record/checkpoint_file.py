@@ -39,6 +39,11 @@ def name(step: int) -> str:
     return f"step-{step:09d}.pt"
 
 
+def step(path: Path) -> int:
+    """The step of a checkpoint, from the name of its file."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def find(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
@@ -49,7 +54,7 @@ def chosen(folder: Path, which: str) -> Path:
 
     Raises UsageError if there is no such checkpoint.
     """
-    found = {int(path.stem[5:]): path for path in find(folder / "checkpoints")}
+    found = {step(path): path for path in find(folder / "checkpoints")}
     if not found:
         if _is_oneshot(folder):
             raise UsageError(
@@ -60,8 +65,8 @@ def chosen(folder: Path, which: str) -> Path:
     last = found[max(found)]
     if which == "newest":
         return last
-    step = header(last)["best"].get("step", 0) if which == "best" else which.removeprefix("step-").removesuffix(".pt")
-    path = found.get(int(step)) if re.fullmatch(r"\d{1,9}", str(step)) else None
+    wanted = header(last)["best"].get("step", 0) if which == "best" else which.removeprefix("step-").removesuffix(".pt")
+    path = found.get(int(wanted)) if re.fullmatch(r"\d{1,9}", str(wanted)) else None
     if path is None:
         raise UsageError(
             f"{folder}: there is no checkpoint {which!r}; choose newest, best (if CHECKPOINT_BEST kept it), or one of "
