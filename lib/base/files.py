@@ -43,7 +43,14 @@ def commit(file: IO[bytes], path: Path) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A context that opens a temporary file for writing. Its end renames the file to `path`; an error deletes it."""
+    """A context that opens a temporary file for writing. Its end renames the file to `path`; an error deletes it.
+
+    A device or a pipe is written itself: as root, a rename would put a file in the place of /dev/null.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with path.open("wb") as file:
+            yield file
+        return
     try:
         with partial(path).open("wb") as file:
             yield file

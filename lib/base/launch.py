@@ -4,15 +4,21 @@ import dataclasses
 import hashlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from lib.base.errors import UsageError
 
+# What scripts/processes.py tells the ranks that it starts.
+AGAIN = "ESPALIER_AGAIN"  # words of make, such as NPROC=4 ENGINE=ray: they continue the run where it was trained
+JOB = "ESPALIER_JOB"  # names a SLURM job by its run, because each sbatch has another number
 # Variables that launchers set. Every process that a rank starts inherits them.
 _VARIABLES = frozenset(
     "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME "
-    "NODE_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID SLURM_STEP_NUM_TASKS".split()
+    "NODE_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_ID SLURM_PROCID SLURM_LOCALID SLURM_STEP_NUM_TASKS "
+    f"{AGAIN} {JOB}".split()
 )
 # A job's name for people, and variables that all its processes have. The job's end kills what they leave behind.
 _JOBS = {
@@ -52,6 +58,11 @@ def without(env: Mapping[str, str]) -> dict[str, str]:
     return {n: value for n, value in env.items() if n not in _VARIABLES and not n.startswith("TORCHELASTIC_")}
 
 
+def resume(folder: Path, more: str = "", env: Mapping[str, str] = os.environ) -> str:
+    """The command that continues the run in `folder` with as many processes, started in the same way; `more` words."""
+    return " ".join(filter(None, [f"make resume RUN={shlex.quote(str(folder))}", env.get(AGAIN), more]))
+
+
 def ends_with_us(env: Mapping[str, str]) -> str:
     """What ends when this process does, such as `SLURM job`; empty if nothing does, as far as can be seen.
 
@@ -59,7 +70,8 @@ def ends_with_us(env: Mapping[str, str]) -> str:
     Container runtimes make process 1 the leader of session 1, which its children stay in. torchrun gives each worker
     a session of its own. A program that came by `docker exec`, ssh or a server has another session.
     """
-    if _ray():  # Ray kills what a worker leaves behind: docs.ray.io, "Lifetimes of a User-Spawn Process"
+    # Ray kills what a worker leaves behind: docs.ray.io, "Lifetimes of a User-Spawn Process".
+    if _ray() or "RAY_RAYLET_PID" in env:
         return "Ray worker"
     typed = os.isatty(0)
     for words, names in _JOBS.items():
@@ -103,8 +115,9 @@ def _slurm(env: Mapping[str, str]) -> Launch | None:
     _require(env, "SLURM_STEP_ID", ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"])
     size = _number(env, "SLURM_STEP_NUM_TASKS", 1)  # SLURM_NTASKS may count the tasks of the whole job
     rank, local = _number(env, "SLURM_PROCID", 0, size), _number(env, "SLURM_LOCALID", 0, size)
-    job = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
-    address = "" if size == 1 else f"tcp://{_first_host(env)}:{env.get('MASTER_PORT') or _port(job)}"
+    step = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
+    job = env.get(JOB) or step
+    address = "" if size == 1 else f"tcp://{_first_host(env)}:{env.get('MASTER_PORT') or _port(step)}"
     if "SLURM_PTY_PORT" in env:  # `srun --pty bash`: a person starts programs there, each a new run
         job = ""
     return Launch("slurm", rank, size, local, job, address)
@@ -118,9 +131,9 @@ def _first_host(env: Mapping[str, str]) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", env["SLURM_STEP_NODELIST"]).split(",")[0]
 
 
-def _port(job: str) -> int:
-    """A port computed from the job, so all its processes agree. Linux gives ports from 32768 to other programs."""
-    return 12000 + int(hashlib.sha256(job.encode()).hexdigest(), 16) % 20000
+def _port(step: str) -> int:
+    """A port computed from the step's ids, so its processes agree. Linux gives ports from 32768 to other programs."""
+    return 12000 + int(hashlib.sha256(step.encode()).hexdigest(), 16) % 20000
 
 
 def _require(env: Mapping[str, str], because: str, names: list[str], otherwise: str = "") -> None:

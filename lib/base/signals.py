@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as requests to stop: the loop finishes its batch, saves and exits."""
+"""Ctrl-C, SIGTERM, a closed terminal and SLURM's SIGUSR2 as requests to stop: the loop ends its batch, saves, exits."""
 
 import contextlib
 import os
@@ -13,10 +13,14 @@ from typing import NoReturn
 # So a signal this soon after the first one is not a second request.
 _ECHO_SECONDS = 0.5
 _LAST_SECONDS = 2.0  # the longest wait for a program's last words, because the disk may hang
+ANSWER = "stopping after this batch, then saving"
+_open: list["StopSignals"] = []  # the contexts that this process is in, the innermost last
 
 
 class StopSignals:
-    """A context in which SIGINT, SIGTERM and SIGHUP are only noted. A second signal of a kind ends the program at once.
+    """A context in which SIGINT, SIGTERM, SIGHUP and SIGUSR2 are only noted. A second one of a kind ends the program.
+
+    SLURM sends SIGUSR2 before a job's time is over, if sbatch was asked for that.
 
     A second SIGHUP does not: shells send it again when a terminal closes.
 
@@ -25,16 +29,17 @@ class StopSignals:
     end the program.
     """
 
-    def __init__(self, answer: str = "stopping after this batch, then saving"):
-        """`answer` is what the first signal prints."""
+    def __init__(self, answer: str = ANSWER):
+        """`answer` is what the first signal prints; empty: no signal prints anything."""
         self.answer = answer
         self.heard: list[int] = []  # the first one decides the exit code
         self.heard_at = 0.0  # when the first one came, on the monotonic clock
+        self.clear: Callable[[], object] = lambda: None  # called before the answer, to remove what would spoil it
         self.last_words: Callable[[], object] = lambda: None  # called before a second signal ends the program
         self.breaking = False  # whether a signal raises KeyboardInterrupt, which breaks off the current work
 
     def __enter__(self) -> "StopSignals":
-        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2) if _in_main_thread() else ()
         heard = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]  # such as SIGHUP under nohup
         self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # asked now, as isatty fails once a terminal is closed
         self.before = {s: signal.getsignal(s) for s in heard}
@@ -46,9 +51,11 @@ class StopSignals:
             self.thread.start()
         for number in heard:
             signal.signal(number, self._note)
+        _open.append(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        _open.remove(self)
         if self.heard:  # wait for an echo, which would end the program once the handlers are restored
             time.sleep(max(0.0, self.heard_at + _ECHO_SECONDS - time.monotonic()))
         for number, handler in self.before.items():
@@ -101,14 +108,18 @@ class StopSignals:
                 number, now = number[0], time.monotonic()
                 if number not in self.before:
                     continue
-                if not first:
-                    name = signal.Signals(number).name
-                    _tell(f"\n{name}: {self.answer}; a second one stops at once\n")
+                if not first and self.answer:
+                    self._reply(number, "; a second one stops at once")
                 if now - first.setdefault(number, now) > _ECHO_SECONDS and number != signal.SIGHUP:
                     self._end(number)
 
+    def _reply(self, number: int, more: str = "") -> None:
+        self.clear()
+        _tell(f"\n{signal.Signals(number).name}: {self.answer}{more}\n")
+
     def _end(self, number: int) -> NoReturn:
-        _tell("interrupted\n")
+        if self.answer:
+            _tell("interrupted\n")
         words = threading.Thread(target=self._say_last_words, daemon=True)
         words.start()
         words.join(_LAST_SECONDS)
@@ -117,6 +128,22 @@ class StopSignals:
     def _say_last_words(self) -> None:
         with contextlib.suppress(Exception):  # the disk may be full
             self.last_words()
+
+
+def ask(number: int) -> bool:
+    """Ask what this process does to stop, as this signal would. Returns False if it would hear no signal now.
+
+    For a worker of Ray Train: there the trainer is in a thread, where no handler of a signal can be.
+    """
+    if not (last := _open[-1:]):  # looked at once, because another thread may leave the context now
+        return False
+    innermost = last[0]
+    if not innermost.heard:
+        innermost.heard_at = time.monotonic()
+        innermost.heard.append(number)
+        if innermost.answer:
+            innermost._reply(number)
+    return True
 
 
 def end_at_once() -> None:

@@ -160,6 +160,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """`a, b, c and 4 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def roughly(seconds: float) -> str:
     """A duration that is an estimate: `40 s`, `2:03`, `1:02:03`, `14 hours`, `12 days`, `5 years`."""
     for unit, length in (("years", 365 * 86400), ("days", 86400), ("hours", 3600)):

@@ -111,4 +111,7 @@ def _ending(folder: Path, seen: History) -> str:
     reason = f": {seen.end['message']}" if seen.end and seen.end.get("message") else ""
     if seen.config.get("pruning_dynamics") == "oneshot":
         return f"{state} after block {seen.step}{reason}; a one-shot run cannot be continued, so prune again"
-    return f"{state} after step {seen.step}{reason}; continue with: make resume RUN={shlex.quote(str(folder))}"
+    use = history.machine(seen.sessions[-1])
+    several = f" NPROC={use.ranks}" if use and use.ranks > 1 else ""
+    again = f"make resume RUN={shlex.quote(str(folder))}{several}"
+    return f"{state} after step {seen.step}{reason}; continue with: {again}"

@@ -41,6 +41,17 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_pipe_is_written_and_stays(tmp_path):
+    """As /dev/null does, which a test must not risk."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    files.write(path, b"here")
+    assert os.read(reader, 100) == b"here"
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_json_is_readable_by_people_and_programs(tmp_path):
     files.write_json(tmp_path / "a.json", {"name": "опыт", "n": 1})
     assert (tmp_path / "a.json").read_text() == '{\n "name": "опыт",\n "n": 1\n}\n'

@@ -42,6 +42,8 @@ def test_slurm_says_it_to_what_srun_starts():
     assert found(SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "1"}).address == "tcp://b:1"
     for nodes, first in (("one", "one"), ("r[1-2]n[3,5]x,r7", "r1n3x"), ("a3,a[5-6]", "a3")):
         assert found(SLURM | {"SLURM_STEP_NODELIST": nodes}).address == f"tcp://{first}:29748"
+    named = found(SLURM | {launch.JOB: "my-run"})  # by make train ENGINE=slurm
+    assert (named.job, named.address) == ("my-run", "tcp://gpu07:29748")
     assert found(SLURM | {"SLURM_PTY_PORT": "1"}).job == ""  # a shell: each start in it is another run
     assert found(SLURM | TORCHRUN).launcher == "torchrun"  # srun torchrun ...
     assert found(SLURM | {"SLURM_NTASKS": "9"}).size == 4  # a step of fewer tasks than its job has
@@ -87,6 +89,7 @@ def test_a_driver_of_ray_is_no_worker(monkeypatch):
 def test_programs_that_are_started_are_no_ranks():
     kept = {"PATH": "/bin", "SLURM_JOB_ID": "4711"}
     env = TORCHRUN | SLURM | kept | {"TORCHELASTIC_RESTART_COUNT": "0", "CONFIG_SEED": "1"}
+    env |= {launch.AGAIN: "NPROC=4", launch.JOB: "my-run"}
     assert found(launch.without(env)) == ALONE
     assert unconfigured(env) == kept | {"SLURM_STEP_NODELIST": SLURM["SLURM_STEP_NODELIST"]}
 
@@ -125,6 +128,7 @@ def test_a_job_ends_with_its_process_but_not_with_what_a_person_starts_in_its_sh
     assert asked(*JOBS.values(), nothing, stdin=subprocess.DEVNULL) == [*JOBS, "nothing"]
     ours, theirs = pty.openpty()
     assert asked(*JOBS.values(), nothing, stdin=theirs) == ["nothing"] * 9
+    assert asked({"RAY_RAYLET_PID": "4711"}, stdin=theirs) == ["Ray worker"]  # which nobody types in
     os.close(ours)
     os.close(theirs)
 
@@ -151,3 +155,9 @@ def test_a_worker_of_ray_takes_its_processes_with_it(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "ray.train", types.SimpleNamespace(get_context=lambda: context))
     assert launch.ends_with_us({}) == "Ray worker"
+
+
+def test_a_run_is_continued_as_it_was_started():
+    assert launch.resume(Path("runs/my run"), env={}) == "make resume RUN='runs/my run'"
+    more = launch.resume(Path("runs/a"), "LEARNING_RATE=...", {launch.AGAIN: "NPROC=4 ENGINE=ray"})
+    assert more == "make resume RUN=runs/a NPROC=4 ENGINE=ray LEARNING_RATE=..."

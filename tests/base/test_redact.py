@@ -6,7 +6,6 @@ import os
 import secrets
 import shlex
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,7 +15,7 @@ from lib.base import redact
 from lib.config import command_line
 from lib.config.config_file import ConfigError
 from lib.record import provenance
-from tests import forked
+from tests import forked, forking
 from tests.runs import ended, trained, write
 from tests.training import ROOT, TEXT, TINY, text
 
@@ -75,6 +74,12 @@ def assert_kept(keys, folder, *outputs):
                 assert theirs or form.encode() not in path.read_bytes(), f"{name} is in {path}"
 
 
+def open_to_all():
+    """In a sweep: a umask of 0."""
+    os.umask(0)
+    forking.trainers()
+
+
 def test_keys_stay_where_they_are(planted, folder):
     """A sweep of one run with every tracker that is a library of others, in an empty home, for a umask of 0."""
     keys, environment = planted
@@ -83,16 +88,16 @@ def test_keys_stay_where_they_are(planted, folder):
     options = {k: text(v) for k, v in (TINY | changes).items() if k not in ("seed", "tracker_run_name")}
     words = " ".join(shlex.quote(f"{name.upper()}={value}") for name, value in options.items())
     (folder / "plan").write_text(f"defconfig gpt2_tiny\nseeds 7\ncommon {words}\none\n")
-    command = [sys.executable, str(ROOT / "scripts/sweep.py"), "plan"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, umask=0, timeout=120)
+    process = forked.Program(folder, "scripts/sweep.py", ["plan"], environment, open_to_all, apart=True)
+    output, errors = process.communicate()
     log = (folder / "runs/plan/one-seed7.log").read_text()
-    assert done.returncode == 0, done.stderr + log
+    assert process.returncode == 0, errors + log
     made = folder / "runs/plan/one-seed7"
     assert list((made / "wandb").glob("offline-run-*/*.wandb")) and (made / "metrics.csv").exists()
     assert list((folder / "trackio").glob("*.db"))
     assert "RuntimeError: 401 at https://***@host: ***" in log
     assert "using ***\n***\nWARNING:root:token ***" in (made / "trackers/leaky.log").read_text()
-    assert_kept(keys, folder, done.stdout, done.stderr)
+    assert_kept(keys, folder, output, errors)
     ours = [path for top in ("runs", "data", "trackio") for path in (folder / top).rglob("*") if not path.is_symlink()]
     assert len(ours) > 20
     assert [path for path in ours if path.stat().st_mode & 0o002] == []  # nobody else can change a result

@@ -1,12 +1,15 @@
 """Signals as wishes to stop: what is heard, what is an echo, and what ends a program."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from lib.base import signals
 from lib.base.signals import StopSignals
 from lib.config.kconf import ROOT
 
@@ -49,7 +52,7 @@ def program(request):
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_second_wish_to_stop_ends_the_program(program, number):
     program.send_signal(number)
     assert program.stdout.readline() == "asked\n"
@@ -187,3 +190,39 @@ def test_what_is_ignored_stays_ignored():
     words += "with StopSignals() as stop:\n    os.kill(os.getpid(), signal.SIGHUP)\n    print(stop(), stop.exit_code)"
     done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "False 0\n"
+
+
+def test_what_would_spoil_the_answer_is_removed_before_it(capfd):
+    with StopSignals("stopping") as stop:
+        stop.clear = lambda: os.write(2, b"clear")
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == "clear\nSIGINT: stopping; a second one stops at once\n"
+
+
+def test_a_thread_is_asked_as_by_a_signal(capfd):
+    """A worker of Ray Train has the trainer in a thread."""
+    assert not signals.ask(signal.SIGINT)  # nobody hears it yet
+    found = []
+
+    def work():
+        with StopSignals() as outer:
+            with StopSignals("saving") as inner:
+                found.append(signals.ask(signal.SIGINT))
+                found.append(signals.ask(signal.SIGINT))
+            found.append((outer(), inner(), inner.exit_code))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [True, True, (False, True, 130)]
+    assert capfd.readouterr().err == "\nSIGINT: saving\n"
+    assert not signals.ask(signal.SIGINT)
+
+
+@pytest.mark.parametrize("program", [PROGRAM.replace("StopSignals()", 'StopSignals("")')], indirect=True)
+def test_without_an_answer_nothing_is_printed(program):
+    for _ in range(2):
+        program.send_signal(signal.SIGTERM)
+        time.sleep(ECHOES)
+    assert program.wait(10) == 128 + signal.SIGTERM
+    assert program.stderr.read() == ""

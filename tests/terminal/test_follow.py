@@ -80,13 +80,13 @@ def test_a_run_that_has_no_journal_yet_is_followed_to_its_end(new):
 
 def test_a_trainer_that_is_killed_is_noticed(new):
     training, following = trainer(new), tail(new)
-    record(training, "start", 0, config={"max_iters": 30})
+    record(training, "start", 0, config={"max_iters": 30}, machine={"device": "cpu", "ranks": 2})
     record(training, "train", 12, metrics(12))
     assert following.stdout.readline().startswith("step 12/30")
     training.kill()
     training.communicate(timeout=30)
     output, _ = following.communicate(timeout=30)
-    assert output == f"crashed after step 12; continue with: make resume RUN={new}\n"
+    assert output == f"crashed after step 12; continue with: make resume RUN={new} NPROC=2\n"
     assert following.returncode == 1
 
 
