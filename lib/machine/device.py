@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import gc
 import importlib.util
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from lib.base import spinning
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import ALONE as UNLAUNCHED
 from lib.base.launch import Launch
@@ -21,9 +23,13 @@ from lib.config.kconf import Options
 from lib.machine.dist import ALONE, Ranks, join
 from lib.machine.use import Use
 
-# COMPILE=auto compiles a run of at least so many floating-point operations, because it then saves more time than
-# compiling takes: half a minute on 2 CPU cores, up to a minute with a GPU. It never compiles for other devices.
-_COMPILING_PAYS = {"cpu": 2e13, "cuda": 2e16}
+# COMPILE=auto compiles a run whose steps take at least so many seconds without it, because it then saves more time than
+# compiling takes: a quarter of the steps' time, and 5 to 15 s, on 2 cores of an Intel Xeon or an AMD EPYC. It never
+# compiles for devices that are not named here.
+_COMPILING_PAYS = {"cpu": 45, "cuda": 60}
+# Floating-point operations per second for that, where nothing was measured: 4 layers of width 128 on 2 cores of an
+# Intel Xeon or an AMD EPYC; a GPU of a server.
+_RATES = {"cpu": 1.5e11, "cuda": 3.3e14}
 # The maker's TFLOP/s of dense matrix products, by words in the device's name. Other devices have no `mfu`.
 _PEAK_TFLOPS = {
     torch.bfloat16: {"H200": 989, "H100 80GB HBM3": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165},
@@ -33,7 +39,7 @@ _PEAK_TFLOPS = {
 # text of an exception, not its type.
 _OUT_OF_MEMORY = re.compile(
     "allocate memory|[Oo]ut of memory|not enough memory|memory exhausted|could not create a memory|MemoryError|"
-    "bad_alloc|ALLOC_FAILED"
+    "bad_alloc|ALLOC_FAILED|can't start new thread"  # whose stack has no room
 )
 
 
@@ -45,6 +51,7 @@ class SystemOptions(Options):
     dtype: str
     threads: int
     deterministic: bool
+    sum_dtype: str  # in which ranks send each other gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +70,18 @@ class Machine:
 
     def use(self, compiled: bool | None = None, reason: str = "") -> Use:
         """The fields that the journal keeps; `compiled` and its `reason` are from `compiles`."""
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 0
-        dtype = str(self.dtype).removeprefix("torch.")
-        return Use(self.name, dtype, self.dtype_reason, threads, self.deterministic, compiled, reason, self.ranks.size)
+        on_cpu = self.device.type == "cpu"
+        return Use(
+            device=self.name,
+            dtype=str(self.dtype).removeprefix("torch."),
+            dtype_reason=self.dtype_reason,
+            threads=torch.get_num_threads() if on_cpu else 0,
+            spins_little=on_cpu and spinning.is_little(),
+            deterministic=self.deterministic,
+            compiled=compiled,
+            compiled_reason=reason,
+            ranks=self.ranks.size,
+        )
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -95,7 +111,8 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
     if options.dtype == "auto":
         can = "multiplies" if dtype == torch.bfloat16 else "cannot multiply"
         reason = f"auto: this device {can} bfloat16 in hardware"
-    ranks, gpus = join(launch, device), torch.cuda.device_count() if kind == "cuda" else 0
+    ranks = join(launch, device, getattr(torch, options.sum_dtype))
+    gpus = torch.cuda.device_count() if kind == "cuda" else 0
     machines = _machines(launch, ranks, device)
     return Machine(device, dtype, name, peak, ranks, reason, options.deterministic, gpus, machines)
 
@@ -151,11 +168,14 @@ def _automatic_dtype(kind: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def compiles(option: str, machine: Machine, flops: float, before: bool | None = None) -> tuple[bool, str]:
+def compiles(
+    option: str, machine: Machine, flops: float, before: bool | None = None, rate: float | None = None
+) -> tuple[bool, str]:
     """Whether to compile the model of a run of `flops` operations, and why `auto` chose that ("" without auto).
 
-    `option` is COMPILE's value: y, n or auto. `before` tells whether a resumed run was compiled before. Raises
-    UsageError if `option` is y and there is no compiler.
+    `option` is COMPILE's value: y, n or auto. `before` tells whether a resumed run was compiled before. `rate` are the
+    operations per second that this machine makes without torch.compile, if that was measured. Raises UsageError if
+    `option` is y and there is no compiler.
     """
     kind = machine.device.type
     if option == "n":
@@ -166,10 +186,11 @@ def compiles(option: str, machine: Machine, flops: float, before: bool | None = 
     if kind not in _COMPILING_PAYS:
         return False, f"auto: only for {' and '.join(_COMPILING_PAYS)}"
     missing = _missing(machine.device)
-    pays = flops >= _COMPILING_PAYS[kind] if before is None else before
+    seconds = flops / (rate or _RATES[kind])
+    pays = seconds >= _COMPILING_PAYS[kind] if before is None else before
     if pays and missing:
         return False, f"auto: {missing}"
-    reason = f"{flops:.1e} operations are {'enough' if pays else 'too few'} to win back the compile time"
+    reason = f"about {seconds:,.0f} s of steps are {'enough' if pays else 'too few'} to win back the compile time"
     return pays, f"auto: {reason if before is None else 'as before'}"
 
 
@@ -181,15 +202,26 @@ def check_compiler(option: str, machine: Machine) -> None:
 
 @contextlib.contextmanager
 def while_compiling(begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
-    """A context in which `begin` is called before torch.compile compiles something, and `end` after it."""
+    """A context in which `begin` is called before torch.compile compiles something, and `end` after it.
+
+    Python's garbage collector pauses while torch compiles, because it would walk many times through what torch keeps.
+    """
     from torch._dynamo.callback import callback_handler  # takes a second to import
 
-    starts, ends = (lambda found: begin()), (lambda found: end())
+    def starts(found: object) -> None:
+        begin()
+        gc.disable()
+
+    def ends(found: object) -> None:
+        gc.enable()
+        end()
+
     callback_handler.register_start_callback(starts)
     callback_handler.register_end_callback(ends)
     try:
         yield
     finally:
+        gc.enable()
         callback_handler.remove_start_callback(starts)
         callback_handler.remove_end_callback(ends)
 

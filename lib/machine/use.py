@@ -9,7 +9,7 @@ from typing import Any
 # Matches the text of `Use.words`, which earlier versions wrote into the journal in place of fields.
 _WORDS = re.compile(
     r"(?:(?P<ranks>\d{1,9}) x )?(?P<device>.+?)(?:, (?P<dtype>b?float\d+)(?: \((?P<dtype_reason>[^)]*)\))?)?"
-    r"(?:, (?P<threads>\d{1,9}) threads)?(?P<deterministic>, deterministic)?"
+    r"(?:, (?P<threads>\d{1,9}) threads?)?(?P<deterministic>, deterministic)?"
     r"(?:, (?P<compiled>(?:not )?compiled)(?: \((?P<compiled_reason>.*)\))?)?",
     re.DOTALL,
 )
@@ -28,14 +28,20 @@ class Use:
     compiled: bool | None = None  # None if unknown
     compiled_reason: str = ""  # why `auto` compiles or not; empty if the user decided
     ranks: int = 1
+    kernels: str = ""  # on a CPU `torch`, or the other ones that are used; empty if unknown
+    kernels_reason: str = ""  # why `auto` chose these kernels and threads; empty if the user did
+    spins_little: bool = False  # threads that wait sleep soon, because others used the processor at the start
 
     def words(self, reasons: bool = True) -> str:
-        """`2 x cpu, float32 (auto: ...), 2 threads, deterministic, not compiled (auto: ...)`."""
+        """`2 x cpu, float32 (auto: ...), 2 threads, kernels torch (auto: ...), deterministic, not compiled`."""
         parts = [f"{self.ranks} x {self.device}" if self.ranks > 1 else self.device]
         if self.dtype:
             parts.append(self.dtype + _bracketed(self.dtype_reason, reasons))
         if self.threads:
-            parts.append(f"{self.threads} threads")
+            sleepy = "sleeping while they wait, because other programs compute" * self.spins_little
+            parts.append(f"{self.threads} thread{'s' * (self.threads > 1)}" + _bracketed(sleepy, reasons))
+        if self.kernels:
+            parts.append(f"kernels {self.kernels}" + _bracketed(self.kernels_reason, reasons))
         if self.deterministic:
             parts.append("deterministic")
         if self.compiled is not None:

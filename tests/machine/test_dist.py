@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -12,56 +13,65 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
 from gpt2.data import prepare, windows
 from lib.base.errors import UsageError
 from lib.base.launch import Launch
 from lib.record import checkpoint, journal, run
-from tests.training import ROOT, TEXT, arguments, losses, schema, train
+from tests.forked import Trainer
+from tests.training import ROOT, TEXT, UNEVALUATED, arguments, losses, schema, train
 
-WORDS = arguments(dropout=0, batch_size=1, gradient_accumulation=8, eval_samples=6)
+WORDS = arguments(dropout=0, batch_size=8, gradient_accumulation=1, eval_samples=6)
+CUT = "BATCH_SIZE=4 GRADIENT_ACCUMULATION=2"
 TRAIN = str(ROOT / "gpt2" / "train.py")
 STEPS = {"train": list(range(1, 41)), "eval": [0, 10, 20, 30, 40]}
 JOBS = itertools.count(100 * os.getpid())  # their numbers choose the ports where the tasks of each meet
 
 
-def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen:
-    """Start a program in `folder`, which gets the corpus and a place for trackio."""
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of a program in `folder`, which gets the corpus and a place for trackio."""
     (folder / "corpus.txt").write_text(TEXT)
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**os.environ, "TRACKIO_DIR": str(folder / "trackio"), "OMP_NUM_THREADS": "1", **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return {**os.environ, "TRACKIO_DIR": str(folder / "trackio"), "OMP_NUM_THREADS": "1", **more}
 
 
 def torchrun(folder: Path, *words: str, job: str = "mine") -> subprocess.Popen:
     """Start a job of two ranks."""
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", job]
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous, TRAIN, *words]
-    return start(folder, command)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment(folder), **pipes)
+
+
+def task(folder: Path, *words: str, **env: str) -> Trainer:
+    """Start one rank with these variables of a launcher."""
+    return Trainer(folder, list(words), environment(folder, **env))
 
 
 def srun(
     folder: Path, *words: str, second: list[str] | None = None, local_ranks: tuple[str, str] = ("0", "1")
-) -> list[subprocess.Popen]:
+) -> list[Trainer]:
     """Start two tasks as srun would, the second with more words. On two machines, both have the local rank 0."""
     common = {
         "SLURM_JOB_ID": str(next(JOBS)), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
     }  # fmt: skip
     return [
-        start(folder, [TRAIN, *words, *more], **common, SLURM_PROCID=rank, SLURM_LOCALID=local)
+        task(folder, *words, *more, **common, SLURM_PROCID=rank, SLURM_LOCALID=local)
         for rank, local, more in zip("01", local_ranks, ([], second or []), strict=True)
     ]
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
+def workers(folder: Path, *words: str, job: str = "mine") -> list[Trainer]:
+    """Start two ranks with the variables that torchrun gives to its workers, without torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": job}
+    return [task(folder, *words, **common, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+
+
+def finish(process: subprocess.Popen | Trainer, code: int = 0) -> str:
     """What a job printed; fails when its exit code is not `code`."""
     output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
@@ -74,12 +84,6 @@ def wait_for_step(folder: Path, step: int) -> None:
     while not (folder / "journal.jsonl").exists() or max(losses(folder), default=0) < step:
         assert time.monotonic() < deadline, "the run did not get that far"
         time.sleep(0.005)
-
-
-def ranks_of(job: subprocess.Popen) -> dict[str, psutil.Process]:
-    """The processes of a job, by rank."""
-    found = {process.environ().get("RANK"): process for process in psutil.Process(job.pid).children()}
-    return {rank: process for rank, process in found.items() if rank}
 
 
 def assert_one_run(folder: Path) -> Path:
@@ -104,14 +108,34 @@ def assert_same_course(one: Path, other: Path, tolerance: float) -> None:
 def pair(tmp_path_factory):
     """A run of two ranks that nothing interrupted."""
     folder = tmp_path_factory.mktemp("pair")
-    output = finish(torchrun(folder, *WORDS, "--tracker", "trackio"))
+    command = [sys.executable, str(ROOT / "scripts/processes.py"), "2", *WORDS, "--tracker", "trackio"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    output = finish(subprocess.Popen(command, cwd=folder, env=environment(folder), **pipes))
     assert output.count("run folder") == 2  # before and after, by one rank
+    said = f"note: 2 processes share a step evenly with {CUT} in place of BATCH_SIZE=8 GRADIENT_ACCUMULATION=1"
+    assert output.count(said) == 1
     return folder
 
 
 def test_two_ranks_make_one_run_with_the_losses_of_one_process(pair, tmp_path):
     train(tmp_path, *WORDS)
     assert_same_course(assert_one_run(pair), tmp_path / "runs/run", 1e-5)
+
+
+def test_two_ranks_that_compile_have_the_losses_of_one_process(tmp_path):
+    words = arguments(
+        **UNEVALUATED, dropout=0, n_layer=1, batch_size=4, max_iters=4, checkpoint_interval=0, compile=True
+    )
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir()
+    shared.mkdir()
+    train(alone, *words)
+    for rank in workers(shared, *words):
+        finish(rank)
+    for folder, size in ((alone, 1), (shared, 2)):
+        machine = next(journal.read(folder / "runs/run"))["machine"]
+        assert (machine["ranks"], machine["compiled"]) == (size, True)
+    assert_same_course(alone / "runs/run", shared / "runs/run", 1e-5)
 
 
 def test_two_ranks_are_one_run_to_a_tracker(pair):
@@ -124,47 +148,45 @@ def test_two_ranks_are_one_run_to_a_tracker(pair):
     assert Counter(log_id for _, log_id in rows) == Counter(f"{identity.run_id}-{e}-{s}" for e, s in wanted)
 
 
-def test_a_killed_job_goes_on_when_it_is_started_again(pair, tmp_path):
-    job = torchrun(tmp_path, *WORDS)
-    wait_for_step(tmp_path / "runs/run", 1)
-    processes = [*ranks_of(job).values(), psutil.Process(job.pid)]
+def test_a_job_that_lost_a_rank_goes_on_when_it_is_started_again_with_as_many_or_fewer(pair, tmp_path):
+    first, second = workers(tmp_path, *WORDS)
     while not checkpoint.find(tmp_path / "runs/run/checkpoints"):
-        assert job.poll() is None
+        assert first.poll() is None, finish(first)
         time.sleep(0.005)
     wait_for_step(tmp_path / "runs/run", 12)
-    for process in processes:
-        process.kill()
-    job.communicate()
+    second.kill()
+    assert "error: rank 0 has lost the other ranks of its run (" in finish(first, 1)
     saved = checkpoint.find(tmp_path / "runs/run/checkpoints")[-1]
     step = next(step for step in (10, 20, 30) if saved.name == checkpoint.name(step))
-    (tmp_path / "alone").mkdir()
-    shutil.copytree(tmp_path / "runs", tmp_path / "alone/runs")
-    shutil.copytree(tmp_path / "data", tmp_path / "alone/data")
+    shutil.copytree(tmp_path / "runs", tmp_path / "stopped")
 
     output = finish(torchrun(tmp_path, *WORDS))
     assert "runs/run was begun by this torchrun job, mine; for a new run, set another TRACKER_RUN_NAME\n" in output
     assert_same_course(assert_one_run(tmp_path), pair / "runs/run", 0)
-    assert "runs/run is finished: see runs/run/summary.json" in finish(torchrun(tmp_path, *WORDS))
 
-    output = train(tmp_path / "alone", "--resume", "runs/run")  # the number of ranks may change
+    fewer = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "mine"}
+    (tmp_path / "runs").rename(tmp_path / "done")
+    (tmp_path / "stopped").rename(tmp_path / "runs")
+    output = finish(task(tmp_path, *WORDS, **fewer))
     assert f"resuming runs/run after step {step}" in output
-    assert_same_course(tmp_path / "alone/runs/run", pair / "runs/run", 1e-5)
+    assert "changed:" not in output  # the run keeps the cut that two ranks could share
+    assert_same_course(assert_one_run(tmp_path), pair / "runs/run", 1e-5)
 
 
 def test_a_job_does_not_go_on_with_what_it_began_with_other_options(tmp_path):
     job = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "100"}
-    words = [TRAIN, *arguments(max_iters=2)]
-    finish(start(tmp_path, words, **job))
+    words = arguments(max_iters=2)
+    finish(task(tmp_path, *words, **job))
     before = {path: path.read_bytes() for path in (tmp_path / "runs/run").rglob("*") if path.is_file()}
-    output = finish(start(tmp_path, [*words, "--learning-rate", "0.3"], **job), 2)
+    output = finish(task(tmp_path, *words, "--learning-rate", "0.3", **job), 2)
     assert output.endswith(
         "error: runs/run: this job began it with other options (LEARNING_RATE 0.003 -> 0.3); for a new run, set "
         "another TRACKER_RUN_NAME; to continue this run with the new options, use --resume\n"
     )
     again = [*words, "--json-output", "runs/run/summary.json"]
-    assert "runs/run is finished: see runs/run/summary.json" in finish(start(tmp_path, again, **job))
+    assert "runs/run is finished: see runs/run/summary.json" in finish(task(tmp_path, *again, **job))
     assert {path: path.read_bytes() for path in (tmp_path / "runs/run").rglob("*") if path.is_file()} == before
-    finish(start(tmp_path, [*words, "--tracker-run-name", "b", "--learning-rate", "0.3"], **job))
+    finish(task(tmp_path, *words, "--tracker-run-name", "b", "--learning-rate", "0.3", **job))
     assert (tmp_path / "runs/b/summary.json").exists()
 
 
@@ -185,7 +207,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
     wait_for_step(tmp_path / "runs/run", 5)
     tasks[1].send_signal(signal.SIGTERM)
     output = finish(tasks[0], 143)
-    finish(tasks[1], 143)
+    assert finish(tasks[1], 143) == ""  # only rank 0 answers a signal
     [end] = [record for record in journal.read(tmp_path / "runs/run") if record["event"] == "finish"]
     assert end["status"] == "interrupted"
     assert f"stopped after step {end['step']}; continue with: make resume RUN=runs/run" in output
@@ -208,26 +230,6 @@ def test_ranks_that_disagree_do_not_train(tmp_path):
         output = finish(task, 2)
         assert "ranks 0 and 1 of one run differ: LEARNING_RATE is 0.003 and 0.004; give all the same values\n" in output
     assert not (tmp_path / "runs/run/journal.jsonl").read_text()
-
-
-def test_micro_batches_are_shared_evenly_or_not_at_all(tmp_path):
-    def options(batch_size, gradient_accumulation):
-        made = schema(tmp_path, batch_size=batch_size, gradient_accumulation=gradient_accumulation)
-        return made.bind(windows.DataOptions)
-
-    windows.check_shares(options(4, 8), 4)
-    advice = {
-        (12, 1, 2): "set GRADIENT_ACCUMULATION=2 BATCH_SIZE=6, which learns the same",
-        (4, 6, 4): "set GRADIENT_ACCUMULATION=8 BATCH_SIZE=3, which learns the same",
-        (1, 3, 2): "set a multiple of 2, such as GRADIENT_ACCUMULATION=4",
-    }
-    for (batch, micro, ranks), what in advice.items():
-        with pytest.raises(
-            UsageError, match=f"^GRADIENT_ACCUMULATION={micro}: cannot be shared by {ranks} ranks evenly"
-        ):
-            windows.check_shares(options(batch, micro), ranks)
-        with pytest.raises(UsageError, match=what):
-            windows.check_shares(options(batch, micro), ranks)
 
 
 def test_every_validation_window_is_some_ranks(tmp_path):

@@ -9,7 +9,7 @@ from lib.machine.use import Use
 
 SENTENCES = {
     "cpu": Use("cpu"),
-    "cpu, float32, 1 threads, not compiled": Use("cpu", "float32", threads=1, compiled=False),
+    "cpu, float32, 1 thread, not compiled": Use("cpu", "float32", threads=1, compiled=False),
     "cpu, bfloat16 (auto: this device multiplies it in hardware), 2 threads, deterministic, compiled": Use(
         "cpu", "bfloat16", "auto: this device multiplies it in hardware", 2, True, True
     ),
