@@ -1,18 +1,22 @@
 """Optimizers, one file each: the value of the option OPTIMIZER names the module, which has `build(groups, bind)`.
 
-Optimizers that torch does not have build on `skippable`.
+Optimizers that torch does not have build on `skippable`. Importing this imports no PyTorch, so that options are checked
+without it.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lib.config.kconf import Options
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,8 @@ def _leave_compiler_alone() -> None:
     calls the function in `__dynamo_disable`, if there is one, and imports nothing. The wrapper of `step` imports the
     compiler itself, so it is replaced by the method that it wraps.
     """
+    import torch
+
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         method = getattr(torch.optim.Optimizer, name).__wrapped__
         method.__dynamo_disable = method

@@ -20,6 +20,7 @@ The published code has two more defects, which the default does not have:
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -28,9 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib.base.errors import UsageError
 from lib.config.kconf import Options
-from lib.optim import Groups
+from lib.optim import Groups, cycle, skippable
 from lib.optim.adam import settings
 from lib.optim.skippable import Skippable, Tensors, adam_moments, bias_correction, decay, move, restart
 
@@ -121,6 +121,66 @@ def spam_step(
     return clipped
 
 
+def spam_step_on_cpu(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    theta: float | None,
+    learns: bool,
+    phase: Phase,
+) -> int:
+    """As `spam_step`, up to rounding, by AdamW's fused step.
+
+    SPAM decays weights after the update, AdamW before it: (w - d) (1 - lr weight_decay) is an AdamW step whose update
+    is smaller by this factor. AdamW adds epsilon to the root of the corrected second moment, SPAM to the root of v.
+    """
+    if phase.reset:
+        for moment in (*exp_avgs, *exp_avg_sqs):
+            moment.zero_()
+    clipped = 0
+    if theta is not None and phase.clips:
+        clipped = sum(clip_spikes_on_cpu(*pair, theta, learns) for pair in zip(grads, exp_avg_sqs, strict=True))
+    shrink = lr * weight_decay
+    size = lr * float(phase.scale) * (1 - shrink) or 1e-300  # not 0, because AdamW multiplies its decay by it
+    correction = float(bias_correction(betas[1], phase.count))
+    skippable.fused_adamw(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        lr=size,
+        betas=betas,
+        eps=eps / math.sqrt(correction),
+        weight_decay=shrink / size,
+        count=phase.count,
+    )
+    return clipped
+
+
+def clip_spikes_on_cpu(grad: Tensor, exp_avg_sq: Tensor, theta: float, learns: bool) -> int:
+    """As `clip_spikes`, bit for bit, in pieces that stay in the cache. It writes only to spikes, which are rare."""
+    clipped = 0
+    buffers = [torch.empty_like(skippable.pieces(grad)[0]) for _ in range(2)]
+    for g, v in zip(skippable.pieces(grad), skippable.pieces(exp_avg_sq), strict=True):
+        limit, above = (buffer[: len(g)] for buffer in buffers)
+        torch.mul(v, theta, out=limit).sqrt_()
+        torch.abs(g, out=above).sub_(limit)
+        if above.amax() <= 0:  # false if NaN, which infinity minus infinity is
+            continue
+        where = (above > 0).nonzero().view(-1)
+        if learns:
+            where = where[v[where] > 0]
+        g[where] = limit[where].copysign_(g[where])
+        clipped += len(where)
+    return clipped
+
+
 class Spam(Skippable):
     """Applies `spam_step`. With sparse momentum, each step waits for the device, to see whether it resets."""
 
@@ -141,7 +201,8 @@ class Spam(Skippable):
         if sparse:
             self._choose(int(now.resets))
             torch._foreach_mul_(grads, [self.inside[p] for p in params])
-        clipped = spam_step(
+        rule = spam_step_on_cpu if skippable.on_host(bad) else functools.partial(spam_step, bad=bad)
+        clipped = rule(
             params,
             grads,
             self.gather(params, "exp_avg"),
@@ -153,7 +214,6 @@ class Spam(Skippable):
             theta=self.options.spam_theta if self.options.spam_enable_clip else None,
             learns=not official,
             phase=now,
-            bad=bad,
         )
         self.state["clipping"]["clipped"] += clipped
         self.state["clipping"]["seen"] += ~bad * sum(grad.numel() for grad in grads)
@@ -187,13 +247,7 @@ class Spam(Skippable):
 
 def build(groups: Groups, bind: Callable[[type], Any]) -> torch.optim.Optimizer:
     """SPAM; raises UsageError if warm-up or clip-free steps do not end before the next reset."""
+    cycle.check(bind(cycle.CycleOptions))
     options = bind(SpamOptions)
-    for name in ("spam_warmup_steps", "spam_clip_free_steps"):
-        steps = getattr(options, name) or 0
-        if 0 < options.spam_interval <= steps:
-            raise UsageError(
-                f"{name.upper()}={steps} does not end before the next reset; choose less than "
-                f"SPAM_INTERVAL={options.spam_interval}"
-            )
     adam = settings(bind)
     return Spam(groups, {"betas": adam["betas"], "eps": adam["eps"]}, options)

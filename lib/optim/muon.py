@@ -13,12 +13,19 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from lib.config.kconf import Options
-from lib.optim import Groups
+from lib.optim import Groups, skippable
 from lib.optim.adam import settings
 from lib.optim.skippable import Skippable, Tensors, average, decay
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # raise small singular values fastest; all end between 0.7 and 1.2
 _ITERATIONS = 5
+# Iterations made on the smaller of X X^T and X^T X before X is multiplied. The worst case is a matrix whose columns are
+# all equal: of 768 x 3072, five at once are wrong by 0.7 %, two and three by 0.07 %, one by one by 0.002 %. Elsewhere
+# all are within 0.06 %.
+_STEPS = (2, 3)
+_PANEL = 96  # rows of a symmetric product computed at once; at 64 products are slower, at 192 half is less than half
+_SMALLEST = 256  # rows of a matrix, from which on a CPU saves time by symmetry
+_TOGETHER = 2**20  # elements of matrices that a CPU orthogonalises at once: a batch that stays in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +36,92 @@ class MuonOptions(Options):
     muon_scale: str
 
 
-def newton_schulz(matrices: Tensor) -> Tensor:
+class Room(dict[str, Tensor]):
+    """Memory for the products of one batch, by name, which the next batch uses again.
+
+    On a CPU, memory that is new for every batch took a fifth of the time, because the system clears each page of it.
+    """
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor of float32 on the CPU with any content; it is valid until the same name is taken again."""
+        size = math.prod(shape)
+        if name not in self or self[name].numel() < size:
+            self[name] = torch.empty(size)
+        return self[name][:size].view(shape)
+
+
+def newton_schulz(matrices: Tensor, room: Room | None = None) -> Tensor:
     """(n, rows, columns): each matrix U S V^T becomes about U V^T; a zero matrix stays zero.
 
     The iteration is X = a X + (b A + c A^2) X with A = X X^T. On a GPU it runs in bfloat16, which the authors find
     precise enough and which is several times as fast. Elsewhere it runs in float32: few CPUs multiply bfloat16 faster.
+    The result may lie in `room`.
     """
+    norms = matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    if skippable.on_host(matrices) and min(matrices.shape[-2:]) >= _SMALLEST:
+        return _by_halves(matrices, norms, Room() if room is None else room)
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # so that A is the smaller of X X^T and X^T X
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    x = x / norms
     if x.device.type == "cuda":
         x = x.bfloat16()
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+# ---- the same iteration on a CPU, with fewer operations --------------------------------------------------------------
+
+
+def _by_halves(matrices: Tensor, norms: Tensor, room: Room) -> Tensor:
+    """The iteration as X = P X with P = a I + b A + c A^2, in float32.
+
+    A, P and products of them are symmetric, so half of each is computed. Where A is smaller than X, several steps are
+    made on A alone: the next A is P A P, and X is multiplied once by all P.
+    """
+    x = torch.div(matrices, norms, out=room.take("x", *matrices.shape))
+    found = room.take("found", *matrices.shape)
+    rows, columns = x.shape[-2:]
+    tall = rows > columns
+    for steps in (1,) * _ITERATIONS if rows == columns else _STEPS:
+        gram = _symmetric(x.mT, x, "gram", room) if tall else _symmetric(x, x.mT, "gram", room)
+        factor = product = _polynomial(gram, "P", room)
+        for step in range(1, steps):
+            half = _symmetric(gram, factor, "A P", room)
+            gram = _symmetric(factor, half, "gram", room)
+            factor = _polynomial(gram, "next P", room)
+            product = _symmetric(factor, product, "P P" if step % 2 else "P", room)
+        x, found = torch.bmm(*((x, product) if tall else (product, x)), out=found), x
+    return x
+
+
+def _polynomial(gram: Tensor, name: str, room: Room) -> Tensor:
+    """a I + b A + c A^2."""
+    a, b, c = _COEFFICIENTS
+    found = _symmetric(gram, gram, name, room, c).add_(gram, alpha=b)
+    found.diagonal(dim1=-2, dim2=-1).add_(a)
+    return found
+
+
+def _symmetric(left: Tensor, right: Tensor, name: str, room: Room, factor: float = 1.0) -> Tensor:
+    """factor left @ right, if that is symmetric: its lower half is computed in panels of rows, and mirrored."""
+    n, rows, _ = left.shape
+    product = room.take(name, n, rows, rows)
+    for start in range(0, rows, _PANEL):
+        end = min(start + _PANEL, rows)
+        panel = room.take("panel", n, end - start, end)
+        torch.baddbmm(panel, left[:, start:end], right[:, :, :end], beta=0, alpha=factor, out=panel)
+        product[:, start:end, :end] = panel
+        product[:, :start, start:end] = panel[:, :, :start].mT
+    return product
+
+
+def _batch(elements: int) -> int:
+    """How many matrices of so many elements a CPU orthogonalises at once: each of its cores takes as many."""
+    cores = torch.get_num_threads()
+    return cores * max(1, _TOGETHER // (cores * elements))
 
 
 def update_scale(rows: int, columns: int, muon_scale: str) -> float:
@@ -67,15 +144,21 @@ def muon_step(
     weight_decay: float,
     scale: float,
     bad: Tensor,
+    room: Room,
 ) -> None:
     """m = mu m + (1-mu) g;  w -= lr weight_decay w + lr scale orthogonal((1-mu) g + mu m), in place, unless `bad`.
 
     All matrices have one shape and are orthogonalised together. An orthogonal matrix has hardly any zeros, so
     the update is multiplied by the masks.
     """
-    average(momentum_buffers, grads, momentum, bad)
-    ahead = torch._foreach_lerp(grads, momentum_buffers, momentum)  # Nesterov momentum
-    updates = newton_schulz(torch.stack(ahead)).mul_(torch.where(bad, 0.0, lr * scale)).unbind()
+    average(momentum_buffers, grads, momentum, bad)  # and then Nesterov momentum
+    if skippable.on_host(bad):
+        ahead = room.take("ahead", len(grads), *grads[0].shape)
+        for grad, momentum_buffer, out in zip(grads, momentum_buffers, ahead, strict=True):
+            torch.lerp(grad, momentum_buffer, momentum, out=out)
+    else:
+        ahead = torch.stack(torch._foreach_lerp(grads, momentum_buffers, momentum))
+    updates = newton_schulz(ahead, room).mul_(torch.where(bad, 0.0, lr * scale)).unbind()
     if masks:
         updates = [update * mask for update, mask in zip(updates, masks, strict=True)]
     decay(params, lr * weight_decay, bad)
@@ -88,7 +171,7 @@ class Muon(Skippable):
     def __init__(self, groups: Groups, adam: dict[str, Any], options: MuonOptions):
         # Checkpoints keep the settings of groups. This one marks states in which q, k and v are separate matrices.
         super().__init__(groups, adam | {"stacked_apart": True})
-        self.options, self.stacked = options, groups.stacked
+        self.options, self.stacked, self.room = options, groups.stacked, Room()
         self.masks: dict[nn.Parameter, Tensor] = {}  # empty without pruning
         self.note = ""  # for the user, about the state that was loaded
 
@@ -114,14 +197,18 @@ class Muon(Skippable):
             self._adamw(group, params, bad)
             return
         for shape, matrices in self._matrices(params).items():
-            muon_step(
-                *matrices,
-                lr=group["lr"],
-                momentum=self.options.muon_momentum,
-                weight_decay=group["weight_decay"],
-                scale=update_scale(*shape, self.options.muon_scale),
-                bad=bad,
-            )
+            count = len(matrices[0])
+            size = _batch(shape.numel()) if skippable.on_host(bad) else count
+            for start in range(0, count, size):
+                muon_step(
+                    *(alike and alike[start : start + size] for alike in matrices),
+                    lr=group["lr"],
+                    momentum=self.options.muon_momentum,
+                    weight_decay=group["weight_decay"],
+                    scale=update_scale(*shape, self.options.muon_scale),
+                    bad=bad,
+                    room=self.room,
+                )
 
     def _matrices(self, params: list[nn.Parameter]) -> dict[torch.Size, list[Tensors | None]]:
         """Shape -> lists of all matrices of this shape (views): parameters, gradients, momentum buffers, masks or None.

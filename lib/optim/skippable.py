@@ -1,4 +1,9 @@
-"""What the optimizers of this folder share: steps that the device may skip, and parts of Adam for lists of tensors."""
+"""What the optimizers of this folder share: steps that the device may skip, and parts of Adam for lists of tensors.
+
+A rule has two forms of the same step. On a GPU it makes passes over lists of tensors and never waits for a scalar.
+On a CPU such passes are slow, because each reads and writes all weights in memory. There the host reads scalars, and
+torch's fused AdamW makes the step.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 Tensors = list[Tensor]
+_PIECE = 2**16  # elements of a tensor that fit in a CPU core's cache, with three more such pieces
 
 
 class Skippable(torch.optim.Optimizer, ABC):
@@ -16,7 +22,7 @@ class Skippable(torch.optim.Optimizer, ABC):
     The host never waits for this scalar. A skipped step is computed with zero gradients, decay rates of 1 and step size
     0, so every bit of weights and moments stays the same. Only the device knows how many steps were not skipped. So the
     count (`step` in each parameter's state) is on the device, with the scalars that depend on it. A step may change the
-    gradients.
+    gradients. On a CPU the host reads the scalar, and computes nothing for a skipped step.
     """
 
     _step_supports_amp_scaling = True  # lets torch.amp.GradScaler pass found_inf instead of waiting for it
@@ -29,9 +35,14 @@ class Skippable(torch.optim.Optimizer, ABC):
             if params := [p for p in group["params"] if p.grad is not None]:
                 bad = torch.zeros((), dtype=torch.bool, device=params[0].device) if found is None else found > 0
                 for p in params:
-                    p.grad.masked_fill_(bad, 0)  # not a product, because NaN times 0 is NaN
                     if not self.state[p]:
                         self.state[p] = self.new_state(p, group)
+                if on_host(bad):
+                    if bad:
+                        continue
+                else:
+                    for p in params:
+                        p.grad.masked_fill_(bad, 0)  # not a product, because NaN times 0 is NaN
                 self.update(group, params, bad)
 
     def new_state(self, p: nn.Parameter, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -41,7 +52,7 @@ class Skippable(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def update(self, group: dict[str, Any], params: list[nn.Parameter], bad: Tensor) -> None:
-        """One step for parameters of one group, unless `bad` (a bool scalar)."""
+        """One step for parameters of one group, unless `bad` (a bool scalar, on a CPU always false)."""
 
     def gather(self, params: list[nn.Parameter], name: str) -> Tensors:
         """The entry `name` of each parameter's state."""
@@ -56,6 +67,16 @@ class Skippable(torch.optim.Optimizer, ABC):
         made = (~bad).to(steps[0].dtype)
         torch._foreach_add_(steps, [made] * len(steps))  # a list, because the host would read a single tensor
         return steps[0].clamp(min=1)  # a skipped first step must not divide by 1 - beta^0 = 0
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether the host reads this tensor without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Flat views of a contiguous tensor on a CPU, small enough that several operations on one find it in the cache."""
+    return tensor.view(-1).split(_PIECE * torch.get_num_threads())
 
 
 def bias_correction(beta: float | Tensor, count: Tensor) -> Tensor:
@@ -85,6 +106,30 @@ def adam_moments(
     average(exp_avgs, grads, beta1, bad)
     torch._foreach_mul_(exp_avg_sqs, torch.where(bad, 1.0, beta2))
     torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1 - beta2)
+
+
+def fused_adamw(
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    count: Tensor,
+    grad_scale: Tensor | None = None,
+) -> None:
+    """torch's fused AdamW step, in place: each element is read and written once.
+
+    g /= grad_scale;  w *= 1 - lr weight_decay;  the moments;  w -= lr / (1-b1^n) m / (sqrt(v / (1-b2^n)) + eps).
+    n is `count`.
+    """
+    torch._fused_adamw_(
+        params, grads, exp_avgs, exp_avg_sqs, [], [count] * len(params), lr=lr, beta1=betas[0], beta2=betas[1],
+        weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False, grad_scale=grad_scale,
+    )  # fmt: skip
 
 
 def move(params: Tensors, directions: Tensors, denominators: Tensors, *, eps: float, size: Tensor, bad: Tensor) -> None:

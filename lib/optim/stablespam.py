@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.config.kconf import Options
-from lib.optim import Groups
+from lib.optim import Groups, skippable
 from lib.optim.adam import settings
 from lib.optim.skippable import Skippable, Tensors, adam_moments, average, bias_correction, decay, move, restart
 
@@ -41,12 +41,28 @@ class StablespamOptions(Options):
 
 
 def ada_clip(grads: Tensors, max_averages: Tensors, *, theta: float, step: Tensor, bad: Tensor) -> None:
-    """Scale down, in place, elements above the running average of the largest element."""
-    maxima = torch._foreach_norm(grads, math.inf)
+    """Scale down, in place, elements above the running average of the largest element.
+
+    On a CPU, only pieces that have such an element are written, or read again: elements above the average are rare.
+    """
+    on_cpu = skippable.on_host(bad)
+    largest = [_largest(grad) for grad in grads] if on_cpu else []
+    maxima = [one.amax() for one in largest] if on_cpu else torch._foreach_norm(grads, math.inf)
     average(max_averages, maxima, theta, bad)
     limits = torch._foreach_div(max_averages, bias_correction(theta, step))
-    for grad, maximum, limit in zip(grads, maxima, limits, strict=True):
-        grad.mul_(torch.where(grad.abs() > limit, limit / maximum, 1.0))
+    for number, (grad, maximum, limit) in enumerate(zip(grads, maxima, limits, strict=True)):
+        parts = [grad]
+        if on_cpu:
+            all_parts = skippable.pieces(grad)
+            parts = [all_parts[index] for index in (largest[number] > limit).nonzero().view(-1).tolist()]
+        for part in parts:
+            part.mul_(torch.where(part.abs() > limit, limit / maximum, 1.0))
+
+
+def _largest(grad: Tensor) -> Tensor:
+    """The largest absolute element of each piece."""
+    ends = [torch.stack(torch.aminmax(piece)) for piece in skippable.pieces(grad)]
+    return torch.stack(ends).abs_().amax(dim=1)
 
 
 def ada_gn(
@@ -59,8 +75,8 @@ def ada_gn(
     eps: float,
     step: Tensor,
     bad: Tensor,
-) -> None:
-    """Rescale each gradient, in place, to the norm a' / (sqrt(b') + eps); a zero gradient stays zero."""
+) -> Tensors:
+    """The factors that rescale each gradient to the norm a' / (sqrt(b') + eps); 0 for a zero gradient."""
     norms = torch._foreach_norm(grads)
     average(norm_averages, norms, gamma1, bad)
     average(norm_sq_averages, torch._foreach_mul(norms, norms), gamma2, bad)
@@ -68,7 +84,7 @@ def ada_gn(
     mean = torch.stack(norm_averages) / bias_correction(gamma1, step)
     square = torch.stack(norm_sq_averages) / bias_correction(gamma2, step)
     factors = torch.where(norm > torch.finfo(norm.dtype).tiny, mean / (square.sqrt() + eps) / norm, 0.0)
-    torch._foreach_mul_(grads, list(factors.unbind()))
+    return list(factors.unbind())
 
 
 def stablespam_step(
@@ -90,12 +106,21 @@ def stablespam_step(
     scale = momentum_scale(step, options.stablespam_total_steps)
     gamma1, gamma2 = options.stablespam_gamma1 * scale, options.stablespam_gamma2
     ada_clip(grads, averages[0], theta=options.stablespam_theta, step=step, bad=bad)
-    ada_gn(grads, *averages[1:], gamma1=gamma1, gamma2=gamma2, eps=eps, step=step, bad=bad)
+    factors = ada_gn(grads, *averages[1:], gamma1=gamma1, gamma2=gamma2, eps=eps, step=step, bad=bad)
     interval = options.stablespam_interval or math.inf
     since = torch.remainder(step, interval)
-    restart([*exp_avgs, *exp_avg_sqs], (since == 0) & ~bad)
     n = torch.where(step < interval, step, since + 1)
     beta1, beta2 = betas[0] * scale, betas[1]
+    if skippable.on_host(bad):
+        if since == 0:
+            for moment in (*exp_avgs, *exp_avg_sqs):
+                moment.zero_()
+        settings = {"lr": lr, "betas": (float(beta1), beta2), "eps": eps, "weight_decay": weight_decay, "count": n}
+        for *tensors, factor in zip(params, grads, exp_avgs, exp_avg_sqs, factors, strict=True):
+            skippable.fused_adamw(*([one] for one in tensors), **settings, grad_scale=factor.reciprocal())
+        return
+    torch._foreach_mul_(grads, factors)
+    restart([*exp_avgs, *exp_avg_sqs], (since == 0) & ~bad)
     decay(params, lr * weight_decay, bad)
     adam_moments(exp_avgs, exp_avg_sqs, grads, beta1=beta1, beta2=beta2, bad=bad)
     roots = torch._foreach_sqrt(exp_avg_sqs)

@@ -79,7 +79,8 @@ def _module(options: ScheduleOptions) -> Module:
 
 def warnings(bind: Bind) -> list[str]:
     """What to warn of in the schedules of a run; raises UsageError for one that contradicts itself."""
-    return check(bind) + few_updates(bind(UpdateOptions))
+    leaps = bind(ScheduleOptions).lr_schedule == "restarts"  # few updates are meant, each with a cycle of its own
+    return check(bind) + ([] if leaps else few_updates(bind(UpdateOptions)))
 
 
 def check(bind: Bind) -> list[str]:
@@ -100,7 +101,7 @@ def check(bind: Bind) -> list[str]:
 def few_updates(options: UpdateOptions) -> list[str]:
     """A warning if masks are chosen so seldom that the path to the target sparsity becomes a few leaps.
 
-    It is not in lib.prune, because importing that imports PyTorch.
+    It is here, because few updates are meant where the learning rate restarts.
     """
     if options.pruning_interval is None:
         return []
@@ -112,9 +113,11 @@ def few_updates(options: UpdateOptions) -> list[str]:
     times = 1 + -(-(last - first) // options.pruning_interval)  # at the last step too
     if not 0 < times < _FEW_UPDATES:
         return []
+    at_once = options.pruning_warmup is None and options.pruning_end is not None  # only exchanges weights
+    better = "replaces weights more often" if at_once else "prunes in smaller leaps"
     return [
         f"PRUNING_INTERVAL={options.pruning_interval} chooses masks about {times} times in steps {first} to {last}; "
-        "a lower interval prunes in smaller leaps"
+        f"a lower interval {better}"
     ]
 
 

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lib import optim
 from lib.config.config_file import ConfigError
+from lib.optim import skippable
 from tests.optim.test_optim import (
     BUSY,
     KINDS,
@@ -22,9 +23,12 @@ from tests.optim.test_optim import (
 )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_that_must_be_skipped_was_never_made(kind):
+@pytest.mark.parametrize(
+    ("kind", "host"), [*((kind, True) for kind in KINDS), ("adamwspam", False), ("stablespam", False), ("muon", False)]
+)
+def test_a_step_that_must_be_skipped_was_never_made(kind, host, monkeypatch):
     """At the first step, right before, at and after resets (at 8 and 16), several in a row, with NaN and infinity."""
+    monkeypatch.setattr(skippable, "on_host", lambda _: host)
     options = {"OPTIMIZER": kind} | BUSY.get(kind, {})
     model = Small()
     optimizer = optim.build(model, schema(**options).bind)
@@ -59,8 +63,9 @@ def test_a_loss_scaler_skips_by_the_same_means(kind):
 
 
 @pytest.mark.parametrize("kind", ["adamwspam", "stablespam", "muon"])
-def test_a_step_never_waits_for_the_device(kind):
+def test_a_step_never_waits_for_the_device(kind, monkeypatch):
     """Tensors without data can't be looked at: whatever would wait for a GPU raises."""
+    monkeypatch.setattr(skippable, "on_host", lambda _: False)
     with FakeTensorMode():
         model = Small()
         optimizer = optim.build(model, schema(OPTIMIZER=kind).bind)

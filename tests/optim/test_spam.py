@@ -7,6 +7,8 @@ import torch
 
 from lib import optim
 from lib.base.errors import UsageError
+from lib.optim import skippable
+from lib.optim.adamwspam import clip_spikes, clip_spikes_on_cpu
 from tests.optim.test_optim import Small, gradients, make_steps, one_thread, same, schema, trained  # noqa: F401
 
 
@@ -40,8 +42,9 @@ def reference_step(w, g, state, *, official, lr, decay, clip=True, theta=5000.0,
 
 
 @pytest.mark.parametrize("compat", ["paper", "official"])
-@pytest.mark.parametrize("theta", ["5000", "20"])
-def test_1200_steps_with_resets_agree_in_float64(compat, theta):
+@pytest.mark.parametrize(("theta", "host"), [("5000", True), ("20", True), ("20", False)])
+def test_1200_steps_with_resets_agree_in_float64(compat, theta, host, monkeypatch):
+    monkeypatch.setattr(skippable, "on_host", lambda _: host)
     model = Small()
     optimizer = optim.build(model, schema(OPTIMIZER="adamwspam", SPAM_COMPAT=compat, SPAM_THETA=theta).bind)
     expected = {name: p.detach().double() for name, p in model.named_parameters()}
@@ -61,6 +64,31 @@ def test_1200_steps_with_resets_agree_in_float64(compat, theta):
     elements = sum(p.numel() for p in model.parameters())
     assert optim.metrics(optimizer) == {"spam_clipped_fraction": clipped / (1200 * elements), "spam_resets": 2}
     assert optim.metrics(optimizer) == {"spam_clipped_fraction": 0.0, "spam_resets": 2}
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("piece", [3, 2**16])
+def test_spikes_are_the_same_in_pieces_bit_for_bit(learns, piece, monkeypatch):
+    """Also with squares that underflow, at the threshold itself, and with zeros, infinity and NaN."""
+    monkeypatch.setattr(skippable, "_PIECE", piece)
+    gradients = [0.0, -0.0, 1e-30, -1e-30, 3.0, -3.0, 2.0, -2.0, math.inf, -math.inf, math.nan]
+    moments = [0.0, 1e-45, 1e-38, 0.5, 1.0, math.inf]
+    grad, exp_avg_sq = torch.meshgrid(torch.tensor(gradients), torch.tensor(moments), indexing="ij")
+    expected, found = grad.contiguous(), grad.clone(memory_format=torch.contiguous_format)
+    clipped = clip_spikes(expected, exp_avg_sq, torch.tensor(4.0), learns)
+    assert clip_spikes_on_cpu(found, exp_avg_sq.contiguous(), 4.0, learns) == int(clipped) > 5
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+@pytest.mark.parametrize(("rate", "decay"), [("0", "0.1"), ("0.5", "2"), ("0.5", "4")])
+def test_the_decay_after_the_update_has_no_special_rates(rate, decay):
+    """At no learning rate nothing moves; where the decay takes all or more, as the formula says."""
+    model = OneMatrix(1, 1, value=3.0)
+    optimizer = optim.build(model, schema(OPTIMIZER="adamwspam", WEIGHT_DECAY=decay).bind)
+    optim.set_learning_rate(optimizer, float(rate))
+    push(model, optimizer, torch.ones(1, 1))
+    expected = (3.0 - float(rate)) * (1 - float(rate) * float(decay))
+    assert model.matrix.item() == pytest.approx(expected, abs=1e-4)
 
 
 class OneMatrix(torch.nn.Module):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lib import optim
+from lib.optim import skippable
 from tests.optim.test_optim import Small, gradients, make_steps, one_thread, schema  # noqa: F401
 
 
@@ -35,8 +36,13 @@ def reference_step(w, g, s, *, lr, decay, interval=1000, total=0, gamma1=0.7, ga
     return w - lr * m_hat / (v_hat.sqrt() + eps), g
 
 
-@pytest.mark.parametrize(("interval", "total"), [(1000, 0), (300, 0), (300, 1200)])
-def test_1200_steps_with_resets_agree_in_float64(interval, total):
+@pytest.mark.parametrize(
+    ("interval", "total", "piece", "host"),
+    [(1000, 0, 2**16, True), (300, 0, 7, True), (300, 1200, 2**16, True), (300, 1200, 2**16, False)],
+)
+def test_1200_steps_with_resets_agree_in_float64(interval, total, piece, host, monkeypatch):
+    monkeypatch.setattr(skippable, "on_host", lambda _: host)
+    monkeypatch.setattr(skippable, "_PIECE", piece)
     model = Small()
     options = {"STABLESPAM_INTERVAL": str(interval), "STABLESPAM_TOTAL_STEPS": str(total)}
     optimizer = optim.build(model, schema(OPTIMIZER="stablespam", **options).bind)

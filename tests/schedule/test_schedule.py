@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
-from lib.schedule import UpdateOptions, build, check, few_updates
+from lib.schedule import UpdateOptions, build, check, few_updates, warnings
 
 BASE = {"lr_schedule": "cosine", "max_iters": 100, "learning_rate": 1e-3, "warmup_steps": 20, "min_lr": 1e-4}
 WSD = {"lr_schedule": "wsd", "lr_decay_share": 0.4, "lr_decay_shape": "linear"}
+RESTARTS = {"lr_schedule": "restarts", "lr_cycle": 20, "lr_first_restart": 40, "lr_last_restart": 0.8}
+RESTARTS |= dict.fromkeys(["pruning_dynamics", "pruning_warmup", "pruning_end", "pruning_interval"])
 
 
 def binder(**choices):
@@ -84,6 +86,95 @@ def test_wsd_without_a_stable_phase_decays_from_the_end_of_the_warm_up_and_is_wa
     ]
     assert check(binder(**WSD)) == []
     assert rate(100, **WSD | {"lr_decay_share": 0.0}) == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (10, 5e-4),  # in the warm-up
+        (20, 1e-3),
+        (30, 1e-3 - 9e-4 * 10 / 19),
+        (39, 1e-4),  # the step before the first restart
+        (40, 1e-3),
+        (45, 1e-3 - 9e-4 * 5 / 19),
+        (59, 1e-4),
+        (60, 1e-3),
+        (79, 1e-4),
+        (80, 1e-3),  # the last restart, at 0.8 of the run
+        (90, 5.5e-4),
+        (100, 1e-4),
+    ],
+)
+def test_restarts(step, expected):
+    assert rate(step, **RESTARTS) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_cycle_that_the_last_restart_cuts_short_still_reaches_the_minimum():
+    short = RESTARTS | {"lr_cycle": 15}  # restarts at 40, 55, 70 and 80
+    assert [rate(step, **short) for step in (69, 70, 79, 80)] == pytest.approx([1e-4, 1e-3, 1e-4, 1e-3], rel=1e-12)
+    each = RESTARTS | {"lr_cycle": 1}
+    assert [rate(step, **each) for step in (40, 60, 79, 80)] == [1e-3] * 4
+
+
+def test_restarts_are_those_of_the_authors_recipe():
+    """30 epochs of 10 steps, of which each 4 from the third on are a cycle: init - (init - final) k / (cycle - 1)."""
+    recipe = RESTARTS | {"max_iters": 300, "learning_rate": 8e-5, "min_lr": 8e-6, "warmup_steps": 0}
+    recipe |= {"lr_cycle": 40, "lr_first_restart": 21, "lr_last_restart": 261}
+    expected = [8e-5 - (8e-5 - 8e-6) * k / 39 for _ in range(7) for k in range(40)]
+    assert [rate(step, **recipe) for step in range(21, 301)] == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.integers(1, 500), st.integers(1, 60), st.data())
+def test_each_restart_is_at_the_peak_and_the_step_before_it_at_the_minimum(iters, cycle, data):
+    first = data.draw(st.integers(2, max(2, iters)))
+    last = data.draw(st.integers(first, max(first, iters)))
+    iters, warmup = max(iters, last + 1), data.draw(st.integers(0, first - 1))
+    words = {"max_iters": iters, "warmup_steps": warmup, "lr_cycle": cycle}
+    of = build(binder(**RESTARTS | words | {"lr_first_restart": first, "lr_last_restart": last})).learning_rate
+    restarts = {*range(first, last, cycle), last}
+    for step in range(max(1, warmup), iters + 1):
+        assert 1e-4 * (1 - 1e-12) <= of(step) <= 1e-3
+        if step in restarts or step == warmup:
+            assert of(step) == 1e-3
+        elif step + 1 in restarts or step == iters:
+            assert of(step) == pytest.approx(1e-4, rel=1e-9)
+        else:
+            assert of(step) < of(step - 1) or step == 1
+
+
+def test_restarts_that_are_not_in_the_run_are_refused():
+    message = (
+        r"^LR_FIRST_RESTART={} is step {} and LR_LAST_RESTART={} is step {}, but they must be steps in this order, "
+        r"before the last of MAX_ITERS=100$"
+    )
+    for ask in (check, build):
+        with pytest.raises(UsageError, match=message.format(0.9, 90, 0.8, 80)):
+            ask(binder(**RESTARTS | {"lr_first_restart": 0.9}))
+        with pytest.raises(UsageError, match=message.format(0.2, 20, 1, 100)):  # the run would end at the peak
+            ask(binder(**RESTARTS | {"lr_first_restart": 0.2, "lr_last_restart": 1}))
+
+
+def test_restarts_where_no_masks_are_chosen_are_told():
+    def told(**words):
+        schema = Schema()
+        words = {"MAX_ITERS": "1000", "PRUNING_METHOD": "magnitude", "LR_SCHEDULE": "restarts"} | words
+        schema.override([(name, text, name) for name, text in words.items()])
+        return warnings(schema.bind)
+
+    assert told() == told(LR_CYCLE="100") == []  # at 250, 350, ..., 750; updates every 50 steps
+    assert told(PRUNING_INTERVAL="250", LR_CYCLE="250") == []  # three updates are meant to be few
+    assert told(LR_CYCLE="75") == [
+        "LR_SCHEDULE=restarts: the learning rate restarts at step 325, where no masks are chosen; let "
+        "LR_FIRST_RESTART, LR_CYCLE and LR_LAST_RESTART follow PRUNING_WARMUP, PRUNING_INTERVAL and PRUNING_END"
+    ]
+    assert "restarts at step 800" in told(LR_LAST_RESTART="0.8")[0]
+    assert told(PRUNING_METHOD="none") == told(PRUNING_DYNAMICS="static") == []
+    early = {"LR_FIRST_RESTART": "100", "LR_CYCLE": "100", "LR_LAST_RESTART": "700"}
+    assert told(PRUNING_WARMUP="0", WARMUP_STEPS="50", **early) == []  # updates at 0, 50, ...
+    assert told(LR_FIRST_RESTART="100") == [
+        "LR_SCHEDULE=restarts: WARMUP_STEPS=200 lasts beyond the first restart at step 100, which therefore does not "
+        "happen; lower WARMUP_STEPS or raise LR_FIRST_RESTART"
+    ]
 
 
 @given(
