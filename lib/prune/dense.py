@@ -28,6 +28,10 @@ class NoPruning:
         """Infinity: there is no target sparsity to reach."""
         return math.inf
 
+    def ends(self) -> float:
+        """Infinity: there is no pruning that ends."""
+        return math.inf
+
     def sparsity(self) -> float:
         """Share of the weights that are exactly zero, counted from the weights."""
         zeros = sum(weight.numel() - torch.count_nonzero(weight) for weight in self.weights)
@@ -35,6 +39,9 @@ class NoPruning:
 
     def metrics(self, step: int) -> dict[str, float]:
         return {SPARSITY: self.sparsity(), AVERAGE_NONZEROS: self.total}
+
+    def tell(self, alert: Callable[[str, str, str, int], None], step: int) -> None:
+        pass
 
     def layers(self) -> dict[str, float]:
         return {}

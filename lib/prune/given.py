@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from lib.base.errors import UsageError
-from lib.prune.mask import MaskOptions, ones
+from lib.prune.census import Units
+from lib.prune.limits import MaskOptions
 from lib.prune.pruner import Pruner
 from lib.prune.schedule import Plan
 from lib.prune.score import Criterion
+from lib.prune.select import ones, where
 from lib.prune.weight import Weight
 
 Masks = Mapping[str, Tensor]  # parameter name -> uint8 of its shape: 1 kept, 0 pruned
@@ -19,29 +21,42 @@ Masks = Mapping[str, Tensor]  # parameter name -> uint8 of its shape: 1 kept, 0 
 class GivenMasks(Pruner):
     """Retraining under a mask, sparse fine-tuning and lottery tickets: masks are never chosen, so nothing is scored."""
 
-    def __init__(self, weights: Sequence[Weight], given: Sequence[Tensor] | None):
+    def __init__(self, weights: Sequence[Weight], given: Sequence[Tensor] | None, units: Sequence[Units] = ()):
         """`given` has a mask for each weight. None: a checkpoint has them, which is loaded before the first step."""
-        super().__init__(weights, Criterion(), Plan(0, 0, 1, "one-shot"), 0.0, MaskOptions(None, None, None, None))
+        nothing = MaskOptions(None, None, None, None, None, None, "given")
+        super().__init__(weights, Criterion(), Plan(0, 0, 1, "one-shot"), 0.0, nothing, units)
+        self.kept_each = [weight.mask.numel() for weight in weights]
         if given is not None:
             for weight, mask in zip(weights, given, strict=True):
                 weight.mask.copy_(mask)
             self._count(given)  # not `weight.mask`, which has no values on the device "meta"
 
     def _count(self, masks: Sequence[Tensor]) -> None:
-        self.kept = sum(map(ones, masks))
+        self.kept_each = list(map(ones, masks))
+        self.kept = sum(self.kept_each)
         self.target = 1 - self.kept / self.total
 
     @torch.no_grad()
     def begin(self) -> None:
         """Zero what the masks prune."""
         for weight in self.weights:
-            self.forget(weight)
+            self.forget(weight, where(weight.mask ^ 1))
 
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
         """Mask gradients. Raises RuntimeError if there are no masks: the run would be dense, and look pruned."""
         if not self.target:
             raise RuntimeError("PRUNING_METHOD=given needs masks: give them to `build`, or load a checkpoint")
         self.hold()
+
+    def shares(self) -> list[float]:
+        """Of the masks as they are."""
+        return [1 - kept / weight.mask.numel() for kept, weight in zip(self.kept_each, self.weights, strict=True)]
+
+    def timetable(self, steps: int) -> dict[str, str]:
+        return {"start": super().timetable(steps)["start"], "updates": "none: the masks are given"}
+
+    def updating(self) -> str:
+        return "Masks are given, so nothing is ranked."
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
         note = super().load_state_dict(state)

@@ -1,89 +1,47 @@
 """Turns scores into masks. The number of pruned weights is exact; the distribution says which weights are compared."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lib.base.errors import UsageError
-from lib.config.kconf import Options
-from lib.prune import select
+from lib.prune import owl, select
+from lib.prune.limits import GLOBAL, MaskOptions, Shapes, check, count, limits
+from lib.prune.scale import Scales
+from lib.prune.select import ones
 from lib.prune.weight import Weight
 
-Shapes = Mapping[str, Sequence[int]]  # of the weights in scope, by name
-_GLOBAL = ("global", "global-rms", None)  # None: soft movement, which needs masks only to compare with magnitude
 _PAIRWISE = 16  # up to this group size, comparing all pairs takes half the time of sorting
-_MATRICES = ("erk", "row", "n-m")  # distributions that need rows and columns
 # The number of weights that a tensor keeps is proportional to this function of its shape. ERK's density (RigL, arXiv
 # 1911.11134, section 3) is c (inputs + outputs) / (inputs * outputs), so a tensor keeps c (inputs + outputs) weights.
 _SHARES = {"layer": math.prod, "row": math.prod, "n-m": math.prod, "erk": sum}
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskOptions(Options):
-    """Which weights are compared. An option is None where the method does not use it."""
-
-    pruning_distribution: str | None
-    pruning_layer_cap: float | None  # the largest sparsity of a tensor in a global comparison
-    pruning_n: int | None  # weights kept
-    pruning_m: int | None  # of this many neighbours along the input
-
-
-def count(sparsity: float, total: int) -> int:
-    """How many of `total` weights are pruned."""
-    return round(sparsity * total)
-
-
-def check(options: MaskOptions, shapes: Shapes, sparsity: float) -> None:
-    """Raise UsageError if tensors of these shapes cannot have this sparsity."""
-    if options.pruning_distribution == "n-m" and options.pruning_n >= options.pruning_m:
-        raise UsageError(f"PRUNING_N={options.pruning_n} must be less than PRUNING_M={options.pruning_m}")
-    if not 0 <= sparsity <= 1:
-        raise UsageError(f"TARGET_SPARSITY must be from 0 to 1; got {sparsity}")
-    if options.pruning_distribution in _MATRICES:
-        for name, shape in shapes.items():
-            if len(shape) != 2:
-                raise UsageError(
-                    f"PRUNING_DISTRIBUTION={options.pruning_distribution} needs matrices, but {name} has {len(shape)} "
-                    "dimension(s); leave it out of PRUNING_SCOPE"
-                )
-    if options.pruning_distribution == "n-m":
-        _check_groups(options, shapes, sparsity)
-    if options.pruning_distribution in _GLOBAL:
-        numels = [math.prod(shape) for shape in shapes.values()]
-        if count(sparsity, sum(numels)) > sum(_limits(options, numels)):
-            raise UsageError(
-                f"PRUNING_LAYER_CAP={options.pruning_layer_cap:g} of every tensor does not allow a sparsity of "
-                f"{sparsity:g}; raise PRUNING_LAYER_CAP or lower TARGET_SPARSITY"
-            )
-
-
-def _check_groups(options: MaskOptions, shapes: Shapes, sparsity: float) -> None:
-    n, m = options.pruning_n, options.pruning_m
-    for name, (_, inputs) in shapes.items():
-        if inputs % m:
-            raise UsageError(
-                f"PRUNING_M={m} must divide the input dimension of every tensor, but {name} has {inputs} inputs; "
-                "change PRUNING_M or PRUNING_SCOPE"
-            )
-    total = sum(map(math.prod, shapes.values()))
-    if count(sparsity, total) > total // m * (m - n):
-        raise UsageError(f"keeping PRUNING_N={n} of PRUNING_M={m} weights does not allow a sparsity of {sparsity:g}")
+def shapes_of(weights: Sequence[Weight]) -> Shapes:
+    """The shapes of these weights, without padding."""
+    return {weight.name: weight.mask.shape for weight in weights}
 
 
 # ---- how much of each tensor -----------------------------------------------------------------------------------------
 
 
-def budgets(options: MaskOptions, shapes: Shapes, sparsity: float, gone: Sequence[int] | None = None) -> dict[str, int]:
+def budgets(
+    options: MaskOptions,
+    shapes: Shapes,
+    sparsity: float,
+    gone: Sequence[int] | None = None,
+    shares: Sequence[int] | None = None,
+) -> dict[str, int]:
     """How many weights each tensor loses. Global distributions have no such numbers.
 
     They add up to `count`. A tensor loses at least as many as are `gone` from it already; the others then lose fewer.
+    What a tensor keeps is proportional to its part of `shares`, which owl measures and the others know from its shape.
     """
     numels = [math.prod(shape) for shape in shapes.values()]
-    shares = [_SHARES[options.pruning_distribution](shape) for shape in shapes.values()]
+    if shares is None:
+        shares = [_SHARES[options.pruning_distribution](shape) for shape in shapes.values()]
     rooms = [numel - less for numel, less in zip(numels, gone or [0] * len(numels), strict=True)]
     kept = apportion(shares, rooms, sum(numels) - count(sparsity, sum(numels)))
     return {name: numel - keeps for name, numel, keeps in zip(shapes, numels, kept, strict=True)}
@@ -92,12 +50,15 @@ def budgets(options: MaskOptions, shapes: Shapes, sparsity: float, gone: Sequenc
 def apportion(shares: Sequence[int], rooms: Sequence[int], amount: int) -> list[int]:
     """Divide `amount` (up to the sum of `rooms`) in proportion to `shares`; no part exceeds its room.
 
-    Parts are integers by the largest remainder; of equal remainders the last is rounded up first.
+    Parts are integers by the largest remainder; of equal remainders the last is rounded up first. What is left for
+    parts with a share of 0 is divided in proportion to their rooms.
     """
     parts = list(rooms)
     rest = list(range(len(parts)))
     while True:
         whole = sum(shares[i] for i in rest)
+        if not whole:
+            shares, whole = rooms, sum(rooms[i] for i in rest)
         full = {i for i in rest if amount * shares[i] >= rooms[i] * whole}
         amount -= sum(rooms[i] for i in full)
         rest = [i for i in rest if i not in full]
@@ -112,13 +73,6 @@ def apportion(shares: Sequence[int], rooms: Sequence[int], amount: int) -> list[
     return parts
 
 
-def _limits(options: MaskOptions, numels: Sequence[int]) -> list[int]:
-    if options.pruning_layer_cap is None:
-        return list(numels)
-    cap = Fraction(str(options.pruning_layer_cap))  # the decimal text, because floats make 28 of 0.29 * 100
-    return [math.floor(cap * numel) for numel in numels]
-
-
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
@@ -128,17 +82,20 @@ def choose(
     sparsity: float,
     options: MaskOptions,
     monotone: bool,
+    by_rows: bool = False,
+    scales: Scales | None = None,
 ) -> list[Tensor]:
     """New uint8 masks, one for each weight: 0 for the `count(sparsity, total)` lowest scores, ties broken by index.
 
-    `score` returns float32 of the weight's shape, and the same at every call. With `monotone`, weights that
-    `weight.mask` has pruned stay pruned. Ranks with the same weights and scores choose the same masks. Memory beyond
-    the masks: a few copies of the largest tensor.
+    `score` returns float32 of the weight's shape, and the same at every call. With `by_rows` it may be called for some
+    rows of a weight. With `monotone`, weights that `weight.mask` has pruned stay pruned. `scales` are those of
+    global-rms that remember earlier updates; None: there were none. Ranks with the same weights and scores choose the
+    same masks. Memory beyond the masks: a few copies of the largest tensor, of a few rows with `by_rows`.
 
     Raises what `check` raises, PruningError for scores that are NaN, and UsageError if more weights are pruned already
     than `sparsity` allows.
     """
-    shapes = {weight.name: weight.mask.shape for weight in weights}
+    shapes = shapes_of(weights)
     check(options, shapes, sparsity)
     gone = [_zeros(weight.mask) if monotone else 0 for weight in weights]
     k = count(sparsity, sum(map(math.prod, shapes.values())))
@@ -149,76 +106,67 @@ def choose(
         )
     if k == sum(gone):
         return [weight.mask.clone() if monotone else torch.ones_like(weight.mask) for weight in weights]
-    scaled = options.pruning_distribution == "global-rms"
-    largest = max(weight.mask.numel() for weight in weights)
-    # One buffer for all tensors: to allocate memory for each would take longer than the arithmetic.
-    room = torch.empty(largest, dtype=torch.int32, device=weights[0].mask.device)
-    sources = [_source(weight, score, monotone, scaled, room) for weight in weights]
-    if options.pruning_distribution in _GLOBAL:
-        limits = _limits(options, [weight.mask.numel() for weight in weights])
-        return _jointly(sources, k, [max(limit, less) for limit, less in zip(limits, gone, strict=True)])
-    return [
-        _alone(source(), budget, options, name)
-        for source, (name, budget) in zip(sources, budgets(options, shapes, sparsity, gone).items(), strict=True)
-    ]
+    scales = (scales or Scales()) if options.pruning_distribution == "global-rms" else None
+    sources = [_source(weight, score, less, scales, by_rows) for weight, less in zip(weights, gone, strict=True)]
+    if options.pruning_distribution in GLOBAL:
+        most = limits(options, [weight.mask.numel() for weight in weights])
+        masks = _jointly(sources, k, gone, most)
+    else:
+        measured = options.pruning_distribution == "owl"
+        shares = owl.shares(weights, sparsity, options.owl_threshold, options.owl_lambda) if measured else None
+        each = budgets(options, shapes, sparsity, gone, shares).values()
+        masks = [
+            _alone(weight, source, budget, less, options)
+            for weight, source, budget, less in zip(weights, sources, each, gone, strict=True)
+        ]
+    return [mask.view(weight.mask.shape) for mask, weight in zip(masks, weights, strict=True)]
 
 
 def _source(
-    weight: Weight, score: Callable[[Weight], Tensor], monotone: bool, scaled: bool, room: Tensor
+    weight: Weight, score: Callable[[Weight], Tensor], gone: int, scales: Scales | None, by_rows: bool
 ) -> select.Source:
-    """Returns the keys of the scores; weights that must stay pruned come first. Each call overwrites `room`."""
-    own = room[: weight.mask.numel()].view(weight.mask.shape)
-    scale = None
+    """Returns the keys of the scores. `gone` weights are pruned already and do not compete."""
+    scale, kept = None, weight.mask if gone else None
 
-    def keys() -> Tensor:
+    def keys(rows: slice) -> Tensor:
         nonlocal scale
-        scores = score(weight)
-        if scaled:
-            scale = scale or root_mean_square(scores)
-            scores = torch.div(scores, scale, out=own.view(torch.float32))
-        found = select.keys(scores, weight.name)
-        return select.hold(found, weight.mask, out=own) if monotone else found
+        if scales:
+            scale = scale or scales.of(weight, score, by_rows, kept)
+        scores = score(weight.part(rows) if by_rows else weight)
+        return select.keys(scores / scale if scale else scores, weight.name)
 
-    return keys
+    return select.Source(weight.mask.shape, weight.mask.device, keys, kept, by_rows, gone)
 
 
-def root_mean_square(scores: Tensor) -> float:
-    """The root mean square of the finite scores, in float64; 1 if it is 0 or so small that float32 loses digits."""
-    size, norm = scores.numel(), torch.linalg.vector_norm(scores, dtype=torch.float64).item()
-    if not math.isfinite(norm):
-        finite = scores[torch.isfinite(scores)]
-        size, norm = max(1, finite.numel()), torch.linalg.vector_norm(finite, dtype=torch.float64).item()
-    value = norm / math.sqrt(size)
-    return value if value >= torch.finfo(torch.float32).tiny else 1.0
+def _jointly(sources: Sequence[select.Source], k: int, gone: Sequence[int], limits: Sequence[int]) -> list[Tensor]:
+    """All tensors compete. A tensor that would exceed its limit is pruned to that limit; the others compete again.
 
-
-def _jointly(sources: Sequence[select.Source], k: int, limits: Sequence[int]) -> list[Tensor]:
-    """All tensors compete. A tensor that would exceed its limit is pruned to that limit; the others compete again."""
+    `gone` are the weights of each tensor that are pruned already, which count among the `k`.
+    """
     masks: dict[int, Tensor] = {}
     free = list(range(len(sources)))
+    k -= sum(gone)
     while free:
-        cut = select.smallest([sources[i] for i in free], k)
-        for i in free:
-            masks[i], cut = select.apply(cut, sources[i]())
-        over = [i for i in free if _zeros(masks[i]) > limits[i]]
+        masks |= dict(zip(free, select.prune([sources[i] for i in free], k), strict=True))
+        capped = [i for i in free if limits[i] < masks[i].numel()]
+        over = [i for i in capped if _zeros(masks[i]) > max(limits[i], gone[i])]
         for i in over:
-            masks[i] = _lowest(sources[i](), limits[i])
-            k -= limits[i]
+            room = max(limits[i], gone[i]) - gone[i]
+            masks[i] = select.prune([sources[i]], room)[0]
+            k -= room
         free = [i for i in free if i not in over] if over else []
     return [masks[i] for i in range(len(sources))]
 
 
-def _alone(keys: Tensor, budget: int, options: MaskOptions, name: str) -> Tensor:
-    if options.pruning_distribution == "row":
+def _alone(weight: Weight, source: select.Source, budget: int, gone: int, options: MaskOptions) -> Tensor:
+    if options.within not in ("row", "n-m"):
+        return select.prune([source], budget - gone)[0]
+    keys = source.read(slice(0, len(weight.mask)))
+    if gone:
+        keys = select.hold(keys, weight.mask)
+    if options.within == "row":
         return _by_row(keys, budget)
-    if options.pruning_distribution == "n-m":
-        return _by_group(keys, budget, options.pruning_n, options.pruning_m, name)
-    return _lowest(keys, budget)
-
-
-def _lowest(keys: Tensor, k: int) -> Tensor:
-    mask, _ = select.apply(select.smallest([lambda: keys], k), keys)
-    return mask
+    return _by_group(keys, budget, options.pruning_n, options.pruning_m, weight.name)
 
 
 def _by_row(keys: Tensor, budget: int) -> Tensor:
@@ -247,7 +195,7 @@ def _by_group(keys: Tensor, budget: int, n: int, m: int, name: str) -> Tensor:
         )
     if budget == keys.numel() // m * (m - n):
         return stays
-    return _lowest(keys.bitwise_xor(select.LAST).mul_(stays ^ 1).bitwise_xor_(select.LAST), budget)
+    return select.prune([select.of(keys, kept=stays ^ 1)], budget)[0].view(keys.shape) | stays
 
 
 def highest(keys: Tensor, n: int, m: int) -> Tensor:
@@ -264,11 +212,6 @@ def highest(keys: Tensor, n: int, m: int) -> Tensor:
             lower[j] += first
             lower[i] -= first  # lower[i] starts as the number of keys that follow in the group
     return (lower >= m - n).view(torch.uint8).T.contiguous().view(keys.shape)
-
-
-def ones(mask: Tensor) -> int:
-    """The number of ones in a uint8 mask."""
-    return int(torch.count_nonzero(mask.view(torch.bool)))  # 4 times as fast as for uint8
 
 
 def _zeros(mask: Tensor) -> int:

@@ -4,26 +4,29 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.base.metric import Metric
-from lib.prune import mask
-from lib.prune.mask import MaskOptions, count, ones
+from lib.prune import bits, mask, masked_linear, saved_masks
+from lib.prune.census import Census, Units
+from lib.prune.limits import MaskOptions, count
+from lib.prune.masked_linear import masked
+from lib.prune.outlook import Outlook
+from lib.prune.scale import Scales, Score
 from lib.prune.schedule import Plan
 from lib.prune.score import Criterion
 from lib.prune.score.magnitude import magnitude
+from lib.prune.select import ones, where
 from lib.prune.weight import Weight
-from lib.record.checkpoint import CheckpointError
 
-_COUNTERS = ("changed_at", "kept_steps", "flips", "common", "joint")  # attributes that are saved in checkpoints
+_COUNTERS = ("changed_at", "kept_steps", "common", "joint")  # attributes that are saved in checkpoints
 
 SPARSITY = Metric("sparsity", label="sparsity", form=".1%", optional=True, row=4, chart=3)
 AVERAGE_NONZEROS = Metric("average_nonzeros", chart=8)  # weights in scope that were kept, mean over the steps so far
 
 
-class Pruner:
+class Pruner(Outlook):
     """Sets weights to zero for good: gradual and static pruning.
 
     `begin` runs before the first forward pass and evaluation. The loop calls `step` between the backward pass and the
@@ -34,26 +37,65 @@ class Pruner:
     """
 
     zeroes_weights = True  # False: pruned weights keep their value under a mask
+    shifts = False  # whether the forward pass uses other values than the kept weights have, so a checkpoint has both
     regrows = False  # whether pruned weights may return
 
     def __init__(
-        self, weights: Sequence[Weight], criterion: Criterion, plan: Plan, target: float, distribution: MaskOptions
+        self,
+        weights: Sequence[Weight],
+        criterion: Criterion,
+        plan: Plan,
+        target: float,
+        distribution: MaskOptions,
+        units: Sequence[Units] = (),
     ):
-        """`target` is the sparsity at the end of the plan; `distribution` says which weights are compared."""
+        """`target` is the sparsity at the end of the plan; `distribution` says which weights are compared.
+
+        `units` are the neurons and heads that the journal counts.
+        """
         self.weights, self.criterion, self.plan, self.target = weights, criterion, plan, target
         self.distribution = distribution
         self.total = sum(weight.mask.numel() for weight in weights)
         self.kept = self.total
         self.changed_at, self.kept_steps = 0, 0  # kept_steps: sum over steps up to changed_at of the weights kept
-        self.flips = 0
+        self.census = Census(weights, units)
         self.common, self.joint = 0, 0  # weights pruned by both this criterion and magnitude; by at least one of them
+        # Of global-rms, for the criterion's scores and for magnitude's. Where weights return, all compete: no history.
+        self.scales = {} if self.regrows else {"own": Scales(criterion.silent), "magnitude": Scales(silent=True)}
+
+    # ---- what the forward pass uses ----------------------------------------------------------------------------------
+
+    def install(self, model: nn.Module, masks: dict[str, Tensor]) -> None:
+        """Make `model` compute with what `used` returns. `masks`: parameter name -> mask of the parameter's shape."""
+        if not self.zeroes_weights:
+            masked_linear.install(model, masked, {name: (mask,) for name, mask in masks.items()})
+
+    def used(self, weight: Weight) -> Tensor:
+        """The values that the forward pass computes with. They are evaluated, counted and saved as the model's."""
+        return weight.value if self.zeroes_weights else masked(weight.value, weight.mask)
+
+    def hidden(self, weight: Weight) -> Tensor:
+        """bool of the weight's shape: which values `used` does not show, so that a checkpoint holds them as well."""
+        return torch.ones_like(weight.mask, dtype=torch.bool) if self.shifts else weight.mask == 0
+
+    def trained(self, masks: dict[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """Parameter -> the uint8 mask, changed in place, of what an optimizer may move; {}: everything.
+
+        `masks` are those of the weights, by name and of the parameter's shape.
+        """
+        return {weight.parameter: masks[weight.name] for weight in self.weights}
 
     # ---- at every step -----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Choose the masks that are due before the first step, from the initial weights."""
-        if self.plan.due(0):
+        if self.starts_sparse():
             self._update(0, used=0)
+            self.census.start(self.regrows)
+
+    def starts_sparse(self) -> bool:
+        """Whether the first forward pass is masked."""
+        return self.plan.due(0)
 
     def step(self, step: int, healthy: Callable[[], Tensor]) -> None:
         """Choose masks if they are due, then mask gradients. `healthy()`: whether the optimizer will update weights."""
@@ -72,7 +114,15 @@ class Pruner:
     def behind(self, step: int) -> bool:
         """Whether fewer weights are pruned than planned, because masks were due at a step that was skipped."""
         last = self.plan.last(step)
-        return last is not None and self.kept > self.total - count(self.target * self.plan.share(last), self.total)
+        return last is not None and self.kept > self.kept_at(last)
+
+    def planned(self, share: float) -> int:
+        """The number of weights that are kept when this share of the target is pruned."""
+        return self.total - count(self.target * share, self.total)
+
+    def kept_at(self, step: int) -> int:
+        """The number of weights that are kept by the masks that are due at `step`."""
+        return self.planned(self.plan.share(step))
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -85,55 +135,84 @@ class Pruner:
     def _update(self, step: int, used: int) -> None:
         """Choose new masks at `step`; `used` is the last step that counts as made with the old masks."""
         masks = self.masks(step)
+        kept = sum(map(ones, masks))
         if not self.regrows:
-            self._compare(masks)
+            self._compare(masks, kept)
         self.kept_steps += self.kept * (used - self.changed_at)
-        self.changed_at = used
+        self.changed_at, changed = used, 0
         for weight, chosen in zip(self.weights, masks, strict=True):
-            self.flips += ones(weight.mask ^ chosen)
+            flips = where(weight.mask ^ chosen)
+            changed += len(flips)
+            if self.scales:
+                self.scales["own"].take(weight, self.criterion.score, self.criterion.by_rows, chosen, flips)
+                self.scales["magnitude"].take(weight, _magnitude, True, chosen, flips)
             weight.mask.copy_(chosen)
-            self.forget(weight)
-        self.kept = sum(map(ones, masks))
+            if self.regrows:
+                grown = chosen.view(-1)[flips] == 1
+                self.grew(weight, flips[grown], step)
+                flips = flips[~grown]
+            self.forget(weight, flips)
+        self.kept = kept
+        self.census.updated(changed)
         self.criterion.chosen(self.weights)
 
     def masks(self, step: int) -> list[Tensor]:
         """The masks from this step on. Sparsity never falls, even if an extended run has a later plan."""
         sparsity = max(self.target * self.plan.share(step), 1 - self.kept / self.total)
-        return self._choose(self.criterion.score, sparsity)
+        return self._choose(self.criterion.score, sparsity, self.criterion.by_rows, "own")
 
-    def _choose(self, score: Callable[[Weight], Tensor], sparsity: float) -> list[Tensor]:
-        return mask.choose(self.weights, score, sparsity, self.distribution, monotone=not self.regrows)
+    def _choose(self, score: Score, sparsity: float, by_rows: bool, scales: str) -> list[Tensor]:
+        return mask.choose(
+            self.weights, score, sparsity, self.distribution, not self.regrows, by_rows, self.scales.get(scales)
+        )
 
-    def forget(self, weight: Weight) -> None:
-        """Zero pruned weights and their moments. So they stay zero, and a weight that returns has no old moments."""
+    def forget(self, weight: Weight, gone: Tensor) -> None:
+        """Zero weights and their moments, as they are pruned; `gone` are their flat indices.
+
+        So they stay zero, and a weight that returns has no old moments.
+        """
         if self.zeroes_weights:
-            weight.value.mul_(weight.mask)
+            weight.value.view(-1)[gone] *= 0  # keeps the sign of a zero and a NaN, which a check then finds
         for value in weight.state.values():
             if isinstance(value, Tensor) and value.shape == weight.mask.shape:
-                value.mul_(weight.mask)
+                value.view(-1)[gone] *= 0
 
-    def _compare(self, masks: list[Tensor]) -> None:
-        """Count how many weights magnitude would prune as well, among those that are not already pruned for good."""
+    def grew(self, weight: Weight, grown: Tensor, step: int) -> None:
+        """Weights return at `step`; `grown` are their flat indices, and `weight.mask` is the new mask."""
+
+    def _compare(self, masks: list[Tensor], kept: int) -> None:
+        """Count how many weights magnitude would prune as well, among those that are not already pruned for good.
+
+        The masks keep `kept` weights.
+        """
         if self.criterion.is_magnitude:
             return
-        sparsity = 1 - sum(map(ones, masks)) / self.total
-        others = self._choose(lambda weight: magnitude(weight.value), sparsity)
+        others = self._by_magnitude(masks, kept)
         if self.regrows:  # each choice is made among all weights, so the last count replaces the earlier ones
             self.common = self.joint = 0
-        for weight, chosen, other in zip(self.weights, masks, others, strict=True):
-            before = torch.ones_like(chosen) if self.regrows else weight.mask
-            gone, gone_by_magnitude = before & (chosen ^ 1), before & (other ^ 1)
-            self.common += ones(gone & gone_by_magnitude)
-            self.joint += ones(gone | gone_by_magnitude)
+        # Magnitude keeps as many, and both keep only weights that were kept before.
+        before = self.total if self.regrows else self.kept
+        joint = before - sum(ones(chosen & other) for chosen, other in zip(masks, others, strict=True))
+        self.joint += joint
+        self.common += 2 * (before - kept) - joint
+
+    def _by_magnitude(self, masks: list[Tensor], kept: int) -> list[Tensor]:
+        """The masks that magnitude would choose in place of `masks`, which keep `kept` weights."""
+        return self._choose(_magnitude, 1 - kept / self.total, True, "magnitude")
 
     # ---- what a run shows --------------------------------------------------------------------------------------------
 
     def goal(self) -> float:
-        """The sparsity at the end of the plan, of a whole number of weights; infinity if no target above 0 is set.
+        """The sparsity at the end of the plan, of a whole number of weights; infinity if no target above 0 is set."""
+        return (self.total - self.planned(1.0)) / self.total or math.inf
 
-        Soft movement has no target.
-        """
-        return count(self.target, self.total) / self.total or math.inf
+    def gradients(self) -> float:
+        """The share of the pruned weights whose own gradient every step needs, for the count of FLOPs."""
+        return 0.0 if self.zeroes_weights else 1.0
+
+    def ends(self) -> float:
+        """The step at which pruning ends, if its sparsity is a result; infinity if there is a target."""
+        return math.inf
 
     def sparsity(self) -> float:
         """Share of the weights in scope that are exactly zero in the model, counted from the weights."""
@@ -144,56 +223,46 @@ class Pruner:
         return {f"sparsity/{w.name.removesuffix('.weight')}": self._zeros(w) / w.mask.numel() for w in self.weights}
 
     def _zeros(self, weight: Weight) -> int:
-        used = weight.value if self.zeroes_weights else weight.value * weight.mask
+        used = self.used(weight)
         return used.numel() - int(torch.count_nonzero(used))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """The metrics of a log line; `mask_flips` counts mask entries that changed since the last call."""
+        """The metrics of a log line; those of changes count from the last call on."""
         kept_steps = self.kept_steps + self.kept * (step - self.changed_at)
-        metrics = {SPARSITY: self.sparsity(), AVERAGE_NONZEROS: kept_steps / step, "mask_flips": self.flips}
+        metrics = {SPARSITY: self.sparsity(), AVERAGE_NONZEROS: kept_steps / step, **self.census.metrics(self.regrows)}
         if self.regrows:  # only the latest masks are compared, so once per log line is enough
-            self._compare([weight.mask for weight in self.weights])
+            self._compare([weight.mask for weight in self.weights], self.kept)
         if self.joint:
             metrics["mask_overlap_magnitude"] = self.common / self.joint
-        self.flips = 0
         return metrics
+
+    def tell(self, alert: Callable[[str, str, str, int], None], step: int) -> None:
+        """Alert the user, by kind, level, message and step, to layers that have collapsed."""
+        self.census.tell(alert, step)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def model_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The model's state with the weights that its forward pass uses: those under a mask are zero."""
+        """The model's state with the weights that its forward pass uses."""
         if self.zeroes_weights:
             return state
-        return {**state, **{weight.name: weight.value * weight.mask for weight in self.weights}}
+        return {**state, **{weight.name: self.used(weight) for weight in self.weights}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks (one bit per weight), the criterion's memory, values under masks, and counters."""
-        hidden = {} if self.zeroes_weights else {w.name: w.value[w.mask == 0] for w in self.weights}
+        """Masks (one bit per weight), the criterion's memory, hidden values, and counters."""
+        hidden = {} if self.zeroes_weights else {w.name: w.value[self.hidden(w)] for w in self.weights}
         return {
-            "masks": {w.name: torch.from_numpy(np.packbits(w.mask.cpu().numpy())) for w in self.weights},
-            "shapes": {w.name: list(w.mask.shape) for w in self.weights},
+            **saved_masks.pack(self.weights),
             "memory": {w.name: dict(w.memory) for w in self.weights},
             "hidden": hidden,
+            "scales": {kind: dict(scales.taken) for kind, scales in self.scales.items()},
+            "census": self.census.state_dict(),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
         }
 
     def check(self, state: dict[str, Any]) -> None:
-        """Raise CheckpointError if a saved state does not fit these weights; changes nothing.
-
-        A saved mask may cover all rows of its parameter: an earlier version counted the vocabulary's padding.
-        """
-        saved = state.get("shapes") or {}
-        own = {weight.name: list(weight.mask.shape) for weight in self.weights}
-        whole = {weight.name: list(weight.parameter.shape) for weight in self.weights}
-        used = {name: own[name] if shape == whole.get(name) else shape for name, shape in saved.items()}
-        if used != own:
-            raise CheckpointError(
-                "the masks in the checkpoint are of other weights than PRUNING_SCOPE selects in this model: "
-                f"{_difference(used, own)}"
-            )
-        for name, shape in saved.items():
-            if state["masks"][name].numel() != (math.prod(shape) + 7) // 8:
-                raise CheckpointError(f"the mask of {name} in the checkpoint has the wrong size")
+        """Raise CheckpointError if a saved state does not fit these weights; changes nothing."""
+        saved_masks.check(state, self.weights)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> str:
@@ -202,16 +271,18 @@ class Pruner:
         for weight in self.weights:
             shape, rows = state["shapes"][weight.name], len(weight.mask)
             padding += math.prod(shape) - weight.mask.numel()
-            bits = np.unpackbits(state["masks"][weight.name].cpu().numpy(), count=math.prod(shape))
-            weight.mask.copy_(torch.from_numpy(bits).view(shape)[:rows])
+            weight.mask.copy_(bits.unpack(state["masks"][weight.name], shape)[:rows])
             for name, value in state["memory"][weight.name].items():
                 weight.memory[name].copy_(value[:rows] if list(value.shape) == shape else value)
             if not self.zeroes_weights:  # padding rows come last, so their hidden values are the last ones too
-                gone = weight.mask == 0
-                weight.value[gone] = state["hidden"][weight.name][: int(gone.sum())]
+                hidden = self.hidden(weight)
+                weight.value[hidden] = state["hidden"][weight.name][: int(hidden.sum())]
         self.kept = sum(ones(weight.mask) for weight in self.weights)
         for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
+        self.census.load_state_dict(state.get("census", {"flips": state["counters"].get("flips", 0)}))
+        for kind, scales in self.scales.items():  # an earlier version kept none: its zeros have no history
+            scales.taken = dict(state.get("scales", {}).get(kind, {}))
         if not padding:
             return ""
         return (
@@ -220,6 +291,5 @@ class Pruner:
         )
 
 
-def _difference(saved: dict[str, list[int]], own: dict[str, list[int]]) -> str:
-    name = next(name for name in {**saved, **own} if saved.get(name) != own.get(name))
-    return f"{name} is {saved.get(name, 'absent')} in the checkpoint and {own.get(name, 'absent')} in the model"
+def _magnitude(weight: Weight) -> Tensor:
+    return magnitude(weight.value)

@@ -16,6 +16,13 @@ class Weight:
     mask: Tensor  # uint8: 1 kept, 0 pruned; multiplying floats by uint8 is faster than by bool
     optimizer: torch.optim.Optimizer
     memory: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # the criterion's, saved in checkpoints
+    rows: slice | None = None  # those of the parameter that the mask covers; None: the first, as many as the mask has
+
+    def part(self, rows: slice) -> "Weight":
+        """Some rows as a weight of their own, with views of all tensors that have the weight's shape."""
+        memory = {name: value[rows] if value.shape == self.mask.shape else value for name, value in self.memory.items()}
+        rows = slice(*rows.indices(len(self.mask)))
+        return Weight(self.name, self.parameter, self.mask[rows], self.optimizer, memory, rows)
 
     @property
     def value(self) -> Tensor:
@@ -36,4 +43,4 @@ class Weight:
     def _used(self, value: Any) -> Any:
         """A view of the rows that the mask covers, if `value` has the parameter's shape; otherwise `value` itself."""
         like = isinstance(value, Tensor) and value.shape == self.parameter.shape
-        return value[: len(self.mask)] if like else value
+        return value[self.rows or slice(len(self.mask))] if like else value

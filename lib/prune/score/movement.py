@@ -45,7 +45,7 @@ class HardMovement(Criterion):
     1 here. The published code instead trains S with AdamW, whose steps have about the same size for every gradient.
     """
 
-    reads_step = True
+    reads_step = by_rows = True
 
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
         """Scores start at 0: 4 bytes per weight."""
@@ -64,25 +64,23 @@ class HardMovement(Criterion):
 
 
 class SoftMovement(Criterion):
-    """Soft: keeps the weights with sigmoid(S) > tau, while a penalty on the mean of sigmoid(S) pushes all S down.
+    """Soft: keeps the weights with sigmoid(S) > tau, while a penalty on sigmoid(S) pushes all S down.
 
     tau and the penalty rise together from 0 along the schedule. Adam trains S with the gradient dL/dS above, as if the
-    threshold were the identity. The published code averages the penalty per matrix first; here it is the mean over all
-    weights.
+    threshold were the identity. The penalty is the mean over tensors of each tensor's mean of sigmoid(S), as in
+    `regularization` in the published masked_run_glue.py. So the weights of a small tensor are pushed harder.
     """
 
-    reads_step = True
+    reads_step = by_rows = True
 
     def __init__(self, threshold: float, penalty: float, learning_rate: float):
         """`threshold` and `penalty` are those at the end of the schedule."""
         self.threshold, self.penalty, self.learning_rate = threshold, penalty, learning_rate
         self.progress = 0.0  # on the schedule, from 0 to 1
-        self.total = 0  # weights in scope
 
     def attach(self, weights: Sequence[Weight], modules: Sequence[nn.Module]) -> None:
         """Scores start at 0, where the sigmoid is 0.5: 12 bytes per weight with Adam's moments."""
         for weight in weights:
-            self.total += weight.value.numel()
             weight.memory |= {name: torch.zeros_like(weight.value) for name in ("movement", "exp_avg", "exp_avg_sq")}
             weight.memory["step"] = torch.zeros((), device=weight.value.device)
 
@@ -94,9 +92,8 @@ class SoftMovement(Criterion):
     def observe(self, weights: Sequence[Weight], healthy: Callable[[], Tensor]) -> None:
         """One step of Adam with the gradient of loss and penalty."""
         skip = 1 - healthy().float()
-        slope = self.progress * self.penalty / self.total
         for weight in weights:
-            memory = weight.memory
+            memory, slope = weight.memory, self.progress * self.penalty / (weight.value.numel() * len(weights))
             grad = score_gradient(memory["movement"], weight.value, weight.grad, slope)
             adam(
                 [memory["movement"]], [grad], [memory["exp_avg"]], [memory["exp_avg_sq"]], [], [memory["step"]],
@@ -124,8 +121,7 @@ def soft_mask(s: Tensor, threshold: float, name: str) -> Tensor:
     least = math.ceil(_LEAST_KEPT * s.numel())
     if torch.count_nonzero(kept) >= least:
         return kept.to(torch.uint8)
-    keys = select.keys(s, name)
-    return select.apply(select.smallest([lambda: keys], s.numel() - least), keys)[0]
+    return select.prune([select.of(select.keys(s, name))], s.numel() - least)[0].view(s.shape)
 
 
 def build(bind: Callable[[type], Any]) -> Criterion:

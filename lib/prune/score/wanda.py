@@ -13,7 +13,7 @@ from lib.base.errors import UsageError
 from lib.prune.score import Criterion
 from lib.prune.weight import Weight
 
-_SUM = "input_square_sum"  # (I,) float32: ||X_j||^2 over the tokens seen in training since masks were last chosen
+INPUTS = "input_square_sum"  # (I,) float32: ||X_j||^2 over the tokens seen in training since masks were last chosen
 
 
 def wanda(w: Tensor, input_square_sum: Tensor) -> Tensor:
@@ -27,7 +27,8 @@ class Wanda(Criterion):
     All layers see the same number of tokens, so dividing by this number would change no order.
     """
 
-    reads_step = True
+    reads_step = by_rows = silent = True
+    chosen_by = "PRUNING_METHOD=wanda"  # the option with which a run asks for it
 
     def __init__(self):
         self.pending: list[Tensor] = []  # for each weight, the sum over the micro-batches of the current step
@@ -37,12 +38,12 @@ class Wanda(Criterion):
         for weight, module in zip(weights, modules, strict=True):
             if not isinstance(module, nn.Linear) or module.weight is not weight.parameter:
                 raise UsageError(
-                    f"PRUNING_METHOD=wanda measures the inputs of linear layers, and {weight.name} is not the weight "
-                    "of one; leave it out of PRUNING_SCOPE"
+                    f"{self.chosen_by} measures the inputs of linear layers, and {weight.name} is not the weight of "
+                    "one; leave it out of PRUNING_SCOPE"
                 )
         for weight, module in zip(weights, modules, strict=True):
-            weight.memory[_SUM] = torch.zeros(module.in_features, device=weight.parameter.device)
-            self.pending.append(torch.zeros_like(weight.memory[_SUM]))
+            weight.memory[INPUTS] = torch.zeros(module.in_features, device=weight.parameter.device)
+            self.pending.append(torch.zeros_like(weight.memory[INPUTS]))
             module.register_forward_pre_hook(_adder(self.pending[-1]))
 
     @torch.no_grad()
@@ -51,17 +52,17 @@ class Wanda(Criterion):
         ok = healthy()
         _sum_over_ranks(self.pending)
         for weight, pending in zip(weights, self.pending, strict=True):
-            seen = weight.memory[_SUM]
+            seen = weight.memory[INPUTS]
             torch.where(ok, seen + pending, seen, out=seen)
             pending.zero_()
 
     def score(self, weight: Weight) -> Tensor:
-        return wanda(weight.value, weight.memory[_SUM])
+        return wanda(weight.value, weight.memory[INPUTS])
 
     def chosen(self, weights: Sequence[Weight]) -> None:
         """Measure from zero again: new masks in earlier layers change the inputs."""
         for weight in weights:
-            weight.memory[_SUM].zero_()
+            weight.memory[INPUTS].zero_()
 
 
 def _adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
