@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -125,14 +126,14 @@ def recorded(folder, *records, **config):
     return folder
 
 
-def trainer(folder, trackers, first=0, end=20, pause=0.0, deadline=30.0):
+def trainer(folder, trackers, first=0, end=20, pause=0.0, deadline=60.0):
     words = [str(folder), trackers, str(first), str(end), str(pause), str(deadline)]
     return subprocess.Popen([sys.executable, "-c", TRAINER, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def train(*args, **kwargs):
     process = trainer(*args, **kwargs)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=120)[0]
     assert process.returncode == 0
     return output
 
@@ -176,6 +177,16 @@ def wait_for(condition, seconds=30):
         time.sleep(0.05)
 
 
+def trackio_stores(folder, monkeypatch):
+    """Let Trackio store in the folder in this process: its modules read the environment when they are imported."""
+    from trackio import fragments, sqlite_storage  # noqa: F401
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("trackio")]:
+        if hasattr(module, "TRACKIO_DIR"):
+            monkeypatch.setattr(module, "TRACKIO_DIR", folder)
+    return folder
+
+
 def trackio_rows(folder):
     """Every row of the run in Trackio's database: its id, step, time and metrics."""
     database = sqlite3.connect(Path(os.environ["TRACKIO_DIR"]) / "demo.db")
@@ -188,10 +199,12 @@ def trackio_rows(folder):
 
 
 def wandb_records(folder, run_id=RUN_ID):
-    """Every record in the run's .wandb files, by wandb's own reader."""
+    """Every record in the run's .wandb files, by the reader of wandb's core, as `wandb leet inspect` starts it."""
+    core = Path(find_spec("wandb").origin).parent / "bin" / "wandb-core"  # to import wandb first takes 2 s
     records = []
     for path in sorted((folder / "wandb").glob(f"*run-*/run-{run_id}.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        words = ["--no-observability", "--json", "--run-file", str(path), str(path.parents[1])]
+        command = [str(core), "leet", "inspect", *words]
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
         records += [json.loads(line) for line in output.splitlines()]
     return records

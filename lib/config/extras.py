@@ -3,6 +3,7 @@
 import sys
 import tomllib
 from collections.abc import Iterable
+from importlib import metadata
 from typing import Any
 
 from lib.config.kconf import ROOT
@@ -21,3 +22,9 @@ def extra(name: str) -> list[str]:
 def install(packages: Iterable[str]) -> str:
     """What the user has to do: `run: <this python> -m pip install <packages>`."""
     return f"run: {sys.executable} -m pip install {' '.join(packages)}"
+
+
+def missing(name: str) -> list[str]:
+    """The packages of an extra that this Python lacks."""
+    names = [package.partition("==")[0].partition("[")[0] for package in extra(name)]
+    return [name for name in names if not any(metadata.distributions(name=name))]

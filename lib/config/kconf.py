@@ -5,9 +5,10 @@ Values come from, weakest first: Kconfig default < configuration files in order 
 place; all of them are reported at once. No value is ignored or replaced without a message.
 
 These conventions extend plain Kconfig. A string with a range is a float. A string may be a path if its name ends in
-_DIR, _FILE, _OUTPUT, _SOURCE, _FROM, _MASKS or _DATA. A string whose name ends in _WAIT is `auto`, `all` or seconds. A
-bool without a prompt that other bools select is a set: one option, written `a,b`. Its members are those bools, and a
-string <SET>_OTHER holds further values. A named choice is one option; its members CHOICE_<VALUE> are the values.
+_DIR, _FILE, _OUTPUT, _SOURCE, _FROM, _MASKS or _DATA. A string whose name ends in _TIME is a duration or empty, and one
+whose name ends in _WAIT is `auto`, `all` or a duration. A bool without a prompt that other bools select is a set: one
+option, written `a,b`. Its members are those bools, and a string <SET>_OTHER holds further values. A named choice is one
+option; its members CHOICE_<VALUE> are the values.
 """
 
 import functools
@@ -324,16 +325,20 @@ class Schema:
         file = Path(self.kconf.srctree, option.node.filename)  # the environment may set kconfiglib's srctree
         return f"{os.path.relpath(file, self.root)}:{option.node.linenr}"
 
+    def content(self, minimal: bool = False, title: str = "") -> bytes:
+        """What `write` saves."""
+        title = f"# {title}" if title else HEADER + ("what differs from the defaults" if minimal else "complete")
+        # kconfiglib's public functions write in place. These are private, so pyproject.toml pins its version.
+        render = self.kconf._min_config_contents if minimal else self.kconf._config_contents
+        return render(f"{title}\n").encode()
+
     def write(self, path: Path, minimal: bool = False, keep_old: bool = False, title: str = "") -> None:
         """Save the configuration atomically: every option, or (`minimal`) those that differ from their defaults.
 
         The file begins with a comment, the `title`. With `keep_old`, an old file with other content is kept as
         <path>.old.
         """
-        title = f"# {title}" if title else HEADER + ("what differs from the defaults" if minimal else "complete")
-        # kconfiglib's public functions write in place. These are private, so pyproject.toml pins its version.
-        render = self.kconf._min_config_contents if minimal else self.kconf._config_contents
-        content = render(f"{title}\n").encode()
+        content = self.content(minimal, title)
         try:
             old = path.read_bytes() if keep_old and path.exists() else content
         except OSError as error:
@@ -355,6 +360,15 @@ def present(name: str, text: str) -> tuple[str, str]:
     """The present name and value of an option that an earlier version recorded."""
     new, values = _renames().get(name, Rename(name, {}))
     return new, values.get(text, text)
+
+
+def present_values(config: Mapping[str, Value]) -> dict[str, Value]:
+    """A configuration that a journal has, with options that were renamed since under their present names."""
+    found = {}
+    for name, value in config.items():
+        new, now = present(name.upper(), {True: "y", False: "n"}[value] if isinstance(value, bool) else str(value))
+        found[new.lower()] = value if new == name.upper() else now
+    return found
 
 
 @functools.cache

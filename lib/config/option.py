@@ -16,12 +16,11 @@ except ModuleNotFoundError:  # every program imports this package first, so a mi
         "install what pyproject.toml names"
     ) from None
 
-from lib.base import files, redact
+from lib.base import durations, files, redact
 from lib.base.errors import UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.ASCII | re.IGNORECASE)
 _PATHS = ("_DIR", "_FILE", "_OUTPUT", "_SOURCE", "_FROM", "_MASKS", "_DATA")  # such a string is a path, or may be one
-_WAIT = re.compile(r"auto|all|\d{1,7}", re.ASCII)  # values of a string option whose name ends in _WAIT
 _BEYOND = re.compile(r"[+-]?[0.]*[1-9]")  # a text that is neither zero nor inf
 
 Value = bool | int | float | str | tuple[str, ...] | None
@@ -32,7 +31,8 @@ class Option:
 
     kind      "bool", "int", "float", "str", "choice" or "set"
     is_path   whether it is a text that may be a path, in which a leading ~ is the home folder
-    is_wait   whether it is a text that says how long to wait: auto, all, or seconds
+    is_time   whether it is a text that is a duration, or empty
+    is_wait   whether it is a text that says how long to wait: auto, all, or a duration
     members   value -> kconfiglib symbol, for a choice and a set
     other     symbol with the values `a,b` of a set that are not members; None if only members are allowed
     """
@@ -46,12 +46,12 @@ class Option:
     ):
         self.name, self.item, self.members, self.kind, self.other = item.name, item, members, kind, other
         self.is_path = kind == "str" and self.name.endswith(_PATHS)
+        self.is_time = kind == "str" and self.name.endswith("_TIME")
         self.is_wait = kind == "str" and self.name.endswith("_WAIT")
         self.node = item.nodes[0]
         prompted = self.node if self.node.prompt else self.node.parent  # a set has no prompt, so its menu names it
         self.prompt = prompted.prompt[0]
-        self.help = self.node.help or next((s.nodes[0].help for s in members.values() if s.nodes[0].help), "")
-        self.help += f"\n\n{other.nodes[0].help}" if other else ""
+        self.help = "\n\n".join(node.help for node in (self.node, *(other.nodes if other else ())) if node.help)
         self.flag = "--" + self.name.lower().replace("_", "-")
 
     @property
@@ -63,6 +63,12 @@ class Option:
                 titles.append(node.prompt[0])
             node = node.parent
         return tuple(titles[:-1] if self.kind == "set" and len(titles) > 1 else titles)[::-1]
+
+    @property
+    def meanings(self) -> dict[str, tuple[str, str]]:
+        """Value -> its prompt without its name, and its help, which is often empty; {} if it has no members."""
+        nodes = {value: symbol.nodes[0] for value, symbol in self.members.items()}
+        return {value: (node.prompt[0].removeprefix(f"{value}: "), node.help or "") for value, node in nodes.items()}
 
     @property
     def switch(self) -> bool:
@@ -162,8 +168,10 @@ class Option:
                 "holds a password or token, which files would keep; give it in the environment, as in "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
-        if self.is_wait and not _WAIT.fullmatch(text):
-            return f"must be auto, all or a whole number of seconds; got {text!r}"
+        if self.is_wait and text not in ("auto", "all") and not durations.is_duration(text):
+            return f"must be auto, all or a duration ({durations.EXAMPLES}); got {text!r}"
+        if self.is_time and text and not (durations.is_duration(text) and durations.seconds(text)):
+            return f"must be empty or a duration ({durations.EXAMPLES}); got {text!r}"
         if self.is_path and text.startswith("~") and self._convert(text).startswith("~"):
             return f"names the home of an unknown user; got {text!r}; write ./{text} for a file of that name"
         if self.kind == "int" and not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
@@ -271,7 +279,9 @@ class Option:
         if self.kind == "set":
             return "none | all | " + ",".join(value for value in self.members if value != "all")
         if self.is_wait:
-            return "auto, all, seconds"
+            return "auto, all, duration"
+        if self.is_time:
+            return "duration"
         return f"{self.range[0]} .. {self.range[1]}" if self.range else {"bool": "y, n"}.get(self.kind, "text")
 
 

@@ -34,6 +34,13 @@ def is_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name))
 
 
+def may_be_run(path: Path) -> bool:
+    """Whether a path may be a run or a checkpoint. Other files, and an export in a run's folder, are what they are."""
+    if path.is_file():
+        return is_name(path.name)
+    return not (path / "config.json").is_file() or (path / "run.json").exists()
+
+
 def name(step: int) -> str:
     """The file name of the checkpoint after `step`."""
     return f"step-{step:09d}.pt"

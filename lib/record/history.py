@@ -88,6 +88,12 @@ class History:
         """The number of steps that are planned."""
         return self.config.get("max_iters")
 
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The starts of the fingerprints of the tokens that were trained on; empty if an earlier version kept none."""
+        found = {one["data"][:12] for one in self.sessions if isinstance(one.get("data"), str)}
+        return tuple(sorted(found - {""}))
+
     def seconds(self) -> float | None:
         """How long the run took, over all its sessions; None before it began."""
         if self.end and "total_time_seconds" in self.end["metrics"]:
@@ -135,7 +141,7 @@ def skim(folder: Path) -> History:
     """Like `load` but much faster: of each frequent event (`train`, `system`) it reads only the last record."""
     if not _begun(folder):
         return History()
-    data = _content(folder)
+    data = content(folder)
     landmarks = _landmarks(data)
     if _repeats(data, landmarks):
         return load(folder)
@@ -156,9 +162,11 @@ def _begun(folder: Path) -> bool:
     return (folder / journal.FILE).exists()
 
 
-def _content(folder: Path) -> bytes:
-    """The complete lines of a journal."""
+def content(folder: Path) -> bytes:
+    """The complete lines of a journal; empty before the run began."""
     path = folder / journal.FILE
+    if not path.exists():
+        return b""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -168,11 +176,11 @@ def _content(folder: Path) -> bytes:
 
 def _landmarks(data: bytes) -> list[tuple[int, Record]]:
     """The records of rare events and the last record of each frequent event, in order, each with its place."""
-    found = dict(_line(data, match.start()) for match in _RARE.finditer(data))
+    found = dict(line_at(data, match.start()) for match in _RARE.finditer(data))
     for event in _FREQUENT:
         place, record = data.rfind(event), None
         while place >= 0 and not (record and series(record["event"])):  # the last that is not damaged
-            start, record = _line(data, place)
+            start, record = line_at(data, place)
             found[start], place = record, data.rfind(event, 0, start)
     return [(place, record) for place, record in sorted(found.items(), key=lambda item: item[0]) if record]
 
@@ -182,13 +190,13 @@ def _repeats(data: bytes, landmarks: list[tuple[int, Record]]) -> bool:
     resumes = [at for at, record in landmarks if record["event"] == "resume" and not record.get("changed")]
     for place in resumes:
         around = data.rfind(_FREQUENT[0], 0, place), data.find(_FREQUENT[0], place)
-        before, after = (_line(data, at)[1] if at >= 0 else None for at in around)
+        before, after = (line_at(data, at)[1] if at >= 0 else None for at in around)
         if before and after and after["step"] <= before["step"]:
             return True
     return False
 
 
-def _line(data: bytes, place: int) -> tuple[int, Record | None]:
+def line_at(data: bytes, place: int) -> tuple[int, Record | None]:
     """The start of the line around a place, and its record (None if the line is damaged)."""
     start = data.rfind(b"\n", 0, place) + 1
     return start, journal.record(data[start : data.find(b"\n", place)])

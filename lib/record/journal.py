@@ -2,10 +2,10 @@
 
 A line is {"seq", "time" (unix seconds), "event", "step", "metrics", ...}. Events: `start`, `resume`, `train`, `eval`,
 `system`, `task`, `alert`, `media`, `finish`. A line of media refers to a file in the run's folder. A line of a task has
-`task` (its name), `n` (items), `version` and more about the measurement. One system call writes a
-line, so another process never sees half of it, and it survives when the trainer is killed. NaN and infinities are the
-strings "NaN", "Infinity" and "-Infinity": the file is strict JSON. Readers skip lines that a disk or an editor damaged;
-`damaged` returns their numbers.
+`task` (its name), `n` (items), `version` and more about the measurement. The `finish` line of a run that pruned has
+`mask_sample` (see mask_sample.py). One system call writes a line, so another process never sees half of it, and it
+survives when the trainer is killed. NaN and infinities are the strings "NaN", "Infinity" and "-Infinity": the file is
+strict JSON. Readers skip lines that a disk or an editor damaged; `damaged` returns their numbers.
 """
 
 import errno
@@ -37,7 +37,7 @@ _YEAR_10000 = 253402300800  # unix seconds; Python cannot format later times
 # The types of optional fields of a record, and of options in its configuration, that readers rely on.
 _DETAILS = {
     "config": dict, "changed": dict, "status": str, "message": str, "kind": str, "level": str, "machine": (str, dict),
-    "sparsity": (int, float), "shown": dict, "parameters": dict,
+    "sparsity": (int, float), "shown": dict, "parameters": dict, "flops": dict,
 }  # fmt: skip
 _OPTIONS = {"max_iters": int, "tracker": list}
 
@@ -219,6 +219,24 @@ def tail(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     for record, end in _lines(folder, offset):
         if record is not None:
             yield record, end
+
+
+def newest(folder: Path, offset: int = 0) -> tuple[Record | None, int]:
+    """The last record after `offset` (None: there is none), and its end (see `tail`). Only this one is parsed."""
+    path = Path(folder) / FILE
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except OSError as error:
+        raise JournalError(f"{path}: the journal cannot be read: {error.strerror}") from None
+    end = data.rfind(b"\n")
+    while end >= 0:
+        start = data.rfind(b"\n", 0, end) + 1
+        if found := record(data[start:end]):
+            return found, offset + end + 1
+        end = start - 1
+    return None, offset
 
 
 def at(folder: Path, end: int) -> Record:

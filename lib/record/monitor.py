@@ -10,6 +10,7 @@ import psutil
 import pynvml
 
 from lib.config.kconf import Options
+from lib.machine import graphics
 from lib.record.journal import JournalError
 
 GIB = 2**30
@@ -72,11 +73,13 @@ def host(process: psutil.Process) -> Metrics:
 def gpu(handles: list[object]) -> Metrics:
     """Utilisation (percent), memory (GiB), power (W) and temperature (degrees Celsius) of each GPU of the machine.
 
-    The number is NVML's, as nvidia-smi shows it. CUDA_VISIBLE_DEVICES neither hides a GPU here nor renumbers it.
+    The number is that of nvidia-smi; of AMD's GPUs, the place in ROCm's order. Variables such as CUDA_VISIBLE_DEVICES
+    neither hide a GPU here nor renumber it.
     """
     found: Metrics = {}
     for number, handle in enumerate(handles):
-        found |= _read(_GPU, f"system/gpu{number}_", handle)
+        readings = {graphics.Amd: _AMD, graphics.Intel: _INTEL}.get(type(handle), _NVIDIA)
+        found |= _read(readings, f"system/gpu{number}_", handle)
     return found
 
 
@@ -106,17 +109,27 @@ _HOST = {
     "process_memory_gib": lambda process: process.memory_info().rss / GIB,
     "cpu_temperature_celsius": _temperature,
 }
-_GPU = {
+_NVIDIA = {
     "utilization_percent": lambda handle: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
     "memory_used_gib": lambda handle: pynvml.nvmlDeviceGetMemoryInfo(handle).used / GIB,
     "power_watts": lambda handle: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
     "temperature_celsius": lambda handle: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
 }
+_AMD = {
+    "utilization_percent": graphics.Amd.utilization,
+    "memory_used_gib": lambda card: card.memory[0] / GIB,
+    "power_watts": graphics.Amd.power,
+    "temperature_celsius": graphics.Amd.temperature,
+}
+_INTEL = {"power_watts": graphics.Intel.power, "temperature_celsius": graphics.Intel.temperature}
 
 
 @contextlib.contextmanager
 def _graphics() -> Iterator[list[object]]:
-    """NVML's handles of the GPUs in this machine; none without NVIDIA's driver."""
+    """The GPUs of this machine of the maker whose GPUs the installed PyTorch uses; of NVIDIA's, NVML's handles."""
+    if graphics.maker() != "NVIDIA":
+        yield graphics.amd() if graphics.maker() == "AMD" else graphics.intel()
+        return
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

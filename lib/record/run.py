@@ -22,6 +22,7 @@ from lib.config.kconf import ROOT, Options
 from lib.record import journal
 
 FOLDERS = ("checkpoints", "trackers", "media")
+PROJECT = "ESPALIER_PROJECT"  # the variable by which `make job` hands on the name of the project
 # Trackers write, replace and delete files in these, so they may not be links.
 _NO_LINKS = ("trackers", "media", "tensorboard", "accelerate-tensorboard", "dvclive", "swanlab", "comet")
 _UNBEGUN = {"lock", "checkpoints", ".config", ".config.tmp", "run.json.tmp"}  # files of a folder without run.json
@@ -159,9 +160,9 @@ def _take(parent: Path, wanted: str, stack: contextlib.ExitStack) -> tuple[str, 
     for name, folder in _names(parent, wanted):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-        if _is_unbegun(folder) and not files.is_held(folder):
+        if is_unbegun(folder) and not files.is_held(folder):
             stack.enter_context(files.held(folder, "starting a run there"))
-            if _is_unbegun(folder):  # no other process was faster
+            if is_unbegun(folder):  # no other process was faster
                 return name, folder
 
 
@@ -172,7 +173,7 @@ def _names(parent: Path, wanted: str) -> Iterator[tuple[str, Path]]:
         yield name, parent / folder_name(name)
 
 
-def _is_unbegun(folder: Path) -> bool:
+def is_unbegun(folder: Path) -> bool:
     """Whether a folder has only what `create` leaves when it is killed."""
     try:
         names = {path.name for path in folder.iterdir()}
@@ -180,6 +181,14 @@ def _is_unbegun(folder: Path) -> bool:
         return ours and names <= _UNBEGUN and not any(folder.glob("checkpoints/*"))
     except (NotADirectoryError, PermissionError):  # of another user
         return False
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether there is a run, or something that no program may touch.
+
+    The folder of a program that was killed before the run began does not count: a new program takes it.
+    """
+    return folder.exists() and not is_unbegun(folder)
 
 
 def latest(output_dir: str, trains: bool = False) -> Path:
@@ -286,10 +295,14 @@ def _named(given: str, argv: Sequence[str]) -> Named:
 
 
 def folders(output_dir: Path) -> list[Path]:
-    """The folders of the runs in an output folder and in its sweeps; a run's own folder holds no others."""
+    """The folders of the runs in an output folder and in its sweeps; a run's own folder holds no others.
+
+    Hidden ones are left out: what lib/compare/trainers.py removes has such a name until it is gone.
+    """
     found = {path.parent for form in ("*/run.json", "*/journal.jsonl") for path in output_dir.glob(form)}
     inner = {path.parent for form in ("*/*/run.json", "*/*/journal.jsonl") for path in output_dir.glob(form)}
-    return sorted(found | {folder for folder in inner if folder.parent not in found})
+    found |= {folder for folder in inner if folder.parent not in found}
+    return sorted(folder for folder in found if not folder.name.startswith("."))
 
 
 def _output_dir(argv: Sequence[str], *more: str) -> str:
@@ -344,7 +357,12 @@ def folder_name(name: str) -> str:
 
 
 def project_name(root: Path = ROOT) -> str:
-    """<the repository's folder>-<8 hex digits of the MD5 of its path>; worktrees have the name of their repository."""
+    """<the repository's folder>-<8 hex digits of the MD5 of its path>; worktrees have the name of their repository.
+
+    In a job the repository is elsewhere, so `make job` says the name of the one here.
+    """
+    if root == ROOT and (said := os.environ.get(PROJECT)):
+        return said
     home = repository(root)
     return f"{home.name}-{hashlib.md5(str(home).encode()).hexdigest()[:8]}"
 

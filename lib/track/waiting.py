@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from lib.base import launch
+from lib.base import durations, launch
 from lib.base.signals import StopSignals
 from lib.config.kconf import Options
 from lib.terminal.console import Bars, duration, say
@@ -27,7 +27,7 @@ _NEWS_SECONDS = 2.0  # between looks at what trackers report while the run train
 class WaitOptions(Options):
     """How long the end of a run waits for its trackers."""
 
-    tracker_wait: str  # auto, all, or seconds
+    tracker_wait: str  # auto, all, or a duration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def patience(wait: str, env: Mapping[str, str] = os.environ) -> Patience:
     if wait == "auto":
         job = launch.ends_with_us(env)
         return Patience(math.inf, _IDLE_SECONDS, f": they end with this {job}") if job else Patience(_USUAL_SECONDS)
-    return Patience(math.inf if wait == "all" else float(wait))
+    return Patience(math.inf if wait == "all" else durations.seconds(wait))
 
 
 class Attendant:

@@ -10,6 +10,8 @@ from lib.config.kconf import Schema
 from lib.config.option import nearest, split_set
 
 SCHEMA = Schema()
+TIME = "must be empty or a duration (90s, 20m, 1h30m, 2d or a number of seconds)"
+WAIT = "must be auto, all or a duration (90s, 20m, 1h30m, 2d or a number of seconds)"
 
 
 @pytest.fixture
@@ -74,10 +76,26 @@ def options():
         ("PROMPT", "Once upon a time, “so”", None),
         ("TRACKER_WAIT", "all", None),
         ("TRACKER_WAIT", "0", None),
-        ("TRACKER_WAIT", "forever", "must be auto, all or a whole number of seconds; got 'forever'"),
-        ("TRACKER_WAIT", "-1", "must be auto, all or a whole number of seconds; got '-1'"),
-        ("TRACKER_WAIT", "2.5", "must be auto, all or a whole number of seconds; got '2.5'"),
-        ("TRACKER_WAIT", "", "must be auto, all or a whole number of seconds; got ''"),
+        ("TRACKER_WAIT", "20m", None),
+        ("RUN_TIME", "", None),
+        ("RUN_TIME", "1h30m", None),
+        ("RUN_TIME", "0s", TIME + "; got '0s'"),
+        (
+            "TRACKER_WAIT",
+            "forever",
+            WAIT + "; got 'forever'",
+        ),
+        (
+            "TRACKER_WAIT",
+            "-1",
+            WAIT + "; got '-1'",
+        ),
+        (
+            "TRACKER_WAIT",
+            "2.5",
+            WAIT + "; got '2.5'",
+        ),
+        ("TRACKER_WAIT", "", WAIT + "; got ''"),
         ("PROMPT", "two\nlines", "must be one line of UTF-8 text without control characters"),
         ("PROMPT", "\udcff", "must be one line of UTF-8 text without control characters"),
     ],
@@ -175,16 +193,25 @@ def test_the_options_that_may_be_paths_are_known(options):
     assert [name for name, is_path in texts.items() if is_path] == [
         "INIT_FROM",
         "DATA_DIR",
+        "DATA_CACHE_DIR",
         "DATASET_SOURCE",
+        "DISTILL_FROM",
         "INIT_MASKS",
+        "FINETUNE_DATA",
+        "FINETUNE_EVAL_DATA",
+        "FINETUNE_TEMPLATE_FILE",
         "OUTPUT_DIR",
         "JSON_OUTPUT",
         "TASK_DATA",
     ]
     assert [name for name, is_path in texts.items() if not is_path] == [
+        "MLP_WIDTHS",
+        "HEAD_COUNTS",
         "DATASET_SUBSET",
         "DATASET_TEXT_FIELD",
+        "RUN_TIME",
         "PRUNING_SCOPE",
+        "FINETUNE_REWARD",
         "TRACKER_PROJECT",
         "TRACKER_RUN_NAME",
         "TRACKER_GROUP",

@@ -10,6 +10,8 @@ def test_the_defaults():
         "n_layer": 12,
         "n_head": 12,
         "n_embd": 768,
+        "mlp_widths": "",
+        "head_counts": "",
         "block_size": 1024,
         "dropout": 0.0,
         "activation": "gelu-tanh",
@@ -18,6 +20,7 @@ def test_the_defaults():
         "tokenizer": "gpt2",
         "val_fraction": 0.05,
         "max_iters": 10000,
+        "run_time": "",
         "learning_rate": 0.0006,
         "warmup_steps": 200,
         "lr_scheduler_type": "cosine",
@@ -25,6 +28,7 @@ def test_the_defaults():
         "batch_size": 12,
         "gradient_accumulation_steps": 1,
         "grad_clip": 1.0,
+        "distill_from": "",
         "nan_policy": "stop",
         "loss_spike_sigma": 7.0,
         "retries": 0,
@@ -48,4 +52,7 @@ def test_options_appear_when_they_are_in_use():
     schema.override([("PRUNING_METHOD", "magnitude", "test"), ("TARGET_SPARSITY", "0.9", "test")])
     found = parameters(schema)
     assert (found["pruning_method"], found["target_sparsity"]) == ("magnitude", 0.9)
+    schema.override([("DISTILL_FROM", "runs/dense", "test")])
+    taught = {name: value for name, value in parameters(schema).items() if name not in found or name == "distill_from"}
+    assert taught == {"distill_from": "runs/dense", "distill_weight": 0.67, "distill_temperature": 1.0}
     assert not {"device", "output_dir", "tracker", "data_dir"} & found.keys()

@@ -4,9 +4,9 @@ import dataclasses
 import pickle
 import random
 import resource
-import subprocess
-import sys
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from lib.base.errors import UsageError
 from lib.machine import random_state
 from lib.record import checkpoint, checkpoint_file
 from lib.record.checkpoint import CheckpointError, Keeping
+from tests import forked
 from tests.disk import disk
 
 __all__ = ["disk"]  # fixtures
@@ -75,26 +76,25 @@ def test_a_damaged_or_foreign_file_is_one_sentence_and_runs_nothing(tmp_path, da
     assert "this code must not run" not in capsys.readouterr().out
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_no_half_file(tmp_path):
-    program = f"""
-import resource, signal, sys
-from pathlib import Path
-import torch
-from lib.record import checkpoint
-folder = Path({str(tmp_path)!r})
-two = checkpoint.Keeping(2, False, '')
-checkpoint.save(folder, 1, {{"w": torch.zeros(10)}}, two, {{}})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    checkpoint.save(folder, 2, {{"w": torch.zeros(1_000_000)}}, two, {{}})
-except checkpoint.CheckpointError as error:
-    print(error)
-"""
-    assert resource.RLIMIT_FSIZE  # the platform has the limit
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+def in_a_process(target, folder):
+    """Call `target`, a function of this module, in a process of its own, which must end well."""
+    process = forked.process(target, folder)
+    process.join(300)
+    assert process.exitcode == 0
+
+
+def save_without_room(folder):
+    save(folder, 1, {"w": torch.zeros(10)})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        save(folder, 2, {"w": torch.zeros(1_000_000)})
     reason = "the checkpoint of 4.1 MB cannot be written (File too large); make room"
-    assert done.stdout == f"{tmp_path}/step-000000002.pt: {reason}\n"
+    assert str(caught.value) == f"{folder}/step-000000002.pt: {reason}"
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_no_half_file(tmp_path):
+    in_a_process(save_without_room, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001.pt"]
     assert checkpoint.load(tmp_path / "step-000000001.pt")["step"] == 1
 
@@ -329,48 +329,45 @@ def test_what_could_not_be_written_hides_no_other_error(tmp_path):
     assert len(said) == 1
 
 
-def test_without_memory_for_a_copy_training_waits(tmp_path):
-    program = f"""
-import resource
-from pathlib import Path
-import torch
-from lib.record import checkpoint
-state = {{"w": torch.ones(50_000_000)}}
-pages = int(Path("/proc/self/statm").read_text().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100_000_000,) * 2)
-folder = Path({str(tmp_path)!r})
-with checkpoint.Writer(folder, checkpoint.Keeping(2, False, ''), {{}}, bool, print) as writer:
-    for step in (1, 2):
-        writer.save(step, state)
-        print(checkpoint.name(step), (folder / checkpoint.name(step)).exists(), len(writer.copies))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    note, *saves = done.stdout.splitlines()
+def save_without_memory(folder):
+    state = {"w": torch.ones(50_000_000)}
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100_000_000,) * 2)
+    notes = []
+    with checkpoint.Writer(folder, TWO, {}, bool, notes.append) as writer:
+        for step in (1, 2):
+            writer.save(step, state)
+            assert (folder / checkpoint.name(step)).exists()
+            assert len(writer.copies) == 0
+    (note,) = notes
     assert note.startswith("note: no memory to copy the state (")
     assert note.endswith("); training waits for checkpoints")
-    assert saves == ["step-000000001.pt True 0", "step-000000002.pt True 0"]
+
+
+def test_without_memory_for_a_copy_training_waits(tmp_path):
+    in_a_process(save_without_memory, tmp_path)
     assert checkpoint.load(tmp_path / "step-000000002.pt")["w"].sum() == 50_000_000
 
 
+def save_and_stay(folder):
+    """Save twice; the second time it stays where the file is written and not yet named."""
+    go = [True]
+    writer = checkpoint.Writer(folder, TWO, {}, lambda: go or ((folder / "written").touch(), time.sleep(60)), print)
+    writer.save(1, {"w": torch.zeros(1000)})
+    writer.wait()
+    go.clear()
+    writer.save(2, {"w": torch.ones(1000)})
+    time.sleep(60)
+
+
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
-    program = f"""
-import time
-from pathlib import Path
-import torch
-from lib.record import checkpoint
-def wait():
-    return go or (print("written", flush=True), time.sleep(60))
-writer = checkpoint.Writer(Path({str(tmp_path)!r}), checkpoint.Keeping(2, False, ''), {{}}, wait, print)
-go = True
-writer.save(1, {{"w": torch.zeros(1000)}})
-writer.wait()
-go = False
-writer.save(2, {{"w": torch.ones(1000)}})
-"""
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "written\n"  # but not named
+    process = forked.process(save_and_stay, tmp_path)
+    while not (tmp_path / "written").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.join()
+    (tmp_path / "written").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001.pt", "step-000000002.pt.tmp"]
     [path] = checkpoint.find(tmp_path)
     assert torch.equal(checkpoint.load(path)["w"], torch.zeros(1000))

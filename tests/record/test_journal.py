@@ -123,6 +123,22 @@ def test_a_reader_goes_on_from_an_offset(tmp_path):
     assert [r["step"] for r in journal.read(tmp_path, offset)] == [2]
 
 
+def test_the_newest_record_is_found_without_the_others(tmp_path):
+    book = Journal(tmp_path)
+    assert journal.newest(tmp_path) == (None, 0)
+    written = [book.write("train", step) for step in (1, 2, 3)]
+    whole = book.path.stat().st_size
+    assert journal.newest(tmp_path) == (written[2], whole)
+    assert journal.newest(tmp_path, whole) == (None, whole)
+    with book.path.open("ab") as file:
+        file.write(b"damaged\n" + b'{"seq":3,')  # and a line that is still being written
+    assert journal.newest(tmp_path) == (written[2], whole)
+    assert journal.newest(tmp_path, whole) == (None, whole)
+    book.path.unlink()
+    with pytest.raises(JournalError, match=r"journal\.jsonl: the journal cannot be read: No such file or directory$"):
+        journal.newest(tmp_path)
+
+
 def test_a_record_is_found_by_its_end(tmp_path):
     book = Journal(tmp_path)
     written = [book.write("alert", step, message="x" * size) for step, size in enumerate((1, 70_000, 200_000, 2))]

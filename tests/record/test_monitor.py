@@ -1,5 +1,6 @@
 """System metrics: real readings of this machine, GPUs as far as a driver tells them, once per step, off the loop."""
 
+import functools
 import itertools
 import threading
 import time
@@ -7,9 +8,11 @@ import time
 import psutil
 import pynvml
 
+from lib.machine import graphics
 from lib.record import journal, monitor
 from lib.record.journal import Journal
 from lib.record.monitor import Monitor
+from tests.machine import cards
 
 
 def test_the_host_is_read_in_percent_and_gib():
@@ -73,6 +76,27 @@ def test_gpus_tell_what_their_driver_knows(monkeypatch):
         "system/gpu1_memory_used_gib": 1.5,
         "system/gpu1_power_watts": 412.5,
     }
+
+
+def test_gpus_of_amd_and_intel_tell_what_their_driver_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphics, "maker", lambda: "AMD")
+    cards.amd(tmp_path, 0, 1, 3 * 2**29)
+    cards.amd(tmp_path, 1, 2, 0, total=0, sensors=())
+    monkeypatch.setattr(graphics, "amd", functools.partial(graphics.amd, tmp_path))
+    with monitor._graphics() as gpus:
+        assert monitor.gpu(gpus) == {
+            "system/gpu0_utilization_percent": 97.0,
+            "system/gpu0_memory_used_gib": 1.5,
+            "system/gpu0_power_watts": 412.5,
+            "system/gpu0_temperature_celsius": 68.0,
+            "system/gpu1_utilization_percent": 97.0,
+        }
+    monkeypatch.setattr(graphics, "maker", lambda: "Intel")
+    cards.intel(tmp_path, 3, "i915", energy1_input="5000000\n")
+    monkeypatch.setattr(graphics, "intel", functools.partial(graphics.intel, tmp_path))
+    with monitor._graphics() as gpus:
+        assert monitor.gpu(gpus) == {}  # power needs two readings, and i915 has no temperature here
+        assert monitor.gpu(gpus) == {"system/gpu0_power_watts": 0.0}
 
 
 def test_without_a_driver_there_are_no_gpus(monkeypatch):

@@ -130,7 +130,8 @@ def test_without_measurements_there_is_no_picture(tmp_path):
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert pictures.problem() == (
-        f"no pictures: package matplotlib is not installed; run: {sys.executable} -m pip install matplotlib==3.11.2"
+        f"no pictures: package matplotlib is not installed; run: {sys.executable} -m pip install matplotlib==3.11.2 "
+        "scipy==1.17.1"
     )
 
 

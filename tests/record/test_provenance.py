@@ -206,6 +206,36 @@ def test_runs_exports_and_prepared_data_are_no_changes_wherever_they_are(clone):
     assert sorted(map(bytes.decode, found)) == sorted(others)
 
 
+def test_own_sweeps_and_presets_are_no_changes(clone):
+    for name in ("sweeps/mine", "defconfigs/mine_defconfig"):
+        (clone / name).parent.mkdir(exist_ok=True)
+        (clone / name).write_text("new\n")
+    assert provenance.uncommitted(clone).patch == b""
+    (clone / "lib/mine").parent.mkdir(exist_ok=True)
+    (clone / "lib/mine").write_text("new\n")
+    assert b"lib/mine" in provenance.uncommitted(clone).patch
+
+
+def test_what_another_sweep_writes_is_no_change(clone):
+    """Two sweeps at once, each with an OUTPUT_DIR in the clone that git does not ignore."""
+    products = [
+        "sw2/few/results.json", "sw2/few/table.md", "sw2/few/lock", "sw2/few/dense-seed1.log", "sw2/few/sweep",
+        "sw2/few/tuning/lock", "sw2/few/tuning/dense-trial1-seed3.log", "sw2/few/dense-seed1/.config",
+        "sw2/only-begins/lock", "sw2/only-begins/sweep", "sw2/only-begins/base.config", "sw2/locked/lock",
+        "sw2/first-write/lock", "sw2/first-write/table.md", "sw2/first-write/results.json.tmp",
+        "lib/said/index.html", "lib/said/report.md", "lib/said/results.csv", "lib/said/verdicts.csv",
+        "lib/said/figures/costs.svg", ".said-x/lock", ".said-x/new/index.html",
+        "copied/run.log", "copied/run/run.json", "copied/run/journal.jsonl",
+    ]  # fmt: skip
+    others = ["lib/results.json", "lib/more/table.md", "lib/index.html", "tools/sweep", "tools2/lock", "tools2/new.py"]
+    others += ["copied/other.log", "sw2/notes.txt"]
+    for name in products + others:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("new\n")
+    found = re.findall(rb"^diff --git a/(\S+)", provenance.uncommitted(clone).patch, re.MULTILINE)
+    assert sorted(map(bytes.decode, found)) == sorted(others)
+
+
 def test_git_that_fails_is_said(clone):
     (clone / ".git/index").write_bytes(b"no index")
     changes = provenance.uncommitted(clone)
@@ -226,6 +256,18 @@ def test_the_environment_names_no_other_clone(clone, tmp_path, monkeypatch):
     }.items():  # fmt: skip
         monkeypatch.setenv(name, str(value))
     assert (provenance.commit(clone), provenance.uncommitted(clone)) == plain
+
+
+def test_a_change_in_the_second_of_the_commit_is_found(clone):
+    """Of the same size, too: then git has only the time of the index to go by."""
+    git(clone, "config", "core.trustctime", "false")
+    second = 1_700_000_000
+    os.utime(clone / "text", (second, second))
+    git(clone, "add", "text")
+    os.utime(clone / ".git/index", (second, second))
+    (clone / "text").write_text("changed\n")
+    os.utime(clone / "text", (second, second))
+    assert b"+changed\n" in provenance.uncommitted(clone).patch
 
 
 def test_a_full_scratch_disk_is_said(clone, disk, monkeypatch):
@@ -261,7 +303,7 @@ def test_the_environment_is_the_machine_and_every_package():
 def test_a_mac_without_sysctl_has_a_processor_all_the_same(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setenv("PATH", "")
-    assert provenance._cpu() == (platform.processor() or platform.machine())
+    assert provenance.cpu() == (platform.processor() or platform.machine())
 
 
 # ---- a run's folder --------------------------------------------------------------------------------------------------

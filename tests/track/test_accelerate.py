@@ -169,7 +169,8 @@ def test_a_killed_script_that_is_resumed_is_one_run_with_every_row_once(run, tmp
     assert done.returncode == -signal.SIGKILL, done.stderr
     (folder,) = (tmp_path / "elsewhere" / "runs").iterdir()
     assert folder.name == "a-run-of-mine-c5d910"
-    assert sync(folder).returncode == 0
+    # Until the lane of the killed script, which goes on without it, has ended, another is refused.
+    wait_for(lambda: sync(folder).returncode == 0, seconds=90)
     done = script(tmp_path / "elsewhere", 6, 12, "resume")  # from an earlier checkpoint
     assert done.returncode == 0, done.stderr
     assert "trackio   finished  18 rows delivered" in done.stdout

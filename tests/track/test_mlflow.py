@@ -118,9 +118,9 @@ def test_runs_that_start_together_share_a_new_database(run, database):
     database.unlink()
     second = new_run(run.parent / "second")
     write_json(second / "run.json", {"run_id": "ba9876543210", "project": "demo", "name": "second"})
-    processes = [trainer(folder, "mlflow") for folder in (run, second)]
+    processes = [trainer(folder, "mlflow", deadline=90) for folder in (run, second)]
     for process in processes:
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=180)[0]
         assert "mlflow    finished  25 rows delivered" in output, output
     assert sorted(held.info.run_name for held in runs(run)) == ["first", "second"]
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sqlite3
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from lib.record import journal
 from lib.track import lane
 from lib.track import trackio as trackio_adapter
 from lib.track.cursor import Cursor
-from tests.tracking import RUN_ID, new_run, run, sync, wandb_rows
+from tests.tracking import RUN_ID, new_run, run, sync, trackio_stores, wandb_rows
 
 __all__ = ["run"]  # a fixture
 
@@ -29,13 +28,8 @@ SECOND = f"{RUN_ID}_2"
 
 @pytest.fixture
 def storage(tmp_path, monkeypatch):
-    """Trackio's storage for trackers in this process: its modules read the environment when they are imported."""
-    from trackio import fragments, sqlite_storage  # noqa: F401
-
-    for module in [module for name, module in sys.modules.items() if name.startswith("trackio")]:
-        if hasattr(module, "TRACKIO_DIR"):
-            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
-    return tmp_path / "trackio"
+    """Trackio's storage for trackers in this process."""
+    return trackio_stores(tmp_path / "trackio", monkeypatch)
 
 
 def record(folder, *events, resume=None):

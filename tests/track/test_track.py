@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def test_a_slow_tracker_costs_training_no_time_and_goes_on_by_itself(run):
     """Every row is in the journal while the tracker still sleeps over its first ones."""
     (run / "sleep-at-log").write_text("3")
     output = train(run, "recorder", pause=0.02, deadline=0.2)
-    assert "recorder  live      0 rows delivered, 25 pending" in output
+    # On a busy machine the tracker's process may still be starting when training ends.
+    assert re.search(r"^recorder  (live    |starting)  0 rows delivered, 25 pending$", output, re.MULTILINE)
     assert "still delivering in the background (process " in output
     assert f"deliver the rest with: make sync RUN={run}" in output
     wait_for(lambda: state(run, "recorder").state == "finished")

@@ -18,7 +18,7 @@ from lib.record import journal
 from lib.track import trackio as trackio_adapter
 from lib.track import wandb_place
 from lib.track.tracker import Finding
-from tests.tracking import ROOT, RUN_ID, assert_trackio_holds, recorded, sync, train, wait_for
+from tests.tracking import ROOT, RUN_ID, assert_trackio_holds, recorded, sync, trackio_stores, train, wait_for
 from tests.tracking import trackio_rows as stored_rows
 from tests.trackio_show import LONG, RECORDS, STRANGE, SYSTEM, TOKEN, answers, ask, database, port, serve
 
@@ -196,10 +196,10 @@ def test_the_dashboard_has_the_port_that_trackio_show_has_not(run, port):
 
 
 def test_the_doctor_finds_storage_server_and_what_is_set(run, serve, port, tmp_path, monkeypatch):
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "there" / "trackio")
+    storage = trackio_stores(tmp_path / "there" / "trackio", monkeypatch)
     found = trackio_adapter.examine({"tracker_project": "demo", "trackio_space_id": ""})
-    assert found[0] == Finding("storage", f"{tmp_path}/there/trackio: writable, rows go to SQLite", True)
-    assert found[1].what == "database" and found[1].found.endswith("/demo.db: made by the first run")
+    assert found[0] == Finding("storage", f"{storage}: writable, rows go to SQLite", True)
+    assert found[1] == Finding("database", f"{storage}/demo.db: made by the first run", True)
     folder = f"TRACKIO_DIR={tmp_path}/trackio"
     assert found[2:] == [Finding("environment", folder, True)]
     (tmp_path / "there").write_text("a file")

@@ -177,7 +177,7 @@ def test_a_refused_key_is_said_while_nothing_is_recorded(plugin, tmp_path):
         if "the server refuses the key; give another" in line:
             break
     assert line.strip() == "refusing: the server refuses the key; give another; trying again"
-    assert {r["event"] for r in journal.read(tmp_path / "runs" / "run")} == {"start", "eval"}
+    wait_for(lambda: [r["event"] for r in journal.read(tmp_path / "runs" / "run")] == ["start", "eval"])
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]

@@ -148,6 +148,7 @@ def test_make_sync_uploads_what_a_killed_process_had_not_uploaded(run, api, monk
     assert_wandb_holds(run)
 
 
+@pytest.mark.extra("wandb")  # slow
 def test_a_network_lost_on_the_way_ends_in_a_sentence_and_the_rest_goes_up_later(run, api, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
@@ -198,7 +199,8 @@ def test_a_server_that_refuses_rows_is_no_success(run, api):
     assert steps(api) == [1] and api.run.conflicts == []
 
 
-@pytest.mark.parametrize("code", [401, pytest.param(403, marks=pytest.mark.extra("wandb"))])  # slow
+@pytest.mark.extra("wandb")  # slow
+@pytest.mark.parametrize("code", [401, 403])
 def test_a_refused_key_is_told_at_once_and_the_run_is_delivered_later(run, api, code, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     api.refuses, api.code = "graphql", code
