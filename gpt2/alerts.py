@@ -66,13 +66,14 @@ class Spikes:
 class Watch:
     """Gives alerts for divergence, loss spikes, the target sparsity and the end of a run."""
 
-    def __init__(self, vocab_size: int, target: float, reached: bool, sigma: float):
-        """`target` is the sparsity at the end of pruning (inf: no pruning). `reached` says whether its alert was given.
+    def __init__(self, vocab_size: int, target: float, reached: bool, sigma: float, ends: float = math.inf):
+        """`target` is the sparsity at the end of pruning (inf: no target). `reached` says whether its alert was given.
 
-        `sigma` is how many standard deviations make a spike of the training loss (0: no alerts about spikes).
+        `sigma` is how many standard deviations make a spike of the training loss (0: no alerts about spikes). `ends` is
+        the step at which pruning without a target ends (inf: never).
         """
         self.guessing = math.log(vocab_size)  # in nats per token: the loss if all tokens have equal probability
-        self.target, self.reached = target, reached
+        self.target, self.reached, self.ends = target, reached, ends
         self.spikes = Spikes(sigma)
 
     def recall(self, folder: Path, step: int) -> None:
@@ -92,6 +93,9 @@ class Watch:
         if event == "train" and not self.reached and metrics["sparsity"] >= self.target:
             self.reached = True
             yield Alert("sparsity", "info", f"the target sparsity is reached: {metrics['sparsity']:.4%}")
+        if event == "train" and not self.reached and step >= self.ends:
+            self.reached = True
+            yield Alert("sparsity", "info", f"pruning has ended at a sparsity of {metrics['sparsity']:.4%}")
         if event == "train" and (found := self.spikes.look(metrics["train_loss"])):
             text = "the training loss {:.4g} is {:.1f} standard deviations above {:.4g}, the mean of the losses before"
             yield Alert("spike", "warn", text.format(metrics["train_loss"], *found))

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2 import pace
+from gpt2 import flops, pace
 from gpt2.data.windows import Data
 from gpt2.model import GPT2
 from gpt2.training import Training
+from lib.config import matters
 from lib.config.kconf import Schema
 from lib.config.parameters import parameters
 from lib.machine.device import Machine
@@ -40,7 +41,7 @@ def begin(
 ) -> None:
     """Put the start or resume of a session into the journal. `facts` are its configuration, machine and identity.
 
-    `begun` is what the start says of the first weights and masks.
+    `begun` is what the start says of the first weights, masks and teacher.
     """
     step = training.step
     if book.seq == 0:
@@ -67,9 +68,11 @@ def about(identity: run.Identity, model: GPT2, schema: Schema) -> dict[str, str]
     }
 
 
-def facts(schema: Schema, use: Use, identity: run.Identity) -> dict[str, Any]:
-    """What the start event of a session says of its configuration, its machine and the run."""
-    found = {"config": schema.values(), "machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
+def facts(schema: Schema, use: Use, identity: run.Identity, data: Data, training: Training) -> dict[str, Any]:
+    """What the start event of a session says of its configuration, code, data, machine, operations and the run."""
+    found = {"config": schema.values(), "learns": matters.learns(schema), "data": data.fingerprint}
+    found |= {"machine": dataclasses.asdict(use), **dataclasses.asdict(identity)}
+    found["flops"] = flops.facts(training.model, training.pruner, training.teacher_flops())
     if schema["TRACKER_CONFIG"] == "learned":
         found["parameters"] = parameters(schema)
     return found
@@ -132,8 +135,8 @@ def notes(machine: Machine, monitored: bool) -> Iterator[str]:
     """What the user may not expect: GPUs without work, and machines that system metrics (`monitored`) leave out."""
     if machine.ranks.size == 1 and machine.gpus > 1:
         yield (
-            f"this process uses 1 of {machine.gpus} GPUs; to use all, give the same options to torchrun --standalone "
-            f"--nproc-per-node {machine.gpus} gpt2/train.py, with GRADIENT_ACCUMULATION a multiple of {machine.gpus}"
+            f"this process uses 1 of {machine.gpus} GPUs; to use all, give the same options to make train "
+            f"NPROC={machine.gpus}"
         )
     if monitored and machine.machines > 1:
         yield (

@@ -1,18 +1,18 @@
-"""What only a CPU needs: three layers of the model, with kernels that are faster on a CPU than torch's own.
+"""What only a CPU needs: parts of the model with other kernels than torch's, each where it is faster on this machine.
 
-They compute the same as torch's layers, up to rounding. On other devices they call torch's.
+They compute the same as torch's layers, up to rounding. On other devices they call torch's. gpt2/kernels.py chooses.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ONEDNN = torch.backends.mkldnn.is_available()
-_LONGEST = 256  # tokens of a context: above it torch's attention is faster
-_MOST_SCORES = 1 << 24  # 64 MB of float32 that the backward pass needs
+KERNELS = ("onednn", "attention")  # that can be chosen in place of torch's: see Linear and CausalAttention
+_MOST_SCORES = 1 << 24  # of attention in parts: 64 MB of float32 that the backward pass needs
 _GELU = 2 * math.sqrt(2 / math.pi)
 
 # torch.compile takes oneDNN's own operator only with constant weights. So this wraps it in an operator that it accepts.
@@ -29,75 +29,90 @@ def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight))
 
 
-class Linear(nn.Linear):
-    """nn.Linear. When it is compiled for a CPU, oneDNN computes its float32 products in place of MKL.
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
 
-    On 2 cores of an AMD EPYC, oneDNN multiplies 4096 x 384 by 384 x 1536 at 201 GFLOP/s, MKL at 144. For the weights'
-    gradient MKL is faster (166 to 153), so MKL computes that. Training speeds up by 1.16 x (6 layers of width 384)
-    and 1.05 x (4 of width 128). Without torch.compile, the call costs more than small layers gain.
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight = ctx.saved_tensors
+    rows = grad.flatten(0, -2)
+    return torch.ops.espalier.linear(grad, weight.T, None), rows.T @ x.flatten(0, -2), rows.sum(0)
+
+
+# torch.compile keeps what it traced for the next start only if the gradient belongs to the operator.
+torch.library.register_autograd("espalier::linear", _gradients, setup_context=_keep)
+
+
+class Linear(nn.Linear):
+    """nn.Linear. With the kernel `onednn`, oneDNN computes its float32 products in place of MKL.
+
+    MKL always computes the gradient of the weights. Rates of 4096 x 384 by 384 x 1536 on 2 cores, in GFLOP/s:
+
+        processor                                      oneDNN   MKL   the weights' gradient: oneDNN   MKL
+        AMD EPYC (AVX-512 with bfloat16), November 2026   201   144                             153   166
+        Intel Xeon (AVX-512), November 2026               290   299                             157   290
     """
 
+    onednn = False
+
     def forward(self, x: Tensor) -> Tensor:  # (..., I) -> (..., O)
-        if torch.compiler.is_compiling() and _ONEDNN and x.device.type == "cpu" and _is_float32(x):
-            return _OneDNN.apply(x, self.weight, self.bias)
+        if self.onednn and _is_float32(x):
+            return torch.ops.espalier.linear(x, self.weight, self.bias)
         return super().forward(x)
 
 
 def _is_float32(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-
-
-class _OneDNN(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.espalier.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
-        return torch.ops.espalier.linear(grad, weight.T, None), rows.T @ x.flatten(0, -2), rows.sum(0)
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 class CausalAttention(nn.Module):
     """softmax(q k^T / sqrt(D)) v, in which position t sees positions 0..t. It has no parameters.
 
-    On a CPU in 16 bits with a short context, separate operations are faster than torch's fused attention. With 4 layers
-    of width 128 at T 64, they save a quarter of a training step. At T 1024 they are slower. The separate
-    operations round the scores to 16 bits. In bfloat16 their result is off by 0.4 to 1 %, torch's attention by 0.2 %.
+    With the kernel `attention`, separate operations compute it on a CPU if there are not too many scores. In 16 bits
+    on an AMD EPYC at T 64, they save a quarter of a training step; on an Intel Xeon in float32 they cost 6 %. The
+    separate operations round the scores to the type of q. In bfloat16 their result is off by 0.4 to 1 %, torch's
+    attention by 0.2 %.
 
     Letters of shapes: B batch, H heads, T time, D width of a head.
     """
 
-    def __init__(self, block_size: int):
-        super().__init__()
-        short = block_size <= _LONGEST
-        mask = torch.full((block_size, block_size), -math.inf).triu(1) if short else None  # float32 of 0 and -inf
-        self.register_buffer("mask", mask, persistent=False)
+    in_parts = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:  # (B, H, T, D) each -> (B, H, T, D)
-        if self.mask is None or not _is_faster_in_parts(q):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        T = q.shape[2]
-        return _in_parts(q, k, v, self.mask[:T, :T], dropout)
+        if self.in_parts and q.device.type == "cpu" and scores_fit(q):
+            return _in_parts(q, k, v, dropout)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
 
 
-def _is_faster_in_parts(q: Tensor) -> bool:
+def scores_fit(q: Tensor) -> bool:
+    """Whether there are few enough scores to keep them for the backward pass; q (B, H, T, D)."""
     B, H, T, _ = q.shape
-    return q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and B * H * T * T <= _MOST_SCORES
+    return B * H * T * T <= _MOST_SCORES
 
 
-def _in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask  # (B, H, T, T) float32
+def _in_parts(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    T = q.shape[2]
+    later = torch.full((T, T), -math.inf, device=q.device).triu(1)  # float32 of 0 and -inf
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + later  # (B, H, T, T) float32
     return F.dropout(torch.softmax(scores, dim=-1).to(v.dtype), dropout) @ v
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU in its tanh form, x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3).
 
-    (1 + tanh(u)) / 2 equals sigmoid(2 u), for which torch.compile writes faster code on a CPU.
+    (1 + tanh(u)) / 2 equals sigmoid(2 u), for which torch.compile writes faster code on a CPU: a step of 4 layers of
+    width 128 takes 25.6 in place of 28.3 ms on an Intel Xeon. Without torch.compile, passes over pieces that stay in
+    the caches are no faster than torch's one pass.
     """
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(x * (_GELU + _GELU * 0.044715 * x * x))
     return F.gelu(x, approximate="tanh")
+
+
+def use(model: nn.Module, kernels: Collection[str]) -> None:
+    """Let the layers of `model` use these of KERNELS, and torch's for the rest."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.onednn = "onednn" in kernels
+        elif isinstance(module, CausalAttention):
+            module.in_parts = "attention" in kernels

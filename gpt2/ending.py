@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gpt2 import flops
 from gpt2.alerts import worse_since
 from gpt2.data.windows import Data
 from gpt2.divergence import Diverged
@@ -18,13 +19,15 @@ from gpt2.evaluation.harness import Answers
 from gpt2.evaluation.result import Result
 from gpt2.recorder import Recorder, Unrecorded
 from gpt2.training import Training
-from lib.base import files
+from lib.base import files, launch
 from lib.base.errors import UsageError, UserError
 from lib.base.redact import hide
 from lib.base.signals import StopSignals
 from lib.config.kconf import Options
 from lib.machine import device
 from lib.machine.dist import Ranks
+from lib.prune.census import EVER_ACTIVE
+from lib.prune.sample import sampled_masks
 from lib.prune.select import PruningError
 from lib.record import checkpoint, journal, lineage
 from lib.record.best import best, dense_best, evaluations
@@ -45,14 +48,15 @@ def finished(
     if known:  # EVALUATE=y
         losses = {"final_val_loss": known[-1].val_loss, "best_val_loss": (best(known) or known[-1]).val_loss}
     final = journal.final(folder, step) or losses | {"total_time_seconds": recorder.seconds()}
+    tokens = step * data.tokens_per_step
+    pruned = training.pruner.metrics(step)
+    costs = costs_of(training, folder, tokens, pruned["average_nonzeros"], pruned["sparsity"])
     if not recorder.journal.ended(step):  # an earlier session may have ended it, and been killed before the summary
         if not asked():
             recorder.draw(step)
         recorder.keep_artifact(artifact, step)
-        recorder.write("finish", step, final, status="finished")
+        recorder.write("finish", step, final, status="finished", flops=costs, **sampled_masks(training.pruner))
     recorder.console.close()
-    tokens = step * data.tokens_per_step
-    pruned = training.pruner.metrics(step)
     if dense := dense_best(known):
         final |= {"dense_best_val_loss": dense.val_loss}
     total = lineage.total_tokens(folder, step) if lineage.ancestors(folder) else None
@@ -66,13 +70,29 @@ def finished(
         "tokens_per_second": tokens / training.train_seconds,
         "sparsity": pruned["sparsity"],
         "average_nonzeros": pruned["average_nonzeros"],
+        **({EVER_ACTIVE: pruned[EVER_ACTIVE]} if EVER_ACTIVE in pruned else {}),
         "weights_in_scope": training.pruner.total,
         "parameters": training.model.count_parameters(),
+        **costs,
     }
     files.write_json(folder / "summary.json", summary)
     if json_output:
         files.write_json(Path(json_output), summary)
     return summary
+
+
+def costs_of(training: Training, folder: Path, tokens: int, average: float, sparsity: float) -> dict[str, float]:
+    """The operations of a run and its final non-zeros, with those of the runs before it if there are any.
+
+    The totals are left out if the operations of an ancestor are unknown.
+    """
+    known = flops.facts(training.model, training.pruner, training.teacher_flops())
+    found = flops.summary(known, tokens, average, round(training.pruner.total * (1 - sparsity)))
+    if lineage.ancestors(folder):
+        own = [found["training_flops"], found["training_flops_nonzeros"]]
+        if (total := lineage.total_flops(folder, own)) is not None:
+            found |= {"total_training_flops": total[0], "total_training_flops_nonzeros": total[1]}
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +185,15 @@ def show(summary: dict[str, Any], sample: str, trackers: list[str], sample_words
     say(table(facts))
 
 
-def stopped(recorder: Recorder | Unrecorded, step: int, save: bool = True) -> None:
-    """Record that the user interrupted the run after this step. With `save`, its checkpoint is written first."""
+def stopped(recorder: Recorder | Unrecorded, step: int, save: bool = True, run_time: str = "") -> None:
+    """Record that the user, or the limit `run_time`, stopped the run after this step.
+
+    With `save`, its checkpoint is written first.
+    """
     if save and not recorder.has_checkpoint(step):
         recorder.save(step)
         recorder.settle()
-    recorder.interrupt(step)
+    recorder.interrupt(step, run_time)
 
 
 def diverged(
@@ -190,7 +213,7 @@ def diverged(
         recorder.write("finish", step, {}, status="diverged")
     since = ranks.first(lambda: worse_since(recorder.folder, vocab_size))
     saved = ranks.first(lambda: checkpoint.find(recorder.folder / "checkpoints"))
-    again = f"make resume RUN={shlex.quote(str(recorder.folder))} LEARNING_RATE=..."
+    again = launch.resume(recorder.folder, "LEARNING_RATE=...")
     untrusted = checkpoint.name(int(min(since, step + 1)))
     if saved and not good and saved[-1].name < untrusted:
         advice = f"continue from its last checkpoint, {saved[-1].name}, with: {again}"
@@ -223,8 +246,7 @@ def displaced(recorder: Recorder, step: int) -> UserError:
     """Save a run whose folder was removed or moved. Returns the error, which says what happened and how to continue."""
     before = recorder.folder
     happened = recorder.rescue(step)
-    again = f"make resume RUN={shlex.quote(str(recorder.folder))}"
-    return UserError(f"{before}: {happened}; continue after step {step} with: {again}")
+    return UserError(f"{before}: {happened}; continue after step {step} with: {launch.resume(recorder.folder)}")
 
 
 def check_output(path: Path, entry: str = "total_time_seconds", other: str = "is not a summary of a run") -> None:

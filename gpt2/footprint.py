@@ -1,6 +1,5 @@
 """Estimates the sizes of a run's optimizer state and checkpoints before it makes them."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,7 +22,8 @@ def kind(name: str) -> str:
 def small(shape: models.ModelOptions) -> models.GPT2:
     """A model with the same kinds of parameters, but only one narrow layer. The random state stays as it is."""
     with torch.random.fork_rng():
-        return models.GPT2(dataclasses.replace(shape, n_layer=1, n_head=1, n_embd=16, block_size=16), vocab_size=64)
+        narrow = models.ModelOptions(shape.model_name, 1, 1, 16, 16, shape.dropout, shape.activation)
+        return models.GPT2(narrow, vocab_size=64)
 
 
 def state_bytes(shape: models.ModelOptions, bind: Callable[[type], Any]) -> dict[str, float]:
@@ -39,7 +39,7 @@ def state_bytes(shape: models.ModelOptions, bind: Callable[[type], Any]) -> dict
         optim.skip_if(optimizer, torch.zeros(()))
         optimizer.step()
     return {
-        kind(name): sum(map(nbytes, like(p, optimizer.state[p].values()))) / p.numel()
+        kind(name): sum(value.nbytes for value in like(p, optimizer.state[p].values())) / p.numel()
         for name, p in model.named_parameters()
     }
 
@@ -47,11 +47,6 @@ def state_bytes(shape: models.ModelOptions, bind: Callable[[type], Any]) -> dict
 def like(parameter: Tensor, values: Iterable[object]) -> list[Tensor]:
     """The tensors among `values` that have as many elements as `parameter`."""
     return [value for value in values if isinstance(value, Tensor) and value.numel() == parameter.numel()]
-
-
-def nbytes(tensor: Tensor) -> int:
-    """The size of a tensor in bytes, also on the device `meta`."""
-    return tensor.numel() * tensor.element_size()
 
 
 def checkpoint_bytes(training: Training, bind: Callable[[type], Any]) -> int:

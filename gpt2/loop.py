@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from gpt2.data.ahead import Ahead
 from gpt2.data.windows import Data
 from gpt2.divergence import Diverged
 from gpt2.training import Stopwatch, Training
@@ -78,12 +79,13 @@ def train(
     if machine.ranks.any(asked()):
         return
     at_once = asked if machine.ranks.size == 1 else lambda: False  # several ranks have to stop at the same step
+    batches = Ahead(data, machine.ranks.share(options.gradient_accumulation))
     watch, for_good = Stopwatch(training), checkpoint_file.steps(options.checkpoint_at)
     for step in range(training.step + 1, schedule.max_iters + 1):
         last = step == schedule.max_iters
         set_learning_rate(training.optimizer, schedule.learning_rate(step))
         try:
-            loss, grad_norm = update(training, data, machine, options, step, at_once)
+            losses, grad_norm = update(training, batches, machine, options, step, at_once)
         except KeyboardInterrupt:
             if not asked():
                 raise
@@ -102,8 +104,9 @@ def train(
         watch.lap(step)
         if logs:
             recorder.write(
-                "train", step, train_metrics(training, data, machine, schedule, loss, grad_norm, watch.speed)
+                "train", step, train_metrics(training, data, machine, schedule, losses, grad_norm, watch.speed)
             )
+            training.pruner.tell(recorder.alert, step)
         if evaluates:
             evaluate(training, data, machine, recorder, asked)
         if saves or stopped() or (options.checkpoint_best and evaluates and training.best.step == step):
@@ -125,36 +128,37 @@ def evaluation_due(step: int, last: int, interval: int | None) -> bool:
 
 def update(
     training: Training,
-    data: Data,
+    data: Data | Ahead,
     machine: Machine,
     options: LoopOptions,
     step: int,
     asked: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor]:
-    """Make one optimizer step; returns loss and gradient norm (scalars on the device) without waiting for them.
+    """Make one optimizer step; returns losses (see `Training.learn`) and gradient norm without waiting for the device.
 
     Every rank computes its share of the micro-batches. All ranks make the same step from the sum of the gradients. If
     `asked` to stop between two micro-batches, this raises KeyboardInterrupt and leaves everything as it was before.
     """
-    random, loss = random_state.of(machine.device), torch.zeros((), device=machine.device)
+    random, losses = random_state.of(machine.device), torch.zeros((), device=machine.device)
+    share = machine.ranks.share(options.gradient_accumulation)
     try:
-        for micro in machine.ranks.share(options.gradient_accumulation):
+        for micro in share:
             if asked():
                 raise KeyboardInterrupt
             x, y = (part.to(machine.device, non_blocking=True) for part in data.batch(step - 1, micro))
             with machine.autocast():
-                part = training.forward(x, y) / options.gradient_accumulation
-            training.scaler.scale(part).backward()
-            loss += part.detach()
+                loss, parts = training.learn(x, y)
+            losses = losses + parts.detach() / options.gradient_accumulation
+            with machine.ranks.summing(losses, training.model, last=micro == share[-1]):
+                training.scaler.scale(loss / options.gradient_accumulation).backward()
     except KeyboardInterrupt:
         training.optimizer.zero_grad(set_to_none=True)
         random_state.restore(random, machine.device)
         raise
-    machine.ranks.sum_step(loss, training.model.parameters())
     training.scaler.unscale_(training.optimizer)
-    training.pruner.step(step, functools.cache(lambda: healthy(training, loss)))
+    training.pruner.step(step, functools.cache(lambda: healthy(training, losses)))
     grad_norm = clip(list(training.model.parameters()), options.grad_clip)
-    broken, infinite = ~torch.isfinite(loss), ~torch.isfinite(grad_norm)
+    broken, infinite = ~torch.isfinite(losses).all(), ~torch.isfinite(grad_norm)
     if training.scaler.is_enabled():  # infinite gradients tell the scaler to scale less, so they are not counted
         left_out = training.guard.leave_out(step, broken) | infinite
     else:
@@ -164,13 +168,13 @@ def update(
     training.pruner.moved(step)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
-    return loss, grad_norm
+    return losses, grad_norm
 
 
-def healthy(training: Training, loss: Tensor) -> Tensor:
-    """Whether loss and gradients are finite, so that the update will be made (a bool scalar on the device)."""
+def healthy(training: Training, losses: Tensor) -> Tensor:
+    """Whether losses and gradients are finite, so that the update will be made (a bool scalar on the device)."""
     norm = gradient_norm(list(training.model.parameters()))
-    return torch.isfinite(loss) & torch.isfinite(norm) & training.guard.going()
+    return torch.isfinite(losses).all() & torch.isfinite(norm) & training.guard.going()
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
@@ -181,7 +185,8 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 def clip(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients to a joint norm of at most `max_norm` (0: no limit); returns the norm before scaling."""
     norm = gradient_norm(parameters)
-    if max_norm > 0:
+    # On a CPU the norm is known at once, and most steps need no scaling: its factor would be exactly 1.
+    if max_norm > 0 and not (norm.device.type == "cpu" and norm + 1e-6 <= max_norm):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
@@ -207,6 +212,7 @@ def check_finite(training: Training, recorder: Listener) -> None:
 
 
 TRAIN_LOSS = Metric("train_loss", label="loss", row=1, chart=2)
+DISTILL_LOSS = Metric("distill_loss", label="distill", row=2, chart=2)  # T^2 KL, of runs with a teacher
 LEARNING_RATE = Metric("learning_rate", label="lr", form=".2e", row=3, chart=4)
 GRAD_NORM = Metric("grad_norm", row=6, chart=5)
 TOKENS = Metric("tokens", chart=10)
@@ -222,14 +228,15 @@ def train_metrics(
     data: Data,
     machine: Machine,
     schedule: Schedule,
-    loss: Tensor,
+    losses: Tensor,
     grad_norm: Tensor,
     steps_per_second: float,
 ) -> dict[str, float]:
-    """The metrics of a `train` event: loss in nats per token, learning rate of this step, speed since the last lap."""
+    """The metrics of a `train` event: losses in nats per token, learning rate of the step, speed since the last lap."""
     tokens_per_second = steps_per_second * data.tokens_per_step
     metrics = {
-        TRAIN_LOSS: loss.item(),
+        TRAIN_LOSS: losses[0].item(),
+        **({DISTILL_LOSS: losses[1].item()} if training.teacher else {}),
         LEARNING_RATE: schedule.learning_rate(training.step),
         **training.pruner.metrics(training.step),
         **optim.metrics(training.optimizer),
@@ -239,7 +246,7 @@ def train_metrics(
         TOKENS_PER_SECOND: tokens_per_second,
     }
     if machine.peak_flops:
-        metrics[MFU] = tokens_per_second * training.model.flops_per_token() / (machine.peak_flops * machine.ranks.size)
+        metrics[MFU] = tokens_per_second * training.flops_per_token() / (machine.peak_flops * machine.ranks.size)
     return metrics
 
 

@@ -66,6 +66,92 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_x.to(ctx.dtypes[0]) * grad, grad_weight.to(ctx.dtypes[1]) * grad, None, None, None
 
 
+def linear_distillation(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    teacher_x: Tensor,
+    teacher_weight: Tensor,
+    share: float,
+    temperature: float,
+) -> Tensor:
+    """(1 - share) * CE + share * KL, CE and KL, in nats and float32 (3,); only the first one has a gradient.
+
+    CE is `linear_cross_entropy`. KL is T^2 * KL(teacher || student) at the temperature T, the mean over the rows; see
+    gpt2/distillation.py. The head of the teacher reads teacher_x (N, D) by teacher_weight (P, D). Of both heads, rows
+    from `vocab_size` on are padding.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return _LinearDistillation.apply(
+        x, weight, targets, vocab_size, teacher_x, teacher_weight, share, temperature, dtype
+    )
+
+
+class _LinearDistillation(torch.autograd.Function):
+    """As _LinearCrossEntropy. With a share of 0 its gradients have the same bits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        teacher_x: Tensor,
+        teacher_weight: Tensor,
+        share: float,
+        temperature: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        rows, head = x.to(dtype), weight.to(dtype)
+        teacher_rows, teacher_head = teacher_x.to(dtype), teacher_weight.to(dtype)
+        # The gradients by soft targets lie in [-T, T].
+        parts, grad_weight, scale = [], None, _SCALE / _rows(x) / max(1.0, share * temperature)
+        entropy = divergence = torch.zeros((), device=x.device)
+        chunks = zip(_chunks(rows, targets), teacher_rows.split(_rows(x)), strict=True)
+        for (part, target), teacher_part in chunks:
+            log = _log_probabilities(part, head, vocab_size)  # (R, P)
+            log_target = log.gather(1, target[:, None])
+            entropy = entropy - log_target.sum()
+            apart, pull = _compared(
+                _softened(log, temperature),
+                _softened(_log_probabilities(teacher_part, teacher_head, vocab_size), temperature),
+                vocab_size,
+            )
+            divergence, pull = divergence + apart, pull * (share * temperature)  # now the gradient of the logits
+            at_target = log_target.expm1() * (1 - share) + pull.gather(1, target[:, None])
+            # At T = 1 `pull` has this exponential too. torch.compile (2.13) spoils it if the scatter is right into it.
+            errors = log.exp() * (1 - share) + pull
+            errors = (errors.scatter_(1, target[:, None], at_target) * scale).to(dtype)
+            parts.append(errors @ head)
+            grad = errors.T @ part
+            grad_weight = grad if grad_weight is None else grad_weight.float() + grad
+        ctx.save_for_backward(torch.cat(parts), grad_weight)
+        ctx.dtypes, ctx.factor = (x.dtype, weight.dtype), 1 / (scale * len(x))
+        divergence = temperature**2 * divergence
+        return torch.stack([(1 - share) * entropy + share * divergence, entropy, divergence]) / len(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_x, grad_weight), grad = ctx.saved_tensors, grad[0] * ctx.factor
+        own = grad_x.to(ctx.dtypes[0]) * grad, grad_weight.to(ctx.dtypes[1]) * grad
+        return *own, None, None, None, None, None, None, None
+
+
+def _softened(log: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) of log softmax(logits), (R, P): in a row, they differ by a constant."""
+    return log if temperature == 1 else F.log_softmax(log / temperature, dim=1)
+
+
+def _compared(own: Tensor, soft: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """KL(soft || own), summed over the rows, and own - soft as probabilities; logarithms of probabilities (R, P)."""
+    chances = soft.exp()
+    gap = (soft - own)[:, :vocab_size]  # in the padding, both are -inf
+    return (gap * chances[:, :vocab_size]).sum(), own.exp() - chances
+
+
 def _rows(x: Tensor) -> int:
     return min(len(x), _ROWS.get(x.device.type, _ROWS["cpu"]))
 

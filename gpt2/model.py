@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.cpu import CausalAttention, Linear, gelu_tanh  # torch's own, with faster kernels on a CPU
+from gpt2 import flops
+from gpt2.cpu import CausalAttention, Linear, gelu_tanh  # torch's own, or faster kernels on a CPU
 from gpt2.loss import linear_cross_entropy
-from gpt2.shape import ModelOptions, check
+from gpt2.shape import ModelOptions, check, groups
+from lib.prune.census import Units
+from lib.prune.kinds import Group
+from lib.prune.score.synflow import Product
 
 ACTIVATIONS = {"gelu-tanh": gelu_tanh, "gelu": F.gelu}  # by the option's value
 _VOCABULARY_MULTIPLE = 64  # the head's matrix product is much slower at odd sizes such as 50257
@@ -21,33 +25,34 @@ _VOCABULARY_MULTIPLE = 64  # the head's matrix product is much slower at odd siz
 class Attention(nn.Module):
     """Causal self-attention of H heads."""
 
-    def __init__(self, options: ModelOptions):
+    def __init__(self, options: ModelOptions, n_head: int):
         super().__init__()
-        self.n_head, self.dropout = options.n_head, options.dropout
-        self.c_attn = Linear(options.n_embd, 3 * options.n_embd)  # q, k and v in one product
-        self.attend = CausalAttention(options.block_size)
-        self.c_proj = Linear(options.n_embd, options.n_embd)
+        self.n_head, self.dropout = n_head, options.dropout
+        inside = n_head * (options.n_embd // options.n_head)  # C, unless make shrink has removed heads
+        self.c_attn = Linear(options.n_embd, 3 * inside)  # q, k and v in one product
+        self.attend = CausalAttention()
+        self.c_proj = Linear(inside, options.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C); position t sees positions 0..t."""
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
-            for part in self.c_attn(x).split(C, dim=2)
+            for part in self.c_attn(x).chunk(3, dim=2)
         )
         y = self.attend(q, k, v, self.dropout if self.training else 0.0)  # softmax(q k^T / sqrt(D)) v: (B, H, T, D)
-        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, -1)), self.dropout, self.training)
 
 
 class MLP(nn.Module):
-    """Two layers with GELU between them, four times as wide inside."""
+    """Two layers with GELU between them; `width` neurons inside, usually 4 C."""
 
-    def __init__(self, options: ModelOptions):
+    def __init__(self, options: ModelOptions, width: int):
         super().__init__()
         self.dropout = options.dropout
-        self.c_fc = Linear(options.n_embd, 4 * options.n_embd)
+        self.c_fc = Linear(options.n_embd, width)
         self.activate = ACTIVATIONS[options.activation]
-        self.c_proj = Linear(4 * options.n_embd, options.n_embd)
+        self.c_proj = Linear(width, options.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -57,12 +62,12 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with a layer norm before it and a residual connection around it."""
 
-    def __init__(self, options: ModelOptions):
+    def __init__(self, options: ModelOptions, n_head: int, width: int):
         super().__init__()
         self.ln_1 = nn.LayerNorm(options.n_embd)
-        self.attn = Attention(options)
+        self.attn = Attention(options, n_head)
         self.ln_2 = nn.LayerNorm(options.n_embd)
-        self.mlp = MLP(options)
+        self.mlp = MLP(options, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -84,7 +89,7 @@ class GPT2(nn.Module):
         padded = math.ceil(vocab_size / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         self.wte = nn.Embedding(padded, options.n_embd)
         self.wpe = nn.Embedding(options.block_size, options.n_embd)
-        self.h = nn.ModuleList(Block(options) for _ in range(options.n_layer))
+        self.h = nn.ModuleList(Block(options, *inside) for inside in zip(options.heads, options.widths, strict=True))
         self.ln_f = nn.LayerNorm(options.n_embd)
         self._initialise()
 
@@ -149,16 +154,52 @@ class GPT2(nn.Module):
         """Parameters that hold several matrices stacked by rows -> how many: c_attn holds those of q, k and v."""
         return {block.attn.c_attn.weight: 3 for block in self.h}
 
+    def units(self) -> list[Units]:
+        """The heads and neurons of each block. A head reads by the rows of its values, a neuron by one row of c_fc.
+
+        A head without queries or keys still passes on the mean of the values.
+        """
+        width = self.options.n_embd // self.options.n_head
+        found = []
+        for number, block in enumerate(self.h):
+            attn, mlp = block.attn, block.mlp
+            values = 2 * attn.n_head * width  # after the rows of queries and keys
+            found.append(Units("heads", f"h.{number}.attn", attn.c_attn.weight, values, attn.c_proj.weight, width))
+            found.append(Units("neurons", f"h.{number}.mlp", mlp.c_fc.weight, 0, mlp.c_proj.weight, 1))
+        return found
+
+    def groups(self) -> list[Group]:
+        """The heads and neurons of each block with all their weights, for pruning them as a whole."""
+        return groups(self.options)
+
+    def flow(self, product: Product) -> Tensor:
+        """The sum of the outputs of the linear network that SynFlow scores, times a constant (lib.prune.score.synflow).
+
+        In the model, the input is a token and a position, one-hot; here it is 1 for every token and every position. A
+        GELU passes on what it gets, as a ReLU does with numbers above 0. A norm multiplies by the absolute value of its
+        weight, and does not normalise. A head adds up queries, keys and values: with equal inputs its softmax would
+        pass on no flow to queries and keys, and all of them would be pruned. There are no biases.
+        """
+
+        def scaled(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+            return norm.weight.detach().abs().to(x.device).to(x) * x
+
+        tokens = (torch.arange(len(self.wte.weight)) < self.vocab_size).double()
+        positions = torch.ones(self.block_size, dtype=torch.float64)
+        x = product(self.wte.weight, tokens, transposed=True) + product(self.wpe.weight, positions, transposed=True)
+        for block in self.h:
+            x = x / x.detach().sum()  # a constant that all scores are divided by: no number becomes too large
+            attn, mlp = block.attn, block.mlp
+            heads = product(attn.c_attn.weight, scaled(block.ln_1, x)).unflatten(0, (3, -1)).sum(0)
+            x = x + product(attn.c_proj.weight, heads)
+            x = x + product(mlp.c_proj.weight, product(mlp.c_fc.weight, scaled(block.ln_2, x)))
+        return product(self.wte.weight, scaled(self.ln_f, x))[: self.vocab_size].sum()
+
     def count_parameters(self) -> int:
         """The number of parameters as in the published model: without padding, and the tied head only once."""
         padding = (self.wte.weight.shape[0] - self.vocab_size) * self.options.n_embd
         return sum(parameter.numel() for parameter in self.parameters()) - padding
 
     def flops_per_token(self) -> int:
-        """Floating-point operations for a token in a forward and backward pass: 6 N + 12 L C T.
-
-        From PaLM (arXiv 2204.02311), appendix B. L is the number of layers. N is the number of weights in matrix
-        products, so it leaves out the positions, which are only added.
-        """
-        weights = self.count_parameters() - self.wpe.weight.numel()
-        return 6 * weights + 12 * self.options.n_layer * self.options.n_embd * self.options.block_size
+        """Floating-point operations for a token in a forward and backward pass; see gpt2/flops.py."""
+        return flops.training(self.options, self.vocab_size)

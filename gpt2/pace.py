@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from gpt2 import flops
 from gpt2.data.windows import Data
 from gpt2.training import Training
 from lib.machine.device import Machine
@@ -14,7 +15,6 @@ from lib.terminal.console import roughly
 _ENOUGH = 0.3  # seconds: a part of a batch that takes this long is large enough to measure
 _GROWTH = 4
 _LONG = 3 * 3600  # seconds
-_FORWARD = 1 / 3  # an evaluated token costs a third of a trained one: the backward pass is twice the forward pass
 
 
 def seconds_left(
@@ -36,7 +36,9 @@ def seconds_left(
         training.model.train()
         training.optimizer.zero_grad(set_to_none=True)
     validation = data.val_windows * data.options.block_size
-    return each * (steps * data.tokens_per_step + evaluations * validation * _FORWARD) / machine.ranks.size
+    # An evaluation needs only a forward pass, and no teacher.
+    forward = flops.inference(training.model.options, training.model.vocab_size) / training.flops_per_token()
+    return each * (steps * data.tokens_per_step + evaluations * validation * forward) / machine.ranks.size
 
 
 def words(seconds: float | None, training: Training, schedule: Schedule) -> str:
@@ -58,9 +60,10 @@ def _seconds_per_token(training: Training, data: Data, machine: Machine) -> floa
     """Seconds per token of a forward and a backward pass, on parts of a batch that grow until one takes long enough."""
     x, y = (part.to(machine.device) for part in data.batch(0, 0))  # (B, T)
     training.model.eval()  # no dropout, so no random numbers; and pruning criteria ignore these inputs
-    for windows, tokens in _parts(*x.shape):
+    for number, (windows, tokens) in enumerate(_parts(*x.shape)):
         part = x[:windows, :tokens], y[:windows, :tokens]
-        took = min(_time(training, machine, part) for _ in range(2))  # the first time is slower
+        tries = 1 if number else 2  # the first time is slower
+        took = min(_time(training, machine, part) for _ in range(tries))
         if took > _ENOUGH:
             break
     return took / (windows * tokens)
@@ -81,7 +84,7 @@ def _parts(windows: int, tokens: int) -> Iterator[tuple[int, int]]:
 def _time(training: Training, machine: Machine, part: tuple[torch.Tensor, torch.Tensor]) -> float:
     began = time.perf_counter()
     with machine.autocast():
-        loss = training.model(*part)
+        loss, _ = training.learn(*part, plain=True)
     loss.backward()
     loss.item()  # waits for the device
     next(training.model.parameters()).grad[0, 0].item()

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpt2 import shape
+from gpt2.data import vocabulary
+from gpt2.weights import named
 from lib import schedule
 from lib.base.errors import UsageError
-from lib.config.kconf import Options
+from lib.config.kconf import Options, Schema
+from lib.optim import cycle
+from lib.prune import feasible
 from lib.record import checkpoint_file
 from lib.schedule import Bind
 
@@ -52,11 +56,20 @@ def check_evaluation(options: EvaluationOptions) -> None:
 class TrainableOptions(Options):
     """Whether the configuration describes a training."""
 
+    pruning_method: str
     pruning_dynamics: str | None
+    finetune_recipe: str
 
 
 def check_trainable(options: TrainableOptions, folder: Path | None = None) -> None:
-    """Raise UsageError for one-shot pruning, which trains nothing; `folder` is that of a run to resume."""
+    """Raise UsageError for what other programs do: one-shot pruning, which trains nothing, and fine-tuning.
+
+    `folder` is that of a run to resume.
+    """
+    if options.finetune_recipe != "none":
+        raise UsageError(
+            f"FINETUNE_RECIPE={options.finetune_recipe} fine-tunes a finished model; run it with make finetune"
+        )
     if options.pruning_dynamics != "oneshot":
         return
     if folder:
@@ -65,7 +78,14 @@ def check_trainable(options: TrainableOptions, folder: Path | None = None) -> No
             f"{folder}: is a one-shot run, which has no steps to train; to train it further, begin a new run with "
             f"INIT_FROM={name}"
         )
-    raise UsageError("PRUNING_DYNAMICS=oneshot prunes a finished model and trains nothing; run it with make oneshot")
+    method = f"PRUNING_METHOD={options.pruning_method}"
+    if options.pruning_method == "shrink":
+        raise UsageError(
+            f"{method} removes neurons and heads from a finished model and trains nothing; run it with make shrink "
+            "RUN=..."
+        )
+    what = method if options.pruning_method == "sparsegpt" else "PRUNING_DYNAMICS=oneshot"
+    raise UsageError(f"{what} prunes a finished model and trains nothing; run it with make oneshot RUN=... {method}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +126,54 @@ def check_steps(options: LengthOptions) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class SharesOptions(Options):
+    """What the ranks of a run share."""
+
+    batch_size: int  # windows
+    gradient_accumulation: int  # micro-batches
+
+
+def check_shares(options: SharesOptions, ranks: int) -> None:
+    """Raise UsageError unless all ranks get the same number of micro-batches of a step."""
+    micro = options.gradient_accumulation
+    if micro % ranks:
+        more = -(-micro // ranks) * ranks
+        raise UsageError(
+            f"BATCH_SIZE={options.batch_size} GRADIENT_ACCUMULATION={micro}: {ranks} processes cannot share a step "
+            f"evenly; set a multiple of {ranks}, such as GRADIENT_ACCUMULATION={more}, or start another number of "
+            "processes"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class NamesOptions(Options):
+    """What a run begins with, by name."""
+
+    init_from: str
+    init_masks: str | None
+    distill_from: str | None
+    output_dir: str
+
+
+def check_names(options: NamesOptions) -> None:
+    """Raise UsageError for a name of a run, folder or file that is not here. The hub is not asked."""
+    problems = Problems()
+    for name, check_one in (
+        ("init_from", named.check),
+        ("init_masks", named.check_masks),
+        ("distill_from", named.check),
+    ):
+        given, found = getattr(options, name), Problems()
+        if given and given != "zeros":
+            try:
+                found.of(lambda check_one=check_one, given=given: check_one(given, options.output_dir))
+            except OSError as error:  # no permission, or no possible name
+                found.append(f"{given}: cannot be read: {error.strerror}")
+        problems += [f"{name.upper()}: {sentence}" for sentence in found]
+    problems.tell()
+
+
 class Problems(list[str]):
     """The sentences of the checks that failed."""
 
@@ -123,19 +191,58 @@ class Problems(list[str]):
             raise UsageError(*dict.fromkeys(self))
 
 
-def quick(bind: Bind) -> list[str]:
-    """Run the checks that do not import PyTorch. Returns warnings; raises UsageError with all problems."""
+def quick(bind: Bind, shaped: bool = True) -> list[str]:
+    """Run the checks that do not import PyTorch. Returns warnings; raises UsageError with all problems.
+
+    Without `shaped`, the model gets its shape from weights that nobody has read yet.
+    """
     problems = Problems()
-    problems.of(lambda: shape.check(bind(shape.ModelOptions)))
+    if shaped:
+        problems.of(lambda: shape.check(bind(shape.ShapeOptions)))
+    fits = shaped and not problems
     problems.of(lambda: check_evaluation(bind(EvaluationOptions)))
     problems.of(lambda: check_given(bind(GivenOptions)))
     problems.of(lambda: check_steps(bind(LengthOptions)))
+    problems.of(lambda: cycle.check(bind(cycle.CycleOptions)))
+    problems.of(lambda: feasible.check(bind))
+    useless = problems.of(lambda: _check_pruned(bind) if fits else feasible.useless(bind))
     warnings = problems.of(lambda: schedule.warnings(bind))
     problems.tell()
+    warnings += useless
     sampling = bind(SamplingOptions)
     if sampling.sample_at_eval and not sampling.sample_tokens:
         warnings.append("SAMPLE_AT_EVAL=y samples nothing, because SAMPLE_TOKENS=0")
     return warnings
+
+
+def _check_pruned(bind: Bind) -> list[str]:
+    """Check pruning against the shapes of the model; returns warnings."""
+    options = bind(shape.ShapeOptions)
+    shapes = shape.tensors(options, vocabulary.SIZES[bind(TokenizerOptions).tokenizer])
+    return feasible.check_model(bind, shapes, shape.groups(options))
+
+
+def new(schema: Schema) -> list[str]:
+    """Run all checks of a new run that do not import PyTorch. Returns warnings; raises UsageError with all problems."""
+    problems = Problems()
+    warnings = problems.of(lambda: quick(schema.bind, shaped=not schema["INIT_FROM"]))
+    problems.of(lambda: check_names(schema.bind(NamesOptions)))
+    problems.tell()
+    return [*untrainable(schema), *idle(schema), *warnings]
+
+
+def untrainable(schema: Schema) -> list[str]:
+    """Why make train refuses the configuration, though another program takes it."""
+    problems = Problems()
+    problems.of(lambda: check_trainable(schema.bind(TrainableOptions)))
+    return problems
+
+
+def idle(schema: Schema) -> list[str]:
+    """Warnings about options that were given and do nothing, because there is no teacher."""
+    names = [name for name in ("DISTILL_WEIGHT", "DISTILL_TEMPERATURE") if name in schema.given]
+    texts = [f"{name}={schema.options[name].text}" for name in names if schema["DISTILL_FROM"] == ""]
+    return [f"{text} does nothing, because DISTILL_FROM is empty" for text in texts]
 
 
 def check(bind: Bind, ranks: int = 1) -> None:
@@ -143,17 +250,18 @@ def check(bind: Bind, ranks: int = 1) -> None:
 
     The model is built on the device `meta`, without memory, so this takes milliseconds once PyTorch is imported.
     """
-    quick(bind)
+    problems = Problems()
+    problems.of(lambda: check_shares(bind(SharesOptions), ranks))
+    problems.of(lambda: quick(bind))
+    problems.tell()
     import torch
 
     from gpt2 import footprint, model
-    from gpt2.data import tokenizer, windows
+    from gpt2.data import tokenizer
     from gpt2.unfilled import Unfilled
     from lib import optim, prune
 
-    problems = Problems()
-    problems.of(lambda: windows.check_shares(bind(windows.DataOptions), ranks))
-    options = bind(shape.ModelOptions)
+    options = bind(shape.ShapeOptions)
     problems.of(lambda: optim.build(footprint.small(options), bind))
     with torch.device("meta"), Unfilled():
         planned = model.GPT2(options, tokenizer.vocab_size(bind(TokenizerOptions).tokenizer))

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,9 +12,10 @@ from gpt2.divergence import Diverged
 from gpt2.rescue import Spare
 from gpt2.training import Training
 from lib import track
+from lib.base import launch
 from lib.base.errors import UserError
 from lib.base.metric import Metric
-from lib.record import checkpoint, history, journal, media, pictures
+from lib.record import checkpoint, history, journal, media, pictures, short
 from lib.terminal.console import Console, say
 from lib.track import waiting
 
@@ -199,12 +199,15 @@ class Recorder:
         row = journal.history(self.folder).get(("eval", step))
         return journal.numbers(row)["val_loss"] if row else None
 
-    def interrupt(self, step: int) -> None:
-        """Record that the user interrupted the run after this step, and say how to continue it."""
+    def interrupt(self, step: int, run_time: str) -> None:
+        """Record that the user or the limit `run_time` stopped the run after this step; say how to continue it."""
         self.hurry()
-        self.write("finish", step, {}, status="interrupted")
+        why = {"message": short.words(run_time)} if run_time else {}
+        self.write("finish", step, {}, status="interrupted", **why)
         self.console.close()
-        say(f"stopped after step {step}; continue with: make resume RUN={shlex.quote(str(self.folder))}")
+        more = "RUN_TIME=..." if run_time else ""
+        begins = f"{why['message']}: stopped" if why else "stopped"
+        say(f"{begins} after step {step}; continue with: {launch.resume(self.folder, more)}")
 
     def rescue(self, step: int) -> str:
         """Save the run in a new place after its folder was removed or moved; returns what happened to the folder."""
@@ -255,5 +258,8 @@ class Unrecorded:
     def has_checkpoint(self, step: int) -> bool:
         return False
 
-    def interrupt(self, step: int) -> None:
+    def interrupt(self, step: int, run_time: str) -> None:
         pass
+
+    def seconds(self) -> float:
+        return 0.0  # the first rank knows it, and all stop together

@@ -3,8 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from gpt2 import alerts, ending
+from gpt2 import alerts, ending, micro_batches
 from gpt2.announce import Start
+from gpt2.weights import adopt
 from lib.base import files
 from lib.base.errors import UsageError
 from lib.base.launch import Launch
@@ -36,6 +37,13 @@ def still_to_do(schema: Schema, folder: Path) -> dict[str, list[str]] | None:
         files.write_json(Path(output), history.read(summary))
     say(f"{folder} is finished: see {summary}; to train further, raise MAX_ITERS")
     return None
+
+
+def follow(schema: Schema, folder: Path) -> None:
+    """Give `schema` what the run in `folder`, begun by this job, has found since: learning rate, shape, cut."""
+    retries.follow(schema, folder)
+    adopt.follow(schema, folder)
+    micro_batches.follow(schema, folder)
 
 
 def say_begun(schema: Schema, folder: Path, launch: Launch) -> None:

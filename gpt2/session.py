@@ -9,35 +9,51 @@ import dataclasses
 import functools
 import gc
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from gpt2 import announce, beginning, ending, footprint, loop, pace, preflight, resume, sample
+from gpt2 import (
+    announce,
+    beginning,
+    ending,
+    first_batches,
+    footprint,
+    kernels,
+    limit,
+    loop,
+    micro_batches,
+    pace,
+    preflight,
+    resume,
+    sample,
+)
 from gpt2.alerts import AlertOptions, Watch
 from gpt2.announce import Start
 from gpt2.data import prepare, shards, windows
 from gpt2.data import tokenizer as tokenizers
+from gpt2.distillation import DistillOptions, Teacher
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.evaluation import tasks
-from gpt2.model import GPT2, ModelOptions
+from gpt2.kernels import KernelOptions
+from gpt2.model import GPT2
 from gpt2.recorder import Recorder, Unrecorded
+from gpt2.shape import ShapeOptions
 from gpt2.training import Training
-from gpt2.weights import adopt
 from lib import optim, prune, schedule, track
-from lib.base import files
+from lib.base import durations, files
 from lib.base.errors import UsageError, UserError
 from lib.base.launch import Launch
-from lib.base.signals import StopSignals
+from lib.base.signals import ANSWER, StopSignals
 from lib.config import matters
 from lib.config.kconf import Options, Schema
 from lib.machine import device
 from lib.machine.use import Use
-from lib.record import checkpoint, history, journal, lineage, monitor, provenance, retries, run
+from lib.record import checkpoint, history, journal, lineage, monitor, option_changes, provenance, retries, run
 from lib.terminal.console import Console, say
 from lib.track import waiting
 
@@ -55,8 +71,7 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
     first = machine.ranks.first
     with device.errors_for_users(), machine.ranks:
         if run_id and (folder := first(lambda: run.find(options.output_dir, run_id))):
-            retries.follow(schema, folder)
-            adopt.follow(schema, folder)
+            resume.follow(schema, folder)
             first(lambda: resume.say_begun(schema, folder, launch))
         if folder:
             changed = first(lambda: resume.still_to_do(schema, folder))
@@ -71,6 +86,9 @@ def train(schema: Schema, command: list[str], launch: Launch, folder: Path | Non
             origin = beginning.new(schema, machine.ranks)
             if origin.weights:
                 first(lambda: _warn([*schema.warnings[told:], *preflight.quick(schema.bind)]))
+        if note := micro_batches.cut(schema, machine):
+            first(lambda: say(f"note: {note}"))
+            changed = first(lambda: option_changes.find(schema, folder)) if folder else {}
         session = Session(schema, machine, origin)  # before the folder: a run that cannot be built leaves no folder
         folder = folder or first(lambda: _new(schema, options, run_id))
         start = Start(folder, command, changed)
@@ -130,21 +148,23 @@ class Session:
         self.schema, self.options, self.machine = schema, schema.bind(SessionOptions), machine
         preflight.check(schema.bind, machine.ranks.size)
         device.check_compiler(self.options.compile, machine)
-        shape, vocab_size = schema.bind(ModelOptions), tokenizers.vocab_size(self.options.tokenizer)
+        shape, vocab_size = schema.bind(ShapeOptions), tokenizers.vocab_size(self.options.tokenizer)
         begins = beginning.read(origin, machine.ranks, shape.block_size, vocab_size)  # preparing data may take hours
         self.begun = begins.facts
         machine.ranks.first(self._prepare)
         data_options = schema.bind(windows.DataOptions)
         self.data = windows.load(data_options, machine.ranks, pin=machine.device.type == "cuda")
+        teacher = begins.teacher and Teacher(begins.teacher.to(machine.device), schema.bind(DistillOptions))
         torch.manual_seed(self.options.seed)
         self.model = GPT2(shape, self.data.vocab_size)
         if begins.state is not None:
             self.model.load(begins.state)
         self.model.to(machine.device)
         optimizer = optim.build(self.model, schema.bind)
-        pruner = prune.build(self.model, optimizer, schema.bind, begins.masks)
+        losses = None if origin.saved else first_batches.losses(self.model, self.data, machine)
+        pruner = prune.build(self.model, optimizer, schema.bind, begins.masks, losses)
         divergence = schema.bind(DivergenceOptions)
-        self.training = Training(self.model, optimizer, pruner, machine, divergence, self.data.sums)
+        self.training = Training(self.model, optimizer, pruner, machine, divergence, self.data.sums, teacher)
         self.schedule = schedule.build(schema.bind)
 
     def train(self, start: Start) -> int:
@@ -155,20 +175,24 @@ class Session:
         ranks = self.machine.ranks
         identity = ranks.first(lambda: run.Identity.load(start.folder))
         with ExitStack() as stack:
-            with StopSignals() as asked:
+            with self._signals() as asked:
                 book = ranks.only_first(lambda: self._open(start.folder, stack, asked), None)
                 use = self._restore(start.folder, identity)
                 recorder = ranks.only_first(
                     lambda: self._record(start, book, identity, use, stack, asked), Unrecorded(start.folder)
                 )
-                if self._loop(recorder, asked):
-                    return asked.exit_code or 128 + signal.SIGTERM  # 0 here means that another rank got the signal
-            with StopSignals("recording the end of the run") as asked:
+                if code := self._loop(recorder, asked):
+                    return code
+            with self._signals("recording the end of the run") as asked:
                 ranks.first(lambda: self._finish(recorder, asked))
                 if ranks.rank == 0:  # the others end: this may take longer than they can wait for an answer
                     options = self.schema.bind(ending.TaskOptions)
                     ending.measure_tasks(self.training, self.data, self.machine, recorder, options, asked)
             return asked.exit_code
+
+    def _signals(self, answer: str = ANSWER) -> StopSignals:
+        """A context that notes signals. Only rank 0 answers them."""
+        return StopSignals("" if self.machine.ranks.rank else answer)
 
     # ---- before the loop -------------------------------------------------------------------------------------------
 
@@ -192,17 +216,16 @@ class Session:
 
         Raises UserError if the run cannot continue from the checkpoint, or if ranks differ.
         """
-        ranks, before = self.machine.ranks, None
+        ranks, state = self.machine.ranks, {}
         if ranks.first(lambda: bool(checkpoint.find(folder / "checkpoints"))):
             expected = {"run_id": identity.run_id, "shapes": checkpoint.shapes(self.model.state_dict())}
             state = checkpoint.load_newest(folder, self.machine.device, expected)
             self.training.load_state_dict(state)
-            before = state.get("compiled")
             if changed := shards.differing(self.training.data_before, self.data.sums()):
                 raise UserError(
                     f"{folder}: was trained on other data than {self.data.folder} holds ({changed}); restore that data"
                 )
-        use = self._compile(before)
+        use = self._choose(state)
         options = {name: entry["value"] for name, entry in self.schema.provenance().items()}
         decisive = matters.decisive(self.schema)
         values = {name: value for name, value in options.items() if name in decisive}
@@ -211,13 +234,21 @@ class Session:
         ranks.reseed(self.options.seed, self.training.step)
         return use
 
-    def _compile(self, before: bool | None) -> Use:
-        """Compile the model if configured; returns the machine's use. `before`: whether a resumed run was compiled."""
+    def _choose(self, state: dict[str, Any]) -> Use:
+        """Choose how to compute, for a resumed run as in the `state` of its checkpoint; returns the machine's use."""
         tokens = self.data.tokens_per_step * self.schedule.max_iters / self.machine.ranks.size
-        flops = self.model.flops_per_token() * tokens
-        compiled, reason = device.compiles(self.options.compile, self.machine, flops, before)
+        flops = self.training.flops_per_token() * tokens
+        options, batch, before = self.schema.bind(KernelOptions), self.schema["BATCH_SIZE"], state.get("kernels")
+        choice = kernels.choose(options, self.machine, self.model.options, batch, flops, before)
+        choice.apply(self.model)
+        if self.training.teacher:
+            choice.apply(self.training.teacher.model)
+        self.training.kernels = choice.kept()
+        before = state.get("compiled")
+        compiled, reason = device.compiles(self.options.compile, self.machine, flops, before, choice.rate)
         self.training.compile(compiled)
-        return self.machine.use(compiled, reason)
+        use = self.machine.use(compiled, reason)
+        return dataclasses.replace(use, kernels=choice.kernels, kernels_reason=choice.reason)
 
     def _record(
         self,
@@ -235,7 +266,7 @@ class Session:
         file = f"provenance-{book.seq}.json" if book.seq else "provenance.json"
         if note := provenance.save(schema, folder, start.command, file, self.begun):
             console.say(f"note: {note}")
-        facts = announce.facts(schema, use, identity)
+        facts = announce.facts(schema, use, identity, self.data, training)
         announce.begin(start, book, console, training, max_iters, facts, self.begun)
         # Only after the journal has the start. A kill or a full disk before this leaves the run as it was.
         (folder / "summary.json").unlink(missing_ok=True)  # of an earlier end
@@ -244,6 +275,7 @@ class Session:
         rate = schema.options["LEARNING_RATE"].text
         announce.show_changes(start, book, console, training, schema["RETRIES"], rate)
         seconds = pace.seconds_left(training, self.data, self.machine, self.schedule, self.options.eval_interval)
+        training.begin_compiling()
         pruning = self.options.pruning_method
         begun = lineage.described(self.begun)
         announce.show_facts(console, folder, training, self.data, use.words(), pruning, self.schedule, seconds, begun)
@@ -255,7 +287,7 @@ class Session:
 
         sigma = schema.bind(AlertOptions).loss_spike_sigma
         reached = pruning == "given" or "alert sparsity" in book.reached  # given masks are no news
-        watch = Watch(self.data.vocab_size, training.pruner.goal(), reached, sigma)
+        watch = Watch(self.data.vocab_size, training.pruner.goal(), reached, sigma, training.pruner.ends())
         watch.recall(folder, training.step)
         named = [session.get("config", {}).get("checkpoint_at") for session in history.skim(folder).sessions]
         keeping, trackers = schema.bind(checkpoint.Keeping).and_earlier(named), track.names(self.options.tracker)
@@ -280,21 +312,30 @@ class Session:
 
     # ---- the loop and after ----------------------------------------------------------------------------------------
 
-    def _loop(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> bool:
-        """Train. Returns whether some rank was asked to stop. Raises if anything else ends the run early."""
+    def _loop(self, recorder: Recorder | Unrecorded, asked: StopSignals) -> int:
+        """Train. Returns the exit code if some rank was asked to stop or the time is over, else 0.
+
+        Raises if anything else ends the run early.
+        """
         training, ranks = self.training, self.machine.ranks
+        late = limit.Limit(self.schema.bind(limit.LimitOptions), training, recorder.seconds).over
         try:
             with self._compiling(asked):
                 self._evaluate_if_missing(recorder, asked)
                 _until_asked(recorder.ready, asked)
                 options = self.schema.bind(loop.LoopOptions)
-                loop.train(training, self.data, self.machine, options, self.schedule, recorder, asked)
+                loop.train(
+                    training, self.data, self.machine, options, self.schedule, recorder, lambda: asked() or late()
+                )
                 recorder.settle()
                 self._evaluate_if_missing(recorder, asked)
-            stopped = ranks.any(asked())
-            if stopped:
+            if code := ranks.highest(asked.exit_code):  # the signal may have come to another rank
                 ending.stopped(recorder, training.step)
-            return stopped
+                return code
+            if ranks.any(late()):
+                ending.stopped(recorder, training.step, run_time=self.schema["RUN_TIME"])
+                return durations.TIME_OVER
+            return 0
         except journal.Displaced:
             raise ending.displaced(recorder, training.step) from None
         except Diverged as error:
@@ -307,7 +348,7 @@ class Session:
         except Exception as error:
             if asked() and device.is_compilers(error):  # Ctrl-C ended the compiler that torch.compile had called
                 ending.stopped(recorder, training.step, save=False)
-                return True
+                return asked.exit_code
             ending.failed(error, training, recorder)
             raise
 

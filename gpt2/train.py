@@ -20,12 +20,13 @@ if not __package__:  # run as a program: Python put gpt2/ on the path, but impor
 
 from gpt2 import preflight
 from lib import track
-from lib.base import launch, signals, threads
+from lib.base import garbage, launch, load, signals, spinning
 from lib.base.errors import UsageError, UserError, run_program
 from lib.config import command_line
 from lib.config.kconf import ROOT, Schema
-from lib.record import checkpoint_file, run
+from lib.record import checkpoint_file, run, trl_checkpoints
 
+_BEGAN = load.read()
 _TINY = "defconfigs/gpt2_tiny_defconfig"
 
 
@@ -55,12 +56,36 @@ def _check_newest(folder: Path, wanted: str) -> None:
     if path == found[-1]:
         return
     aside = shlex.quote(str(folder / "newer"))
-    newer = [*found[found.index(path) + 1 :], *folder.glob("summary.json")]
+    newer = [
+        *found[found.index(path) + 1 :],
+        *trl_checkpoints.after(folder, checkpoint_file.step(path)),
+        *folder.glob("summary.json"),
+    ]
     raise UsageError(
         f"{folder}: continues from its newest checkpoint, {found[-1].name}; to go back to {path.name}, first move "
         f"everything newer away: mkdir -p {aside} && mv {shlex.join(map(str, newer))} {aside} && "
         f"make resume RUN={shlex.quote(str(folder))}"
     )
+
+
+def resolved(argv: list[str], count: int) -> tuple[Schema, argparse.Namespace]:
+    """The configuration that these words ask for, and the run to resume if there is one; raises UserError.
+
+    It is for `count` processes of an engine, which trains no fine-tuning.
+    """
+    schema, args = _read(argv)
+    if args.resume and schema["FINETUNE_RECIPE"] != "none":
+        raise UsageError(
+            f"{args.resume}: is a fine-tuning, which no ENGINE trains; continue it on this machine: make resume "
+            f"RUN={shlex.quote(str(args.resume))}{f' NPROC={count}' if count > 1 else ''}"
+        )
+    preflight.check_trainable(schema.bind(preflight.TrainableOptions), args.resume)
+    return schema, args
+
+
+def _read(argv: list[str]) -> tuple[Schema, argparse.Namespace]:
+    own = functools.partial(_own_configuration, argv)
+    return command_line.resolve(__doc__, argv, arguments=_arguments, base=own)
 
 
 def train(argv: list[str]) -> int:
@@ -71,15 +96,18 @@ def train(argv: list[str]) -> int:
     """
     launched = launch.found(os.environ)
     with _naming_the_rank(launched.rank):
-        own = functools.partial(_own_configuration, argv)
-        schema, args = command_line.resolve(__doc__, argv, arguments=_arguments, base=own)
+        schema, args = _read(argv)
+        if args.resume and schema["FINETUNE_RECIPE"] != "none":  # a run of another program, which imports ours
+            os.execv(sys.executable, [sys.executable, str(ROOT / "scripts/finetune.py"), *argv])
         preflight.check_trainable(schema.bind(preflight.TrainableOptions), args.resume)
         if launched.rank == 0:
             _warn(schema, args)
         track.names(schema["TRACKER"], schema.values())  # refuses a tracker that cannot be used here
-        threads.spin_little()
-        with signals.ending_at_once():
-            from gpt2 import place, session  # they import torch, which takes seconds: --help and mistakes come first
+        with signals.ending_at_once(), garbage.none():
+            from gpt2 import place  # imports numpy, but not torch: so much time passes that the choice need not wait
+
+            spinning.choose(_BEGAN)
+            from gpt2 import session  # imports torch, which takes seconds: --help and mistakes come first
 
         words = [__file__, *argv]
         if not args.resume:
@@ -107,7 +135,7 @@ def _warn(schema: Schema, args: argparse.Namespace) -> None:
     The shape of a new run that starts from weights is not known yet, so that run is checked later.
     """
     known = bool(args.resume or not schema["INIT_FROM"])
-    for warning in [*schema.warnings, *(preflight.quick(schema.bind) if known else [])]:
+    for warning in [*schema.warnings, *preflight.idle(schema), *(preflight.quick(schema.bind) if known else [])]:
         print(f"warning: {warning}", file=sys.stderr)
     if known and not args.resume and not command_line.config_files(args.config, os.environ):
         tiny = min(ROOT / _TINY, os.path.relpath(ROOT / _TINY), key=lambda path: len(str(path)))

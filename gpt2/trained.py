@@ -3,7 +3,8 @@
 import dataclasses
 
 from gpt2.data import tokenizer as tokenizers
-from gpt2.model import GPT2, ModelOptions
+from gpt2.model import GPT2
+from gpt2.shape import ShapeOptions
 from gpt2.weights.source import Source, Weights, read
 from lib.config.kconf import Schema
 from lib.machine import device
@@ -26,7 +27,7 @@ def load(source: Source, schema: Schema) -> Trained:
     """
     machine = device.choose(schema.bind(device.SystemOptions))
     tokenizer = tokenizers.load(schema["TOKENIZER"])
-    options = schema.bind(ModelOptions)
+    options = schema.bind(ShapeOptions)
     weights = read(source, options.block_size, tokenizer.vocab_size)
     model = GPT2(options, tokenizer.vocab_size)
     model.load(weights.state)

@@ -1,5 +1,6 @@
 """What changes while training: weights, optimizer, pruner, counters and times. A checkpoint holds all of it."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2.distillation import Teacher
 from gpt2.divergence import DivergenceOptions, Guard
 from gpt2.model import GPT2
 from lib import optim
+from lib.base import garbage
 from lib.machine import random_state
 from lib.machine.device import Machine
-from lib.prune import AnyPruner
+from lib.prune.pruners import AnyPruner
 from lib.record import checkpoint
 from lib.record.best import Evaluation, best
 
@@ -28,10 +31,15 @@ class Training:
         machine: Machine,
         divergence: DivergenceOptions,
         data_sums: Callable[[], dict[str, dict[str, str]]],
+        teacher: Teacher | None = None,
     ):
-        """`data_sums` gives the SHA-256 of each data file (split -> file -> sum). It raises if a file has changed."""
+        """`data_sums` gives the SHA-256 of each data file (split -> file -> sum). It raises if a file has changed.
+
+        `teacher` is on the device of the model.
+        """
         self.model, self.optimizer, self.pruner, self.device = model, optimizer, pruner, machine.device
-        self.data_sums = data_sums
+        self.data_sums, self.teacher = data_sums, teacher
+        self.kernels: dict[str, Any] = {}  # how a resumed run has to compute, see gpt2.kernels
         self.compile(False)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
         self.good_scale = self.scaler.state_dict()  # the scale when updates were last known to be finite
@@ -46,7 +54,47 @@ class Training:
     def compile(self, compiled: bool) -> None:
         """From now on compute with the compiled model, or with the plain one."""
         self.compiled = compiled
-        self.forward: Callable[..., Tensor] = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self.forward: Callable[..., Tensor] = self.model
+        self.taught = self.teacher and self.teacher.losses
+        if compiled:
+            with garbage.paused():
+                self._compile()
+
+    def _compile(self) -> None:
+        from torch._functorch import config  # imports the compiler, which takes a second
+
+        # Otherwise torch traces a model with an autograd.Function again at every start. The key of its cache has the
+        # operations of such functions, so it traces them again after a change.
+        config.autograd_cache_allow_custom_autograd_functions = True
+        self.forward = torch.compile(self.model, dynamic=False)
+        self.taught = self.teacher and torch.compile(self.teacher.losses, dynamic=False)
+
+    def learn(self, tokens: Tensor, targets: Tensor, plain: bool = False) -> tuple[Tensor, Tensor]:
+        """The loss to minimise, and what is recorded of it: (1,) the cross entropy, or (2,) with the teacher's KL too.
+
+        `plain`: without torch.compile.
+        """
+        if self.teacher is None:
+            loss = (self.model if plain else self.forward)(tokens, targets)
+            return loss, loss[None]
+        losses = (self.teacher.losses if plain else self.taught)(self.model, tokens, targets)
+        return losses[0], losses[1:]
+
+    def flops_per_token(self) -> int:
+        """Operations for a token of a step: those of the model, and of the forward pass of its teacher."""
+        return self.model.flops_per_token() + self.teacher_flops()
+
+    def teacher_flops(self) -> int:
+        """Operations of the teacher for a token; 0 without one."""
+        return self.teacher.flops_per_token() if self.teacher else 0
+
+    def begin_compiling(self) -> None:
+        """Start what the compiler needs while torch traces the model. Nothing may be timed meanwhile."""
+        if self.compiled and self.device.type == "cpu":
+            from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+            # Small programs find out which instructions the processor has. They take a second; torch keeps the answer.
+            threading.Thread(target=valid_vec_isa_list, daemon=True).start()
 
     @property
     def best(self) -> Evaluation:
@@ -63,6 +111,7 @@ class Training:
             "skipped": self.guard.left_out(),
             "random": random_state.of(self.device),
             "data": self.data_sums(),
+            "kernels": self.kernels,
             "compiled": self.compiled,
             "step": self.step,
             "best": self.best._asdict() if self.evaluations else {},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from gpt2.data import vocabulary
 from lib.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _class(name: str) -> type[Tokenizer]:
 class Gpt2:
     """GPT-2's byte-pair encoding, computed by tiktoken from the published table."""
 
-    vocab_size = 50257
+    vocab_size = vocabulary.SIZES["gpt2"]
     end_of_text = 50256
 
     def __init__(self):
@@ -132,7 +133,7 @@ class Gpt2:
 class Bytes:
     """One token per byte of UTF-8; byte 0, which text does not contain, ends a document."""
 
-    vocab_size = 256
+    vocab_size = vocabulary.SIZES["bytes"]
     end_of_text = 0
 
     def text_bytes(self) -> np.ndarray:

@@ -5,7 +5,7 @@ import os
 import resource
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +68,13 @@ class TokenFile:
             return content
         # `verify` has checked that all ids fit. An id that was changed later is clipped, so it stays invalid.
         return np.frombuffer(content, self.dtype).clip(max=np.iinfo(TOKEN).max).astype(TOKEN).tobytes()
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the complete file, piece by piece."""
+        place = 0
+        while piece := self._read(_CHUNK_BYTES, place):
+            yield piece
+            place += len(piece)
 
     def state(self) -> tuple[int, int]:
         """Return the current size in bytes and the time of the last change in ns."""

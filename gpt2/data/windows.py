@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2.data import bins, prepared, shards, tokens
+from gpt2.data import bins, local_copy, prepared, shards, tokens
 from gpt2.data import tokenizer as tokenizers
 from gpt2.data.local_files import DataError
 from gpt2.data.shards import SPLITS
 from gpt2.data.tokens import TOKEN, Seal, TokenFile
 from lib.base.errors import UsageError
+from lib.base.files import named
 from lib.machine.dist import ALONE, Ranks
 from lib.terminal.console import say
 
@@ -41,21 +42,7 @@ class DataOptions(prepared.PreparedOptions):
     gradient_accumulation: int  # micro-batches
     seed: int
     eval_samples: int | None  # windows; None: nothing is evaluated
-
-
-def check_shares(options: DataOptions, ranks: int) -> None:
-    """Raise UsageError unless all ranks get the same number of micro-batches of a step."""
-    micro, windows = options.gradient_accumulation, options.gradient_accumulation * options.batch_size
-    if micro % ranks == 0:
-        return
-    same = [count for count in range(ranks, windows + 1, ranks) if windows % count == 0]
-    count = min((n for n in same if n > micro), default=max(same, default=0))
-    advice = (
-        f"GRADIENT_ACCUMULATION={count} BATCH_SIZE={windows // count}, which learns the same"
-        if count
-        else f"a multiple of {ranks}, such as GRADIENT_ACCUMULATION={-(-micro // ranks) * ranks}"
-    )
-    raise UsageError(f"GRADIENT_ACCUMULATION={micro}: cannot be shared by {ranks} ranks evenly; set {advice}")
+    data_cache_dir: str  # for copies of the token files on this machine; empty: none
 
 
 def load(options: DataOptions, ranks: Ranks = ALONE, pin: bool = False) -> "Data":
@@ -70,6 +57,8 @@ def load(options: DataOptions, ranks: Ranks = ALONE, pin: bool = False) -> "Data
     else:
         meta = _meta(options, tokenizer)
         files, known = shards.open_shards(options.folder, meta, options.splits), shards.seals(meta)
+    if options.data_cache_dir:
+        files = local_copy.made(options.folder, files, known, named(options.data_cache_dir), ranks.rank == 0)
     data = Data(options, files, tokenizer, pin)
     seen = ranks.first(lambda: data.verify(known, shards.CHANGED))
     ranks.first(lambda: _say_notes(data, meta))

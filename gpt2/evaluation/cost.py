@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from gpt2.evaluation import speed
 from gpt2.evaluation.result import Result
 from lib.base.errors import UserError
 from lib.machine.device import Machine
+from lib.prune import bits
 
 _WIDTHS = {"float32": torch.float32, "16bit": torch.bfloat16}  # float16 takes as much
 
@@ -61,7 +61,7 @@ def packed(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], dtype: torc
     for name, tensor in state.items():
         if name in masks:
             keeps = masks[name].bool()
-            found[f"{name}.mask"] = torch.from_numpy(np.packbits(keeps.numpy()))
+            found[f"{name}.mask"] = bits.pack(keeps)
             found[f"{name}.values"] = tensor[keeps].to(dtype)
         else:
             found[name] = tensor.to(dtype)

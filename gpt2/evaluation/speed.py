@@ -3,12 +3,10 @@
 Every figure is of the whole model, with its embedding, attention and head, which stay dense. Nothing is compiled.
 """
 
-import contextlib
 import copy
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +16,9 @@ from tqdm import tqdm
 
 from gpt2.data.local_files import reason
 from gpt2.evaluation.result import Result
-from lib.machine import device
+from lib.machine import device, turns
 from lib.machine.device import Machine
 
-_SECONDS, _LEAST, _MOST = 4.0, 3, 50  # for the rounds of a length of input; rounds
 _PASS, _SHORTEST = 0.7, 64  # seconds that the dense model takes for a prompt; tokens
 _TOLERANCE = {torch.float32: 1e-3}  # of the largest activation; in 16 bits _TOLERANCE_16
 _TOLERANCE_16 = 5e-2
@@ -67,24 +64,20 @@ class TwoFour(nn.Module):
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute the model: `layers` are put in the place of its own, path -> layer."""
+    """A way to compute the model."""
 
     name: str
     model: nn.Module
-    layers: dict[str, nn.Module]
     base: str = ""  # the dense variant that it is compared with
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[nn.Module]:
-        """A context in which the model has the layers."""
-        own = {path: self.model.get_submodule(path) for path in self.layers}
-        try:
-            for path, layer in self.layers.items():
-                self.model.set_submodule(path, layer)
-            yield self.model
-        finally:
-            for path, layer in own.items():
-                self.model.set_submodule(path, layer)
+
+def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """A model that has `layers` in the place of its own, path -> layer, and shares all other weights with `model`."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    found = copy.deepcopy(model, shared)
+    for path, layer in layers.items():
+        found.set_submodule(path, layer)
+    return found
 
 
 @torch.no_grad()
@@ -93,7 +86,7 @@ def measure(model: nn.Module, layers: Sequence[str], machine: Machine) -> Result
 
     The prompt fills the context. A slow device gets a half, a quarter, ... of it, as its length in the notes says.
     `layers` are the paths of the pruned linear layers. A sparse variant is timed only if its activations are those of
-    the dense one up to rounding. The variants take turns; a figure is the median of the rounds.
+    the dense one up to rounding. The figures are those of the fastest rounds: see turns.fastest.
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocab_size, (1, model.block_size), generator=generator).to(machine.device)
@@ -103,7 +96,7 @@ def measure(model: nn.Module, layers: Sequence[str], machine: Machine) -> Result
     for what, length in {"prompt": tokens.shape[1], "decoding": 1}.items():
         seconds, rounds = _time(variants, tokens[:, :length], machine)
         counts.append(rounds)
-        values |= {f"speed/{name}_{what}_tokens_per_second": length / median for name, median in seconds.items()}
+        values |= {f"speed/{name}_{what}_tokens_per_second": length / fastest for name, fastest in seconds.items()}
         of = f"a prompt of {length:,} tokens" if what == "prompt" else "one token without a cache of earlier ones"
         for variant in variants:
             if variant.base:
@@ -119,10 +112,10 @@ def _prompt(model: nn.Module, tokens: Tensor, machine: Machine) -> Tensor:
     """The beginning of `tokens` that the dense model reads in _PASS seconds."""
     model.hidden(tokens[:, :1])  # a device's first work takes longer
     while True:
-        _wait(machine.device)
+        turns.wait(machine.device)
         start = time.perf_counter()
         model.hidden(tokens)
-        _wait(machine.device)
+        turns.wait(machine.device)
         if time.perf_counter() - start <= _PASS or tokens.shape[1] <= _SHORTEST:
             return tokens
         tokens = tokens[:, : max(_SHORTEST, tokens.shape[1] // 2)]
@@ -137,16 +130,16 @@ def _variants(model: nn.Module, layers: list[str], machine: Machine, tokens: Ten
     """The ways that can be timed here, and sentences about the others."""
     found, notes = [], []
     if machine.device.type == "cpu":
-        found.append(Variant("dense", model, {}))
+        found.append(Variant("dense", model))
         _add("csr", Csr, found, layers, tokens, notes)
         notes.append("2to4: not timed: a CPU has no 2:4 kernels; they need a CUDA device of compute capability 8.0")
         if machine.dtype != torch.float32:
             half = copy.deepcopy(model).to(machine.dtype)
-            found.append(Variant(f"dense_{str(machine.dtype).removeprefix('torch.')}", half, {}, "dense"))
+            found.append(Variant(f"dense_{str(machine.dtype).removeprefix('torch.')}", half, "dense"))
             notes.append("dense and csr compute in float32, because torch has no CSR products in 16 bits on a CPU")
         return found, notes
     ours = model if machine.dtype == torch.float32 else copy.deepcopy(model).to(machine.dtype)
-    found.append(Variant("dense", ours, {}))
+    found.append(Variant("dense", ours))
     notes.append("csr: not timed: it is timed on a CPU, with DEVICE=cpu")
     if why := _no_two_four(ours, layers, machine):
         notes.append(f"2to4: not timed: {why}")
@@ -181,9 +174,8 @@ def _add(
     """Append the variant to `found` if it computes here what the dense one does; else say why not in `notes`."""
     dense = found[0]
     try:
-        sparse = Variant(name, dense.model, {path: kind(dense.model.get_submodule(path)) for path in layers}, "dense")
-        with sparse.installed() as model:
-            hidden = model.hidden(tokens).float()
+        model = replaced(dense.model, {path: kind(dense.model.get_submodule(path)) for path in layers})
+        hidden = model.hidden(tokens).float()
     except (RuntimeError, NotImplementedError) as error:
         if device.is_out_of_memory(error):
             raise
@@ -196,28 +188,15 @@ def _add(
         notes.append(f"{name}: not timed: its activations are off by {off:.1e} of the largest one, so it is wrong here")
         return
     notes.append(f"{name}: its activations are those of dense up to {off:.1e} of the largest one")
-    found.append(sparse)
+    found.append(Variant(name, model, "dense"))
 
 
 def _time(variants: list[Variant], tokens: Tensor, machine: Machine) -> tuple[dict[str, float], int]:
-    """The median seconds of a forward pass of each variant, and the number of rounds."""
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    began, rounds = time.perf_counter(), 0
-    with tqdm(desc=f"speed, {tokens.shape[1]} tokens", total=_MOST, unit=" rounds", disable=None, leave=False) as bar:
-        while rounds < _LEAST or (rounds < _MOST and time.perf_counter() - began < _SECONDS):
-            for variant in variants:
-                with variant.installed() as model:
-                    _wait(machine.device)
-                    start = time.perf_counter()
-                    model.logits(model.hidden(tokens)[:, -1])
-                    _wait(machine.device)
-                    seconds[variant.name].append(time.perf_counter() - start)
-            rounds += 1
-            bar.update()
-    return {name: statistics.median(found) for name, found in seconds.items()}, rounds
+    """The seconds of a forward pass of each variant in its fastest round, and the number of rounds."""
 
+    def work(model: nn.Module) -> turns.Work:
+        return lambda: model.logits(model.hidden(tokens)[:, -1])
 
-def _wait(where: torch.device) -> None:
-    """Wait until the device is idle."""
-    if where.type != "cpu":
-        getattr(torch, where.type).synchronize()
+    with tqdm(desc=f"speed, {tokens.shape[1]} tokens", unit=" rounds", disable=None, leave=False) as bar:
+        seconds, rounds = turns.fastest([work(variant.model) for variant in variants], machine.device, bar.update)
+    return dict(zip((variant.name for variant in variants), seconds, strict=True)), rounds

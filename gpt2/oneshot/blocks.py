@@ -5,7 +5,6 @@ Weights that are zero already count. The mask of a `Weight` has these zeros unti
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -13,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.model import GPT2
-from gpt2.oneshot import owl, sparsegpt
+from gpt2.oneshot import sparsegpt
 from gpt2.oneshot.inputs import SQUARES, Inputs
 from lib.base.errors import UsageError
 from lib.config.kconf import Options
 from lib.machine.device import Machine
-from lib.prune import mask, scope
+from lib.prune import kinds, mask, owl, scope, units
 from lib.prune.score.magnitude import Magnitude
 from lib.prune.score.random import Random
-from lib.prune.score.wanda import wanda
+from lib.prune.score.wanda import INPUTS, wanda
 from lib.prune.weight import Weight
 
 _BY_INPUTS = ("wanda", "sparsegpt")  # methods that measure the inputs of layers
@@ -35,6 +34,7 @@ class OneshotOptions(Options):
     """How to prune a finished model. An option is None where the method or the distribution does not use it."""
 
     pruning_method: str
+    pruning_structure: str | None
     pruning_distribution: str | None
     pruning_n: int | None
     pruning_m: int | None
@@ -53,9 +53,20 @@ class OneshotOptions(Options):
         """The share of the weights in scope that is pruned."""
         return 1 - self.pruning_n / self.pruning_m if self.target_sparsity is None else self.target_sparsity
 
+    def groups(self, model: GPT2) -> list[kinds.Group]:
+        """The neurons and heads that are pruned as a whole; none if single weights are pruned."""
+        plain = self.pruning_structure in (None, "none")
+        return [] if plain else kinds.chosen(model.groups(), self.pruning_structure)
+
+    def parameters(self, model: GPT2) -> dict[str, nn.Parameter]:
+        """Name -> parameter of those that are pruned."""
+        groups = self.groups(model)
+        return units.parameters(model, groups) if groups else scope.select(model, self.pruning_scope)
+
     def compared(self, distribution: str) -> mask.MaskOptions:
         """Masks by this distribution."""
-        return mask.MaskOptions(distribution, self.pruning_layer_cap, self.pruning_n, self.pruning_m)
+        numbers = self.pruning_layer_cap, self.pruning_n, self.pruning_m, self.owl_threshold, self.owl_lambda
+        return mask.MaskOptions(distribution, *numbers, self.pruning_method)
 
 
 @torch.no_grad()
@@ -79,11 +90,13 @@ def prune(
     model.eval()
     weights = _weights(model, options)
     layers = _layers(model, weights)
-    _check(weights, layers, options)
+    _check(model, weights, layers, options)
 
     def inputs() -> Inputs:
         return Inputs(model, windows.to(machine.device), asked)
 
+    if options.groups(model):
+        return _prune_units(model, weights, inputs, options, done, asked)
     budgets = _budgets(model, weights, layers, inputs, options)
     before = inputs() if options.pruning_method in _BY_INPUTS else None
 
@@ -110,7 +123,7 @@ def prune(
 def check(model: GPT2, options: OneshotOptions) -> None:
     """Raise UsageError for options that do not fit the tensors in scope."""
     weights = _weights(model, options)
-    _check(weights, _layers(model, weights), options)
+    _check(model, weights, _layers(model, weights), options)
 
 
 def _layers(model: GPT2, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -119,7 +132,7 @@ def _layers(model: GPT2, names: Iterable[str]) -> dict[str, nn.Module]:
 
 
 def _weights(model: GPT2, options: OneshotOptions) -> dict[str, Weight]:
-    parameters, used = scope.select(model, options.pruning_scope), model.used_rows()
+    parameters, used = options.parameters(model), model.used_rows()
     nothing = torch.optim.SGD(parameters.values())  # has no state, and never steps
     return {
         name: Weight(name, p, (p.detach()[: used.get(p)] != 0).to(torch.uint8), nothing)
@@ -127,7 +140,12 @@ def _weights(model: GPT2, options: OneshotOptions) -> dict[str, Weight]:
     }
 
 
-def _check(weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], options: OneshotOptions) -> None:
+def _check(
+    model: GPT2, weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], options: OneshotOptions
+) -> None:
+    if groups := options.groups(model):
+        kinds.check(groups, options.compared(options.pruning_distribution), options.sparsity)
+        return
     method, distribution = options.pruning_method, options.pruning_distribution
     for name, weight in weights.items():
         if isinstance(layers[name], nn.Linear) and layers[name].weight is weight.parameter:
@@ -145,6 +163,45 @@ def _check(weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], optio
         )
     shapes = {name: weight.mask.shape for name, weight in weights.items()}
     mask.check(options.compared(distribution), shapes, options.sparsity)
+
+
+def _prune_units(
+    model: GPT2,
+    weights: Mapping[str, Weight],
+    inputs: Callable[[], Inputs],
+    options: OneshotOptions,
+    done: Callable[[int], None],
+    asked: Callable[[], bool],
+) -> dict[str, Tensor]:
+    """Prune whole neurons and heads, which are all chosen in the dense model: they compete, or are few.
+
+    Wanda's score of a bias is its magnitude by the norm of its input, which is 1 for every token.
+    """
+    groups, score = options.groups(model), Magnitude().score
+    if options.pruning_method == "random":
+        score = Random(options.seed).score
+    if options.pruning_method == "wanda":
+        before = inputs()
+        tokens = before.states.shape[0] * before.states.shape[1]
+        matrices = {name: layer for name, layer in _layers(model, weights).items() if name.endswith(".weight")}
+        squares = _survey(model, matrices, before)
+
+        def score(weight: Weight) -> Tensor:
+            ones = torch.full_like(weight.value, tokens) if weight.mask.dim() == 1 else squares[weight.name]
+            return wanda(weight.value, ones)
+
+    scores = [units.summed(group, weights, score) for group in groups]
+    kept = [units.alive(group, weights) for group in groups]
+    flags = units.choose(groups, scores, kept, options.sparsity, options.compared(options.pruning_distribution))
+    masks = units.spread_all(groups, flags, weights)
+    for number in range(len(model.h)):
+        if asked():
+            raise KeyboardInterrupt
+        for name, weight in _of_block(weights, number).items():
+            weight.mask.copy_(masks[name])
+            weight.value.mul_(masks[name])
+        done(number + 1)
+    return masks
 
 
 def _budgets(
@@ -172,7 +229,10 @@ def _budgets(
     dense = distribution == "owl" or options.pruning_method in _BY_INPUTS
     measured = _survey(model, layers, inputs()) if dense else {}
     if distribution == "owl":
-        return owl.budgets(shapes, _densities(weights, measured, options), sparsity, gone)
+        for name, weight in weights.items():
+            weight.memory[INPUTS] = measured[name]
+        shares = owl.shares(list(weights.values()), sparsity, options.owl_threshold, options.owl_lambda)
+        return mask.budgets(compared, shapes, sparsity, gone, shares)
     masks = mask.choose(list(weights.values()), _score(options, measured), sparsity, compared, monotone=True)
     return {name: new.numel() - mask.ones(new) for name, new in zip(weights, masks, strict=True)}
 
@@ -186,21 +246,6 @@ def _survey(model: GPT2, layers: Mapping[str, nn.Linear], inputs: Inputs) -> dic
         if number + 1 < len(model.h):
             inputs.advance(block)
     return measured
-
-
-def _densities(
-    weights: Mapping[str, Weight], measured: Mapping[str, Tensor], options: OneshotOptions
-) -> dict[str, float]:
-    """Name -> OWL's density of the tensor's block."""
-    blocks: dict[str, list[Weight]] = {}
-    for name, weight in weights.items():
-        blocks.setdefault(name.split(".")[1], []).append(weight)
-    outliers = [
-        owl.outlier_share([functools.partial(wanda, w.value, measured[w.name]) for w in inside], options.owl_threshold)
-        for inside in blocks.values()
-    ]
-    found = owl.densities(outliers, options.sparsity, options.owl_lambda)
-    return {w.name: density for inside, density in zip(blocks.values(), found, strict=True) for w in inside}
 
 
 def _of_block(items: Mapping[str, Item], number: int) -> dict[str, Item]:
@@ -219,14 +264,9 @@ def _score(options: OneshotOptions, squares: Mapping[str, Tensor]) -> Callable[[
 
 
 def _prune_by_score(weight: Weight, budget: int, score: Callable[[Weight], Tensor], options: OneshotOptions) -> None:
-    """Zero the `budget` lowest scores, by row or by group where the distribution says so; zeros go first.
-
-    Wanda with OWL's shares compares within a row, as OWL's authors do.
-    """
-    within = options.pruning_distribution
-    if within == "owl" and options.pruning_method == "wanda":
-        within = "row"
-    elif within not in ("row", "n-m"):
+    """Zero the `budget` lowest scores, by row or by group where the distribution says so; zeros go first."""
+    within = options.compared(options.pruning_distribution).within
+    if within not in ("row", "n-m"):
         within = "layer"
     share, zeros_stay = budget / weight.mask.numel(), within != "n-m"  # a group may have more zeros than n:m asks for
     weight.mask.copy_(mask.choose([weight], score, share, options.compared(within), monotone=zeros_stay)[0])

@@ -8,11 +8,13 @@ from torch import Tensor
 from gpt2.model import GPT2
 from gpt2.oneshot.blocks import OneshotOptions
 from lib.base.errors import UsageError
-from lib.prune import scope
-from lib.prune.mask import MaskOptions, ones
+from lib.prune import units
+from lib.prune.limits import MaskOptions
+from lib.prune.mask import ones
 from lib.prune.pruner import SPARSITY, Pruner
 from lib.prune.schedule import Plan
 from lib.prune.score import Criterion
+from lib.prune.select import where
 from lib.prune.weight import Weight
 
 _NEAR = 1e-3  # a target this far below the present sparsity is the same: a few weights may be zero by chance
@@ -29,7 +31,7 @@ class Pruned(Pruner):
         """Keep the masks with which the weights were pruned. Weights that were zero before count as pruned too."""
         for weight in self.weights:
             torch.mul(masks[weight.name], weight.value != 0, out=weight.mask)
-            self.forget(weight)
+            self.forget(weight, where(weight.mask ^ 1))
         self.kept = sum(ones(weight.mask) for weight in self.weights)
 
     def layers(self) -> dict[str, float]:
@@ -42,8 +44,12 @@ def build(model: GPT2, optimizer: torch.optim.Optimizer, options: OneshotOptions
     used = model.used_rows()
     weights = [
         Weight(name, parameter, torch.ones_like(parameter[: used.get(parameter)], dtype=torch.uint8), optimizer)
-        for name, parameter in scope.select(model, options.pruning_scope).items()
+        for name, parameter in options.parameters(model).items()
     ]
+    if groups := options.groups(model):
+        named = {weight.name: weight for weight in weights}
+        gone = units.pruned_weights(groups, named, options.sparsity, distribution)
+        return Pruned(weights, gone / sum(weight.mask.numel() for weight in weights), distribution)
     pruner = Pruned(weights, options.sparsity, distribution)
     present = pruner.sparsity()
     if options.target_sparsity is not None and present > options.target_sparsity + _NEAR:

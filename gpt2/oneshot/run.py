@@ -19,6 +19,7 @@ from gpt2.alerts import AlertOptions, Watch
 from gpt2.data import prepare, windows
 from gpt2.divergence import Diverged, DivergenceOptions
 from gpt2.evaluation import tasks
+from gpt2.model import GPT2
 from gpt2.oneshot import blocks, pruned
 from gpt2.recorder import Recorder
 from gpt2.training import Training
@@ -31,6 +32,7 @@ from lib.base.signals import StopSignals
 from lib.config.kconf import Options, Schema
 from lib.machine import device
 from lib.prune import mask
+from lib.prune.sample import sampled_masks
 from lib.record import checkpoint, journal, lineage, monitor, provenance, run
 from lib.record.best import best
 from lib.terminal.console import Console, duration, say, table
@@ -85,20 +87,24 @@ class Pruning:
         preflight.check_evaluation(schema.bind(preflight.EvaluationOptions))
         self.tasks = schema.bind(ending.TaskOptions)
         tasks.check(self.tasks.eval_tasks, self.tasks.task_data)
-        self.oneshot = schema.bind(blocks.OneshotOptions)
         torch.manual_seed(self.options.seed)
         loaded = trained.load(source, schema)
         self.machine, self.begun = loaded.machine, {"init": beginning.init(source, loaded.weights)}
-        blocks.check(loaded.model, self.oneshot)
-        optimizer = optim.build(loaded.model, schema.bind)
-        pruner = pruned.build(loaded.model, optimizer, self.oneshot, schema.bind(mask.MaskOptions))
+        model, optimizer, pruner = self._prepare(loaded.model)
         data_options = schema.bind(windows.DataOptions)
         prepare.ensure(data_options)
         self.data = windows.load(data_options, pin=self.machine.device.type == "cuda")
         count = self.options.calibration_samples
         self.windows = None if count is None else self.data.calibration(count)
-        divergence = schema.bind(DivergenceOptions)
-        self.training = Training(loaded.model, optimizer, pruner, self.machine, divergence, self.data.sums)
+        self.divergence = schema.bind(DivergenceOptions)
+        self.training = Training(model, optimizer, pruner, self.machine, self.divergence, self.data.sums)
+
+    def _prepare(self, model: GPT2) -> tuple[GPT2, torch.optim.Optimizer, pruned.Pruned]:
+        """The model that the run saves, its optimizer and pruner; raises UserError for what cannot be pruned."""
+        self.oneshot = self.schema.bind(blocks.OneshotOptions)
+        blocks.check(model, self.oneshot)
+        optimizer = optim.build(model, self.schema.bind)
+        return model, optimizer, pruned.build(model, optimizer, self.oneshot, self.schema.bind(mask.MaskOptions))
 
     def prune(self, folder: Path, identity: run.Identity, command: list[str]) -> int:
         """Prune all blocks, or until a signal or a failure; returns the exit code. The journal is closed in any case.
@@ -130,7 +136,7 @@ class Pruning:
             console.say(f"note: {note}")
         schema.write(folder / "defconfig", minimal=True)
         use = self.machine.use(False, "one-shot pruning does not compile")
-        facts = announce.facts(schema, use, identity)
+        facts = announce.facts(schema, use, identity, self.data, training)
         book.write("start", 0, schema=journal.SCHEMA, **facts, **self.begun)
         console.say(table(self._facts(folder, use.words())))
 
@@ -169,12 +175,8 @@ class Pruning:
         path = recorder.writer.folder / checkpoint.name(self.options.max_iters)
         try:
             checkpoint.require_room(path, checkpoint.size(training.state_dict()))  # now, not after all the work
-            self._evaluate(recorder, asked)
-            with recorder.busy("pruning"):
-                done = functools.partial(self._done, recorder, asked)
-                masks = blocks.prune(training.model, self.windows, self.machine, self.oneshot, done, asked)
+            self._work(recorder, asked)
             if not asked():
-                training.pruner.take(masks)
                 recorder.save(training.step)
                 recorder.settle()
                 return True
@@ -192,25 +194,35 @@ class Pruning:
         say(f"stopped after block {training.step} of {self.options.max_iters}; nothing is saved, so prune again")
         return False
 
+    def _work(self, recorder: Recorder, asked: Callable[[], bool]) -> None:
+        """Prune the blocks, and record the losses between them."""
+        training = self.training
+        self._evaluate(recorder, asked, training)
+        with recorder.busy("pruning"):
+            done = functools.partial(self._done, recorder, asked)
+            masks = blocks.prune(training.model, self.windows, self.machine, self.oneshot, done, asked)
+        if not asked():
+            training.pruner.take(masks)
+
     def _done(self, recorder: Recorder, asked: Callable[[], bool], block: int) -> None:
         """Record that this block (1 is the first) is pruned."""
         self.training.step = block
         recorder.tick()
         if loop.evaluation_due(block, self.options.max_iters, self.options.eval_interval):
-            self._evaluate(recorder, asked)
+            self._evaluate(recorder, asked, self.training)
 
-    def _evaluate(self, recorder: Recorder, asked: Callable[[], bool]) -> None:
+    def _evaluate(self, recorder: Recorder, asked: Callable[[], bool], training: Training) -> None:
         """Record the validation loss, if losses are measured, and leave the model in evaluation mode."""
         try:
             if self.options.eval_interval is not None:
-                loop.evaluate(self.training, self.data, self.machine, recorder, asked)
+                loop.evaluate(training, self.data, self.machine, recorder, asked)
         except Diverged:
             raise UserError(
-                f"after block {self.training.step} the validation loss is NaN or infinite, so nothing is saved; use "
+                f"after block {training.step} the validation loss is NaN or infinite, so nothing is saved; use "
                 "DTYPE=float32, or lower TARGET_SPARSITY"
             ) from None
         finally:
-            self.training.model.eval()
+            training.model.eval()
 
     def _finish(self, recorder: Recorder, asked: StopSignals) -> None:
         """Record the end, write the summary and show it; if `asked` to stop, without pictures."""
@@ -222,7 +234,8 @@ class Pruning:
         if not asked():
             recorder.draw(step)
         recorder.keep_artifact(self.options.tracker_artifacts, step)
-        recorder.write("finish", step, final, status="finished")
+        costs = ending.costs_of(training, folder, 0, pruner.kept, pruner.sparsity())
+        recorder.write("finish", step, final, status="finished", flops=costs, **sampled_masks(pruner))
         recorder.console.close()
         if more := pruner.total - pruner.kept - mask.count(pruner.target, pruner.total):
             say(f"note: {more:,} more weights are zero than {pruner.target:.2%}: zeros of the model before stay zero")
@@ -240,6 +253,7 @@ class Pruning:
             "average_nonzeros": pruner.kept,
             "weights_in_scope": pruner.total,
             "parameters": training.model.count_parameters(),
+            **costs,
         }
         files.write_json(folder / "summary.json", summary)
         if self.options.json_output:

@@ -107,7 +107,7 @@ def _block(w: Tensor, factor: Tensor, kept: Tensor, budget: int, plan: Plan, nam
     step = plan.m or _FEW
     if plan.m is None:
         keys = _keys(w, diagonal, kept, name)
-        kept.copy_(select.apply(select.smallest([lambda: keys], budget), keys)[0])
+        kept.copy_(select.prune([select.of(keys)], budget)[0].view(kept.shape))
     for start in range(0, len(w), step):
         few, after = slice(start, start + step), slice(start + step, None)
         if plan.m is not None:
@@ -120,7 +120,7 @@ def _block(w: Tensor, factor: Tensor, kept: Tensor, budget: int, plan: Plan, nam
 
 def _keys(w: Tensor, diagonal: Tensor, alive: Tensor, name: str) -> Tensor:
     keys = select.keys((w / diagonal).square_(), name)
-    return select.hold(keys, alive, out=keys)
+    return select.hold(keys, alive)
 
 
 def _few(w: Tensor, factor: Tensor, gone: Tensor, errors: Tensor) -> None:

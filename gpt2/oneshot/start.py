@@ -5,6 +5,7 @@ import sys
 import time
 
 from gpt2.oneshot.run import Pruning, memory_for_users
+from gpt2.oneshot.shrunk import Shrinking
 from gpt2.weights.adopt import adopt
 from lib.base.errors import UsageError
 from lib.config.kconf import Schema
@@ -21,7 +22,8 @@ def start(schema: Schema, command: list[str]) -> int:
     options = schema.bind(run.RunOptions)
     with memory_for_users(schema):
         run.check_place(options)
-        pruning = Pruning(schema, source)  # before the folder: a run that cannot be built leaves no folder
+        made = Shrinking if schema["PRUNING_METHOD"] == "shrink" else Pruning
+        pruning = made(schema, source)  # before the folder: a run that cannot be built leaves no folder
         wanted = options.tracker_run_name or f"gpt2_{schema['PRUNING_METHOD']}_{time.strftime('%Y%m%d-%H%M%S')}"
         named = dataclasses.replace(options, tracker_run_name=wanted)
         folder, identity = run.create(named, begin=lambda new: schema.write(new / ".config"))

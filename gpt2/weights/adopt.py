@@ -11,15 +11,16 @@ from lib.config.config_file import ConfigError, Problem
 from lib.config.kconf import Schema
 
 _SIZES = ("N_LAYER", "N_HEAD", "N_EMBD")  # MODEL_NAME decides them, unless it is custom
-_ADOPTED = ("MODEL_NAME", *_SIZES, "BLOCK_SIZE", "ACTIVATION", "TOKENIZER")
+_REST = ("MLP_WIDTHS", "HEAD_COUNTS", "BLOCK_SIZE", "ACTIVATION", "TOKENIZER")
+_ADOPTED = ("MODEL_NAME", *_SIZES, *_REST)
 
 
 def adopt(schema: Schema, find: Callable[[str, str], Source] = source.find) -> Source | None:
     """Set shape, activation and tokenizer to those of INIT_FROM; returns the source, or None if it is empty.
 
     Values from files are replaced, with one note in `schema.warnings`. Raises ConfigError if a value that was given as
-    a flag, as NAME=value or in the environment differs. A smaller BLOCK_SIZE stays, wherever it was set: positions are
-    cut. `find` finds the source of a name in an OUTPUT_DIR.
+    a flag, as NAME=value or in the environment differs. Only a smaller BLOCK_SIZE may be given so: it cuts positions.
+    `find` finds the source of a name in an OUTPUT_DIR.
     """
     given = schema["INIT_FROM"]
     if not given:
@@ -32,7 +33,7 @@ def adopt(schema: Schema, find: Callable[[str, str], Source] = source.find) -> S
             "other weights"
         )
     theirs, cut = _theirs(schema, found), ""
-    if "BLOCK_SIZE" in schema.sources and schema["BLOCK_SIZE"] < found.shape.block_size:
+    if "BLOCK_SIZE" in schema.given and schema["BLOCK_SIZE"] < found.shape.block_size:
         del theirs["BLOCK_SIZE"]
         cut = f"BLOCK_SIZE={schema['BLOCK_SIZE']} keeps the first of its {found.shape.block_size:,} positions"
     differ = [name for name, text in theirs.items() if name in schema.sources and schema.options[name].text != text]
@@ -59,15 +60,24 @@ def follow(schema: Schema, folder: Path) -> bool:
     return True
 
 
+def reshape(schema: Schema, mlp_widths: str, head_counts: str) -> None:
+    """Give `schema` the shape of its own model without some neurons and heads; see the options of these names."""
+    sizes = {name: schema.options[name].text for name in _SIZES}
+    _set(schema, {"MODEL_NAME": "custom", **sizes, "MLP_WIDTHS": mlp_widths, "HEAD_COUNTS": head_counts}, "make shrink")
+
+
 def _theirs(schema: Schema, found: Source) -> dict[str, str]:
     """Option -> its value as text for the weights. MODEL_NAME=custom stays if the user gave it: it fits any shape."""
     shape = found.shape
     sizes = {"N_LAYER": str(shape.n_layer), "N_HEAD": str(shape.n_head), "N_EMBD": str(shape.n_embd)}
     custom = "MODEL_NAME" in schema.given and schema["MODEL_NAME"] == "custom"
+    custom |= bool(shape.mlp_widths or shape.head_counts)  # no published model lacks neurons or heads
     name = next((name for name, published in _published() if published == sizes and not custom), "custom")
     return {
         "MODEL_NAME": name,
         **sizes,
+        "MLP_WIDTHS": shape.mlp_widths,
+        "HEAD_COUNTS": shape.head_counts,
         "BLOCK_SIZE": str(shape.block_size),
         "ACTIVATION": found.activation,
         "TOKENIZER": found.tokenizer,
@@ -107,6 +117,6 @@ def _set(schema: Schema, theirs: Mapping[str, str], source: str) -> None:
             schema.forget(name)  # a published model decides it
     # The sizes can be set when the name is custom.
     sizes = _SIZES if theirs.get("MODEL_NAME", schema["MODEL_NAME"]) == "custom" else ()
-    for names in (("MODEL_NAME",), (*sizes, "BLOCK_SIZE", "ACTIVATION", "TOKENIZER")):
+    for names in (("MODEL_NAME",), (*sizes, *_REST)):
         present = [name for name in names if name in theirs and schema.options[name].text != theirs[name]]
         schema.override([(name, theirs[name], source) for name in present])

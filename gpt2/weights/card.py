@@ -1,12 +1,13 @@
 """The model card of an exported run: README.md with the header that the Hugging Face hub reads."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt2.weights.facts import Facts, command
-from lib.record import scores
+from lib.record import lineage, scores
 from lib.terminal import view
 
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[0-9a-f]+)?", re.ASCII)
@@ -50,8 +51,9 @@ def _what(facts: Facts) -> str:
     shape = facts.source.shape
     count = f"{facts.parameters:,} parameters"
     text = (
-        f"A GPT-2 with {shape.n_layer} layers, {shape.n_head} heads, width {shape.n_embd} and a context of "
-        f"{shape.block_size} tokens ({count}). Its tokenizer is "
+        f"A GPT-2 with {shape.n_layer} layers, {shape.n_head} heads, width {shape.n_embd}"
+        + (f", {shape.mlp_widths} neurons in each MLP" if shape.mlp_widths else "")
+        + f" and a context of {shape.block_size} tokens ({count}). Its tokenizer is "
         + ("GPT-2's byte-pair encoding." if facts.source.tokenizer == "gpt2" else "one token for each byte of UTF-8.")
     )
     if facts.zeros:
@@ -72,9 +74,13 @@ def _training(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "first weights", _code(_origin(init))
     if masks := facts.origin("masks"):
         yield "masks", _code(_origin(masks))
+    if teacher := facts.origin("teacher"):
+        yield "teacher", _code(_origin(teacher))
     yield "tokens of this run", f"{facts.own_tokens:,}"
     unknown = f"not known, because those of {', '.join(map(_code, facts.unknown))} are not"
     yield "tokens of the whole chain", unknown if facts.total_tokens is None else f"{facts.total_tokens:,}"
+    if facts.is_finetuned:
+        yield "fine-tuned by", _code(f"{config['finetune_recipe']} of TRL on {config['finetune_data']}")
     if not facts.is_oneshot:
         yield "optimizer", _code(str(config["optimizer"]))
     if facts.zeros:
@@ -85,7 +91,7 @@ def _training(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _origin(part: Mapping[str, Any]) -> str:
-    """What the start event says about `init` or `masks`, in a few words."""
+    """What the start event says about `init`, `masks` or `teacher`, in a few words."""
     words = [str(part["from"]), *(f"{key} {part[key]}" for key in ("revision", "step") if part.get(key))]
     return ", ".join([*words, f"sha256 {part['sha256'][:12]}"])
 
@@ -145,12 +151,15 @@ ordinary text, as it was in training."""
 def _repeat(facts: Facts) -> str:
     commit, _, changes = facts.code.partition(" with ")
     where = f" at commit {_code(commit)}{changes and f' with {changes}'}" if commit else ""
-    text = f"In a clone of Espalier{where}:\n\n```sh\n{command(facts)}\n```\n\n"
-    if facts.origin("init") or facts.origin("masks"):
-        text += "The starting weights and masks must lie where the command names them. "
+    text = (
+        f"In a clone of Espalier{where}:\n\n```sh\n{command(facts)}\n```\n\n`KCONFIG_CONFIG={os.devnull}` leaves out "
+        "the `.config` of the clone. "
+    )
+    if any(map(facts.origin, lineage.OPTIONS)):
+        text += "The starting weights, masks and teacher must lie where the command names them. "
     if not facts.is_one_session:
         text += "A resume of the run changed options, so one training with the last ones gives another result. "
-    if not facts.is_oneshot:
+    if not facts.is_oneshot and not facts.is_finetuned:
         text += "With the run's folder, `make reproduce RUN=<folder>` repeats it and compares all records and weights. "
     return (
         f"{text}Paths that are absolute or contain `..` are shortened to their last part. `espalier.json` has all "
@@ -176,7 +185,8 @@ def _limits(facts: Facts) -> str:
 def _licence(facts: Facts) -> str:
     if facts.foreign:
         names = ", ".join(map(_code, facts.foreign))
-        return f"The weights began from {names}, whose licence holds. See there."
+        began = "began from, or learned from," if facts.origin("teacher") else "began from"
+        return f"The weights {began} {names}, whose licence holds. See there."
     return "MIT for the weights. The training data has its own licence, which this does not change."
 
 

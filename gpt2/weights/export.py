@@ -20,7 +20,7 @@ from gpt2.data import tokenizer as tokenizers
 from gpt2.weights import masks, tokenizer_files
 from gpt2.weights.card import card
 from gpt2.weights.facts import Facts
-from gpt2.weights.source import Source, Weights
+from gpt2.weights.source import Shape, Source, Weights
 from lib.base import files
 from lib.base.errors import UsageError, UserError
 
@@ -84,6 +84,16 @@ def _writing(out: Path) -> Iterator[None]:
         raise UserError(f"{out}: cannot be written: {files.reason(error, out.parent)}") from None
 
 
+def check_shape(shape: Shape) -> None:
+    """Raise UsageError for a model that transformers' GPT-2 cannot be: its layers are alike, with all their heads."""
+    if shape.head_counts or "," in shape.mlp_widths:
+        option = f"HEAD_COUNTS={shape.head_counts}" if shape.head_counts else f"MLP_WIDTHS={shape.mlp_widths}"
+        raise UsageError(
+            f"{option}: transformers' GPT2Config has one n_inner for all layers, and heads that fill n_embd, so "
+            "it cannot describe this model; to export one, prune only neurons, with PRUNING_DISTRIBUTION=layer"
+        )
+
+
 def check(out: Path) -> None:
     """Raise UsageError if an export to `out` would replace anything but an earlier export."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
@@ -120,7 +130,7 @@ def configuration(source: Source, dropout: float, end: int) -> dict[str, Any]:
         "n_embd": shape.n_embd,
         "n_layer": shape.n_layer,
         "n_head": shape.n_head,
-        "n_inner": None,
+        "n_inner": int(shape.mlp_widths) if shape.mlp_widths else None,
         "activation_function": _ACTIVATIONS[source.activation],
         "layer_norm_epsilon": 1e-5,
         "resid_pdrop": dropout,

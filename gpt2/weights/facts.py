@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import shlex
 from pathlib import Path
@@ -18,7 +19,7 @@ from lib.record.in_force import Record
 
 FORMAT = 1  # of espalier.json
 _MASKS = re.compile(r"\.safetensors( [0-9a-f]{12})?$")  # in the name of an ancestor
-# Of the start event's `init` and `masks`. The others name files of this machine.
+# Of the start event's `init`, `masks` and `teacher`. The others name files of this machine.
 _ORIGIN = ("from", "kind", "sha256", "revision", "step")
 
 
@@ -71,13 +72,23 @@ class Facts:
 
     @property
     def foreign(self) -> list[str]:
-        """The models of others that the weights began from."""
+        """The models of others that the weights began from, or that taught them."""
         return [name for name in self.unknown if not _MASKS.search(name)]  # masks are no weights
 
     @property
     def is_oneshot(self) -> bool:
         """Whether the run pruned a finished model without training; its steps are then blocks."""
         return self.config.get("pruning_dynamics") == "oneshot"
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether TRL trained the run on examples."""
+        return self.config.get("finetune_recipe", "none") != "none"
+
+    @property
+    def is_shrunk(self) -> bool:
+        """Whether the run removed neurons and heads, which decides its shape."""
+        return self.config.get("pruning_method") == "shrink"
 
     @property
     def is_one_session(self) -> bool:
@@ -95,7 +106,7 @@ class Facts:
         return best.best(self.evaluations)
 
     def origin(self, part: str) -> dict[str, Any] | None:
-        """What the start event says about `init` or `masks`, without places on this machine; None if it has none."""
+        """A part of lineage.OPTIONS in the start event, without places on this machine; None if it has none."""
         found = self.sessions[0].get(part)
         if not found:
             return None
@@ -128,6 +139,7 @@ class Facts:
                 "ancestors": self.ancestors,
                 "init": self.origin("init"),
                 "masks": self.origin("masks"),
+                "teacher": self.origin("teacher"),
             },
         }
 
@@ -157,14 +169,23 @@ def collect(folder: Path, source: Source, weights: Weights, schema: Schema) -> F
 
 
 def command(facts: Facts) -> str:
-    """The command that trains, or prunes, like this again: the options that differ from the defaults."""
-    differing = {option.name for option in facts.schema.differing()}
-    words = [
-        f"{name}={shlex.quote(str(_shared(option, option.text)))}"
-        for name, option in _options(facts.schema).items()
-        if name in differing
-    ]
-    return " \\\n    ".join(["make oneshot" if facts.is_oneshot else "make train", *words])
+    """The command that trains, or prunes, like this again. It is the same in every clone, because no .config counts."""
+    words = [f"{name}={shlex.quote(str(_shared(option, option.text)))}" for name, option in _words(facts).items()]
+    name = "shrink" if facts.is_shrunk else "oneshot" if facts.is_oneshot else "train"
+    program = f"KCONFIG_CONFIG={os.devnull} make {'finetune' if facts.is_finetuned else name}"
+    return " \\\n    ".join([program, *words])
+
+
+def _words(facts: Facts) -> dict[str, Option]:
+    """The options that the command must give: those that differ from the defaults, and some whose default is not."""
+    wanted = {option.name for option in facts.schema.differing()}
+    if facts.schema["INIT_FROM"]:
+        wanted.add("BLOCK_SIZE")  # without it, the run has all positions of the weights
+    if facts.is_finetuned:
+        wanted.add("PRUNING_METHOD")  # without it, the zeros of the weights decide
+    if facts.is_shrunk:
+        wanted -= set(matters.GROUPS["size"].options)  # they describe the result; the weights are larger
+    return {name: option for name, option in _options(facts.schema).items() if name in wanted}
 
 
 def _options(schema: Schema) -> dict[str, Option]:

@@ -9,35 +9,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gpt2.data import tokenizer as tokenizers
+from gpt2.weights import layers
+from gpt2.weights.layers import Shape
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
 from lib.config.option import Option
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """The numbers that fix the shape of a GPT-2."""
-
-    n_layer: int
-    n_head: int
-    n_embd: int
-    block_size: int  # positions
-    vocab_size: int  # rows of the embedding; of foreign weights with the rows that only pad the vocabulary
-
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of the tensors of our model."""
-        width = self.n_embd
-        block = {
-            "ln_1.weight": (width,), "ln_1.bias": (width,),
-            "attn.c_attn.weight": (3 * width, width), "attn.c_attn.bias": (3 * width,),
-            "attn.c_proj.weight": (width, width), "attn.c_proj.bias": (width,),
-            "ln_2.weight": (width,), "ln_2.bias": (width,),
-            "mlp.c_fc.weight": (4 * width, width), "mlp.c_fc.bias": (4 * width,),
-            "mlp.c_proj.weight": (width, 4 * width), "mlp.c_proj.bias": (width,),
-        }  # fmt: skip
-        blocks = {f"h.{n}.{name}": shape for n in range(self.n_layer) for name, shape in block.items()}
-        embeddings = {"wte.weight": (self.vocab_size, width), "wpe.weight": (self.block_size, width)}
-        return {**embeddings, **blocks, "ln_f.weight": (width,), "ln_f.bias": (width,)}
+from lib.record import lineage
 
 
 @functools.cache
@@ -53,6 +30,10 @@ def check(path: Path, shape: Shape) -> None:
             raise UserError(f"{path}: {name} {predicate}; use other weights")
     if shape.n_embd % shape.n_head:
         raise UserError(f"{path}: n_embd={shape.n_embd} is no multiple of n_head={shape.n_head}; correct the file")
+    try:
+        layers.neurons(shape.mlp_widths, shape.n_layer, shape.n_embd)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +57,13 @@ class Source:
         """`ancestors` with a local model of others, which only its content tells from others of the same name."""
         return {**self.ancestors, f"{self.foreign} {sha256[:12]}": None} if self.foreign else self.ancestors
 
+    def flops(self, average: float | None) -> dict[str, list[float] | None]:
+        """The operations for each of `ancestors`, as far as they are known: those of runs. Reads the run's journal.
+
+        `average` is that of its `Weights`.
+        """
+        return lineage.flops(self.path.parent.parent, self.step, average) if self.kind == "run" else {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -84,6 +72,7 @@ class Weights:
     state: dict[str, Tensor]  # exactly the tensors of GPT2's state; wte.weight has one row for each token id
     sha256: str  # of the whole file; of several files, the SHA-256 of their sorted "name sha256" lines
     masks: dict[str, Tensor]  # parameter name -> uint8 mask of its shape, 1 where kept; {} if it was never pruned
+    average: float | None = None  # weights in scope that were kept, mean over the steps of a run that prunes
 
 
 class Content(NamedTuple):
@@ -91,6 +80,7 @@ class Content(NamedTuple):
 
     tensors: Iterable[tuple[str, Tensor]]  # with the names and the orientation of our model; read one by one
     masks: dict[str, Tensor]  # as in Weights
+    average: float | None = None  # as in Weights
 
 
 def rows(block_size: int, vocab_size: int) -> dict[str, int]:

@@ -25,6 +25,15 @@ def download(given: str) -> Downloaded:
     Files that are in the cache are not fetched again. Offline, the cached commit is used. The library takes HF_TOKEN,
     HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE from the environment, and shows progress bars.
     """
+    name, revision = repository(given)
+    folder = _snapshot(name, revision or None, [*_ABOUT, *_SAFETENSORS])
+    if not any(folder.glob("model*.safetensors")):
+        _snapshot(name, folder.name, [*_ABOUT, *_PICKLES])
+    return Downloaded(name, folder)
+
+
+def repository(given: str) -> tuple[str, str]:
+    """The repository and the revision ("" if none) that OWNER/NAME@REVISION names; UsageError for other names."""
     name, _, revision = given.partition("@")
     if name in PUBLISHED:
         name = f"openai-community/{name}"
@@ -33,10 +42,7 @@ def download(given: str) -> Downloaded:
             f"{given}: there is no run, folder or file of this name; check it, or give OWNER/NAME of a model on the "
             "Hugging Face hub"
         )
-    folder = _snapshot(name, revision or None, [*_ABOUT, *_SAFETENSORS])
-    if not any(folder.glob("model*.safetensors")):
-        _snapshot(name, folder.name, [*_ABOUT, *_PICKLES])
-    return Downloaded(name, folder)
+    return name, revision
 
 
 def _answers(name: str, revision: str | None) -> bool:

@@ -7,9 +7,10 @@ from pathlib import Path
 import safetensors
 from torch import Tensor
 
-from gpt2.weights import masks_file, pickled
+from gpt2.weights import pickled
 from gpt2.weights.form import Content, Shape, Source, check, tokenizer
 from lib.base.errors import UserError
+from lib.prune import masks_file
 from lib.record import lineage
 
 _SHAPE = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")  # in the order of Shape
@@ -88,13 +89,11 @@ def _shape(path: Path, config: dict) -> Shape:
     for key, number in zip(_SHAPE, numbers, strict=True):
         if type(number) is not int or number < 1:
             raise UserError(f"{path}: {key} is {number!r}, not a positive whole number; correct the file")
-    shape = Shape(*numbers)
+    inner = config.get("n_inner")
+    if inner is not None and type(inner) is not int:
+        raise UserError(f"{path}: n_inner is {inner!r}, not a whole number; correct the file")
+    shape = Shape(*numbers, mlp_widths="" if inner in (None, 4 * numbers[2]) else str(inner))
     check(path, shape)
-    if config.get("n_inner") not in (None, 4 * shape.n_embd):
-        raise UserError(
-            f"{path}: has n_inner={config['n_inner']}, and this GPT-2 has MLPs of {4 * shape.n_embd}, 4 * n_embd; name "
-            "another model"
-        )
     return shape
 
 

@@ -1,15 +1,12 @@
 """Reads the weights and the masks of a run from one of its checkpoints."""
 
-import math
-
-import numpy as np
-import torch
 from torch import Tensor
 
 from gpt2.data import tokenizer as tokenizers
 from gpt2.weights.form import Content, Shape, Source
 from lib.base.errors import UserError
 from lib.config.kconf import Schema
+from lib.prune import saved_masks
 from lib.record import checkpoint, checkpoint_file, lineage, run
 
 
@@ -30,6 +27,8 @@ def find(given: str, named: run.Named) -> Source:
             schema["N_EMBD"],
             schema["BLOCK_SIZE"],
             tokenizers.vocab_size(tokenizer),
+            schema["MLP_WIDTHS"],
+            schema["HEAD_COUNTS"],
         ),
         tokenizer=tokenizer,
         activation=schema["ACTIVATION"],
@@ -48,7 +47,8 @@ def read(source: Source) -> Content:
     if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
         raise UserError(f"{source.path}: there are no weights in this checkpoint; use another one")
     try:
-        masks = {name: _unpacked(pruner["masks"][name], shape) for name, shape in pruner.get("shapes", {}).items()}
+        masks = saved_masks.unpack(pruner)
+        average = _average(pruner["counters"], masks, source.step) if masks and source.step else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source.path}: the masks in this checkpoint cannot be read: {error}") from None
     if all(mask.all() for mask in masks.values()):  # the schedule has not pruned yet
@@ -56,15 +56,15 @@ def read(source: Source) -> Content:
     return Content(
         tensors=[(name, _unpadded(name, value, rows)) for name, value in model.items()],
         masks={name: _unpadded(name, mask, rows) for name, mask in masks.items()},
+        average=average,
     )
+
+
+def _average(counters: dict[str, int], masks: dict[str, Tensor], step: int) -> float:
+    """The weights that were kept, mean over the steps so far; see `Pruner.metrics`, which logs it at few steps."""
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    return (counters["kept_steps"] + kept * (step - counters["changed_at"])) / step
 
 
 def _unpadded(name: str, tensor: Tensor, rows: int) -> Tensor:
     return tensor[:rows] if name == "wte.weight" else tensor
-
-
-def _unpacked(bits: Tensor, shape: list[int]) -> Tensor:
-    """A mask of one bit per weight as bytes."""
-    if bits.numel() != (math.prod(shape) + 7) // 8:
-        raise ValueError("a mask has the wrong size")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape))).view(shape)

@@ -1,19 +1,17 @@
 """Where weights can be read from: a run, a Hugging Face folder or hub name, or a checkpoint of nanoGPT."""
 
 import hashlib
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gpt2.weights import form, hub, huggingface, nanogpt, runs
+from gpt2.weights import form, hub, huggingface, named, nanogpt, runs
 from gpt2.weights.form import Content, Shape, Source, Weights
 from lib.base import files
 from lib.base.errors import UsageError, UserError
-from lib.config.option import nearest
-from lib.record import checkpoint, checkpoint_file, run
+from lib.record import checkpoint
 
-__all__ = ["Shape", "Source", "Weights", "find", "read", "resolved", "sha256"]
+__all__ = ["Shape", "Source", "Weights", "find", "read", "sha256"]
 
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _READERS = {"run": runs.read, "huggingface": huggingface.read, "nanogpt": nanogpt.read}
@@ -28,8 +26,8 @@ def find(given: str, output_dir: str = "") -> Source:
     everything that cannot be used.
     """
     path = files.named(given)
-    if named := _run(given, output_dir):
-        return runs.find(given, named)
+    if found := named.of_run(given, output_dir):
+        return runs.find(given, found)
     # The clone itself has a folder gpt2.
     if path.is_dir() and (given not in hub.PUBLISHED or (path / "config.json").exists()):
         return huggingface.find(given, path)
@@ -37,46 +35,9 @@ def find(given: str, output_dir: str = "") -> Source:
         raise UsageError(f"{path}: is one file of a model; name its folder, {path.absolute().parent}")
     if path.is_file():
         return nanogpt.find(given, path)
-    _check_may_be_on_the_hub(given, output_dir)
+    named.check(given, output_dir)
     found = hub.download(given)
     return huggingface.find(given, found.folder, found.name, found.folder.name)
-
-
-def _check_may_be_on_the_hub(given: str, output_dir: str) -> None:
-    """Raise UsageError if `given`, which is not here, is no name of the hub, or names a place where runs are."""
-    path, name = files.named(given), given.partition("@")[0]
-    if name in hub.PUBLISHED:
-        return
-    beside = run.folders(path.parent if "/" in given else Path(output_dir or "."))
-    hint = nearest(Path(name).name, [folder.name for folder in beside])
-    local = given.startswith((".", "/", "~")) or given.count("/") > 1 or given.endswith(".pt")
-    if local or (beside if "/" in given else hint):
-        raise UsageError(f"{path}: there is no such run, folder or file{hint or '; check the name'}")
-
-
-def resolved(given: str, output_dir: str) -> str:
-    """`given` with the folder of a run in place of its name in `output_dir`, so that every program finds the same."""
-    named = _run(given, output_dir)
-    if named is None:
-        return given
-    return f"{named.folder}@{named.checkpoint}" if named.checkpoint else str(named.folder)
-
-
-def _run(given: str, output_dir: str) -> run.Named | None:
-    """The run and the checkpoint that `given` names, or None if it is something else."""
-    path = files.named(given)
-    if path.is_file() and not checkpoint_file.is_name(path.name):
-        return None
-    if (path / "config.json").is_file() and not (path / "run.json").exists():  # an export lies in its run's folder
-        return None
-    name, at, which = (given, "", "") if path.exists() else given.rpartition("@")
-    if at and not (name and which):
-        raise UsageError(f"{given}: lacks a {'checkpoint after' if name else 'run before'} the @, as in runs/name@200")
-    words = [f"OUTPUT_DIR={output_dir}"] if output_dir else []
-    folder, checkpoint_name = run.named(name if at else given, words)
-    if not (folder / "run.json").exists():
-        return None
-    return run.Named(folder, which if at else checkpoint_name)
 
 
 def read(source: Source, block_size: int, vocab_size: int) -> Weights:
@@ -96,7 +57,7 @@ def read(source: Source, block_size: int, vocab_size: int) -> Weights:
     for name, mask in masks.items():
         if name not in state or mask.shape != state[name].shape:
             raise UserError(f"{source.path}: the mask of {name} does not fit the weights; use another source")
-    return Weights(state, sha256(source), masks)
+    return Weights(state, sha256(source), masks, content.average)
 
 
 def _collected(source: Source, content: Content, rows: dict[str, int]) -> dict[str, Tensor]:

@@ -250,7 +250,8 @@ def test_a_shard_that_is_written_over_ends_in_no_checkpoint(prepared):
 
 def test_a_run_whose_data_change_stops_and_goes_on_when_they_are_back(tmp_path):
     """Written over in place: the next checkpoint is not written, and a resume names the file until it is put back."""
-    words = arguments(max_iters=2000, checkpoint_interval=20, eval_interval=0, sample_tokens=0, lr_schedule="constant")
+    small = {"n_layer": 1, "n_embd": 16, "gradient_accumulation": 1, "sample_tokens": 0, "lr_schedule": "constant"}
+    words = arguments(max_iters=2000, checkpoint_interval=20, eval_interval=0, **small)
     process = training.start(tmp_path, *words)
     run, shard = tmp_path / "runs" / "run", tmp_path / "data" / "files-corpus.txt-574ad6-bytes" / "train-00000.bin"
     while not checkpoint.find(run / "checkpoints"):
@@ -395,7 +396,7 @@ def test_many_programs_at_once_prepare_one_dataset(tmp_path):
     """One prepares it, the others wait for that, and what is there in the end is whole."""
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name + TEXT)
-    for attempt in range(30):
+    for attempt in range(15):
         wanted = options(tmp_path / str(attempt), dataset="files", dataset_source=tmp_path / "*.txt")
         with ThreadPoolExecutor(3) as pool:
             ends = [pool.submit(prepare.prepare, wanted, threads=1) for _ in range(3)]

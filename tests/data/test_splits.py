@@ -98,8 +98,10 @@ def test_a_document_of_more_than_a_megabyte_is_assigned_piece_by_piece_and_so_ar
 @pytest.mark.parametrize("errors", ["strict", "replace", "skip"])
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 @pytest.mark.parametrize("end", ["", "short end"])
-def test_all_text_of_long_documents_between_short_ones_in_one_file_comes_out(tmp_path, name, errors, end):
-    documents = ["short", prose((1 << 20) + 70_000, 1), "", "two", prose((1 << 20) + 1, 2), prose(1 << 21, 3), end]
+def test_all_text_of_long_documents_between_short_ones_in_one_file_comes_out(tmp_path, monkeypatch, name, errors, end):
+    monkeypatch.setattr(splits, "_LONG", 1 << 16)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 1 << 12)
+    documents = ["short", prose((1 << 16) + 4_500, 1), "", "two", prose((1 << 16) + 1, 2), prose(1 << 17, 3), end]
     content = sources.END_OF_TEXT.join(documents).encode()
     (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
     texts = list(splits.assign(sources.texts([tmp_path / name], Repairs(errors), end_of_text=True), 0.1))

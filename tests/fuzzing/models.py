@@ -24,9 +24,10 @@ from gpt2 import trained
 from gpt2.data import tokenizer
 from gpt2.evaluation import perplexity
 from gpt2.model import GPT2, ModelOptions
-from gpt2.weights import adopt, huggingface, masks, masks_file, source
+from gpt2.weights import adopt, huggingface, masks, source
 from lib.config.kconf import Schema
 from lib.machine import device
+from lib.prune import masks_file
 from lib.record import lineage
 from tests.fuzzing.promise import outcome, target
 
@@ -285,7 +286,7 @@ def mask_descriptions(data: bytes) -> bool:
 
 @cache
 def _measured() -> tuple[GPT2, device.Machine]:
-    machine = device.choose(device.SystemOptions("cpu", "float32", 0, False))
+    machine = device.choose(device.SystemOptions("cpu", "float32", 0, False, "float32"))
     return GPT2(ModelOptions("custom", 1, 1, 4, 8, 0.0, "gelu-tanh"), 256).eval(), machine
 
 

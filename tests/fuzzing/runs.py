@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from lib.base.errors import UserError
-from lib.compare import comparison, sweep
+from lib.compare import comparison, sweep, table
 from lib.config.kconf import ROOT
 from lib.record import export, history, journal, lineage
 from lib.record.run import Identity
@@ -150,7 +150,7 @@ def starts(data: bytes) -> bool:
     assert lineage.words(found)
     one = sweep.Configuration("run", "sweep:1", ROOT / "defconfigs/gpt2_tiny_defconfig", (), ())
     folder.rename(folder.with_name("run-seed1"))
-    outcome(lambda: comparison.table(comparison.results(sweep.Sweep("sweep", folder.parent, (1,), (one,)))))
+    outcome(lambda: table.markdown(comparison.results(sweep.Sweep("sweep", folder.parent, (1,), (one,)))))
     folder.with_name("run-seed1").rename(folder)
     return bool(found)
 
@@ -191,7 +191,7 @@ def summary(data: bytes) -> bool:
     plan = sweep.Sweep("sweep", folder.parent, (1,), (one,))
     folder.rename(folder.with_name("run-seed1"))
     try:
-        return outcome(lambda: comparison.table(comparison.results(plan))) is not None
+        return outcome(lambda: table.markdown(comparison.results(plan))) is not None
     finally:
         folder.with_name("run-seed1").rename(folder)
 

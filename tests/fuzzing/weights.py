@@ -208,7 +208,7 @@ _PROMPTS = ["def ", "Größe 東京 \N{GRINNING FACE}", " " * 70_000, "a" * 1_00
 @target(lambda: [b"\xed\xa0\x80 \xff\0", *(prompt.encode() for prompt in _PROMPTS)])
 def prompts(data: bytes) -> bool:
     """A prompt for sampling, as a command line or a caller from Python gives it; either tokenizer takes any text."""
-    machine = device.choose(device.SystemOptions("cpu", "float32", 0, False))
+    machine = device.choose(device.SystemOptions("cpu", "float32", 0, False, "float32"))
     for prompt in {data.decode(errors="surrogateescape"), data.decode(errors="replace")}:
         options = sample.SampleOptions(prompt, sample_tokens=2, temperature=1.0, top_k=0, seed=1)
         for name in ("bytes", "gpt2"):

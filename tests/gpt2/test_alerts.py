@@ -33,6 +33,14 @@ def test_the_sparsity_asked_for_is_told_once_and_not_again_after_a_resume():
     assert looks(Watch(256, math.inf, False, 0), *events) == []
 
 
+def test_the_end_of_pruning_without_a_target_is_told_once():
+    events = [("train", step, {"sparsity": 0.1 * step, "train_loss": 2.0}) for step in (1, 2, 4, 5)]
+    assert looks(Watch(256, math.inf, False, 0, 3), *events) == [
+        Alert("sparsity", "info", "pruning has ended at a sparsity of 40.0000%")
+    ]
+    assert looks(Watch(256, math.inf, True, 0, 3), *events) == []
+
+
 def test_the_end_is_told_when_it_is_one():
     metrics = {"final_val_loss": 1.60704, "best_val_loss": 1.5}
     assert looks(

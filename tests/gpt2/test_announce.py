@@ -24,10 +24,7 @@ class Pair(Ranks):
         (
             {"gpus": 8},
             True,
-            [
-                "this process uses 1 of 8 GPUs; to use all, give the same options to torchrun --standalone "
-                "--nproc-per-node 8 gpt2/train.py, with GRADIENT_ACCUMULATION a multiple of 8"
-            ],
+            ["this process uses 1 of 8 GPUs; to use all, give the same options to make train NPROC=8"],
         ),
         ({"gpus": 8, "ranks": Pair()}, True, []),
         ({"ranks": Pair(), "machines": 2}, False, []),

@@ -98,8 +98,13 @@ CASES = {
     "wanda": {"pruning_method": "wanda", "optimizer": "adamwspam"},
     "state": {"optimizer": "adamwprune"},
     "rigl": {"pruning_method": "magnitude", "pruning_dynamics": "rigl", "optimizer": "muon"},
+    "granet": {"pruning_method": "magnitude", "pruning_dynamics": "granet", "granet_start_sparsity": 0.2},
+    "mest": {"pruning_method": "magnitude", "pruning_dynamics": "mest", "mest_lambda": 100, "mest_soft_bound": True},
     "ste": {"pruning_method": "magnitude", "pruning_dynamics": "ste", "optimizer": "adam"},
+    "topkast": {"pruning_method": "magnitude", "pruning_dynamics": "topkast", "optimizer": "adamw"},
+    "str": {"pruning_method": "str", "str_init": -5, "str_decay": 0.005, "optimizer": "sgd"},
     "sr-ste": {"pruning_method": "magnitude", "pruning_dynamics": "sr-ste", "optimizer": "stablespam"},
+    "s-ste": {"pruning_method": "magnitude", "pruning_dynamics": "s-ste", "optimizer": "adamw"},
 }
 BAD = (1, 6, 7, 12)  # the first step of all, and steps at which masks are due
 
@@ -131,7 +136,7 @@ def by_hand(made, steps, bad):
 def test_a_run_that_skips_steps_is_one_that_never_made_them(tmp_path, case):
     """The loss is NaN at the first and third of them, a gradient infinite at the others; bit for bit the same."""
     own = {"dropout": 0, "max_iters": 16, "eval_interval": 0, "eval_samples": 1, "log_interval": 5}
-    interval = {} if case == "sr-ste" else {"pruning_interval": 3}
+    interval = {} if case in ("sr-ste", "s-ste", "str") else {"pruning_interval": 3}
     made = schema(tmp_path, **SKIP, **own, **interval, **CASES[case])
     expected = by_hand(made, 16, BAD)
     session, events = Session(made, expected.machine), Records()

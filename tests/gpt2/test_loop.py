@@ -27,12 +27,13 @@ def parts(tmp_path):
         windows.DataOptions(
             dataset="bins", dataset_source=None, dataset_subset=None, dataset_text_field=None, dataset_max_tokens=None,
             val_fraction=None, dataset_end_of_text=None, text_errors=None, tokenizer="bytes", data_dir=str(tmp_path),
-            evaluate=True, block_size=BLOCK, batch_size=3, gradient_accumulation=1, seed=0, eval_samples=WINDOWS,
+            data_cache_dir="", evaluate=True, block_size=BLOCK, batch_size=3, gradient_accumulation=1, seed=0,
+            eval_samples=WINDOWS,
         )
     )  # fmt: skip
     torch.manual_seed(0)
     model = GPT2(ModelOptions("custom", 2, 2, 32, BLOCK, dropout=0.5, activation="gelu-tanh"), 256)
-    return model, made, device.choose(SystemOptions("cpu", "float32", 0, False)), tmp_path
+    return model, made, device.choose(SystemOptions("cpu", "float32", 0, False, "float32")), tmp_path
 
 
 @pytest.mark.parametrize(

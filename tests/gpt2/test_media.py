@@ -1,5 +1,6 @@
 """What a run keeps for trackers beside its metrics: samples at evaluations, pictures at the end, a checkpoint."""
 
+import functools
 import json
 
 import pytest
@@ -11,6 +12,9 @@ from tests.training import arguments, losses, records, start, train
 def media(run, *kinds):
     found = [(record["kind"], record["name"], record["step"], record["file"]) for record in records(run, "media")]
     return [item for item in found if item[0] in kinds]
+
+
+drawing = functools.partial(start, pictures=True)
 
 
 def test_a_sample_after_each_evaluation_that_changes_no_loss(tmp_path):
@@ -53,15 +57,16 @@ def test_the_best_checkpoint_is_named_at_each_end_also_if_it_is_not_the_newest(t
 @pytest.mark.extra("report")
 def test_pictures_at_the_end_are_drawn_once(tmp_path):
     words = arguments(max_iters=20, pruning_method="magnitude", pruning_warmup=2, pruning_end=15, pruning_interval=2)
-    train(tmp_path, *words)
+    train(tmp_path, *words, by=drawing)
     run = tmp_path / "runs" / "run"
     pictures = [("image", "loss", 20, "media/loss-00000020.png")]
     pictures.append(("image", "layer_sparsity", 20, "media/layer_sparsity-00000020.png"))
     assert media(run, "image") == pictures
     assert all((run / file).read_bytes().startswith(b"\x89PNG\r\n") for *_, file in pictures)
+    assert all((run / file).stat().st_size > 5000 for *_, file in pictures)
     journal = (run / "journal.jsonl").read_text().splitlines(keepends=True)
     (run / "journal.jsonl").write_text("".join(journal[:-1]))  # as if killed before it recorded its end
-    train(tmp_path, "--resume", str(run))
+    train(tmp_path, "--resume", str(run), by=drawing)
     assert media(run, "image") == pictures
 
 

@@ -12,6 +12,7 @@ from lib.config.kconf import ROOT
 from tests.training import UNEVALUATED, schema
 
 PRUNED = {"pruning_method": "magnitude"}
+OFTEN = PRUNED | {"pruning_interval": 1}
 
 
 @pytest.mark.parametrize(
@@ -23,8 +24,8 @@ PRUNED = {"pruning_method": "magnitude"}
             "MIN_LR=0.1 exceeds LEARNING_RATE=0.003; lower it or use LR_SCHEDULE=constant",
         ]),
         ({"gradient_accumulation": 3} | PRUNED | {"pruning_scope": "foo"}, 2, [
-            "GRADIENT_ACCUMULATION=3: cannot be shared by 2 ranks evenly; set GRADIENT_ACCUMULATION=4 BATCH_SIZE=3, "
-            "which learns the same",
+            "BATCH_SIZE=4 GRADIENT_ACCUMULATION=3: 2 processes cannot share a step evenly; set a multiple of 2, such "
+            "as GRADIENT_ACCUMULATION=4, or start another number of processes",
             "PRUNING_SCOPE: 'foo' matches no parameter; names look like wte.weight and h.0.attn.c_attn.weight",
         ]),
         (PRUNED | {"pruning_warmup": 0.8, "pruning_end": 0.3}, 1, [
@@ -36,6 +37,17 @@ PRUNED = {"pruning_method": "magnitude"}
         ({"pruning_method": "wanda", "pruning_scope": "wte.weight"}, 1, [
             "PRUNING_METHOD=wanda measures the inputs of linear layers, and wte.weight is not the weight of one; leave "
             "it out of PRUNING_SCOPE",
+        ]),
+        (PRUNED | {"pruning_distribution": "owl", "pruning_scope": "wte.weight"}, 1, [
+            "PRUNING_DISTRIBUTION=owl measures the inputs of linear layers, and wte.weight is not the weight of one; "
+            "leave it out of PRUNING_SCOPE",
+        ]),
+        (PRUNED | {"pruning_first_sparsity": 0.6}, 1, [
+            "PRUNING_FIRST_SPARSITY=0.6 exceeds TARGET_SPARSITY=0.5, but sparsity never falls; lower it",
+        ]),
+        ({"lr_schedule": "restarts", "lr_first_restart": 0.5, "lr_last_restart": 0.4}, 1, [
+            "LR_FIRST_RESTART=0.5 is step 20 and LR_LAST_RESTART=0.4 is step 16, but they must be steps in this order, "
+            "before the last of MAX_ITERS=40",
         ]),
         ({"val_fraction": 0}, 1, ["VAL_FRACTION=0 leaves no text for validation; raise it, or set EVALUATE=n"]),
         ({"val_fraction": 0} | UNEVALUATED, 1, []),
@@ -53,6 +65,63 @@ def test_what_cannot_be_is_told_at_once(tmp_path, changes, ranks, problems):
         preflight.check(made.bind, ranks)
     assert list(error.value.args) == problems
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"pruning_method": "sparsegpt"}, "PRUNING_METHOD=sparsegpt prunes a finished model and trains nothing; run it "
+         "with make oneshot RUN=... PRUNING_METHOD=sparsegpt"),
+        ({"pruning_method": "shrink"}, "PRUNING_METHOD=shrink removes neurons and heads from a finished model and "
+         "trains nothing; run it with make shrink RUN=..."),
+        ({"pruning_method": "wanda", "pruning_structure": "both"}, "PRUNING_DYNAMICS=oneshot prunes a finished model "
+         "and trains nothing; run it with make oneshot RUN=... PRUNING_METHOD=wanda"),
+        ({"finetune_recipe": "sft"}, "FINETUNE_RECIPE=sft fine-tunes a finished model; run it with make finetune"),
+    ],
+)  # fmt: skip
+def test_what_another_program_does_is_refused_by_training_and_warned_of_elsewhere(tmp_path, changes, sentence):
+    made = schema(tmp_path, **changes)
+    with pytest.raises(UsageError) as caught:
+        preflight.check_trainable(made.bind(preflight.TrainableOptions))
+    assert str(caught.value) == sentence
+    assert preflight.untrainable(made) == [sentence]
+    assert sentence in preflight.new(made)
+
+
+def test_what_a_new_run_names_must_be_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"init_from": "./a", "pruning_method": "given", "init_masks": "b.safetensors", "distill_from": "./c"}
+    with pytest.raises(UsageError) as caught:
+        preflight.new(schema(tmp_path, **names))
+    assert list(caught.value.args) == [
+        "INIT_FROM: a: there is no such run, folder or file; check the name",
+        "INIT_MASKS: b.safetensors: there is no such file; check the name",
+        "DISTILL_FROM: c: there is no such run, folder or file; check the name",
+    ]
+    with pytest.raises(UsageError, match=r"^INIT_FROM: x{300}: cannot be read: File name too long$"):
+        preflight.new(schema(tmp_path, init_from="x" * 300))
+    for name in ("a", "c"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b.safetensors").touch()
+    assert preflight.new(schema(tmp_path, **names)) == []
+
+
+def test_the_shape_that_weights_will_have_is_not_checked(tmp_path):
+    words = {"init_from": "gpt2", "pruning_scope": "h.11.mlp.c_fc.weight", "n_head": 3} | OFTEN
+    assert preflight.new(schema(tmp_path, **words)) == []
+    with pytest.raises(UsageError, match="cannot be divided among N_HEAD=3"):
+        preflight.quick(schema(tmp_path, **words).bind)
+    with pytest.raises(UsageError, match="PRUNING_END=0"):
+        preflight.new(schema(tmp_path, **words, pruning_end=0.1))
+
+
+def test_options_that_do_nothing_are_warned_of(tmp_path):
+    dense = "TARGET_SPARSITY=0 prunes nothing; raise it, or set PRUNING_METHOD=none"
+    assert preflight.new(schema(tmp_path, **OFTEN, target_sparsity=0)) == [dense]
+    assert preflight.new(schema(tmp_path, **OFTEN, target_sparsity=0, init_from="gpt2")) == [dense]
+    assert preflight.new(schema(tmp_path, distill_weight=0.5)) == [
+        "DISTILL_WEIGHT=0.5 does nothing, because DISTILL_FROM is empty"
+    ]
 
 
 def test_the_random_state_is_left_as_it_is(tmp_path):

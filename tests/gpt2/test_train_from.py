@@ -14,7 +14,7 @@ import torch
 from gpt2 import train as program
 from gpt2.weights import source
 from lib.base.errors import UserError
-from lib.compare import comparison, difference, sweep
+from lib.compare import comparison, difference, sweep, table
 from lib.config.kconf import Schema
 from lib.record import checkpoint, checkpoint_file, history, journal, lineage, run
 from scripts.sweep import adopt, check_sources
@@ -25,6 +25,7 @@ from tests.gpt2.test_train import assert_same, wait_for_step
 from tests.training import arguments, environment, losses, options, records, rewrite, start, text, train
 
 TOKENS = 4 * 2 * 32  # of a step
+FLOPS = 6 * 33_664 + 12 * 2 * 32 * 32  # of a token in training: 2 x 12,704 + 64 + 256 x 32 weights are in products
 PRUNED = {"pruning_method": "magnitude", "target_sparsity": 0.5, "pruning_dynamics": "static"}
 # A new run takes its shape from the weights.
 NO_SHAPE = dict.fromkeys(("model_name", "n_layer", "n_head", "n_embd", "block_size", "tokenizer"))
@@ -116,6 +117,7 @@ def test_a_run_starts_where_another_one_was_and_says_so(home):
     assert started["init"] == {
         "from": "runs/dense@20", "kind": "run", "path": str(path), "sha256": sha256, "revision": "", "step": 20,
         "ancestors": {run_id(home / "runs/dense"): 20 * TOKENS},
+        "flops": {run_id(home / "runs/dense"): [20 * TOKENS * FLOPS, 20 * TOKENS * FLOPS]},
     }  # fmt: skip
     assert "masks" not in started
     assert json.loads((there / "provenance.json").read_text())["init"] == started["init"]
@@ -258,12 +260,19 @@ def test_a_lottery_ticket_counts_every_run_once(home):
     path = home / "runs/later/checkpoints" / checkpoint.name(6)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     dense, later = run_id(home / "runs/dense"), run_id(home / "runs/later")
+    flops = {dense: [40 * TOKENS * FLOPS] * 2, later: [6 * TOKENS * FLOPS, 6 * TOKENS * (FLOPS - 6 * 12_288)]}
     assert started["masks"] == {
         "from": "runs/later", "path": str(path), "sha256": sha256, "ancestors": {dense: 40 * TOKENS, later: 6 * TOKENS},
+        "flops": flops,
     }  # fmt: skip
     assert f"\nmasks       runs/later (sha256 {sha256[:12]})\n" in output
     assert lineage.ancestors(there) == {dense: 40 * TOKENS, later: 6 * TOKENS}
-    assert json.loads((there / "summary.json").read_text())["total_tokens"] == 56 * TOKENS
+    summary = json.loads((there / "summary.json").read_text())
+    assert summary["total_tokens"] == 56 * TOKENS
+    assert summary["total_training_flops"] == 56 * TOKENS * FLOPS
+    # The 10 steps of the ticket and 6 of `later` had half of 24,576 weights.
+    assert summary["total_training_flops_nonzeros"] == (56 * FLOPS - 16 * 6 * 12_288) * TOKENS
+    assert records(there, "finish")[0]["flops"].items() <= summary.items()
     assert_same(zeros(there), zeros(home / "runs/later"))
     train(home, *begin("runs/ticket", tracker_run_name="next", pruning_method="given"))  # the zeros of the ticket
     assert_same(zeros(home / "runs/next"), zeros(home / "runs/later"))
@@ -283,7 +292,8 @@ def test_one_shot_pruning_is_not_trained(home):
     words = {"pruning_method": "magnitude", "pruning_dynamics": "oneshot", "tracker_run_name": "more"}
     output = train(home, *begin("runs/dense", **words), code=2)
     assert output == (
-        "error: PRUNING_DYNAMICS=oneshot prunes a finished model and trains nothing; run it with make oneshot\n"
+        "error: PRUNING_DYNAMICS=oneshot prunes a finished model and trains nothing; run it with make oneshot RUN=... "
+        "PRUNING_METHOD=magnitude\n"
     )
     config = home / "runs/later/.config"
     made = Schema()
@@ -328,14 +338,15 @@ def test_a_sweep_compares_what_was_trained_on_equally_many_tokens(home, monkeypa
     for one in plan.runs():
         one.check()
         assert one.finished
-    table = comparison.table(comparison.results(plan))
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:5]]
+    shown = table.markdown(comparison.results(plan))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()[2:5]]
     assert [row[0] for row in rows] == ["from-dense", "masked", "alike"]
-    assert (rows[0][3], rows[1][3]) == ("", "") and re.fullmatch(r"[+-]0\.\d{4}", rows[2][3])
+    assert [row[1] for row in rows] == ["1", "2", "1"]  # blocks
+    assert (rows[0][4], rows[1][4]) == ("", "") and re.fullmatch(r"[+-]0\.\d{4}", rows[2][4])
     assert (
-        "- Not trained on equally many tokens with the runs before them, so not ranked against each other: 11,776 for "
-        "from-dense, alike; 13,312 for masked.\n"
-    ) in table
+        "- Only configurations of one block have equal tokens, those of the runs before included, so only those are "
+        "ranked together: 1: 11,776 tokens for from-dense, alike; 2: 13,312 tokens for masked.\n"
+    ) in shown
 
 
 def _check_a_sweep_whose_source_changed():
@@ -354,15 +365,13 @@ def _check_a_sweep_whose_source_changed():
     shutil.move("away", "runs/retrain/alike-seed1")
 
 
-def test_a_sweep_needs_equal_shapes_of_the_weights(home, monkeypatch):
+def test_a_configuration_of_a_sweep_has_the_shape_of_its_weights(home, monkeypatch):
     monkeypatch.chdir(home)
     train(home, *arguments(tracker_run_name="wide", n_embd=64, max_iters=1))
     head = "defconfig gpt2_tiny\nseeds 1\ncommon DATASET=files DATASET_SOURCE=corpus.txt\n"
     (home / "retrain").write_text(f"{head}a INIT_FROM=runs/dense\nb INIT_FROM=runs/wide\n")
-    with pytest.raises(UserError) as caught:
-        sweep.read(home / "retrain", adopt=adopt)
-    [problem] = caught.value.args
-    assert "b has N_EMBD=64, and a has 32" in problem
+    plan = sweep.read(home / "retrain", adopt=adopt)
+    assert [one.schema()["N_EMBD"] for one in plan.configurations] == [32, 64]
     (home / "retrain").write_text(f"{head}a INIT_FROM=runs/dense\nb INIT_FROM=runs/dense N_LAYER=4\n")
     with pytest.raises(UserError, match=r"retrain:5: N_LAYER=4 does not fit INIT_FROM=runs/dense, which has 2"):
         sweep.read(home / "retrain", adopt=adopt)

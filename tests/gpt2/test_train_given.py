@@ -9,7 +9,7 @@ import torch
 from gpt2 import train as program
 from gpt2.weights import masks
 from lib.base.errors import UserError
-from lib.record import checkpoint, journal
+from lib.record import checkpoint, journal, lineage
 from tests import training
 from tests.forked import Trainer
 from tests.gpt2.test_divergence import alerts, poison
@@ -147,7 +147,9 @@ def test_the_masks_of_a_run_are_read_with_what_the_journal_says_of_them(pruned):
         "path": str(path),
         "sha256": None,
         "ancestors": {run_id: 20 * 4 * 2 * 32},
+        "flops": lineage.flops(pruned, 20, records(pruned, "train")[-1]["metrics"]["average_nonzeros"]),
     }
+    assert record["flops"][run_id][0] == 20 * 4 * 2 * 32 * 226_560  # see test_train_from
 
 
 def test_a_run_that_was_never_pruned_has_no_masks(pruned):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2 import loop
+from gpt2 import beginning, flops, loop
+from gpt2.model import GPT2
 from gpt2.session import Session
+from gpt2.shape import ShapeOptions
 from lib.machine import device
-from lib.record import checkpoint, journal
+from lib.record import checkpoint, journal, mask_sample
 from tests.gpt2.test_train import assert_same, wait_for_step
 from tests.prune.test_prune import two_of_four
 from tests.training import Records, arguments, records, rewrite, schema, start, train
@@ -27,8 +29,26 @@ CASES = {
     "rigl with muon": {
         "optimizer": "muon", "pruning_method": "magnitude", "pruning_dynamics": "rigl", "pruning_interval": 3
     },
+    "granet": {
+        "pruning_method": "magnitude", "pruning_dynamics": "granet", "granet_start_sparsity": 0.2, "regrow_warmup": 4,
+        "pruning_interval": 3,
+    },
+    "soft mest": {
+        "pruning_method": "magnitude", "pruning_dynamics": "mest", "mest_soft_bound": True, "mest_lambda": 100,
+        "pruning_interval": 3,
+    },
     "sr-ste": {"pruning_method": "magnitude", "pruning_dynamics": "sr-ste", "optimizer": "stablespam"},
+    "s-ste": {"pruning_method": "magnitude", "pruning_dynamics": "s-ste"},
+    "topkast": {"pruning_method": "magnitude", "pruning_dynamics": "topkast", "pruning_interval": 3},
     "wanda": {"pruning_method": "wanda", "pruning_interval": 3},
+    "owl": {
+        "pruning_method": "magnitude", "pruning_distribution": "owl", "owl_threshold": 2, "pruning_interval": 3,
+        "pruning_first_sparsity": 0.2, "lr_schedule": "restarts", "lr_cycle": 6,
+    },
+    "synflow": {"pruning_method": "synflow", "target_sparsity": 0.9},
+    "snip in passes": {
+        "pruning_method": "gradient", "pruning_dynamics": "static", "pruning_passes": 4, "pruning_batches": 2,
+    },
 }  # fmt: skip
 
 
@@ -59,6 +79,9 @@ def test_a_killed_pruned_run_resumes_bit_for_bit(tmp_path, case):
         assert_same(a[name], b[name])
     target = CASES[case].get("target_sparsity", 0.5)
     assert zeros(killed) == round(target * TOTAL)
+    sample, other = (records(run, "finish")[-1]["mask_sample"] for run in (killed, whole))
+    assert sample == other
+    assert 1 - mask_sample.kept(mask_sample.decode(sample)).mean() == pytest.approx(target, abs=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +97,14 @@ def test_the_end_of_a_pruned_run_says_how_sparse_it_is(finished):
     summary = json.loads((folder / "runs/run/summary.json").read_text())
     assert summary["sparsity"] == 0.5 == zeros(folder / "runs/run") / TOTAL
     assert TOTAL / 2 < summary["average_nonzeros"] < TOTAL
+    token = 226_560 - 6 * (TOTAL - summary["average_nonzeros"])
+    assert summary["training_flops_nonzeros"] == pytest.approx(token * 20 * 256) and summary["nonzeros"] == TOTAL / 2
     assert f"50.00% of the weights in scope; {summary['average_nonzeros']:,.0f} kept on average" in output
     history = journal.history(folder / "runs/run")
-    assert history["train", 20]["metrics"].keys() >= {"sparsity", "mask_flips", "average_nonzeros"}
+    known = {"sparsity", "mask_flips", "average_nonzeros", "empty_neurons", "empty_heads"}
+    assert history["train", 20]["metrics"].keys() >= known
+    assert {step for (_, step), row in history.items() if "mask_change" in row["metrics"]} == {5, 7, 9, 11, 13, 15}
+    assert "ever_active" not in summary
     layers = {k: v for k, v in history["eval", 20]["metrics"].items() if k.startswith("sparsity/")}
     assert len(layers) == 8
     sizes = {"c_attn": 3, "c_proj": 1, "c_fc": 4}  # in units of 32 x 32; mlp.c_proj is 4
@@ -88,9 +116,9 @@ def test_the_end_of_a_pruned_run_says_how_sparse_it_is(finished):
 def test_only_a_method_with_a_target_says_that_it_is_reached(tmp_path, form):
     output = train(tmp_path, *arguments(pruning_method="movement", pruning_movement=form, max_iters=20))
     assert ("the target sparsity is reached" in output) == (form == "hard")
-    assert [r["kind"] for r in records(tmp_path / "runs/run", "alert")] == ["sparsity"] * (form == "hard") + [
-        "finished"
-    ]
+    assert ("pruning has ended at a sparsity of" in output) == (form == "soft")
+    alerts = records(tmp_path / "runs/run", "alert")
+    assert [(r["kind"], r["step"]) for r in alerts] == [("sparsity", 15), ("finished", 20)]
 
 
 def test_a_run_that_is_made_longer_stays_as_sparse(finished, tmp_path):
@@ -133,7 +161,26 @@ def test_what_is_evaluated_and_saved_has_masks_of_its_own_weights(tmp_path):
         assert torch.equal(torch.from_numpy(bits).view(kept.shape), kept.byte())
 
 
-@pytest.mark.parametrize("dynamics", ["static", "rigl", "set", "sr-ste"])
+def test_the_model_that_a_run_of_s_ste_saves_has_the_loss_that_it_measured(tmp_path):
+    """A plain GPT-2 with the weights of the checkpoint, which are at most 2 of 4 and not W * M."""
+    options = {"pruning_method": "magnitude", "pruning_dynamics": "s-ste", "max_iters": 8, "eval_interval": 4}
+    made = schema(tmp_path, **options)
+    session, records = Session(made, device.choose(made.bind(device.SystemOptions))), Records()
+    training, options = session.training, made.bind(loop.LoopOptions)
+    loop.train(training, session.data, session.machine, options, session.schedule, records, lambda: False)
+    measured = [metrics["val_loss"] for event, step, metrics in records if event == "eval"][-1]
+    saved = training.state_dict()["model"]
+    plain = GPT2(made.bind(ShapeOptions), session.data.vocab_size)
+    plain.load_state_dict(saved)
+    assert loop.validation_loss(plain, session.data, session.machine) == pytest.approx(measured, rel=1e-6)
+    for weight in training.pruner.weights:
+        kept = two_of_four(weight.value).bool()
+        assert torch.equal(saved[weight.name] != 0, kept)
+        assert not torch.allclose(saved[weight.name], weight.value * kept)
+    assert flops.facts(training.model, training.pruner)["training_per_zero"] == 4  # gradients are dense
+
+
+@pytest.mark.parametrize("dynamics", ["static", "rigl", "set", "chts", "mest", "sr-ste", "s-ste"])
 def test_the_evaluation_before_the_first_step_is_sparse(tmp_path, dynamics):
     train(tmp_path, *arguments(pruning_method="magnitude", pruning_dynamics=dynamics, max_iters=1, eval_samples=1))
     history = journal.history(tmp_path / "runs/run")
@@ -141,6 +188,29 @@ def test_the_evaluation_before_the_first_step_is_sparse(tmp_path, dynamics):
     sizes = [3, 1, 4, 4] * 2
     assert sum(map(operator.mul, layers, sizes)) / sum(sizes) == 0.5
     assert history["train", 1]["metrics"]["average_nonzeros"] == TOTAL / 2
+    summary = json.loads((tmp_path / "runs/run/summary.json").read_text())
+    active = history["train", 1]["metrics"].get("ever_active")
+    assert summary.get("ever_active") == active
+    assert active is None if dynamics == "static" else active == 0.5 or ("ste" in dynamics and 0.5 < active < 0.6)
+
+
+@pytest.mark.parametrize("method", ["gradient", "grasp", "synflow"])
+def test_passes_are_made_before_the_first_evaluation(tmp_path, method):
+    passes = {"pruning_dynamics": "static", "pruning_passes": 3}
+    train(tmp_path, *arguments(pruning_method=method, **passes, max_iters=1, eval_samples=1))
+    history = journal.history(tmp_path / "runs/run")
+    layers = [v for k, v in history["eval", 0]["metrics"].items() if k.startswith("sparsity/")]
+    sizes = [3, 1, 4, 4] * 2
+    assert sum(map(operator.mul, layers, sizes)) / sum(sizes) == pytest.approx(0.5)
+    assert history["train", 1]["metrics"]["average_nonzeros"] == TOTAL / 2
+    assert zeros(tmp_path / "runs/run") == TOTAL / 2
+
+
+def test_passes_are_not_made_again_by_a_run_with_a_checkpoint(tmp_path):
+    made = schema(tmp_path, pruning_method="synflow", pruning_passes=3)
+    machine = device.choose(made.bind(device.SystemOptions))
+    kept = [Session(made, machine, beginning.Origin(saved=saved)).training.pruner.kept for saved in (False, True)]
+    assert kept == [TOTAL / 2, TOTAL]
 
 
 def test_a_checkpoint_with_damaged_masks_is_refused(finished, tmp_path):

@@ -16,4 +16,4 @@ def tiny(vocab_size: int = 256, block_size: int = 16, width: int = 32) -> tuple[
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    return model, device.choose(SystemOptions("cpu", "float32", 0, False))
+    return model, device.choose(SystemOptions("cpu", "float32", 0, False, "float32"))

@@ -12,7 +12,7 @@ from gpt2.model import GPT2, ModelOptions
 from lib.machine import device
 
 BLOCK = 16
-CPU = device.SystemOptions(device="cpu", dtype="float32", threads=0, deterministic=False)
+CPU = device.SystemOptions(device="cpu", dtype="float32", threads=0, deterministic=False, sum_dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,9 @@ def test_sampling_is_repeated_by_its_seed_and_limited_by_top_k(model):
 
 
 def test_a_padded_batch_costs_nothing_in_precision_under_autocast(model):
-    half = device.choose(device.SystemOptions(device="cpu", dtype="bfloat16", threads=0, deterministic=False))
+    half = device.choose(
+        device.SystemOptions(device="cpu", dtype="bfloat16", threads=0, deterministic=False, sum_dtype="float32")
+    )
     requests = [("ab", "cd"), ("hello wor", "ld")]
     rough = Answers(model, tokenizer.load("bytes"), half, 2, 1).loglikelihood(requests)
     for (value, _), (exact, _) in zip(rough, answers(model).loglikelihood(requests), strict=True):

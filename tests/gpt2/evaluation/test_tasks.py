@@ -58,7 +58,7 @@ def theirs():
 @pytest.fixture(scope="module")
 def answers(theirs):
     ours = with_weights_of(theirs, SHAPE, 50257)
-    options = device.SystemOptions(device="cpu", dtype="float32", threads=0, deterministic=False)
+    options = device.SystemOptions(device="cpu", dtype="float32", threads=0, deterministic=False, sum_dtype="float32")
     return Answers(ours, tokenizer.load("gpt2"), device.choose(options), 16, 1)
 
 

@@ -24,6 +24,7 @@ def options(method: str, distribution: str, **changes: object) -> OneshotOptions
     has = {"n-m": distribution == "n-m", "sparsegpt": method == "sparsegpt", "owl": distribution == "owl"}
     plain = OneshotOptions(
         pruning_method=method,
+        pruning_structure="none",
         pruning_distribution=distribution,
         pruning_n=2 if has["n-m"] else None,
         pruning_m=4 if has["n-m"] else None,

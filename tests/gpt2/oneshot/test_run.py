@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.record import checkpoint, checkpoint_file, history, lineage
+from lib.record import checkpoint, checkpoint_file, history, lineage, mask_sample
 from lib.record.run import Identity
 from tests import forked
 from tests.disk import disk, fill
@@ -80,6 +80,7 @@ def test_a_finished_run_is_pruned_in_a_run_folder_like_every_other(home):
     assert records(run, "train") == []
     (end,) = records(run, "finish")
     assert (end["step"], end["status"]) == (2, "finished")
+    assert mask_sample.kept(mask_sample.decode(end["mask_sample"])).mean() == pytest.approx(0.5, abs=0.01)
 
     summary = json.loads((run / "summary.json").read_text())
     assert summary["initial_val_loss"] == losses[0]["metrics"]["val_loss"]
@@ -87,6 +88,9 @@ def test_a_finished_run_is_pruned_in_a_run_folder_like_every_other(home):
     assert (summary["sparsity"], summary["weights_in_scope"], summary["average_nonzeros"]) == (0.5, 24576, 12288)
     assert (summary["steps"], summary["tokens"], summary["calibration_tokens"]) == (2, 0, 0)
     assert summary["total_tokens"] == tokens
+    assert (summary["training_flops"], summary["total_training_flops"]) == (0, tokens * 226_560)
+    assert (summary["inference_flops_per_token"], summary["nonzeros"]) == (75_520, 12_288)
+    assert summary["inference_flops_per_token_nonzeros"] == 75_520 - 2 * 12_288
     sent = [line.split(",")[1:] for line in (run / "metrics.csv").read_text().splitlines()]
     assert [row[3] for row in sent if row[2] == "val_loss"] == [repr(row["metrics"]["val_loss"]) for row in losses]
     assert not any(line.endswith("best") for line in output.splitlines())

@@ -1,5 +1,6 @@
 """INIT_FROM gives a configuration its shape, activation and tokenizer: what is passed over, cut, or an error."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from gpt2.weights.adopt import adopt, follow
 from gpt2.weights.source import Shape, Source
 from lib.base.errors import UsageError
 from lib.config import command_line
+from lib.config.config_file import presets
 
 GPT2, MEDIUM = Shape(12, 12, 768, 1024, 50257), Shape(24, 16, 1024, 1024, 50304)
 SMALL = Shape(2, 4, 32, 64, 256)
@@ -68,12 +70,17 @@ def test_values_from_files_are_replaced_with_one_note(folder):
 
     schema = resolve(folder, config=config)
     adopt(schema, finder(GPT2, "gpt2"))
-    assert shape_of(schema) == ("gpt2", 12, 12, 768, 128, "gpt2")
-    assert schema.warnings == [
+    assert shape_of(schema) == ("gpt2", 12, 12, 768, 1024, "gpt2")
+    replaced = (
         f"INIT_FROM=it decides shape, activation and tokenizer, so it replaces MODEL_NAME=custom ({place}:1), "
-        f"N_LAYER=3 ({place}:2), N_HEAD=4 ({place}:3), N_EMBD=96 ({place}:4), and BLOCK_SIZE=128 keeps "
-        "the first of its 1,024 positions"
-    ]
+        f"N_LAYER=3 ({place}:2), N_HEAD=4 ({place}:3), N_EMBD=96 ({place}:4)"
+    )
+    assert schema.warnings == [f"{replaced}, BLOCK_SIZE=128 ({place}:5)"]
+
+    schema = resolve(folder, "BLOCK_SIZE=256", config=config)
+    adopt(schema, finder(GPT2, "gpt2"))
+    assert shape_of(schema) == ("gpt2", 12, 12, 768, 256, "gpt2")
+    assert schema.warnings == [f"{replaced}, and BLOCK_SIZE=256 keeps the first of its 1,024 positions"]
 
 
 def test_values_that_the_user_gave_and_that_differ_are_errors_with_both(folder):
@@ -101,12 +108,30 @@ def test_equal_values_and_custom_are_no_errors(folder):
     assert schema.warnings == []
 
 
-@pytest.mark.parametrize("word", [True, False])
-def test_a_smaller_block_size_cuts_positions(folder, word):
-    schema = resolve(folder, *["BLOCK_SIZE=16"] * word, config="" if word else "CONFIG_BLOCK_SIZE=16\n")
+@pytest.mark.parametrize(
+    ("words", "env"), [(["BLOCK_SIZE=16"], {}), (["--block-size", "16"], {}), ([], {"CONFIG_BLOCK_SIZE": "16"})]
+)
+def test_a_smaller_block_size_that_the_user_gave_cuts_positions(folder, words, env):
+    schema = resolve(folder, *words, config="CONFIG_BLOCK_SIZE=32\n", **env)
     adopt(schema, finder(SMALL, "bytes"))
     assert shape_of(schema) == ("custom", 2, 4, 32, 16, "bytes")
     assert schema.warnings == ["INIT_FROM=it: BLOCK_SIZE=16 keeps the first of its 64 positions"]
+
+
+def test_the_default_cuts_if_the_user_gave_it(folder):
+    schema = resolve(folder, "BLOCK_SIZE=1024")
+    adopt(schema, finder(Shape(2, 4, 32, 2048, 256), "bytes"))
+    assert shape_of(schema) == ("custom", 2, 4, 32, 1024, "bytes")
+
+
+@pytest.mark.parametrize("preset", ["gpt2_tiny", "gpt2_shakespeare"])
+def test_a_block_size_of_a_file_cuts_nothing(folder, preset):
+    """Presets have 64 and 128 positions."""
+    schema = resolve(folder, config=presets()[preset].read_text())
+    adopt(schema, finder(GPT2, "gpt2"))
+    assert shape_of(schema) == ("gpt2", 12, 12, 768, 1024, "gpt2")
+    [note] = schema.warnings
+    assert re.search(rf"BLOCK_SIZE=(64|128) \({folder / 'config'}:\d+\)", note) and "keeps the first" not in note
 
 
 def test_the_activation_is_that_of_the_weights(folder):

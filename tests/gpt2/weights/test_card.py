@@ -2,16 +2,24 @@
 
 import dataclasses
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from gpt2.oneshot import start
+from gpt2.weights.adopt import adopt, reshape
 from gpt2.weights.card import card
 from gpt2.weights.facts import Facts, command, public
 from gpt2.weights.source import Shape, Source
+from lib.config import matters
+from lib.config.command_line import resolve
+from lib.config.config_file import presets
 from lib.config.kconf import Schema
 from lib.record.best import Evaluation
 from lib.record.run import Identity
+from scripts import oneshot
 
 SHA = "0123456789abcdef" * 4
 INIT = {
@@ -21,7 +29,7 @@ INIT = {
 
 
 def facts(tmp_path, *options: str, **changes: object) -> Facts:
-    schema = Schema()
+    schema = changes.get("schema") or Schema()
     schema.override([(*option.split("=", 1), "test") for option in options])
     shape = Shape(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)
     config = {name: value for name, value in schema.values().items() if name not in ("data_dir", "output_dir")}
@@ -128,7 +136,17 @@ def test_weights_of_others_keep_their_licence_and_no_path_of_this_machine_is_tol
         "ancestors": {"0123456789ab": 3000, "openai-community/gpt2@607a30d7": None},
         "init": {"from": "gpt2", "kind": "huggingface", "sha256": SHA, "revision": "607a30d7", "step": 0},
         "masks": None,
+        "teacher": None,
     }
+
+
+def test_a_teacher_of_others_is_named(tmp_path):
+    start = {"event": "start", "teacher": INIT}
+    origin = facts(tmp_path, sessions=[start], ancestors=INIT["ancestors"])
+    text = card(origin)
+    assert row(text, "teacher") == "`gpt2, revision 607a30d7, sha256 0123456789ab`"
+    assert "The weights began from, or learned from, `openai-community/gpt2@607a30d7`, whose licence holds." in text
+    assert origin.record()["lineage"]["teacher"]["from"] == "gpt2"
 
 
 def test_masks_of_a_file_do_not_change_the_licence(tmp_path):
@@ -155,18 +173,100 @@ def test_tokens_of_a_chain_are_added(tmp_path):
 def test_the_command_quotes_and_shortens(tmp_path):
     options = ["DATASET=files", "DATASET_SOURCE=/data/my corpus/*.txt", "PRUNING_METHOD=magnitude", "TRACKER_TAGS=a"]
     assert command(facts(tmp_path, *options)) == (
-        "make train \\\n    DATASET=files \\\n    DATASET_SOURCE='*.txt' \\\n    PRUNING_METHOD=magnitude"
+        "KCONFIG_CONFIG=/dev/null make train \\\n    DATASET=files \\\n    DATASET_SOURCE='*.txt' \\\n"
+        "    PRUNING_METHOD=magnitude"
     )
     once = facts(
         tmp_path, "PRUNING_METHOD=sparsegpt", "INIT_FROM=runs/dense", code="0123456789 with uncommitted changes a"
     )
-    assert command(once).startswith("make oneshot \\\n    INIT_FROM=runs/dense \\\n")
+    assert command(once).startswith(
+        "KCONFIG_CONFIG=/dev/null make oneshot \\\n    BLOCK_SIZE=1024 \\\n    INIT_FROM=runs/dense \\\n"
+    )
     text = card(once)
     assert row(text, "checkpoint") == "after block 100"
     assert "| optimizer |" not in text
     assert "In a clone of Espalier at commit `0123456789` with uncommitted changes a:" in text
     assert "make reproduce" not in text  # it refuses one-shot runs
     assert "`make reproduce RUN=<folder>` repeats it" in card(facts(tmp_path))
+
+
+def clone(folder: Path, preset: str) -> None:
+    """Give a folder the .config that a clone starts with, if its user took this preset."""
+    schema = Schema()
+    schema.load(presets()[preset])
+    schema.write(folder / ".config")
+
+
+def parsed(text: str) -> tuple[dict[str, str], str, list[str]]:
+    """The environment, the target and the words of a command."""
+    before, _, after = text.replace("\\\n", " ").partition("make ")
+    target, *words = shlex.split(after)
+    return dict(word.split("=", 1) for word in shlex.split(before)), target, words
+
+
+def decided(schema: Schema) -> dict[str, object]:
+    """The values that decide what is learned."""
+    return {name: schema[name] for name in matters.decisive(schema) - {"TRACKER_PROJECT", "TRACKER_RUN_NAME"}}
+
+
+@pytest.mark.parametrize("theirs", ["gpt2_tiny", "gpt2_124m_openwebtext", "gpt2_shakespeare"])
+@pytest.mark.parametrize("own", ["gpt2_tiny", "gpt2_124m_openwebtext", "gpt2_tiny_adamwprune_50"])
+def test_the_command_configures_the_same_training_whatever_the_clone_has(folder, own, theirs):
+    clone(folder, theirs)
+    run = Schema()
+    run.load(presets()[own])
+    environment, target, words = parsed(command(facts(folder, schema=run)))
+    assert target == "train"
+    assert decided(resolve("", words, environment)[0]) == decided(run)
+
+
+def test_the_command_of_a_run_with_weights_cuts_as_the_run_did(folder):
+    """1,024 positions are the default, and the weights have more."""
+    clone(folder, "gpt2_tiny")
+    found = Source("it", "huggingface", Path("it"), Shape(2, 4, 32, 2048, 256), "bytes", "gelu", "", 0, {})
+    run = resolve("", ["INIT_FROM=it", "BLOCK_SIZE=1024"], {"KCONFIG_CONFIG": "/dev/null"})[0]
+    adopt(run, lambda *_: found)
+    environment, _, words = parsed(command(facts(folder, schema=run)))
+    again = resolve("", words, environment)[0]
+    adopt(again, lambda *_: found)
+    assert decided(again) == decided(run) and again["BLOCK_SIZE"] == 1024
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "shrink"])
+def test_the_command_of_a_one_shot_run_prunes_the_same_in_a_clone(folder, monkeypatch, method):
+    found = Source("it", "run", Path("it"), Shape(2, 4, 32, 64, 256), "bytes", "gelu", "", 0, {})
+
+    def made(*words: str) -> Schema:
+        schema = oneshot.configuration(list(words))
+        adopt(schema, lambda *_: found)
+        start._count_blocks(schema)
+        if method == "shrink":
+            reshape(schema, "100,90", "3,4")
+        return schema
+
+    clone(folder, "gpt2_124m_openwebtext")  # its data, batches and evaluation count
+    run = made("INIT_FROM=it", f"PRUNING_METHOD={method}")
+    clone(folder, "gpt2_tiny")
+    config = {name.lower(): run[name] for name in run.options}
+    text = command(facts(folder, schema=run, config=config))
+    assert "openwebtext" in text
+    environment, target, words = parsed(text)
+    assert target == {"sparsegpt": "oneshot", "shrink": "shrink"}[method]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert decided(made(*words)) == decided(run)
+
+
+@pytest.mark.parametrize("method", ["none", "given"])
+def test_the_command_of_a_fine_tuned_run_says_whether_zeros_hold(folder, method):
+    run = resolve("", ["INIT_FROM=it", "FINETUNE_RECIPE=sft", "FINETUNE_DATA=a.jsonl", f"PRUNING_METHOD={method}"], {})[
+        0
+    ]
+    config = {name.lower(): run[name] for name in run.options}
+    environment, target, words = parsed(command(facts(folder, schema=run, config=config)))
+    assert target == "finetune" and f"PRUNING_METHOD={method}" in words
+    clone(folder, "gpt2_tiny")
+    assert decided(resolve("", words, environment)[0]) == decided(run)
 
 
 def test_a_changed_run_says_that_one_training_does_not_repeat_it(tmp_path):

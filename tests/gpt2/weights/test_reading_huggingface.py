@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 
 from gpt2.model import GPT2, ModelOptions
-from gpt2.weights import masks_file
 from gpt2.weights.source import Shape, find, read
 from lib.base.errors import UserError
+from lib.prune import masks_file
 
 TOKENS = torch.tensor([[72, 101, 108, 108, 111, 0, 255, 31, 7, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
 # The published layout: (in, out), where our model has (out, in).
@@ -224,7 +224,8 @@ def configure(folder, **changes):
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"add_cross_attention": True}, "add_cross_attention=True"),
-        ({"n_inner": 100}, "n_inner=100, and this GPT-2 has MLPs of 192"),
+        ({"n_inner": "100"}, "n_inner is '100', not a whole number"),
+        ({"n_inner": 0}, "MLP_WIDTHS=0: each number must be from 1 to 400,000"),
         ({"n_head": 5}, "n_embd=48 is no multiple of n_head=5"),
         ({"n_layer": 10**12}, "n_layer must lie between 1 and 1000; got 1000000000000"),
         ({"n_positions": 65537}, "block_size must lie between 1 and 65536; got 65537"),

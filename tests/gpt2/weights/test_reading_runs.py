@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2.weights.source import Shape, find, read, resolved
+from gpt2.weights.named import resolved
+from gpt2.weights.source import Shape, find, read
 from lib.base.errors import UserError
 from tests import training
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with the run runs/run, pruned to 50 %, and its checkpoints of steps 10, 20, 30 and 40."""
+    """A folder with the run runs/run, pruned to 50 %, and its checkpoints of steps 10, 20, 23, 30 and 40."""
     folder = tmp_path_factory.mktemp("trained")
-    changes = {"pruning_method": "magnitude", "target_sparsity": 0.5, "checkpoint_keep": 4, "tracker": "none"}
+    changes = {"pruning_method": "magnitude", "target_sparsity": 0.5, "checkpoint_keep": 5, "tracker": "none"}
+    changes |= {"pruning_interval": 3, "checkpoint_at": 23}
     training.train(folder, *training.arguments(activation="gelu", **changes))
     return folder
 
@@ -92,6 +94,22 @@ def test_a_checkpoint_before_the_first_pruning_has_no_masks(run):
     assert read(find("run@10"), 32, 256).masks == {}
 
 
+@pytest.mark.parametrize("step", [10, 20, 23, 30, 40])
+def test_the_average_of_the_nonzeros_is_exact_at_every_checkpoint(run, step):
+    """Between two of them the log of a run says too little: here it has a line after every step."""
+    logged = {record["step"]: record["metrics"]["average_nonzeros"] for record in training.records(run, "train")}
+    assert read(find(f"run@{step}"), 32, 256).average == logged[step]
+    assert (logged[step] == 24576) == (step == 10)
+
+
+def test_a_run_that_prunes_nothing_has_no_average(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(run, tmp_path / "runs" / "dense")
+    training.rewrite(copy / "checkpoints" / "step-000000040.pt", saved(run, 40) | {"pruner": {}})
+    weights = read(find("dense"), 32, 256)
+    assert (weights.average, weights.masks) == (None, {})
+
+
 def test_fewer_positions_and_tokens_are_cut(run):
     state = read(find("run"), 20, 200).state
     expected = saved(run, 40)["model"]
@@ -153,7 +171,7 @@ def _short_mask(state):
         (_rewritten(_nan), "weights in the checkpoint are NaN or infinite"),
         (_rewritten(_missing), "1 of 28 tensors are missing, the first is ln_f.bias"),
         (_rewritten(_no_model), "there are no weights in this checkpoint"),
-        (_rewritten(_short_mask), "the masks in this checkpoint cannot be read: a mask has the wrong size"),
+        (_rewritten(_short_mask), r"masks in this checkpoint .*: a mask of \[128, 32\] has 3 bytes instead of 512"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "the checkpoint is cut off or damaged"),
         (lambda path: path.write_text("text"), "the checkpoint is cut off or damaged"),
     ],
@@ -169,7 +187,10 @@ def test_a_checkpoint_that_cannot_be_used_is_one_sentence(run, tmp_path, damage,
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("run@15", "no checkpoint '15'.*step-000000010, step-000000020, step-000000030, step-000000040"),
+        (
+            "run@15",
+            "no checkpoint '15'.*step-000000010, step-000000020, step-000000023, step-000000030, step-000000040",
+        ),
         ("run@worst", "no checkpoint 'worst'; choose newest, best"),
         ("./nothing", "nothing: there is no such run, folder or file"),
         ("runs/nothing/else", "there is no such run, folder or file"),
