@@ -1,16 +1,20 @@
-"""The table of a sweep: each configuration's mean and spread over the seeds, from the folders of the finished runs."""
+"""What came of a sweep, from the folders of its runs: figures over the seeds, and what may be ranked together."""
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from lib.base.errors import UserError
+from lib.compare import tuning
 from lib.compare.sweep import Configuration, Run, Sweep
-from lib.record import history, lineage
-from lib.terminal.console import duration
+from lib.config.kconf import Schema
+from lib.record import history, lineage, short
 
+VERSION = 2  # of results.json; the first one had no version and no blocks
+CLOSE = 0.02  # how far apart matched FLOPs and non-zeros may be; tokens must be equal
 # Key of a run's result -> its key in summary.json.
 _SUMMARY = {
     "val_loss": "final_val_loss",
@@ -20,54 +24,122 @@ _SUMMARY = {
     "tokens": "tokens",
     "seconds": "total_time_seconds",
 }
+# The same of what summaries of earlier versions lack. Operations of training count with those of the runs before.
+_TRAINING = {"flops": "training_flops_nonzeros", "dense_flops": "training_flops"}
+_INFERENCE = {
+    "inference_flops": "inference_flops_per_token_nonzeros",
+    "dense_inference_flops": "inference_flops_per_token",
+}
+FIGURES = (
+    "val_loss", "sparsity", "scope", "average_nonzeros", "nonzeros", "tokens", "total_tokens", "flops", "dense_flops",
+    "inference_flops", "dense_inference_flops", "parameters", "seconds",
+)  # fmt: skip
+# What can be matched beside tokens -> the key of a run's result, and the words for it.
+QUANTITIES = {
+    "flops": ("flops", "FLOPs of training"),
+    "average-nonzeros": ("average_nonzeros", "non-zeros on average"),
+    "final-nonzeros": ("nonzeros", "non-zeros at the end"),
+}
+_COUNTS = ("average-nonzeros", "final-nonzeros")  # the quantities that are known of the weights in scope only
 
 Results = dict[str, Any]
+Known = dict[str, tuple[Results, list[str]]]  # name of a finished run -> its result, and what made it
+Budget = Mapping[int, float | str | None]  # seed -> amount of the matched quantity, tokens in words; None: unknown
+Scopes = Set[str | None]  # what `counted` says of each run
 
 
-def results(sweep: Sweep) -> Results:
-    """The content of results.json: what the table shows, and the results of the runs behind it."""
-    runs = {run: _result(run) for run in sweep.runs()}
-    rows = [_row(one, [runs[run] for run in runs if run.configuration == one]) for one in sweep.configurations]
-    for row in rows[1:]:
-        if len(_budgets([rows[0], row])) < 2:
-            row["difference"] = _spread(_differences(row["runs"], rows[0]["runs"]))
+def results(sweep: Sweep, tuned: Results | None = None, known: Known | None = None) -> Results:
+    """The content of results.json: what the table shows, and the results of the runs behind it.
+
+    `tuned` is the record of the tuning if the caller has it already. `known` keeps what was read of finished runs, so
+    that a later call with it reads only what has finished since, and the runs in training.
+    """
+    known = {} if known is None else known
+    own: dict[str, list[Results]] = {one.name: [] for one in sweep.configurations}
+    for run in sweep.runs():
+        if run.name not in known and run.finished:
+            known[run.name] = _result(run), list(_versions(run.folder))
+        own[run.configuration.name].append(known[run.name][0] if run.name in known else _unfinished(run))
+    rows = [_row(one, own[one.name]) for one in sweep.configurations]
+    dense = sweep.dense()
+    reference = next((row for row in rows if row["configuration"] in dense), rows[0])
+    first = reference["configuration"]
+    finished = {row["configuration"]: [run for run in row["runs"] if run["finished"]] for row in rows}
+    budgets = {name: _budget(own, sweep.quantity) for name, own in finished.items() if own}
+    scopes = {name: {_scope(run, sweep.quantity) for run in own} for name, own in finished.items()}
+    found = blocks(budgets, scopes, sweep.quantity, dense)
+    together = next((block["configurations"] for block in found if first in block["configurations"]), [])
+    for row in rows:
+        if row is not reference and row["configuration"] in together:
+            row["difference"] = spread(_differences(row["runs"], reference["runs"]))
+    outliers = [outlier(name, own, first, budgets[first], sweep.quantity) for name, own in budgets.items() if together]
     return {
+        "version": VERSION,
         "sweep": sweep.name,
+        "quantity": sweep.quantity,
+        "reference": first,
         "seeds": list(sweep.seeds),
         "tuned": sweep.tuned(),
-        "made_by": sorted({version for run in runs if run.finished for version in _versions(run.folder)}),
+        "made_by": sorted({version for _, versions in known.values() for version in versions}),
+        "blocks": found,
+        "outliers": [words for words in outliers if words],
+        "dropped": sweep.dropped_by_reason(),
         "configurations": rows,
+        "elsewhere": {f"{name}-seed{seed}": str(folder) for (name, seed), folder in sweep.elsewhere.items()},
+        **({"tuning": tuned or tuning.record(sweep)} if sweep.tuning else {}),
     }
 
 
+def _unfinished(run: Run) -> Results:
+    """The state of a run that is not finished, and how far it is."""
+    found = {"seed": run.seed, "folder": str(run.folder), "finished": False, "reused": run.elsewhere is not None}
+    if (run.folder / "run.json").exists():
+        seen = history.skim(run.folder)
+        found |= {"state": history.state(seen, run.folder), "step": seen.step, "steps": seen.steps}
+        found |= {"short": why} if (why := short.why(run.folder)) else {}
+    return found
+
+
 def _result(run: Run) -> Results:
-    """The figures of a run; only its seed and folder if it is not finished."""
-    found = {"seed": run.seed, "folder": str(run.folder), "finished": run.finished}
-    if run.finished:
-        summary = history.summary(run.folder)
-        if missing := [key for key in _SUMMARY.values() if key not in summary]:
-            raise UserError(f"{run.folder}/summary.json: is damaged: it lacks {', '.join(missing)}")
-        found |= {name: summary[key] for name, key in _SUMMARY.items()}
-        if before := lineage.ancestors(run.folder):
-            found["with_runs_before"] = lineage.words({**before, str(run.folder): int(summary["tokens"])})
-        if summary.get("parameters"):  # summaries of earlier versions do not have them
-            found |= {name: summary[name] for name in ("weights_in_scope", "parameters")}
-            found["scope"] = found["weights_in_scope"] / found["parameters"]
+    """The figures of a finished run."""
+    found = {"seed": run.seed, "folder": str(run.folder), "finished": True, "reused": run.elsewhere is not None}
+    summary = history.summary(run.folder)
+    if missing := [key for key in _SUMMARY.values() if key not in summary]:
+        raise UserError(f"{run.folder}/summary.json: is damaged: it lacks {', '.join(missing)}")
+    found |= {name: summary[key] for name, key in _SUMMARY.items()}
+    found["pruning_scope"] = history.skim(run.folder).config.get("pruning_scope")
+    found["total_tokens"], total = summary["tokens"], ""
+    if before := lineage.ancestors(run.folder):
+        chain = {**before, str(run.folder): int(summary["tokens"])}
+        known, unknown = lineage.cost(chain)
+        found |= {"with_runs_before": lineage.words(chain), "total_tokens": None if unknown else known}
+        total = "total_"
+    found |= {name: summary.get(total + key) for name, key in _TRAINING.items()}
+    found |= {name: summary.get(key) for name, key in _INFERENCE.items()}
+    if summary.get("parameters"):
+        found |= {name: summary[name] for name in ("weights_in_scope", "parameters")}
+        found["scope"] = found["weights_in_scope"] / found["parameters"]
+        found["nonzeros"] = round(found["weights_in_scope"] * (1 - found["sparsity"]))
     return found
 
 
 def _row(configuration: Configuration, runs: list[Results]) -> Results:
-    """A row of the table: a configuration, its runs, and the `_spread` of each figure."""
-    figures = {name: _spread([run[name] for run in runs if run.get(name) is not None]) for name in _FIGURES}
+    """A row of the table: a configuration, its runs, and the `spread` of each figure."""
+    figures = {name: spread([run[name] for run in runs if run.get(name) is not None]) for name in FIGURES}
     return {
         "configuration": configuration.name,
         "options": {name: text for name, text, _ in configuration.own},
+        **(
+            {"matched": ":".join(configuration.matched), "chosen": configuration.chosen}
+            if configuration.matched
+            else {}
+        ),
         "runs": runs,
         **figures,
     }
 
 
-def _spread(values: Sequence[float]) -> Results:
+def spread(values: Sequence[float]) -> Results:
     """n, mean and sample standard deviation (n - 1) of values; None if there are too few values."""
     return {
         "n": len(values),
@@ -83,140 +155,131 @@ def _differences(runs: list[Results], to: list[Results]) -> list[float]:
     return [one["val_loss"] - other["val_loss"] for one, other in pairs if one["finished"] and other["finished"]]
 
 
-def _budgets(rows: Sequence[Results]) -> dict[str, list[str]]:
-    """The tokens of the finished runs and all runs before them, in words -> the configurations that have them.
-
-    Empty if all runs began with random weights.
-    """
-    finished = [(row["configuration"], run) for row in rows for run in row["runs"] if run["finished"]]
-    if not any("with_runs_before" in run for _, run in finished):
-        return {}
-    found: dict[str, dict[str, None]] = {}
-    for name, run in finished:
-        found.setdefault(run.get("with_runs_before", f"{run['tokens']:,.0f}"), {})[name] = None
-    return {words: list(names) for words, names in found.items()}
-
-
 def _versions(folder: Path) -> Iterable[str]:
     """The code and PyTorch of each session of a run: commit, a hash of uncommitted changes, version of torch."""
     for made in history.provenances(folder):
         yield f"commit {history.code(made)}, torch {made.get('packages', {}).get('torch', 'unknown')}"
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+# ---- which configurations may be ranked together ---------------------------------------------------------------------
 
 
-def _loss(spread: Results, sign: str = "") -> str:
-    if not spread["n"]:
-        return "-"
-    return f"{spread['mean']:{sign}.4f}" + (f" ± {spread['sd']:.4f}" if spread["sd"] is not None else "")
+def blocks(
+    budgets: Mapping[str, Budget], scopes: Mapping[str, Scopes], quantity: str, references: Sequence[str]
+) -> list[Results]:
+    """The configurations in blocks of equal budgets, counted in equal scopes; see `partition` and `counted`."""
+
+    def fits(one: str, other: str) -> bool:
+        return is_same(scopes[one], scopes[other]) and is_equal(budgets[one], budgets[other])
+
+    found = partition(list(budgets), references, fits)
+    words = {first: amount(budgets[first], quantity, scopes[first]) for first in found}
+    return [
+        {"budget": words[first][1], "value": words[first][0], "configurations": names} for first, names in found.items()
+    ]
 
 
-def _plain(form: str) -> Callable[[Results], str]:
-    return lambda spread: f"{spread['mean']:{form}}" if spread["n"] else "-"
+def counted(quantity: str, scope: str | None, within: float | None, parameters: float | None) -> str | None:
+    """The weights that the matched non-zeros are counted in, in words; None: unknown, so it equals nothing.
 
-
-# Figure -> title of its column, and the function that formats a spread.
-_FIGURES = {
-    "val_loss": ("validation loss", _loss),
-    "sparsity": ("sparsity", _plain(".4f")),
-    "scope": ("in scope", _plain(".1%")),
-    "average_nonzeros": ("average non-zeros", _plain(",.0f")),
-    "tokens": ("tokens", _plain(",.0f")),
-    "seconds": ("seconds", _plain(",.0f")),
-}
-
-
-def table(found: Results) -> str:
-    """The results as a Markdown table with explanatory notes, also readable as plain text."""
-    titles = ["configuration", "n", *(title for title, _ in _FIGURES.values())]
-    cells = [titles, *(_cells(found, row, _FIGURES) for row in found["configurations"])]
-    _put_tuned(found, cells)
-    _put_difference(found, cells, "against {}")
-    return f"{_markdown(cells)}\n\n" + "\n".join(f"- {note}" for note in notes(found)) + "\n"
-
-
-def screen(found: Results, columns: int = 80) -> list[list[str]]:
-    """The table for a terminal, titles first, without the columns of average non-zeros and tokens.
-
-    A table wider than `columns` characters loses the column of times, and then that of weights in scope.
+    It is empty for the matrices of the blocks, which dense models of every size have. With another PRUNING_SCOPE,
+    weights outside it count nowhere, so such runs compare only if the scope and the size of the model are the same.
     """
-    figures = {name: _FIGURES[name] for name in ("val_loss", "sparsity", "scope", "seconds")}
-    cells = [["configuration", "n", "val loss", "sparsity", "in scope", "time"]]
-    cells += [_cells(found, row, figures) for row in found["configurations"]]
-    for row, line in zip(found["configurations"], cells[1:], strict=True):
-        line[-1] = duration(row["seconds"]["mean"]) if row["seconds"]["n"] else "-"
-    _put_tuned(found, cells)
-    _put_difference(found, cells, "vs {}")
-    cells = [[cell.replace(" ± ", "±") for cell in line] for line in cells]
-    for title in ("time", "in scope"):
-        if sum(max(map(len, column)) + 2 for column in zip(*cells, strict=True)) - 2 > columns:
-            place = cells[0].index(title)
-            cells = [line[:place] + line[place + 1 :] for line in cells]
-    return cells
+    if (
+        quantity not in _COUNTS
+        or not scope
+        or _patterns(scope) == _patterns(_schema().options["PRUNING_SCOPE"].default)
+    ):
+        return ""
+    if within is None or parameters is None:
+        return None
+    return f"in the {within:,.0f} of {parameters:,.0f} weights of PRUNING_SCOPE={scope}"
 
 
-def _cells(found: Results, row: Results, figures: Mapping[str, tuple[str, Callable[[Results], str]]]) -> list[str]:
-    n, seeds = row["val_loss"]["n"], len(found["seeds"])
-    shown = [show(row[name]) for name, (_, show) in figures.items()]
-    return [row["configuration"], str(n) if n == seeds else f"{n} of {seeds}", *shown]
+def _patterns(scope: str) -> set[str]:
+    return {part.strip() for part in scope.split(",")} - {""}
 
 
-def _put_difference(found: Results, cells: list[list[str]], title: str) -> None:
-    """Insert the differences from the first configuration, after the column of losses."""
-    rows = found["configurations"]
-    if len(rows) > 1:
-        cells[0].insert(3, title.format(rows[0]["configuration"]))
-        for row, line in zip(rows, cells[1:], strict=True):
-            line.insert(3, _loss(row["difference"], "+") if "difference" in row else "")
+@functools.cache
+def _schema() -> Schema:
+    return Schema()
 
 
-def _put_tuned(found: Results, cells: list[list[str]]) -> None:
-    """Append a column for each tuned option that differs."""
-    cells[0] += [name.lower().replace("_", " ") for name in found["tuned"]]
-    for number, line in enumerate(cells[1:]):
-        line += [values[number] for values in found["tuned"].values()]
+def is_same(one: Scopes, other: Scopes) -> bool:
+    """Whether the non-zeros of all these runs are counted in the same weights."""
+    return len(one | other) == 1 and None not in one
 
 
-def _markdown(cells: list[list[str]]) -> str:
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+def _scope(run: Results, quantity: str) -> str | None:
+    return counted(quantity, run["pruning_scope"], run.get("weights_in_scope"), run.get("parameters"))
 
 
-def notes(found: Results) -> Iterable[str]:
-    """Notes that explain the table."""
-    rows, first = found["configurations"], found["configurations"][0]["configuration"]
-    yield (
-        "Validation loss after the last step, in nats per token: mean ± sample standard deviation (n - 1) of n runs, "
-        f"seed{'s' * (len(found['seeds']) > 1)} {', '.join(map(str, found['seeds']))}."
-    )
-    if len(rows) > 1:
-        yield f"Against {first}: the same for the differences between runs with the same seed and data."
-    yield "Sparsity is that of the final weights in scope; non-zeros in scope are averaged over training."
-    yield from _scopes(rows)
-    if len(budgets := _budgets(rows)) > 1:
-        each = "; ".join(f"{words} for {', '.join(names)}" for words, names in budgets.items())
-        yield f"Not trained on equally many tokens with the runs before them, so not ranked against each other: {each}."
-    if found["tuned"]:
-        names = " and ".join(found["tuned"])
-        yield f"Not the same in all configurations: {names}. A fair comparison tunes all equally well."
-    if missing := [Path(run["folder"]).name for row in rows for run in row["runs"] if not run["finished"]]:
-        yield f"Not finished, so not in these figures: {', '.join(missing)}."
-    if len(found["made_by"]) > 1:
-        yield f"Made by different code, which by itself can change losses: {'; '.join(found['made_by'])}."
-    elif found["made_by"]:
-        yield f"Made by {found['made_by'][0]}."
+def partition(
+    names: Sequence[str], references: Sequence[str], fits: Callable[[str, str], bool]
+) -> dict[str, list[str]]:
+    """Reference -> the configurations of its block, itself too: those that fit it, in the order of `names`.
+
+    So whatever is compared with a reference is close to it, not only to a third one. The first reference takes all
+    that fit it, the next ones take of the rest. Where none of `references` fits, the first of the rest stands for it.
+    """
+    found: dict[str, list[str]] = {}
+    there = set(names)
+    for name in dict.fromkeys([*(name for name in references if name in there), *names]):
+        found.setdefault(next((first for first in found if fits(name, first)), name), []).append(name)
+    place = {name: n for n, name in enumerate(names)}
+    ordered = {first: sorted(members, key=place.get) for first, members in found.items()}
+    return dict(sorted(ordered.items(), key=lambda block: place[block[1][0]]))
 
 
-def _scopes(rows: Sequence[Results]) -> Iterable[str]:
-    """The number of weights in scope and their share of the model. Configurations that agree share a sentence."""
-    told: dict[str, dict[str, None]] = {}  # sentence -> its configurations
-    for row in rows:
-        for run in (run for run in row["runs"] if "scope" in run):
-            share = f"{run['scope']:.1%} of the model's {run['parameters']:,}"
-            words = f"{run['weights_in_scope']:,} weights are in scope, {share}"
-            told.setdefault(words, {})[row["configuration"]] = None
-    for words, names in told.items():
-        yield words + (f": {', '.join(names)}" if len(told) > 1 else "") + "."
+def is_equal(one: Budget, other: Budget) -> bool:
+    """Whether runs with the same seed have equal amounts: words exactly, numbers within CLOSE of the `other`'s.
+
+    A run without a partner must equal all of the other's. What is unknown equals nothing.
+    """
+    pairs = [(value, theirs) for seed, value in one.items() for theirs in _partners(seed, other)]
+    return bool(pairs) and all(_is_close(value, theirs) for value, theirs in pairs)
+
+
+def _partners(seed: int, other: Budget) -> Iterable[float | str | None]:
+    return [other[seed]] if seed in other else other.values()
+
+
+def _is_close(one: float | str | None, other: float | str | None) -> bool:
+    if one is None or other is None:
+        return False
+    return one == other if isinstance(one, str) else abs(one - other) <= CLOSE * other
+
+
+def outlier(name: str, one: Budget, reference: str, other: Budget, quantity: str) -> str:
+    """Why a configuration is not in the block of the reference, although its mean is; empty if its mean is not."""
+    (own, _), (theirs, _) = amount(one, quantity), amount(other, quantity)
+    if quantity == "tokens" or is_equal(one, other) or not _is_close(own, theirs):
+        return ""
+    seed = next(seed for seed in one if not all(_is_close(one[seed], each) for each in _partners(seed, other)))
+    apart = f"with seed {seed} it has {amount({seed: one[seed]}, quantity)[1]}"
+    if seed in other:
+        apart += f", and {reference} has {amount({seed: other[seed]}, quantity)[1]}"
+    return f"{name} is not ranked with {reference}, because each pair must come within {CLOSE:.0%}: {apart}."
+
+
+def _budget(runs: Iterable[Results], quantity: str) -> Budget:
+    """The matched quantity of finished runs. Tokens are those of the runs before too, of which some may be unknown."""
+    if quantity == "tokens":
+        return {run["seed"]: run.get("with_runs_before", f"{run['tokens']:,.0f}") for run in runs}
+    return {run["seed"]: run.get(QUANTITIES[quantity][0]) for run in runs}
+
+
+def amount(budget: Budget, quantity: str, scopes: Scopes = frozenset()) -> tuple[float | str | None, str]:
+    """The mean over runs, and in words; None if one is unknown or if there is no run. Tokens are equal or None."""
+    values = list(budget.values())
+    if quantity == "tokens":
+        different = list(dict.fromkeys(values))
+        words = " and ".join(str(one or "an unknown number of") for one in different)
+        return (different[0] if len(different) == 1 else None), f"{words} tokens"
+    _, unit = QUANTITIES[quantity]
+    if not values or None in values or not all(map(math.isfinite, values)):
+        return None, f"an unknown number of {unit}"
+    value = mean(values)
+    within = " and ".join(sorted(one or "in an unknown scope" for one in scopes - {""}))
+    words = f"{value:.4g} {unit}" if quantity == "flops" else f"{value:,.0f} {unit}"
+    return value, f"{words} {within}".rstrip()

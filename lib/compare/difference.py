@@ -27,7 +27,7 @@ class Side:
     options: dict[str, str]  # an option's present name -> its value as text, of the newest session
     made: dict[str, Any]  # the newest session's provenance
     ancestors: Ancestors  # what was trained before the run; {} for a run from random weights
-    began: dict[str, str]  # INIT_FROM and INIT_MASKS, if the run has them -> the sha256 of what it began with
+    began: dict[str, str]  # those of lineage.OPTIONS that the run has -> the sha256 of what it began with
 
     @classmethod
     def load(cls, folder: Path) -> "Side":
@@ -54,6 +54,17 @@ class Side:
             "seconds": self.history.seconds(),
             "tokens/s": mean or self.history.last("tokens_per_second"),
         }
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """The step from which each MAX_ITERS held, and its value; one pair unless a resume changed it."""
+        found: list[tuple[int, int]] = []
+        for session in self.history.sessions:
+            steps = (session.get("config") or {}).get("max_iters")
+            while found and found[-1][0] >= session["step"]:  # it acted on no step that counts
+                found.pop()
+            if steps is not None and (not found or found[-1][1] != steps):
+                found.append((session["step"], steps))
+        return found
 
     def total_tokens(self) -> float | None:
         """The tokens of the run and of what it began from; None if they are not known."""
@@ -117,6 +128,8 @@ def unequal(a: Side, b: Side) -> Iterator[str]:
 
     If a run began from other runs, the tokens of all of them count in place of its own steps.
     """
+    yield from _lengths(a, b)
+    yield from _data(a, b)
     known, chained = Schema().options, bool(a.ancestors or b.ancestors)
     ended = all(side.options.get("MAX_ITERS") == str(side.history.step) for side in (a, b))
     for name, (one, other) in options(a, b).items():
@@ -134,6 +147,28 @@ def unequal(a: Side, b: Side) -> Iterator[str]:
     one, other = (side.history.last("tokens") for side in (a, b))
     if one != other:
         yield f"{_tokens(one)} and {_tokens(other)} tokens were trained"
+
+
+def _lengths(a: Side, b: Side) -> Iterator[str]:
+    """A reason for each run whose MAX_ITERS was changed by a resume: its schedules were not those of either number.
+
+    Two runs with the same changes at the same steps had the same schedules.
+    """
+    changes = [side.lengths() for side in (a, b)]
+    if changes[0] == changes[1]:
+        return
+    for name, each in zip("AB", changes, strict=True):
+        if len(each) > 1:
+            numbers = ", then ".join(f"{steps} from step {step:,}" if step else f"{steps}" for step, steps in each)
+            yield f"{name} was resumed with another MAX_ITERS ({numbers}), so its schedules had another length"
+
+
+def _data(a: Side, b: Side) -> Iterator[str]:
+    """A reason if the runs had other tokens, which the options do not tell. Earlier versions did not record which."""
+    one, other = a.history.data, b.history.data
+    is_same_part = a.options.get("EVALUATE", "y") == b.options.get("EVALUATE", "y")  # with n, of training only
+    if is_same_part and one and other and one != other:
+        yield f"the data differs: A has sha256 {' and '.join(one)}, and B has {' and '.join(other)}"
 
 
 def _tokens(number: float | None) -> str:
@@ -166,8 +201,8 @@ def _unevaluated(a: Side, b: Side) -> list[str]:
     return [name for name, side in (("A", a), ("B", b)) if side.options.get("EVALUATE") == "n"]
 
 
-def verdict(a: Side, b: Side, reasons: Sequence[str]) -> str:
-    """Which run has the lower validation loss, or why neither is ranked. `reasons` say why budgets are not equal."""
+def refusal(a: Side, b: Side, reasons: Sequence[str]) -> str:
+    """Why neither run is ranked; "" if they can be. `reasons` say why budgets are not equal."""
     if without := _unevaluated(a, b):
         return f"{' and '.join(without)} did not measure the validation loss (EVALUATE=n), so neither is ranked."
     if reasons:
@@ -175,9 +210,17 @@ def verdict(a: Side, b: Side, reasons: Sequence[str]) -> str:
     found = common_loss(a, b)
     if found is None:
         return "They have no validation loss at the same step, so neither is ranked."
-    where, one, other = found
-    if not (math.isfinite(one) and math.isfinite(other)):
+    where, *losses = found
+    if not all(map(math.isfinite, losses)):
         return f"{where.capitalize()} a validation loss is NaN or infinite, so neither is ranked."
+    return ""
+
+
+def verdict(a: Side, b: Side, reasons: Sequence[str]) -> str:
+    """Which run has the lower validation loss, or the refusal."""
+    if why := refusal(a, b, reasons):
+        return why
+    where, one, other = common_loss(a, b)
     if one == other:
         return f"Equal budgets, and the same validation loss {where}."
     better, by = ("A", other - one) if one < other else ("B", one - other)

@@ -50,6 +50,20 @@ def test_unequal_budgets_are_named(side):
     assert difference.common_loss(a, b) == ("at step 2", 2.0, 2.5)
 
 
+def test_other_data_of_the_same_name_is_named(side):
+    one, same, other, unknown = (side(name, DATASET="stdlib") for name in ("one", "same", "other", "unknown"))
+    for made, data in ((one, "a" * 64), (same, "a" * 64), (other, "b" * 64)):
+        made.history.sessions[0]["data"] = data
+    assert list(difference.unequal(one, same)) == []
+    reason = "the data differs: A has sha256 aaaaaaaaaaaa, and B has bbbbbbbbbbbb"
+    assert list(difference.unequal(one, other)) == [reason]
+    assert difference.verdict(one, other, [reason]) == f"The budgets differ, so neither is ranked: {reason}."
+    assert list(difference.unequal(one, unknown)) == []
+    part = side("part", DATASET="stdlib", EVALUATE="n")
+    part.history.sessions[0]["data"] = "c" * 64
+    assert list(difference.unequal(one, part)) == []
+
+
 def chained(side, name, ancestors, losses=(2.0, 1.0), sha256="0", **given):
     """A side whose run began from other runs: 16 tokens a step."""
     made = side(name, losses, **given)
@@ -161,3 +175,26 @@ def test_a_run_without_validation_is_not_ranked(side):
     assert list(difference.notes(a, b)) == []  # nothing about the steps of the evaluations
     assert (a.results()["final val loss"], a.results()["best val loss"]) == (None, None)
     assert difference.verdict(b, side("earlier"), []) == "Equal budgets, and the same validation loss at step 4."
+
+
+def resumed(side, name, *sessions):
+    """A side of 4 steps whose MAX_ITERS was changed: (step of a resume, its MAX_ITERS)."""
+    made = side(name, MAX_ITERS=str(sessions[-1][1]))
+    path = made.folder / "journal.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    for step, steps in sessions:
+        record = {"seq": 90 + step, "time": 1.0, "event": "resume", "step": step, "metrics": {}}
+        record |= {"config": {"max_iters": steps, "tracker": []}, "changed": {"max_iters": ["40", str(steps)]}}
+        rest.insert(step, json.dumps(record, separators=(",", ":")) + "\n")
+    path.write_text("".join([first, *rest]))
+    return difference.Side.load(made.folder)
+
+
+def test_a_run_that_was_resumed_with_another_length_had_another_schedule(side):
+    straight, longer = side("a", MAX_ITERS="4"), resumed(side, "b", (2, 4))
+    assert longer.lengths() == [(0, 40), (2, 4)]
+    told = "B was resumed with another MAX_ITERS (40, then 4 from step 2), so its schedules had another length"
+    assert list(difference.unequal(straight, longer)) == [told]
+    assert difference.refusal(straight, longer, [told]) == f"The budgets differ, so neither is ranked: {told}."
+    assert list(difference.unequal(longer, resumed(side, "c", (2, 4)))) == []  # the same schedule
+    assert resumed(side, "d", (0, 4)).lengths() == [(0, 4)]  # before the first step nothing had acted

@@ -6,18 +6,25 @@ import os
 import re
 import signal
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from lib.compare import comparison, sweep
+from gpt2 import sizing
+from lib.base.errors import UsageError
+from lib.compare import comparison, sweep, table
 from lib.config.config_file import ConfigError
+from scripts import sweep as sweep_program
+from tests import forking
 from tests.forked import Program
 from tests.training import ROOT, TEXT, TINY, text
 
 HEAD = "defconfig gpt2_tiny\nseeds 1 2\n"
 OWN = {"seed", "tracker_run_name"}  # what a sweep sets itself
 COMMON = " ".join(f"{k.upper()}={text(v)}" for k, v in (TINY | {"tracker": "none"}).items() if k not in OWN)
+SMALL = COMMON.replace("N_LAYER=2", "N_LAYER=1").replace("GRADIENT_ACCUMULATION=2", "GRADIENT_ACCUMULATION=1")
 
 
 def write(folder, *lines, head=HEAD):
@@ -27,13 +34,13 @@ def write(folder, *lines, head=HEAD):
     return path
 
 
-def start(folder, *words):
+def start(folder, *words, prepare=forking.trainers):
     environment = {**os.environ, "CONFIG_SEED": "9"}  # must not matter
-    return Program(folder, "scripts/sweep.py", ["few", *words], environment)
+    return Program(folder, "scripts/sweep.py", ["few", *words], environment, prepare)
 
 
-def run(folder, *words, code=0):
-    process = start(folder, *words)
+def run(folder, *words, code=0, **more):
+    process = start(folder, *words, **more)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == code, output
     return output
@@ -80,7 +87,7 @@ def test_a_misspelt_keyword_is_one_error(tmp_path, head, expected):
 
 def test_a_sweep_is_trained_to_the_end_and_compared(tmp_path):
     write(tmp_path, f"common {COMMON}", "dense MAX_ITERS=20 # a comment", "still MAX_ITERS=20 WEIGHT_DECAY=0")
-    output = run(tmp_path, "--jobs", "2")
+    output = run(tmp_path, "--jobs", "2", prepare=None)  # which starts its trainers as a user's sweep does
     home = tmp_path / "runs/few"
     assert "warning: a sweep does not read the environment's CONFIG_SEED" in output
     text = (home / "table.md").read_text()
@@ -106,6 +113,8 @@ def test_a_sweep_is_trained_to_the_end_and_compared(tmp_path):
     assert shown[2].split()[:5] == ["still", "2", *(rows[3][n].replace(" ± ", "±") for n in (2, 3, 4))]
     note = "24,576 weights are in scope, 70.8% of the model's 34,688."
     assert (f"- {note}" in text, f"-  {note}" in output) == (True, True)
+    verdicts = " ".join(output[output.index("\nverdicts (dense is the reference)\n") :].split("\n\n")[0].split())
+    assert re.search(rf"still: .*{abs(sum(gap) / 2):.4f} nats .* n = 2", verdicts)
     assert provenance_of(home / "still-seed2")["TRACKER_GROUP"]["value"] == "few"
     results = json.loads((home / "results.json").read_text())
     assert results["configurations"][1]["val_loss"] == {
@@ -158,7 +167,63 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_past_a_run_that_fails(tmp_pat
         ("dense", "1", "0.003"), ("late", "0 of 1", "10"), ("sgd", "1", "0.1")
     ]  # fmt: skip
     assert "- Not the same in all configurations: LEARNING_RATE." in table
-    assert "- Not finished, so not in these figures: late-seed3." in table
+    assert re.search(r"- Diverged, so the figures .* show only the seeds that went well: late-seed3 \(at step", table)
+
+
+def an_hour_passes():
+    """In the program: the clock leaps when the first run has made a step."""
+    clock, journal = time.monotonic, Path("runs/few/dense-seed3/journal.jsonl")
+    time.monotonic = lambda: clock() + 3600 * (journal.exists() and '"train"' in journal.read_text())
+
+
+def test_when_its_time_is_over_a_sweep_stops_and_goes_on_with_what_it_has_begun(tmp_path):
+    write(
+        tmp_path,
+        f"common {SMALL} CHECKPOINT_INTERVAL=0 EVAL_INTERVAL=0",
+        "dense MAX_ITERS=400",
+        "short MAX_ITERS=5",
+        head="defconfig gpt2_tiny\nseeds 3\n",
+    )
+    home = tmp_path / "runs/few"
+    output = run(tmp_path, "--time", "1h", "--fresh", code=124, prepare=an_hour_passes)
+    found = re.search(r"^dense-seed3  stopped after step (\d+)  \(0 of 2 runs", output, re.MULTILINE)
+    assert found, output
+    stopped = int(found[1])
+    assert (home / f"dense-seed3/checkpoints/step-{stopped:09}.pt").exists()
+    assert "\nthe time of the sweep is over; left: dense-seed3, short-seed3\n" in output
+    assert "\nstopped; the same command continues the sweep\n" in output
+    assert not (home / "short-seed3").exists()
+
+    output = run(tmp_path, "--fresh")  # which means runs of other folders
+    assert [e["step"] for e in events(home / "dense-seed3") if e["event"] == "resume"] == [stopped]
+    assert [e["step"] for e in events(home / "dense-seed3") if e["event"] == "train"] == list(range(1, 401))
+    assert (home / "short-seed3/summary.json").exists() and "the time of the sweep" not in output
+
+
+def test_a_sweep_whose_runs_meet_their_time_says_so_and_what_lets_them_go_on(tmp_path):
+    options = f"common {COMMON} CHECKPOINT_INTERVAL=0 EVAL_INTERVAL=0 MAX_ITERS=100000"
+    write(tmp_path, options, "dense RUN_TIME=1s", head="defconfig gpt2_tiny\nseeds 3\n")
+    output = run(tmp_path, code=124)
+    assert re.search(
+        r"^dense-seed3  RUN_TIME=1s is over after step \d+: a short run, which is not ranked", output, re.M
+    )
+    assert "\nRUN_TIME is over; left: dense-seed3\n" in output
+    assert output.endswith("\nstopped; another RUN_TIME continues the sweep\n")
+
+
+def test_no_time_is_no_time_of_a_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "few", "--time", "0m"])
+    with pytest.raises(UsageError, match=r"^--time=0m is over at once; leave it out, or write 90s, 20m, 1h30m, 2d or "):
+        sweep_program._arguments()
+
+
+def test_the_words_of_the_command_line_are_a_sweep(tmp_path):
+    words = ["--table-only", "PRUNING_METHOD=none,random", "SEED=1..2"]
+    process = Program(tmp_path, "scripts/sweep.py", words, dict(os.environ))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert re.search(r"^runs/pruning-method-\w{6}: no run is finished yet, so there is no table$", output, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_is_trained_by_one_process(tmp_path):
@@ -192,6 +257,7 @@ def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path):
         "quote 'x",
         "high LEARNING_RATE=1e-5",
         "seeds 2",
+        "fitting AUTO_BATCH=y",
         head="defconfig gpt2_tiny\nseeds 1 1 x\n",
     )
     assert problems(path) == [
@@ -203,6 +269,7 @@ def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path):
         "10: expected NAME=value; got 'magnitude'",
         "11: cannot be understood: no closing quotation",
         f"13: a second line begins with seeds; the first is {path}:2",
+        "14: a sweep cannot assign AUTO_BATCH: its runs would have different micro-batches; give BATCH_SIZE",
         "3: WARMUP_STEPS must be a whole number; got 'ten'",
         "7: unknown option LERNING_RATE; did you mean LEARNING_RATE?",
         "8: WEIGHT_DECAY must lie between 0 and 10; got 11",
@@ -229,9 +296,9 @@ def test_a_file_that_lacks_something_says_what(tmp_path):
 @pytest.mark.parametrize(
     "word",
     [
-        "MAX_ITERS=1201", "BATCH_SIZE=9", "GRADIENT_ACCUMULATION=2", "BLOCK_SIZE=65", "DATASET=shakespeare",
+        "BATCH_SIZE=9", "GRADIENT_ACCUMULATION=2", "BLOCK_SIZE=65", "DATASET=shakespeare",
         "TOKENIZER=gpt2", "VAL_FRACTION=0.1", "DATA_DIR=elsewhere", "WARMUP_STEPS=99", "LR_SCHEDULE=linear",
-        "EVAL_SAMPLES=9", "EVAL_INTERVAL=9", "N_LAYER=5", "DROPOUT=0.1", "DTYPE=bfloat16", "OUTPUT_DIR=elsewhere",
+        "EVAL_SAMPLES=9", "EVAL_INTERVAL=9", "DROPOUT=0.1", "DTYPE=bfloat16", "OUTPUT_DIR=elsewhere",
     ],
 )  # fmt: skip
 def test_unequal_budgets_are_refused(tmp_path, word):
@@ -239,8 +306,8 @@ def test_unequal_budgets_are_refused(tmp_path, word):
     told = problems(write(tmp_path, "dense", f"other OPTIMIZER=adam {word}"))
     assert any(problem.startswith(f"4: other has {name}={value}, and dense has ") for problem in told)
     assert told[0].endswith(
-        ": a table needs equal budgets, so only options of the menus Optimizer and Pruning, and LEARNING_RATE, MIN_LR, "
-        "GRAD_CLIP, may differ"
+        ": a table needs equal budgets, so only options of the menus Optimizer and Pruning, the size of the model, "
+        "MAX_ITERS, LEARNING_RATE, MIN_LR and GRAD_CLIP may differ"
     )
 
 
@@ -300,11 +367,22 @@ def results(scope=(90, 1000), tuned=None):
         **spread,
         **gap,
     }
-    return {"sweep": "few", "seeds": [1], "tuned": tuned or {}, "made_by": [], "configurations": [first, second]}
+    blocks = [{"budget": "512 tokens", "value": "512", "configurations": ["dense", "attention"]}]
+    return {
+        "quantity": "tokens",
+        "reference": "dense",
+        "blocks": blocks,
+        "outliers": [],
+        "sweep": "few",
+        "seeds": [1],
+        "tuned": tuned or {},
+        "made_by": [],
+        "configurations": [first, second],
+    }
 
 
 def test_on_a_screen_a_table_has_what_80_columns_hold():
-    assert comparison.screen(results())[0] == [
+    assert table.screen(results())[0] == [
         "configuration",
         "n",
         "val loss",
@@ -313,29 +391,41 @@ def test_on_a_screen_a_table_has_what_80_columns_hold():
         "in scope",
         "time",
     ]
-    assert comparison.screen(results())[2] == ["attention", "1", "1.5000", "+0.2500±0.1250", "0.7000", "9.0%", "12:34"]
+    assert table.screen(results())[2] == ["attention", "1", "1.5000", "+0.2500±0.1250", "0.7000", "9.0%", "12:34"]
     tuned = {"LEARNING_RATE": ["1e-3", "2e-3"], "GRAD_CLIP": ["1", "0"]}
-    assert comparison.screen(results(tuned=tuned))[0][4:] == ["sparsity", "learning rate", "grad clip"]
-    assert comparison.screen(results(tuned=tuned), 200)[2][4:] == ["0.7000", "9.0%", "12:34", "2e-3", "0"]
+    assert table.screen(results(tuned=tuned))[0][4:] == ["sparsity", "learning rate", "grad clip"]
+    assert table.screen(results(tuned=tuned), 200)[2][4:] == ["0.7000", "9.0%", "12:34", "2e-3", "0"]
 
 
 def test_scopes_that_differ_are_told_with_their_configurations():
-    notes = list(comparison.notes(results()))
+    notes = list(table.notes(results()))
     assert "900 weights are in scope, 90.0% of the model's 1,000: dense." in notes
     assert "90 weights are in scope, 9.0% of the model's 1,000: attention." in notes
-    assert "900 weights are in scope, 90.0% of the model's 1,000." in comparison.notes(results(scope=(900, 1000)))
+    assert "900 weights are in scope, 90.0% of the model's 1,000." in table.notes(results(scope=(900, 1000)))
 
 
 def test_one_seed_has_no_spread():
-    assert comparison._spread([2.0]) == {"n": 1, "mean": 2.0, "sd": None}
-    assert comparison._spread([1.0, 2.0, 4.0]) == {"n": 3, "mean": 7 / 3, "sd": pytest.approx((7 / 3) ** 0.5)}
+    assert comparison.spread([2.0]) == {"n": 1, "mean": 2.0, "sd": None}
+    assert comparison.spread([1.0, 2.0, 4.0]) == {"n": 3, "mean": 7 / 3, "sd": pytest.approx((7 / 3) ** 0.5)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").iterdir()), ids=lambda path: path.name)
 def test_the_sweeps_of_the_repository_are_valid(path):
-    plan = sweep.read(path)
+    plan = sweep.read(path, choose=sizing.choose)
     assert len(plan.seeds) >= 3
     assert len({tuple(one.schema().values().items()) for one in plan.configurations}) == len(plan.configurations)
+
+
+def test_what_match_chose_is_told(tmp_path):
+    half = "PRUNING_METHOD=magnitude PRUNING_DYNAMICS=static TARGET_SPARSITY=0.5"
+    write(tmp_path, f"common {COMMON}", f"half {half}", "small match=final-nonzeros:half", "long match=flops:half")
+    said = run(tmp_path, "--table-only").splitlines()[1:]  # after a warning
+    # 12 x 1 x 32^2; and 40 x 256 x (226,560 - 6 x 12,288) operations are those of 27 dense steps and a bit
+    assert said[0] == (
+        "small: match=final-nonzeros:half chose N_LAYER=1 N_HEAD=2 N_EMBD=32: 12,288 weights in scope for 12,288 "
+        "non-zeros at the end, exactly as many (0.00 % off)"
+    )
+    assert said[1].startswith("long: match=flops:half chose MAX_ITERS=27: 1,565,982,720 FLOPs of training, 0.06 % more")
 
 
 def test_what_cannot_be_trained_is_told_before_anything_is_trained(tmp_path):
