@@ -1,18 +1,20 @@
 """The benchmark, `make bench`: run.py is the program; this file is what the sections share.
 
-Sections, a module each: ceilings, oneshot, optimizers, prepare, pruning, reference (nanoGPT), saving, scale, start,
-step, tracking, utilisation. They use timing (variants in rounds), process (a program as a user runs it) and whole (a
-training run). report shows the results and compares them with docs/performance.md.
+Sections, a module each: around, ceilings, oneshot, optimizers, prepare, pruning, reference (other trainers), saving,
+scale, start, step, sweeps, tracking, utilisation. They use timing (variants in rounds), foreign (whether others used
+the processor), process (a program as a user runs it) and whole (a training run). report shows the results and compares
+them with docs/performance.md.
 """
 
-import dataclasses
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from bench import foreign, goals
 from bench.timing import Case, Timer
 from gpt2 import model as models
 from lib.config.kconf import Schema
@@ -23,36 +25,63 @@ SIZES = {
     "tiny": {"MODEL_NAME": "custom", "N_LAYER": "2", "N_HEAD": "2", "N_EMBD": "32", "BLOCK_SIZE": "32"},
 }
 VOCABULARY = 50257
+T = TypeVar("T")
 _ADAMW_BYTES = 28  # per weight: read w, g, m, v and write w, m, v
 
 
 class Bench:
     """What the sections have in common: the machine, the size of the model, and what has been measured so far."""
 
-    def __init__(self, machine: device.Machine, size: str, rounds: int, ref: Path | None = None):
-        """`ref` is a checkout of nanoGPT to compare with."""
-        self.machine, self.size, self.ref = machine, size, ref
+    def __init__(self, machine: device.Machine, size: str, timer: Timer, peer: Any = None, brief: bool = False):
+        """`peer` is another trainer to compare with, a bench.peer.Peer, whose module imports this one.
+
+        `brief`: leave out the variants beside it that have no goal.
+        """
+        self.machine, self.size, self.timer, self.peer, self.brief = machine, size, timer, peer, brief
         self.dtype = str(machine.dtype).removeprefix("torch.")
-        self.timer = Timer(machine.device, rounds)
         self.sections: dict[str, dict[str, Any]] = {}
 
-    def measure(self, title: str, cases: list[Case], **facts: int) -> None:
-        """Add a section with the timings of `cases`, including the rounds before an interruption."""
-        if self.size != "gpt2":  # the goals are for GPT-2's shapes
-            cases = [dataclasses.replace(case, goal="") for case in cases]
+    def measure(self, title: str, cases: list[Case], writes: bool = False, **facts: int) -> None:
+        """Add a section with the timings of `cases`, including the rounds before an interruption.
+
+        Raises Busy if others use the processor all the time; the section then has no figures. `writes`: the kernel
+        writes much for the cases, which is no disturbance.
+        """
+        for case in cases:
+            case.goal = self._bound(title, case.name)
+        watch = foreign.Watch(self.timer.allow_busy, writes, self.timer.left())
+        self.sections.pop(title, None)  # an earlier try
         try:
-            self.timer.measure(title, cases)
+            self.timer.measure(title, cases, watch)
+        except foreign.Busy as busy:
+            self.sections[title] = {"busy": busy.share}
+            raise
         finally:  # Ctrl-C
-            self.sections[title] = {**facts, "cases": [case.result() for case in cases if case.seconds]}
+            if title not in self.sections and cases[0].seconds:
+                self.sections[title] = {**facts, **watch.facts(), "cases": [case.result() for case in cases]}
+
+    def alone(self, title: str, run: Callable[[], T]) -> T:
+        """What `run` returns, from a time in which nobody else used the processor; raises Busy if there was none.
+
+        `title` is the section that it is for.
+        """
+        try:
+            return foreign.Watch(self.timer.allow_busy, seconds=self.timer.left()).undisturbed(run)
+        except foreign.Busy as busy:
+            self.sections.setdefault(title, {"busy": busy.share})
+            raise
 
     def note(self, title: str, rows: dict[str, dict[str, float | str]]) -> None:
         """Add a section of figures that are counted or measured once: row -> column -> figure.
 
-        The column `to` names what `ratio` is relative to. `goal` is the bound on the ratio, as in a Case.
+        The column `to` names what `ratio` is relative to.
         """
-        if self.size != "gpt2":
-            rows = {row: {name: figure for name, figure in rows[row].items() if name != "goal"} for row in rows}
-        self.sections[title] = {"rows": rows}
+        bounds = {name: {"goal": bound} for name in rows if (bound := self._bound(title, name))}
+        self.sections[title] = {"rows": {name: figures | bounds.get(name, {}) for name, figures in rows.items()}}
+
+    def _bound(self, title: str, case: str) -> str:
+        """The goal of a case, for GPT-2's size."""
+        return goals.bound(self.machine.device.type, title, case) if self.size == "gpt2" else ""
 
     def schema(self, **options: str) -> Schema:
         """The configuration of a run at this size, with changes."""

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from bench import Bench
 from bench.timing import Case
+from bench.whole import Shape
 
 
 def shapes(bench: Bench) -> list[tuple[int, int, int]]:
@@ -31,12 +32,24 @@ def ceilings(bench: Bench) -> None:
     bench.measure("ceilings", cases)
 
 
+def product(bench: Bench, shape: Shape, dtype: str) -> float:
+    """The best rate of the products of the MLP of a model of this shape, in GFLOP/s."""
+    rows, width, made = shape.tokens, shape.n_embd, getattr(torch, dtype)
+    cases = []
+    for n, k, m in ((rows, width, 4 * width), (rows, 4 * width, width)):
+        a, b = (torch.randn(*size, device=bench.machine.device).to(made) for size in ((n, k), (k, m)))
+        name, work = f"{dtype}, {n} x {k} x {m}, mm", 2 * n * k * m / 1e9
+        cases.append(Case(name, lambda a=a, b=b: torch.mm(a, b), work=work, unit="GFLOP"))
+    bench.measure(f"products of {shape.tokens} x {width}, {dtype}", cases)
+    return max(case.result()["rate"] for case in cases)
+
+
 def matrix_rate(bench: Bench, dtype: str) -> float:
     """The best rate of matrix products, in GFLOP/s; measures it if it is not known yet.
 
     `dtype` is float32 or the machine's.
     """
-    if "ceilings" not in bench.sections:
+    if "cases" not in bench.sections.get("ceilings", {}):
         ceilings(bench)
     cases = bench.sections["ceilings"]["cases"]
     return max(case["rate"] for case in cases if case["name"].startswith(f"{dtype}, "))

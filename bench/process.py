@@ -14,16 +14,22 @@ from typing import NamedTuple
 
 import torch
 
-from lib.base import threads
 from lib.base.errors import UserError
 from lib.config import command_line
 from lib.config.kconf import ROOT
 
 # The kernel counts the parent's memory in the peak of its child. So a small process starts the program. It prints the
-# program's peak as the last line.
+# program's peak as the last line. Its input ends with the benchmark, even if that is killed; it then ends the program.
 _STARTER = """\
-import os, sys
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+import os, signal, sys, threading
+
+def end():
+    sys.stdin.buffer.raw.read(1)
+    os.killpg(0, signal.SIGKILL)
+
+threading.Thread(target=end, daemon=True).start()
+empty = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[empty])
 _, status, used = os.wait4(pid, 0)
 print(f"\\n{used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}", flush=True)
 sys.exit(os.waitstatus_to_exitcode(status))
@@ -43,10 +49,12 @@ class Finished(NamedTuple):
 def run(words: Sequence[str], folder: Path, device: torch.device, **variables: str) -> Finished:
     """Run this Python with `words` in `folder` and more environment variables; raises UserError if it fails.
 
-    The program gets neither the setting of lib.base.threads nor a configuration from this process's environment.
+    The program gets no configuration from this process's environment. Python keeps the byte code of what it imports, as
+    it does for users, so that no program compiles its modules again at every start.
     """
-    environment = command_line.unconfigured(os.environ) | {"PYTHONUNBUFFERED": "1"}
-    environment = {name: value for name, value in environment.items() if (name, value) != threads.SPIN} | variables
+    given = command_line.unconfigured(os.environ)
+    given.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment = given | {"PYTHONUNBUFFERED": "1"} | variables
     began = time.time()
     with (
         _gpu_peak(device) as gpu,
@@ -54,6 +62,7 @@ def run(words: Sequence[str], folder: Path, device: torch.device, **variables: s
             [sys.executable, "-I", "-S", "-c", _STARTER, sys.executable, *words],
             cwd=folder,
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,138 +1,195 @@
-"""nanoGPT and our trainer, compared: processes with the same data, model, batch and steps take turns in every round.
+"""Another trainer and ours, compared: processes with the same data, batch and steps take turns in every round.
 
---ref names a checkout of https://github.com/karpathy/nanoGPT. Its three files are copied to a scratch folder and run
-there. On a CPU, nanoGPT computes in float32 for every --dtype. For bfloat16 we put torch.autocast around the program.
-Autocast's cache is off, because nothing would ever clear it.
+--ref names what to compare with: a checkout of nanoGPT or nanochat, or `transformers` for the Trainer of the installed
+package.
 """
 
+import dataclasses
 import functools
-import re
-import shutil
-import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from bench import Bench, process, whole
-from bench.timing import Case
-from bench.whole import Outcome, Program, Shape
-from lib.base.errors import UsageError, UserError
+from bench import Bench, ceilings, goals, huggingface, nanochat, nanogpt, whole
+from bench.nanochat import Nanochat
+from bench.peer import Peer, Way
+from bench.timing import Case, quartiles
+from bench.whole import Outcome, Shape
+from gpt2 import kernels
+from gpt2.shape import ModelOptions
+from lib.base import files
+from lib.base.errors import UsageError
+from lib.machine import device as devices
 
-_FILES = ("train.py", "model.py", "configurator.py")
-_AUTOCAST = (
-    "import runpy, torch; torch.autocast('cpu', torch.bfloat16, cache_enabled=False).__enter__(); "
-    "runpy.run_path('train.py', run_name='__main__')"
-)
-_META = b"(dVvocab_size\nI256\ns."  # {"vocab_size": 256} as a pickle; without it nanoGPT takes a vocabulary of 50,304
-_NEVER = 1_000_000_000
-_SETTINGS = {  # the same as in our runs, but nanoGPT always evaluates at the start
-    "dataset": "bench", "bias": True, "dropout": 0.0, "gradient_accumulation_steps": 1,
-    "learning_rate": whole.LEARNING_RATE, "warmup_iters": 0, "decay_lr": False,
-    "eval_iters": 1, "eval_interval": _NEVER, "log_interval": 1, "always_save_checkpoint": False,
-}  # fmt: skip
-_STEP = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms")
+_OURS = {False: "Espalier not compiled", True: "Espalier compiled"}
 
 
 class Comparison(NamedTuple):
-    """A model, and its goals: nanoGPT's time over ours on a CPU in bfloat16."""
+    """A model to train."""
 
     shape: Shape
+    iterations: int  # that nanoGPT's README trains, and by which COMPILE=auto decides
     on_cuda: dict[str, int]  # larger sizes for a GPU
-    shipped: str
-    compiled: str
 
 
 COMPARISONS = {
-    "4x128": Comparison(Shape(4, 4, 128, 64, 12, "bytes", 20, 100), {"steps": 500}, ">= 2", ">= 1.15"),
-    "6x384": Comparison(Shape(6, 6, 384, 256, 16, "bytes", 2, 5), {"steps": 200}, ">= 2.2", ">= 1.15"),
+    "4x128": Comparison(Shape(4, 4, 128, 64, 12, "bytes", 20, 100), 2_000, {"steps": 500}),
+    "6x384": Comparison(Shape(6, 6, 384, 256, 16, "bytes", 2, 5), 5_000, {"steps": 200}),
     "gpt2": Comparison(
-        Shape(12, 12, 768, 1024, 1, "gpt2", 2, 4), {"batch_size": 16, "warmup": 10, "steps": 50}, ">= 2.4", ">= 1.1"
+        Shape(12, 12, 768, 1024, 1, "gpt2", 2, 4), 600_000, {"batch_size": 16, "warmup": 10, "steps": 50}
     ),
-}
-_SHIPPED_FLOAT32, _COMPILED_FLOAT32, _CUDA = ">= 1.3", ">= 1.05", ">= 1.1"
+}  # fmt: skip
 _MEMORY = Shape(12, 12, 768, 1024, 8, "gpt2", 1, 1)
-_MEMORY_GOAL = "<= 0.6"
 
 
-class Variant(NamedTuple):
-    """A way to run nanoGPT."""
-
-    dtype: str
-    compiled: bool
-
-    def train(self, ref: Path, shape: Shape, folder: Path, device: torch.device) -> Outcome:
-        """Train `shape` with the checkout `ref` in `folder`, which `whole.scratch` made; raises UserError."""
-        settings = _SETTINGS | shape.sizes | {
-            "max_iters": shape.warmup + shape.steps - 1, "device": device.type, "dtype": self.dtype,
-            "compile": self.compiled,
-        }  # fmt: skip
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            here = Path(made)
-            for name in _FILES:
-                shutil.copyfile(ref / name, here / name)
-            data = here / "data" / "bench"
-            shutil.copytree(folder / shape.tokenizer, data)
-            if shape.tokenizer == "bytes":
-                (data / "meta.pkl").write_bytes(_META)
-            start = ["-c", _AUTOCAST] if device.type == "cpu" and self.dtype == "bfloat16" else ["train.py"]
-            done = process.run([*start, *(f"--{name}={value}" for name, value in settings.items())], here, device)
-        found = [(when, step) for when, line in done.lines if (step := _STEP.match(line))]
-        if len(found) != shape.warmup + shape.steps:
-            raise UserError(
-                f"{ref}: printed only {len(found)} of {shape.warmup + shape.steps} steps; is it a checkout of nanoGPT?"
-            )
-        counted = [step for _, step in found[shape.warmup :]]
-        seconds = statistics.median(float(step[3]) for step in counted) / 1e3
-        loss = statistics.mean(float(step[2]) for step in counted)
-        return Outcome(seconds, found[0][0], done.seconds, done.peak_bytes, loss)
+def check(ref: str) -> Peer:
+    """The trainer that --ref names; raises UsageError if there is none."""
+    folder = files.named(ref).resolve()
+    if ref == "transformers" or (folder / nanochat.FILES[0]).is_file():
+        needed, peer = (huggingface, huggingface.Trainer()) if ref == "transformers" else (nanochat, Nanochat(folder))
+        if missing := needed.missing():
+            raise UsageError(f"--ref {ref}: it needs {' and '.join(missing)}; pip install {' '.join(missing)}")
+        return peer
+    if missing := [name for name in nanogpt.FILES if not (folder / name).is_file()]:
+        raise UsageError(
+            f"--ref {ref}: has no {' and no '.join(missing)}; name a checkout of karpathy/nanoGPT or "
+            "karpathy/nanochat, or transformers"
+        )
+    return nanogpt.NanoGPT(folder)
 
 
-def check(ref: Path) -> None:
-    """Raise UsageError if `ref` is not a checkout of nanoGPT."""
-    if missing := [name for name in _FILES if not (ref / name).is_file()]:
-        raise UsageError(f"--ref {ref}: has no {' and no '.join(missing)}; name a checkout of karpathy/nanoGPT")
+def auto(bench: Bench, compared: Comparison, shape: Shape) -> bool:
+    """Whether ours compiles as its README starts it, with COMPILE=auto, for as many steps as nanoGPT's README."""
+    operations = whole.flops_per_token(shape) * shape.tokens * compared.iterations
+    return devices.compiles("auto", bench.machine, operations)[0]
 
 
-def variants(compared: Comparison, device: torch.device, dtype: str) -> dict[Variant, tuple[str, str]]:
-    """Ways to run nanoGPT to compare with ours in `dtype`: (its name, the goal for its time over ours)."""
-    if device.type == "cuda":
-        return {Variant(dtype, compiled=True): ("nanoGPT as shipped", _CUDA)}
-    eager, compiled = Variant("float32", compiled=False), Variant(dtype, compiled=True)
-    if dtype == "float32":
-        return {eager: ("nanoGPT as shipped", _SHIPPED_FLOAT32), compiled: ("nanoGPT compiled", _COMPILED_FLOAT32)}
-    name = f"nanoGPT compiled, {dtype}"
-    return {eager: ("nanoGPT as shipped, float32", compared.shipped), compiled: (name, compared.compiled)}
+def rivals(peer: Peer, device: torch.device, dtype: str, auto: bool, compilable: bool) -> dict[str, tuple[Way, str]]:
+    """Ways to run `peer` beside ours in `dtype`: name -> (how, which of _OURS it is compared with).
+
+    First as its README starts it, beside ours as `auto` decides; then with equal bias, vocabulary, arithmetic and
+    compilation.
+    """
+    shipped, suffix = peer.shipped(device, dtype), "" if dtype == "float32" else f", {dtype}"
+    other = "" if shipped.dtype == dtype else f", {shipped.dtype}"
+    found = {f"{peer.name} as shipped{other}": (shipped, _OURS[auto])}
+    if peer.eager:
+        found[f"{peer.name} not compiled{suffix}"] = Way(dtype, compiled=False), _OURS[False]
+    if compilable:
+        found[f"{peer.name} compiled{suffix}"] = Way(dtype, compiled=True), _OURS[True]
+    return found
 
 
 def speed(bench: Bench, name: str) -> None:
-    """Steps of one of COMPARISONS: nanoGPT's time over ours, in the dtype of this machine and in float32."""
-    compared, device = COMPARISONS[name], bench.machine.device
-    shape = compared.shape._replace(**compared.on_cuda) if device.type == "cuda" else compared.shape
-    shape = whole.TINY if bench.size == "tiny" else shape
+    """Steps of one of COMPARISONS: the other's time over ours, in the dtype of this machine and in float32."""
+    peer, compared, device = bench.peer, COMPARISONS[name], bench.machine.device
+    shape = _shape(bench, compared)
+    compilable, decided = whole.compilable(shape, device), auto(bench, compared, shape)
     with whole.scratch({shape.tokenizer}) as folder:
         for dtype in [bench.dtype] if device.type == "cuda" else dict.fromkeys([bench.dtype, "float32"]):
-            title, ours = f"{name} beside nanoGPT, {dtype}", "Espalier"
-            programs = {ours: Program(functools.partial(whole.train, shape, folder, device, DTYPE=dtype))}
-            cases = [Case(ours, programs[ours], work=shape.tokens, unit="tokens", reports=True)]
-            for variant, (other, goal) in variants(compared, device, dtype).items():
-                programs[other] = Program(functools.partial(variant.train, bench.ref, shape, folder, device))
-                cases.append(Case(other, programs[other], ours, goal, shape.tokens, "tokens", reports=True))
+            title, variables = f"{name} beside {peer.name}, {dtype}", whole.caches(folder / "caches")
+            found = rivals(peer, device, dtype, decided, compilable)
+            if bench.brief:  # without those that have no goal
+                found = {o: f for o, f in found.items() if goals.bound(device.type, title, o)} or found
+            programs = {
+                ours: (functools.partial(_ours, bench, shape, folder, dtype, compiled), "")
+                for compiled, ours in _OURS.items()
+                if ours in {base for _, base in found.values()}
+            }
+            for other, (way, ours) in found.items():
+                programs[other] = functools.partial(peer.train, way, shape, folder, device), ours
+            cases = [
+                Case(case, functools.partial(_step, run, variables), base, shape.tokens, "tokens", reports=True)
+                for case, (run, base) in programs.items()
+            ]
             bench.measure(title, cases, tokens=shape.tokens)
-            bench.note(f"{title}: processes", {case: program.figures() for case, program in programs.items()})
+            bench.note(f"{title}: processes", {case.name: whole.medians(case.details) for case in cases})
+            _share(bench, name, shape, dtype, cases)
+
+
+def _share(bench: Bench, name: str, shape: Shape, dtype: str, cases: list[Case]) -> None:
+    """Add what share of the best product of this size ours reaches, because the rest is all that could be saved."""
+    best = ceilings.product(bench, shape, dtype)
+    flops, rows = whole.flops_per_token(shape) * shape.tokens / 1e9, {}
+    for case in cases:
+        if not case.base:
+            rate = flops / quartiles(case.seconds)[1]
+            rows[case.name] = {"GFLOP/s": rate, "ratio": rate / best, "to": f"best product, {best:,.0f} GFLOP/s"}
+    suffix = "" if dtype == "float32" else f", {dtype}"
+    bench.note(f"{name}: share of the best product{suffix}", rows)
+
+
+def start(bench: Bench, name: str) -> None:
+    """Seconds to the first step of one of COMPARISONS: ours over the other's, without and with compiled code in caches.
+
+    A warm start finds what the start before it compiled. Both have their own folder for it.
+    """
+    peer, device, dtype = bench.peer, bench.machine.device, bench.dtype
+    shape = _shape(bench, COMPARISONS[name])._replace(warmup=1, steps=1)
+    cases: list[Case] = []
+    with whole.scratch({shape.tokenizer}) as folder:
+        for compiled in [False] * peer.eager + [True] * whole.compilable(_shape(bench, COMPARISONS[name]), device):
+            theirs = functools.partial(peer.train, Way(dtype, compiled), shape, folder, device)
+            ours = functools.partial(_ours, bench, shape, folder, dtype, compiled)
+            for state in ("cold", "warm") if compiled else ("",):
+                how = f"compiled, {state}" if state else "not compiled"
+                runs = {f"{peer.name} {how}": theirs, f"Espalier {how}": ours}
+                for case, run in runs.items():
+                    timed = functools.partial(_first_step, run, folder, case, state == "warm")
+                    cases.append(Case(case, timed, "" if run is theirs else f"{peer.name} {how}", reports=True))
+        if cases:  # none for a trainer that needs the compiler, where the benchmark does not compile
+            bench.measure(f"{name} to the first step beside {peer.name}", cases)
 
 
 def memory(bench: Bench) -> None:
-    """Peak memory of 2 steps of GPT-2 124M at 8 x 1024 tokens: ours over nanoGPT's as shipped, one process each."""
-    device, dtype = bench.machine.device, bench.dtype
+    """Peak memory of 2 steps of GPT-2 124M at 8 x 1024 tokens: ours over the other's as shipped, one process each."""
+    peer, device, dtype = bench.peer, bench.machine.device, bench.dtype
     shape = whole.TINY if bench.size == "tiny" else _MEMORY
-    shipped = Variant(dtype, compiled=True) if device.type == "cuda" else Variant("float32", compiled=False)
     with whole.scratch({shape.tokenizer}) as folder:
-        ours = whole.train(shape, folder, device, DTYPE=dtype).peak_bytes / 2**20
-        theirs = shipped.train(bench.ref, shape, folder, device).peak_bytes / 2**20
-    rows = {
-        "Espalier": {"peak MiB": ours, "ratio": ours / theirs, "to": "nanoGPT as shipped", "goal": _MEMORY_GOAL},
-        "nanoGPT as shipped": {"peak MiB": theirs},
-    }
-    bench.note("peak memory beside nanoGPT", rows)
+        compiled, variables = whole.compilable(shape, device), whole.caches(folder / "caches")
+        ours = _ours(bench, shape, folder, dtype, compiled, variables).peak_bytes / 2**20
+        theirs = peer.train(peer.shipped(device, dtype), shape, folder, device, variables).peak_bytes / 2**20
+    name = f"{peer.name} as shipped"
+    rows = {"Espalier": {"peak MiB": ours, "ratio": ours / theirs, "to": name}, name: {"peak MiB": theirs}}
+    bench.note(f"peak memory beside {peer.name}", rows)
+
+
+def _shape(bench: Bench, compared: Comparison) -> Shape:
+    if bench.size == "tiny":
+        return whole.TINY
+    cuda = bench.machine.device.type == "cuda"
+    return compared.shape._replace(**compared.on_cuda) if cuda else compared.shape
+
+
+def _ours(bench: Bench, shape: Shape, folder: Path, dtype: str, compiled: bool, variables: dict[str, str]) -> Outcome:
+    options = {"DTYPE": dtype, "COMPILE": "y" if compiled else "n", "KERNELS": _kernels(bench, shape, dtype)}
+    return whole.train(shape, folder, bench.machine.device, variables, **options)
+
+
+def _kernels(bench: Bench, shape: Shape, dtype: str) -> str:
+    """The kernels that a long run takes. The runs here are too short to measure them."""
+    if bench.machine.device.type != "cpu" or shape == whole.TINY:
+        return "auto"
+    machine = dataclasses.replace(bench.machine, dtype=getattr(torch, dtype))
+    options = bench.schema(**shape.options).bind(ModelOptions)
+    return kernels.measured(machine, options, shape.batch_size).kernels
+
+
+def _step(run: Callable[[dict[str, str]], Outcome], variables: dict[str, str]) -> tuple[float, Outcome]:
+    done = run(variables)
+    return done.step_seconds, done
+
+
+def _first_step(run: Callable[[dict[str, str]], Outcome], folder: Path, name: str, warm: bool) -> float:
+    """Seconds to the first step, with an empty cache, or with one that an earlier run has filled."""
+    if not warm:
+        with tempfile.TemporaryDirectory(dir=folder) as cold:
+            return run(whole.caches(Path(cold))).first_step_seconds
+    kept = folder / "warm" / name.replace(" ", "-")  # torch gives paths to g++ without quotes
+    if not kept.exists():
+        kept.mkdir(parents=True)
+        run(whole.caches(kept))
+    return run(whole.caches(kept)).first_step_seconds

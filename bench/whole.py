@@ -4,21 +4,23 @@ import contextlib
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from bench import documents, process
+from gpt2 import model as models
 from gpt2.data import tokenizer
 from gpt2.data.shards import TOKEN
+from lib.config.kconf import Schema
 from lib.record import journal
 
 _VAL_SHARE = 20  # the last 1 / 20 of the text is for validation
 LEARNING_RATE = 1e-4  # the first losses are compared: without warm-up, a larger rate makes them unstable
 _OPTIONS = {
-    "MODEL_NAME": "custom", "DATASET": "bins", "DATA_DIR": "bins", "WARMUP_STEPS": 0, "LR_SCHEDULE": "constant",
+    "DATASET": "bins", "DATA_DIR": "bins", "WARMUP_STEPS": 0, "LR_SCHEDULE": "constant",
     "LEARNING_RATE": LEARNING_RATE,
     "LOG_INTERVAL": 1, "EVAL_INTERVAL": 0, "CHECKPOINT_INTERVAL": 0, "SAMPLE_TOKENS": 0, "TRACKER": "none",
     "TRACKER_RUN_NAME": "run",
@@ -48,6 +50,11 @@ class Shape(NamedTuple):
         """The sizes that nanoGPT calls by the same names."""
         return {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size")}
 
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of Espalier that choose this model and batch."""
+        return {"MODEL_NAME": "custom"} | {name.upper(): str(value) for name, value in self.sizes.items()}
+
 
 TINY = Shape(n_layer=1, n_head=2, n_embd=32, block_size=16, batch_size=2, tokenizer="bytes", warmup=1, steps=3)
 
@@ -62,22 +69,31 @@ class Outcome(NamedTuple):
     loss: float  # mean of the timed steps, in nats per token
 
 
-class Program:
-    """A run to repeat, as `run` of a Case that reports; it keeps all outcomes."""
+def medians(outcomes: list[Outcome]) -> dict[str, float]:
+    """Figures of a program over several runs, but its speed and its start, which have sections of their own."""
+    seconds, peak, loss = (
+        statistics.median(getattr(done, name) for done in outcomes) for name in ("seconds", "peak_bytes", "loss")
+    )
+    return {"whole s": seconds, "peak MiB": peak / 2**20, "loss": loss}
 
-    def __init__(self, run: Callable[[], Outcome]):
-        self.run = run
-        self.outcomes: list[Outcome] = []
 
-    def __call__(self) -> float:
-        """Run it once more; the median of its steps in seconds."""
-        self.outcomes.append(self.run())
-        return self.outcomes[-1].step_seconds
+def compilable(shape: Shape, device: torch.device) -> bool:
+    """Whether the benchmark compiles: not where it would take longer than all the rest, and not on mps."""
+    return shape != TINY and device.type != "mps"
 
-    def figures(self) -> dict[str, float]:
-        """Medians of the other measurements."""
-        _, first, seconds, peak, loss = map(statistics.median, zip(*self.outcomes, strict=True))
-        return {"first step after s": first, "whole s": seconds, "peak MiB": peak / 2**20, "loss": loss}
+
+def caches(folder: Path) -> dict[str, str]:
+    """Environment variables by which the compiler keeps its results in `folder`."""
+    return {name: str(folder / name) for name in _CACHES}
+
+
+def flops_per_token(shape: Shape) -> int:
+    """The model's own count for a forward and backward pass."""
+    schema = Schema()
+    schema.override([(name, value, "bench") for name, value in shape.options.items()])
+    with torch.device("meta"):
+        vocabulary = tokenizer.vocab_size(shape.tokenizer)
+        return models.GPT2(schema.bind(models.ModelOptions), vocabulary).flops_per_token()
 
 
 @contextlib.contextmanager
@@ -94,21 +110,22 @@ def scratch(names: set[str]) -> Iterator[Path]:
         yield Path(made)
 
 
-def train(shape: Shape, folder: Path, device: torch.device, cold: bool = False, **options: str) -> Outcome:
+def train(
+    shape: Shape, folder: Path, device: torch.device, variables: Mapping[str, str] | None = None, **options: str
+) -> Outcome:
     """Train `shape` in `folder`, which `scratch` made, with options as a user gives them; raises UserError.
 
-    It is compiled, as `auto` compiles runs of some minutes, unless it is TINY or on mps. A `cold` run begins with empty
-    caches of the compiler.
+    It is compiled, as `auto` compiles long runs, unless it is not `compilable` or an option says so. `variables` are
+    for the environment.
     """
     with tempfile.TemporaryDirectory(dir=folder) as made:
         here = Path(made)
         (here / "bins").symlink_to(folder / shape.tokenizer)
-        given = {name.upper(): value for name, value in shape.sizes.items()} | _OPTIONS | {
+        given = shape.options | _OPTIONS | {
             "TOKENIZER": shape.tokenizer, "MAX_ITERS": shape.warmup + shape.steps, "EVAL_SAMPLES": shape.batch_size,
-            "DEVICE": device.type, "COMPILE": "n" if shape == TINY or device.type == "mps" else "y",
+            "DEVICE": device.type, "COMPILE": "y" if compilable(shape, device) else "n",
         }  # fmt: skip
-        caches = {name: str(here / name) for name in _CACHES} if cold else {}
-        done = process.ours("train.py", given | options, here, device, **caches)
+        done = process.ours("train.py", given | options, here, device, **variables or {})
         records = [r for r in journal.history(here / "runs" / "run").values() if r["event"] == "train"]
     counted = [
         record for record in records if record["step"] >= shape.warmup
