@@ -10,7 +10,7 @@
 #
 # Recipes use exec, so that the program replaces the shell: make sends a signal only to its direct child, and a shell in
 # between would not forward it.
-override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES TITLE TASKS PERPLEXITY PUSH
+override OURS  := PYTHON RUN HOST PORT A B X DEFCONFIG RAND_SEED ARGS SWEEP JOBS REF FORMAT OUT CHECKPOINT MINUTES TITLE TASKS PERPLEXITY PUSH RUNS BY REFERENCE MARGIN DRY_RUN FRESH BASELINE SWEEP_TIME NPROC ENGINE GPUS_PER_RUN PARTITION SBATCH DETACH JOB FLAVOR JOB_TIME JOB_OWNER JOB_BUCKET TOKENS_PER_SECOND ID
 override GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter line,$(origin $v)),$v))
 
 # Names do become parts of commands, so they may have only letters, digits and _. $(call without,text,characters)
@@ -22,6 +22,13 @@ override UNUSED := $(filter environment%,$(origin PYTHON))
 $(foreach v,$(filter-out $(GIVEN),$(OURS)),$(eval override undefine $v))
 $(foreach v,$(GIVEN),$(eval override $v := $$(value $v))$(eval export $v))
 override OVERRIDES := $(foreach v,$(filter-out $(OURS),$(GIVEN)),$v="$$$v")
+override UNSET     := $(patsubst %,-u %,$(filter-out $(OURS),$(GIVEN)))
+# The program that trains one run: several processes, or one on a cluster, are started by another one.
+override GROUP   := $(filter NPROC ENGINE PARTITION SBATCH DETACH DRY_RUN,$(GIVEN))
+override TRAINER  = $(if $(GROUP),scripts/processes.py $(if $(ENGINE),--engine="$$ENGINE") \
+	$(if $(PARTITION),--partition="$$PARTITION") $(if $(SBATCH),--sbatch="$$SBATCH") $(if $(DETACH),--detach) \
+	$(if $(DRY_RUN),--dry-run) "$${NPROC-1}",gpt2/train.py)
+override ALONE    = $(if $(GROUP),echo "error: $(firstword $(GROUP)): make $@ has no such word; leave it out" >&2; exit 2;)
 
 # The environment that PYTHON names is used unchanged. Otherwise .venv is used: it is created if it is missing, and
 # updated if it is older than pyproject.toml. Two targets have their own environments.
@@ -47,8 +54,9 @@ override CONFIG_PY := "$$PYTHON" scripts/config.py
 
 .DEFAULT_GOAL := help
 .PHONY: help menuconfig defconfig list-defconfigs olddefconfig savedefconfig listnewconfig diffconfig explain \
-	checkconfig randconfig docs train sweep prune-report resume oneshot evaluate export-model sample data runs show compare tail export reproduce \
-	dashboard sync tracker-doctor checkpoint-info check test test-extras audit torture fuzz bench bench-check lint \
+	checkconfig randconfig docs train sweep prune-report resume oneshot finetune shrink job jobs job-logs \
+	job-cancel fetch evaluate export-model sample data runs show compare report tail export reproduce \
+	dashboard sync tracker-doctor checkpoint-info machine check test test-extras audit torture fuzz bench bench-check lint \
 	format clean mrproper
 
 ##@ Configure
@@ -92,20 +100,39 @@ docs: env-config ## Generate docs/config.md from the Kconfig files
 
 ##@ Train
 
-train: env-train env-configured ## Prepare the data if it is missing, and train: make train LEARNING_RATE=1e-3
-	@exec "$$PYTHON" gpt2/train.py $(OVERRIDES)
+train: env-train env-configured ## Prepare the data if it is missing, and train: make train LEARNING_RATE=1e-3 (NPROC=4 ENGINE=ray)
+	@exec "$$PYTHON" $(TRAINER) $(OVERRIDES)
 
 prune-report: env-train env-configured ## Show before training what pruning will do, and its cost in memory and compute
 	@exec "$$PYTHON" scripts/prune_report.py $(OVERRIDES)
 
 resume: env-train ## Continue a run from its last checkpoint: make resume RUN=runs/name (default: the latest)
-	@exec "$$PYTHON" gpt2/train.py --resume "$${RUN:-latest}" $(OVERRIDES)
+	@exec "$$PYTHON" $(TRAINER) --resume "$${RUN:-latest}" $(OVERRIDES)
 
-sweep: env-train ## Compare configurations x seeds at equal budget: make sweep SWEEP=sweeps/pruning JOBS=2
-	@exec "$$PYTHON" scripts/sweep.py "$$SWEEP" $(if $(JOBS),--jobs "$$JOBS") $$ARGS $(OVERRIDES)
+sweep: env-sweep ## Compare configurations x seeds at equal budget: make sweep SWEEP=sweeps/pruning JOBS=2 (DRY_RUN=1 ENGINE=ray)
+	@exec "$$PYTHON" scripts/sweep.py $(if $(SWEEP),"$$SWEEP") $(if $(NPROC),--nproc "$$NPROC") $(if $(JOBS),--jobs "$$JOBS") $(if $(DRY_RUN),--dry-run) \
+		$(if $(SWEEP_TIME),--time "$$SWEEP_TIME") $(if $(FRESH),--fresh) $(if $(BASELINE),--baseline "$$BASELINE") \
+		$(if $(ENGINE),--engine "$$ENGINE") $(if $(GPUS_PER_RUN),--gpus-per-run "$$GPUS_PER_RUN") \
+		$(if $(PARTITION),--partition "$$PARTITION") $(if $(SBATCH),--sbatch="$$SBATCH") $(if $(DETACH),--detach) \
+		$$ARGS $(OVERRIDES)
 
 oneshot: env-train ## Prune a finished model: make oneshot RUN=... PRUNING_METHOD=sparsegpt TARGET_SPARSITY=0.5
-	@exec "$$PYTHON" scripts/oneshot.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(OVERRIDES)
+	@$(ALONE) exec "$$PYTHON" scripts/oneshot.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(OVERRIDES)
+
+finetune: env-train ## Fine-tune under the mask: make finetune RUN=... FINETUNE_RECIPE=sft FINETUNE_DATA=examples.jsonl (dpo, grpo)
+	@$(ALONE) exec "$$PYTHON" scripts/finetune.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(OVERRIDES)
+
+shrink: env-train ## Remove the pruned neurons and heads of a run, in a new and faster run: make shrink RUN=... (CHECKPOINT=best)
+	@$(ALONE) exec "$$PYTHON" scripts/oneshot.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") \
+		PRUNING_METHOD=shrink $(OVERRIDES)
+
+job: env-train env-configured ## Train on a rented machine of Hugging Face: make job FLAVOR=a10g-large JOB_TIME=2h (DRY_RUN=1)
+	@exec "$$PYTHON" scripts/job.py $(if $(JOB),--job="$$JOB") $(if $(FLAVOR),--flavor="$$FLAVOR") \
+		$(if $(JOB_TIME),--time="$$JOB_TIME") $(if $(TOKENS_PER_SECOND),--tokens-per-second="$$TOKENS_PER_SECOND") \
+		$(if $(JOB_OWNER),--owner="$$JOB_OWNER") $(if $(JOB_BUCKET),--bucket="$$JOB_BUCKET") $(if $(RUN),--run="$$RUN") \
+		$(if $(SWEEP),--sweep="$$SWEEP") $(if $(DRY_RUN),--dry-run) $(if $(DETACH),--detach) \
+		$(foreach v,$(filter NPROC JOBS GPUS_PER_RUN FRESH SWEEP_TIME BASELINE CHECKPOINT ENGINE PARTITION SBATCH ARGS,$(GIVEN)),--pass=$v="$$$v") \
+		$(OVERRIDES)
 
 evaluate: env-train ## Measure a model: make evaluate RUN=... TASKS=hellaswag,piqa (PERPLEXITY=wikitext2 CHECKPOINT=best)
 	@exec "$$PYTHON" scripts/evaluate.py $(if $(RUN),--run "$$RUN") $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") \
@@ -137,8 +164,26 @@ show: env-train ## Show one run (configuration, metrics as sparklines, trackers)
 compare: env-train ## Show what differs between two runs: make compare A=runs/one B=runs/two
 	@exec "$$PYTHON" scripts/runs.py compare "$$A" "$$B" $$ARGS
 
+report: env-report ## Say what came of a sweep, as a page: make report SWEEP=sweeps/pruning (or RUNS='runs/a runs/b' BY=...)
+	@exec "$$PYTHON" scripts/report.py $(if $(SWEEP),"$$SWEEP") $(if $(filter RUNS,$(GIVEN)),--runs "$$RUNS") \
+		$(if $(BY),--by "$$BY") $(if $(REFERENCE),--reference "$$REFERENCE") $(if $(MARGIN),--margin "$$MARGIN") \
+		$(if $(filter OUT,$(GIVEN)),--out "$$OUT") $$ARGS $(OVERRIDES)
+
 tail: env-train ## Follow a run until it ends: make tail RUN=runs/name (ARGS=--wait: until it is finished)
 	@exec "$$PYTHON" scripts/runs.py tail $(if $(RUN),"$$RUN") $$ARGS
+
+jobs: env-train ## List the jobs on rented machines (JOB_OWNER=organisation)
+	@exec "$$PYTHON" scripts/jobs.py list $(if $(JOB_OWNER),--owner="$$JOB_OWNER")
+
+job-logs: env-train ## Follow a job until it ends: make job-logs ID=...
+	@exec "$$PYTHON" scripts/jobs.py logs $(if $(ID),--id="$$ID") $(if $(JOB_OWNER),--owner="$$JOB_OWNER")
+
+job-cancel: env-train ## Cancel a job: make job-cancel ID=...
+	@exec "$$PYTHON" scripts/jobs.py cancel $(if $(ID),--id="$$ID") $(if $(JOB_OWNER),--owner="$$JOB_OWNER")
+
+fetch: env-train ## Bring home what the jobs of a run wrote: make fetch RUN=runs/name
+	@exec "$$PYTHON" scripts/jobs.py fetch $(if $(RUN),--run="$$RUN") $(if $(JOB_OWNER),--owner="$$JOB_OWNER") \
+		$(if $(JOB_BUCKET),--bucket="$$JOB_BUCKET")
 
 export: env-train ## Write a run's metrics as a table: make export RUN=runs/name FORMAT=csv (parquet, json; OUT=file)
 	@exec "$$PYTHON" scripts/runs.py export $(if $(RUN),"$$RUN") $(if $(filter FORMAT,$(GIVEN)),--format "$$FORMAT") \
@@ -157,6 +202,9 @@ sync: env-train ## Send the missing rows of a run to its trackers: make sync RUN
 tracker-doctor: env-train ## Check each tracker: versions, paths, keys, network
 	@exec "$$PYTHON" scripts/tracker_doctor.py $(if $(filter TRACKER,$(GIVEN)),"$$TRACKER") $$ARGS
 
+machine: env-train ## Show this machine as a run would use it: rates, busy cores, the kernels for .config
+	@exec "$$PYTHON" scripts/machine.py $(OVERRIDES) $$ARGS
+
 ##@ Develop
 
 check: lint ## Run before each commit: the linter, and the quick tests (no process is started, nothing is trained)
@@ -171,7 +219,7 @@ test-extras: env-extras ## Run the tests that need an optional package; installs
 bench: env-train ## Measure speed on this machine; compared with nanoGPT: make bench REF=path/to/nanoGPT
 	@exec "$$PYTHON" bench/run.py $(if $(REF),--ref "$$REF") $$ARGS
 
-bench-check: env-train ## Measure, and fail if a ratio is more than 10 % worse than in docs/performance.md
+bench-check: env-train ## Measure, and fail if a ratio is more than 10 % worse than in bench/results.json
 	@exec "$$PYTHON" bench/run.py --check $(if $(REF),--ref "$$REF") $$ARGS
 
 torture: env-test ## Kill, resume and compare runs of every optimizer x pruning method: make torture MINUTES=60
@@ -204,21 +252,21 @@ help: ## List all targets
 # Configuring needs one small package, training several hundred megabytes. Each level is installed when it is first
 # needed.
 
-.PHONY: env-config env-train env-test env-extras env-audit env-configured
-env-config env-train env-test: env-%: $(if $(ENVIRONMENTS),.venv/.%)
+.PHONY: env-config env-train env-report env-sweep env-test env-extras env-audit env-configured
+env-config env-train env-report env-sweep env-test: env-%: $(if $(ENVIRONMENTS),.venv/.%)
 env-extras: $(if $(ENVIRONMENTS),.venv-extras/.extras)
 env-audit: $(if $(ENVIRONMENTS),.venv-audit/.audit)
-env-config env-train env-test env-extras env-audit: env-%:
+env-config env-train env-report env-sweep env-test env-extras env-audit: env-%:
 ifndef ENVIRONMENTS
 	@command -v "$$PYTHON" >/dev/null || { echo "error: PYTHON=$$PYTHON: there is no such program" >&2; exit 2; }
 	@"$$PYTHON" scripts/environment.py check $*
 endif
 
 .venv/.config .venv-extras/.extras .venv-audit/.audit: pyproject.toml
-.venv/.train .venv/.test: .venv/.config
-.venv/.config .venv/.train .venv/.test .venv-extras/.extras .venv-audit/.audit:
+.venv/.train .venv/.report .venv/.sweep .venv/.test: .venv/.config
+.venv/.config .venv/.train .venv/.report .venv/.sweep .venv/.test .venv-extras/.extras .venv-audit/.audit:
 	$(if $(UNUSED),@echo "note: PYTHON of the environment is not used; make TARGET PYTHON=... uses your own environment")
 	@"$(SYSTEM_PYTHON)" scripts/environment.py install $(subst .,,$(@F)) $(@D)
 
 env-configured: env-config
-	@[ -e "$${KCONFIG_CONFIG:-.config}" ] || $(CONFIG_PY) defconfig
+	@[ -e "$${KCONFIG_CONFIG:-.config}" ] || env $(UNSET) $(CONFIG_PY) defconfig

@@ -34,6 +34,7 @@ _PARTS = {
     "optimizer": "moments and step counts of each weight",
     "pruner": "masks (a bit per weight), scores and counters",
     "scaler": "scale of the loss in float16",
+    "kernels": "how a CPU computes",
     "random": "state of the random generators, for dropout",
 }
 

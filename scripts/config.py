@@ -205,7 +205,10 @@ def explain(args: argparse.Namespace) -> None:
     }
     print(f"{option.name}: {option.prompt}\n")
     print("\n".join(f"  {name:8} {fact}" for name, fact in facts.items() if fact))
-    print("\n" + "\n".join(f"  {line}".rstrip() for line in option.help.splitlines()))
+    print("\n" + _indented(option.help))
+    for value, (prompt, more) in option.meanings.items():
+        if more:
+            print(f"\n  {value}: {prompt}\n{_indented(more, 4)}")
     print("\n  Set it by any of these; the last one wins:")
     print("\n".join(f"    {form}" for form in _forms(option)))
 
@@ -213,10 +216,11 @@ def explain(args: argparse.Namespace) -> None:
 def checkconfig(args: argparse.Namespace) -> None:
     """Check the configuration as training would read it, with the environment and NAME=value."""
     schema, _ = resolve("", args.words)
-    schema.warnings += preflight.quick(schema.bind)
+    schema.warnings += preflight.new(schema)
     _say_warnings(schema)
-    path = config_path(os.environ)
-    print(f"OK: {path if path.exists() else f'{path} does not exist, so the defaults are valid'}: {_count(schema)}")
+    verdict, path = "OK, but not for make train" if preflight.untrainable(schema) else "OK", config_path(os.environ)
+    where = path if path.exists() else f"{path} does not exist, so the defaults are valid"
+    print(f"{verdict}: {where}: {_count(schema)}")
 
 
 def docs(args: argparse.Namespace) -> None:
@@ -236,12 +240,18 @@ def _documented(option: Option) -> str:
     facts = [f"`{flag}`", f"{option.kind}: `{option.restrict()}`", f"default: `{option.default}`"]
     if option.needs:
         facts.append(f"needs `{option.needs}`")
-    text = re.sub(r"([<*_])", r"\\\1", option.help)  # these would be markup in Markdown
-    lines = [f"### {option.name}", "", f"{option.prompt}. " + " · ".join(facts), "", text]
-    if option.members:
-        prompts = {value: symbol.nodes[0].prompt[0] for value, symbol in option.members.items()}
-        lines += ["", *(f"- `{value}`: {prompt.removeprefix(f'{value}: ')}" for value, prompt in prompts.items())]
+    lines = [f"### {option.name}", "", f"{option.prompt}. " + " · ".join(facts), "", _plain(option.help)]
+    for number, (value, (prompt, more)) in enumerate(option.meanings.items()):
+        lines += [""] * (number == 0) + [f"- `{value}`: {prompt}" + (f".\n{_indented(_plain(more))}" if more else "")]
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([<*_])", r"\\\1", text)  # these would be markup in Markdown
+
+
+def _indented(text: str, width: int = 2) -> str:
+    return "\n".join(f"{' ' * width}{line}".rstrip() for line in text.splitlines())
 
 
 # ---- what they share -------------------------------------------------------------------------------------------------
@@ -346,8 +356,11 @@ def _forms(option: Option) -> Iterable[str]:
     else:
         yield f"CONFIG_{option.name}={text} in .config"
     yield f"CONFIG_{option.name}={shlex.quote(text)} in the environment"
-    oneshot = _only_oneshot(option.item.direct_dep)
-    target, program = ("oneshot", "scripts/oneshot.py") if oneshot else ("train", "gpt2/train.py")
+    target, program = "train", "gpt2/train.py"
+    if _only_oneshot(option.item.direct_dep):
+        target, program = "oneshot", "scripts/oneshot.py"
+    elif option.menu[0] == "Fine-tuning":
+        target, program = "finetune", "scripts/finetune.py"
     yield f"make {target} {option.name}={shlex.quote(text)}"
     if not option.switch:
         yield f"python {program} {option.flag} {shlex.quote(text)}"

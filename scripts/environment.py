@@ -4,8 +4,9 @@
     environment.py check LEVEL            report which packages of a level this Python lacks, and how to install them
     environment.py pins                   print every pinned package, for pip-audit
 
-Levels: `config` (only Kconfiglib), `train` (everything that a run needs), `test` (also the tests and the linter),
-`extras` (also every optional package), `audit` (only pip-audit).
+Levels: `config` (only Kconfiglib), `train` (everything that a run needs), `report` (also what statistics and figures
+need), `sweep` (also what tuning needs), `test` (`report`, the tests and the linter), `extras` (every package but those
+of `audit`), `audit` (only pip-audit).
 """
 
 import sys
@@ -25,7 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Level -> the levels that it includes.
 LEVELS = {
-    "config": (), "train": ("config",), "test": ("config", "train"), "extras": ("config", "train", "test"), "audit": (),
+    "config": (), "train": ("config",), "report": ("config", "train"), "sweep": ("config", "train", "report"),
+    "test": ("config", "train", "report"), "extras": ("config", "train", "report", "sweep", "test"), "audit": (),
 }  # fmt: skip
 
 
@@ -42,8 +44,10 @@ def requirements(level: str) -> list[str]:
         return groups["audit"]
     if level == "config":
         return [name for name in dependencies if name.startswith("kconfiglib")]
+    wanted = {"report": ["report"], "sweep": ["report", "tune"], "test": ["report"], "extras": list(extras)}
+    more = [name for extra in wanted.get(level, ()) for name in extras[extra]]
     tests = groups["test"] if level in ("test", "extras") else []
-    return dependencies + tests + [name for extra in extras.values() for name in extra if level == "extras"]
+    return list(dict.fromkeys(dependencies + more + tests))  # extras share packages
 
 
 def pinned() -> list[str]:

@@ -35,7 +35,7 @@ from lib.terminal.console import say
 from lib.track import trust, waiting
 
 _OF_THE_RUN = ("Model", "Dataset")  # menus
-_MAY_DIFFER = ("DATA_DIR", "DROPOUT")  # where the data lies, and what measurements do without
+_MAY_DIFFER = ("DATA_DIR", "DATA_CACHE_DIR", "DROPOUT")  # where the data lies, and what measurements do without
 _OF_TRAINING = ("Training", "Optimizer", "Pruning", "Output")  # menus; these of their options are used here:
 _USED = ("BATCH_SIZE", "EVALUATE", "OUTPUT_DIR", "JSON_OUTPUT", "TASK_DATA", "EVAL_LIMIT")
 

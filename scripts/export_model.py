@@ -44,6 +44,7 @@ def main() -> int:
     out = out if out.name else out.absolute()  # "." has no name
     export.check(out)
     found = source.find(f"{folder}@{checkpoint}")
+    export.check_shape(found.shape)
     with signals.StopSignals("stopping; what is not complete is removed") as asked:
         try:
             asked.break_off()

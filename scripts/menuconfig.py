@@ -116,7 +116,7 @@ class Menu:
 
     def _warnings(self) -> list[str]:
         try:
-            return preflight.quick(self.schema.bind)
+            return preflight.new(self.schema)
         except UsageError as error:
             return list(error.args)
 

@@ -5,7 +5,7 @@ that are not given are those of the run. The menu Pruning is an exception: what 
 neither that menu of .config nor that of the run is used. With INIT_FROM, options that are not given are those of
 .config. The result is a new run, whose steps are the blocks: it can be evaluated, exported, compared and trained on.
 The validation loss is measured before the first block and after each; EVAL_INTERVAL=0 measures it only before and
-after all.
+after all. PRUNING_METHOD=shrink, which is make shrink, removes neurons and heads that are zero from the model instead.
 """
 
 import argparse
@@ -20,14 +20,15 @@ if not __package__:
     end_at_once()
 
 from lib import track
-from lib.base import launch, signals, threads
+from lib.base import launch, load, signals, spinning
 from lib.base.errors import UsageError, run_program
 from lib.config import command_line
 from lib.config.config_file import ConfigError
 from lib.config.kconf import Schema
 from lib.config.option import Option
-from lib.record import checkpoint_file, run
+from lib.record import given_model
 
+_BEGAN = load.read()
 _ONESHOT, _MENU = "PRUNING_DYNAMICS=oneshot", "Pruning"
 _METHODS = "make oneshot prunes by magnitude, wanda, sparsegpt or random: name one, as in PRUNING_METHOD=sparsegpt"
 # Options whose values are for one run only, so that a new run does not take them from the run that it prunes.
@@ -35,46 +36,22 @@ _OF_ITS_RUN = ("INIT_FROM", "MAX_ITERS", "EVAL_INTERVAL", "CHECKPOINT_AT", "TRAC
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run",
-        metavar="RUN",
-        help="the run whose model is pruned: its folder, its name in OUTPUT_DIR, or one of its checkpoints (default: "
-        "the latest run, unless INIT_FROM is given)",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="newest|best|STEP",
-        help="which checkpoint of the run to prune (default: newest)",
-    )
+    given_model.arguments(parser, "pruned")
 
 
 def _of_its_run(option: Option) -> bool:
     return option.menu[0] == _MENU or option.name in _OF_ITS_RUN
 
 
-def _init_from(args: argparse.Namespace, words: list[str]) -> str:
-    """INIT_FROM as the user gave it beside .config; "" if not."""
-    given = [word.partition("=")[2] for word in words if word.startswith(("INIT_FROM=", "CONFIG_INIT_FROM="))]
-    return args.INIT_FROM or (given and given[-1]) or os.environ.get("CONFIG_INIT_FROM") or ""
-
-
 def configuration(words: list[str]) -> Schema:
     """The configuration of the new run; raises UsageError for words that do not describe one."""
-
-    def base(args: argparse.Namespace) -> Path | None:
-        if source := _init_from(args, words):
-            if args.run:
-                raise UsageError(f"RUN={args.run} and INIT_FROM={source} both name a model; give one of them")
-            if args.checkpoint:
-                raise UsageError(f"CHECKPOINT={args.checkpoint} is of a RUN; write INIT_FROM=RUN@{args.checkpoint}")
-            return None
-        found = run.named(args.run, words)
-        args.run, args.checkpoint = found.folder, found.chosen(args.checkpoint)
-        return run.configuration(args.run)
-
     try:  # the first word, so that another value of the user counts
         schema, args = command_line.resolve(
-            __doc__, [_ONESHOT, *words], arguments=_arguments, base=base, left_out=_of_its_run
+            __doc__,
+            [_ONESHOT, *words],
+            arguments=_arguments,
+            base=lambda args: given_model.base(args, words),
+            left_out=_of_its_run,
         )
     except ConfigError as error:
         sentences = [_METHODS if problem.startswith(f"{_ONESHOT} ") else problem for problem in error.problems]
@@ -83,8 +60,7 @@ def configuration(words: list[str]) -> Schema:
         raise UsageError(f"PRUNING_DYNAMICS={dynamics}: make oneshot sets PRUNING_DYNAMICS=oneshot; leave it out")
     if args.run:
         _tell_of_unused(schema)
-        path = checkpoint_file.chosen(args.run, args.checkpoint)
-        schema.override([("INIT_FROM", f"{args.run}@{checkpoint_file.step(path)}", f"RUN={args.run}")])
+    given_model.name(schema, args)
     return schema
 
 
@@ -110,7 +86,7 @@ def main() -> int:
         raise UsageError(f"make oneshot prunes in one process, and {count} were started; start it without a launcher")
     schema = configuration(words)
     track.names(schema["TRACKER"], schema.values())  # refuses a tracker that cannot be used here
-    threads.spin_little()
+    spinning.choose(_BEGAN)
     with signals.ending_at_once():
         from gpt2.oneshot import start  # imports torch, which takes seconds: --help and mistakes come first
 

@@ -29,7 +29,7 @@ from lib.base import files
 from lib.base.errors import UsageError, UserError, run_program
 from lib.config import matters
 from lib.config.command_line import unconfigured
-from lib.config.kconf import ROOT, Schema, present
+from lib.config.kconf import ROOT, Schema, present_values
 from lib.record import history, journal, lineage, provenance, run
 from lib.record.provenance import GitError, git
 from lib.terminal.console import say, table
@@ -85,15 +85,20 @@ def kept(folder: Path) -> dict[str, Any]:
 def configuration(folder: Path) -> dict[str, Any]:
     """The options of a finished run by name in lower case; raises UserError if a single training cannot repeat it."""
     sessions = [record for record in journal.read(folder) if record["event"] in ("start", "resume")]
-    if not sessions or not all("max_iters" in one.get("config", {}) for one in sessions):
+    if not sessions or not all({"max_iters", "block_size"} <= one.get("config", {}).keys() for one in sessions):
         raise UserError(f"{folder}: the journal does not say how the run was started")
     config, name = sessions[0]["config"], shlex.quote(str(folder))
     if config.get("pruning_dynamics") == "oneshot":
-        raise UserError(f"{folder}: is a one-shot run, which no training repeats; repeat it with: {_oneshot(folder)}")
-    first = _present(config)
+        raise UserError(
+            f"{folder}: is a one-shot run, which no training repeats; repeat it with: {_oneshot(folder, config)}"
+        )
+    if config.get("finetune_recipe", "none") != "none":
+        again = _finetuned(folder, config)
+        raise UserError(f"{folder}: was fine-tuned, which no training repeats; repeat it with: {again}")
+    first = present_values(config)
     free = matters.names(Schema(), lambda group: not group.same_in_reproduction)
     for one in sessions[1:]:
-        now = _present(one["config"])  # a resume with other code may lack options, or have new ones
+        now = present_values(one["config"])  # a resume with other code may lack options, or have new ones
         both = sorted((first.keys() & now.keys()) - {option.lower() for option in free})
         if changed := [f"{name.upper()} {first[name]} -> {now[name]}" for name in both if first[name] != now[name]]:
             raise UserError(
@@ -105,22 +110,25 @@ def configuration(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _oneshot(folder: Path) -> str:
+def _oneshot(folder: Path, config: Mapping[str, Any]) -> str:
     """The command that repeats a one-shot run."""
+    return _from_weights(folder, config, "make oneshot", "pruned")
+
+
+def _finetuned(folder: Path, config: Mapping[str, Any]) -> str:
+    """The command that repeats a run of fine-tuning."""
+    return _from_weights(folder, config, "make finetune", "began with")
+
+
+def _from_weights(folder: Path, config: Mapping[str, Any], command: str, what: str) -> str:
     begun = lineage.origin(folder)
     if "init" not in begun:
-        raise UserError(f"{folder}: the journal does not say which weights it pruned; restore its first line")
-    source = shlex.quote(lineage.exactly(begun["init"]))
-    return f"KCONFIG_CONFIG={shlex.quote(str(folder / '.config'))} make oneshot INIT_FROM={source}"
-
-
-def _present(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration from the journal, with options that were renamed since under their present names."""
-    found = {}
-    for name, value in config.items():
-        new, now = present(name.upper(), {True: "y", False: "n"}[value] if isinstance(value, bool) else str(value))
-        found[new.lower()] = value if new == name.upper() else now
-    return found
+        raise UserError(f"{folder}: the journal does not say which weights it {what}; restore its first line")
+    own, source = str(folder / ".config"), lineage.exactly(begun["init"])
+    # The file does not cut the weights' positions; a word does.
+    words = {"INIT_FROM": source, "BLOCK_SIZE": str(config["block_size"])}
+    given = " ".join(f"{name}={shlex.quote(value)}" for name, value in words.items())
+    return f"KCONFIG_CONFIG={shlex.quote(own)} {command} {given}"
 
 
 def changes(folder: Path, made: Mapping[str, Any]) -> Path | None:
@@ -251,6 +259,15 @@ def _check_out(tree: Path, commit: str, patch: Path | None) -> None:
         raise UserError(f"{str(error)[:300]}; {free:,} bytes are free there, and TMPDIR names another place") from None
 
 
+def chosen(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Words NAME=value for what `auto` chose on the run's machine, as far as its code has options for it."""
+    start = next(record for record in journal.read(folder) if record["event"] == "start")
+    if not (use := history.machine(start)) or use.device != "cpu":
+        return []
+    values = {"threads": use.threads, "kernels": use.kernels}
+    return [f"{name.upper()}={value}" for name, value in values.items() if value and name in config]
+
+
 def train(
     tree: Path, folder: Path, config: Mapping[str, Any], copy: Path, where: Path, begun: Mapping[str, str]
 ) -> None:
@@ -260,8 +277,11 @@ def train(
     """
     own = {"output_dir": copy.parent, "tracker_run_name": copy.name} | {n: v for n, v in _OWN.items() if n in config}
     own |= begun
+    if "init_from" in begun:
+        own["block_size"] = config["block_size"]  # the file does not cut the weights' positions; a flag does
     flags = itertools.chain.from_iterable((f"--{name.replace('_', '-')}", str(value)) for name, value in own.items())
     command = [sys.executable, str(tree / "gpt2" / "train.py"), "--config", str(folder / ".config"), *flags]
+    command += chosen(folder, config)
     # In its own session, so that Ctrl-C reaches it only once: through the signal that is sent below.
     trainer = subprocess.Popen(command, cwd=where, env=unconfigured(os.environ), start_new_session=True)
     try:
@@ -318,7 +338,9 @@ def unlike(before: History, after: History) -> Iterator[str]:
 def other_machine(folder: Path, copy: Path) -> Iterator[str]:
     """How the two runs used their machines differently: device, dtype, threads, compiling."""
     starts = (next(record for record in journal.read(one) if record["event"] == "start") for one in (folder, copy))
-    one, other = (machine.words() if (machine := history.machine(start)) else "unknown" for start in starts)
+    one, other = (
+        machine.words(reasons=False) if (machine := history.machine(start)) else "unknown" for start in starts
+    )
     if one != other:
         yield f"machine: {one} -> {other}"
 

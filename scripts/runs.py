@@ -27,6 +27,8 @@ from lib.terminal import follow, task_table, view
 from lib.terminal.console import duration
 from lib.track.cursor import FOLDER, Backlog, Cursor, path_of
 
+_UNITS = {"dpo": "dpo's own loss", "grpo": "minus the mean reward"}  # recipe of fine-tuning -> what its loss is
+
 
 def main() -> int:
     """Run the command in the arguments; returns the exit code."""
@@ -202,7 +204,8 @@ def _facts(folder: Path, seen: History) -> Iterator[tuple[str, Any]]:
         dense = best.dense_best(seen.evaluations())
         sparse = f", at sparsity {found.sparsity:.4f}" if found.sparsity > best.SAME else ""
         before = f"; before pruning {dense.val_loss:.4f}" if dense else ""
-        yield "best loss", f"{found.val_loss:.4f} in validation, nats per token{sparse}{before}"
+        unit = _UNITS.get(seen.config.get("finetune_recipe"), "nats per token")
+        yield "best loss", f"{found.val_loss:.4f} in validation, {unit}{sparse}{before}"
     if (folder / journal.FILE).exists() and (lines := journal.damaged(folder)):
         more = f" and {len(lines) - 10} more" if len(lines) > 10 else ""
         yield "damaged", f"lines of {journal.FILE} that are skipped: {', '.join(map(str, lines[:10]))}{more}"
@@ -265,7 +268,10 @@ def compare(args: argparse.Namespace) -> int:
     if not (args.a and args.b):  # make's A or B was not given
         raise UsageError("name two runs, such as: make compare A=runs/one B=runs/two")
     a, b = (difference.Side.load(whole(name)) for name in (args.a, args.b))
-    parts = [view.grid([("A", str(a.folder), _state(a)), ("B", str(b.folder), _state(b))])]
+    reasons = list(difference.unequal(a, b))
+    refusal = difference.refusal(a, b, reasons)
+    parts = [refusal, ""] if refusal else []  # first, because everything below reads like a comparison
+    parts += [view.grid([("A", str(a.folder), _state(a)), ("B", str(b.folder), _state(b))])]
     sections = {
         "configuration": difference.options(a, b),
         "code": difference.code(a, b),
@@ -278,9 +284,9 @@ def compare(args: argparse.Namespace) -> int:
             parts += [view.heading(title), view.grid(rows, ("", "A", "B"))]
     if same := [title for title, pairs in sections.items() if not pairs]:
         parts += [view.styled(f"\nthe same: {', '.join(same)}", "dim")]
-    reasons = list(difference.unequal(a, b))
-    parts += [view.heading("result"), view.grid(_results(a, b, not reasons), ("", "A", "B", "B - A"), right=3)]
-    view.out(*parts, "", "\n".join([difference.verdict(a, b, reasons), *difference.notes(a, b)]))
+    parts += [view.heading("result"), view.grid(_results(a, b, not refusal), ("", "A", "B", "B - A"), right=3)]
+    verdict = [] if refusal else [difference.verdict(a, b, reasons)]
+    view.out(*parts, "", "\n".join([*verdict, *difference.notes(a, b)]))
     return 0
 
 

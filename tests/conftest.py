@@ -10,6 +10,7 @@ from types import FrameType
 import hypothesis
 import pytest
 
+from lib.base import spinning
 from lib.config.kconf import Schema
 from tests import forked
 from tests.tracking import run  # noqa: F401  # a fixture for every test of a tracker
@@ -18,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = Schema().options
 LATE: list[int] = []  # not empty if the test at hand has used up its time
 QUICK = 0.5  # seconds of CPU that a test may take with --quick
+
+# Before torch is imported here: the tests of several processes share the cores, and threads that spin would take them.
+os.environ.setdefault(*spinning.LITTLE)
 
 # Reproducible, without a database of examples in the repository, and without a deadline that a slow machine misses.
 hypothesis.settings.register_profile("espalier", deadline=None, database=None, derandomize=True)
@@ -82,7 +86,23 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=f"needs the optional package {name}: make test-extras"))
 
 
+def pytest_collection_finish(session):
+    """Threads of several workers wait for each other: with two each, single tests took ten times as long."""
+    if "PYTEST_XDIST_WORKER" in os.environ and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 # ---- fixtures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_trackio(tmp_path_factory):
+    """What tests record by Trackio goes neither into the user's own folder nor to a server."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("TRACKIO_")]:
+            patch.delenv(name)
+        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.getbasetemp() / "trackio"))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +111,7 @@ def _own_environment(monkeypatch):
     for name in os.environ:
         if name.startswith(("CONFIG_", "KCONFIG_")) or name == "srctree" or name in OPTIONS:
             monkeypatch.delenv(name)
+    monkeypatch.setenv(*spinning.LITTLE)  # so that no program looks for busy ones before it starts
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from tests.training import ROOT
 PAGE = (ROOT / "docs/architecture.md").read_text()
 PICTURE = PAGE.split("```")[1]
 PROGRAMS = ("bench", "scripts", "gpt2", "lib")
-OUTSIDE = {"lib": "lib/track/", "lib.espalier_tracker": "lib/track/"}  # modules in no room, and the room they belong to
+# Modules in no room, and the room they belong to.
+OUTSIDE = {"lib": "lib/track/", "lib.espalier_tracker": "lib/track/", "lib.hold_masks": "lib/prune/"}
 
 
 def floors():
@@ -67,7 +68,7 @@ def test_imports_are_found_wherever_they_are():
 def test_the_picture_has_every_room():
     assert FLOORS["lib/base/"] == 0
     assert FLOORS["bench/"] == FLOORS["scripts/"] == 9
-    assert len(FLOORS) <= 18
+    assert len(FLOORS) <= 21
     assert [module for module in MODULES if not room_of(module)] == []
     assert [room for room in FLOORS if not (ROOT / room).is_dir()] == []
     counts = re.search(r"lives in (\d+) rooms on (\d+) floors", PAGE)

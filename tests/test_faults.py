@@ -26,6 +26,7 @@ __all__ = ["disk"]  # fixtures
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, disk):
     """When there is room again, the run continues and has every step once, like an uninterrupted one."""
     options = {"max_iters": 600, "checkpoint_interval": 0, "eval_interval": 0, "output_dir": disk("size=16m")}
+    options |= {"n_layer": 1, "n_embd": 16, "gradient_accumulation": 1}
     process = training.start(tmp_path, *arguments(**options))
     run = tmp_path / "disk" / "run"
     while not (run / "journal.jsonl").exists() or len(list(journal.read(run))) < 5:

@@ -121,7 +121,7 @@ def test_a_file_that_was_misnamed_is_the_users_mistake_and_one_that_cannot_be_re
 
 def test_losses_that_are_no_numbers_are_in_the_table_of_a_sweep():
     """statistics.stdev raises AttributeError for them."""
-    found = comparison._spread([math.inf, 2.0])
+    found = comparison.spread([math.inf, 2.0])
     assert (found["n"], found["mean"]) == (2, math.inf) and math.isnan(found["sd"])
 
 

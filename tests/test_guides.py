@@ -23,8 +23,8 @@ ALL = "\n".join(PAGES.values())
 MAKE = sorted(set(re.findall(r"\bmake ([a-z][a-z0-9-]*)((?: [A-Z_]+=(?:\"[^\"]*\"|[^\s`;,)\"]+))*)", ALL)))
 FLAGS = set(  # of other programs
     """attempts backend-store-uri cluster dry-run env export flavor gpus-per-task import-offline-session include-online
-    logdir nproc-per-node ntasks port project pty rdzv-backend rdzv-endpoint rdzv-id requeue reward_funcs
-    samples_per_plugin secrets standalone timeout token volume wait with yes""".split()
+    logdir max-restarts nnodes nproc-per-node ntasks port project pty rdzv-backend rdzv-endpoint rdzv-id requeue
+    reward_funcs samples_per_plugin secrets standalone timeout token volume wait with yes""".split()
 )
 
 
@@ -92,6 +92,14 @@ def test_names_of_options_and_variables_are_real():
     assert named - variables - set(Schema().options) - theirs == set()
 
 
+def test_the_versions_that_were_checked_are_the_pinned_ones():
+    [paragraph] = re.findall(r"^Checked on .*?\n\n", PAGES["guides"], re.MULTILINE | re.DOTALL)
+    pins = (ROOT / "pyproject.toml").read_text()
+    found = re.findall(r"([a-z][\w-]*)\s(\d+\.\d+\.\d+)", paragraph)
+    assert len(found) == 8
+    assert [name for name, version in found if not re.search(rf'"{name}(\[\w+\])?=={version}"', pins)] == []
+
+
 # ---- what the pages say about the libraries -------------------------------------------------------------------------
 
 
@@ -146,6 +154,15 @@ def test_a_trainer_reports_to_nobody_and_refuses_to_evaluate_without_data(tmp_pa
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, n_positions=4))
     with pytest.raises(ValueError, match="eval_dataset"):
         Trainer(model, TrainingArguments(str(tmp_path), eval_strategy="steps", use_cpu=True), train_dataset=[{}])
+
+
+@pytest.mark.extra("accelerate")
+def test_a_script_may_name_a_space():
+    from lib.espalier_tracker import EspalierTracker
+
+    assert 'trackio_space_id="user/trackio"' in (ROOT / "docs/finetuning.md").read_text()
+    tracker = EspalierTracker("sft", trackers=("trackio",), trackio_space_id="user/trackio")
+    assert tracker.options["trackio_space_id"] == "user/trackio"
 
 
 @pytest.mark.extra("accelerate")

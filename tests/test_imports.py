@@ -19,6 +19,8 @@ WITHOUT_TORCH = (
     "lib.record.provenance",
     "lib.record.history",
     "lib.track",
+    "lib.optim",
+    "lib.prune.feasible",
 )
 
 
@@ -27,6 +29,13 @@ def test_what_reads_configurations_and_journals_imports_no_torch(module):
     code = f"import sys, {module}; print({{'torch', 'numpy', 'gpt2'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_how_threads_wait_can_be_chosen_after_numpy_is_imported():
+    """gpt2/train.py imports this module before it chooses. libgomp reads the choice once, when torch loads it."""
+    code = "import sys, gpt2.place; print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'numpy'}\n"
 
 
 def test_importing_everything_writes_nothing(tmp_path):
@@ -38,7 +47,8 @@ def test_importing_everything_writes_nothing(tmp_path):
         "        print('opened', arguments)\n"
         "    if event in ('os.mkdir', 'os.rename', 'os.remove', 'socket.connect', 'subprocess.Popen'):\n"
         "        print(event, arguments)\n"
-        "import importlib, torch\n"  # what torch does on import is not ours
+        "import importlib, torch\n"  # what torch does on import is not ours, nor what transformers does
+        "import transformers.trainer_callback, transformers.pytorch_utils\n"
         "sys.addaudithook(watch)\n"
         f"for name in {names!r}: importlib.import_module(name)\n"
     )

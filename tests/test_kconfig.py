@@ -31,6 +31,8 @@ PROGRAMS = {"lib.track.__main__"}  # a module that is run, not imported
 
 # These import Accelerate at their top: scripts that use Accelerate import them.
 OPTIONAL = set() if importlib.util.find_spec("accelerate") else {"lib.espalier_tracker", "lib.track.espalier_tracker"}
+if not importlib.util.find_spec("trl"):
+    OPTIONAL |= {f"gpt2.finetune.{name}" for name in ("trainers", "run", "start")}
 
 
 def modules():
@@ -99,7 +101,7 @@ def test_every_value_of_a_choice_has_its_code():
     for value in SCHEMA.options["LR_SCHEDULE"].members:
         importlib.import_module(f"lib.schedule.{value.replace('-', '_')}")
     # Not criteria of training: none, masks that exist already, and what only make oneshot does.
-    for value in SCHEMA.options["PRUNING_METHOD"].members.keys() - {"none", "given", "sparsegpt"}:
+    for value in SCHEMA.options["PRUNING_METHOD"].members.keys() - {"none", "given", "shrink", "sparsegpt"}:
         importlib.import_module(f"lib.prune.score.{value.replace('-', '_')}")
     for value in SCHEMA.options["TRACKER"].members.keys() - {"all"}:
         importlib.import_module(f"lib.track.{value.replace('-', '_')}")

@@ -6,13 +6,10 @@ import fcntl
 import hashlib
 import itertools
 import os
-import pty
 import resource
 import shutil
 import signal
-import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from lib.base.signals import StopSignals
 from lib.machine import device
 from lib.record import checkpoint, history, journal
 from lib.track.cursor import Cursor, path_of
+from tests import own_terminal
 from tests.disk import disk
 from tests.forked import Trainer
 from tests.tracking import wait_for
@@ -173,24 +171,10 @@ def test_ctrl_c_while_it_starts_is_no_traceback(tmp_path, instant):
 
 def test_a_closed_terminal_saves(tmp_path):
     """With a progress bar on it; the kernel sends SIGHUP, and so does the shell that had the terminal."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 100))
     run = tmp_path / "runs/run"
-
-    def own_terminal():
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
     (tmp_path / "corpus.txt").write_text(TEXT)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "gpt2" / "train.py"), *arguments(max_iters=10_000, tracker="csv")],
-        cwd=tmp_path,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=own_terminal,
-    )
-    os.close(theirs)
+    words = [str(ROOT / "gpt2" / "train.py"), *arguments(max_iters=10_000, tracker="csv")]
+    process, ours = own_terminal.start(tmp_path, words)
     wait_for_step(run, 12, process)
     assert b"%|" in os.read(ours, 1 << 16)
     os.close(ours)
@@ -223,7 +207,7 @@ class Left(Unrecorded):
     def val_loss(self, step):
         return None
 
-    def interrupt(self, step):
+    def interrupt(self, step, run_time):
         self.step = step
 
 

@@ -35,7 +35,6 @@ def test_flags_exist():
         - {"port", "config", "resume", "help", "flag"}
         - {"tasks", "public"}
     )
-    flags.remove("nproc-per-node")  # torchrun's
     options = {name.lower().replace("_", "-") for name in Schema().options}
     assert {flag if flag in options else flag.removeprefix("no-") for flag in flags} <= options
     assert len(flags) >= 5

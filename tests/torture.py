@@ -42,7 +42,7 @@ SMALL = {
 # Options for the combinations that have them.
 WHERE_POSSIBLE = {
     "pruning_interval": 2, "spam_interval": 5, "spam_warmup_steps": 2, "spam_clip_free_steps": 2,
-    "init_masks": "some.safetensors",
+    "init_masks": "some.safetensors", "pruning_passes": 3,
 }  # fmt: skip
 SECONDS = 60.0  # time limit of a session of 12 steps
 

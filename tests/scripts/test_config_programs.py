@@ -212,8 +212,15 @@ def test_explain_an_option_without_effect_a_value_and_an_override(config):
     )
 
 
+def test_explain_and_docs_have_the_help_of_single_values(config):
+    learned = "\n\n  learned: what decides the result\n    The options in use of the menus Model,"
+    assert learned in config("explain", "tracker_config")
+    assert "- `full`: every option, and the machine.\n  Every option by its own name. Weights" in config("docs")
+    assert "- `rigl`: sparse at once" in config("docs")
+
+
 def test_explain_an_option_of_one_shot_pruning(config):
-    for name, value in (("OWL_LAMBDA", "0.08"), ("SPARSEGPT_BLOCK", "128"), ("CALIBRATION_SAMPLES", "128")):
+    for name, value in (("SPARSEGPT_DAMPING", "0.01"), ("SPARSEGPT_BLOCK", "128"), ("CALIBRATION_SAMPLES", "128")):
         assert config("explain", name).splitlines()[-2:] == [
             f"    make oneshot {name}={value}",
             f"    python scripts/oneshot.py --{name.lower().replace('_', '-')} {value}",
@@ -262,6 +269,28 @@ def test_checkconfig_finds_what_needs_no_torch_to_be_found(refused):
     ]
 
 
+def test_checkconfig_finds_pruning_that_cannot_be(refused):
+    words = ["PRUNING_METHOD=magnitude", "PRUNING_WARMUP=0.8", "PRUNING_END=0.3", "PRUNING_LAYER_CAP=0.4"]
+    assert refused("checkconfig", *words) == [
+        "error: PRUNING_END=0.3 is step 3000, before pruning starts at step 8000 (PRUNING_WARMUP=0.8); end it later or "
+        "start it sooner",
+        "error: PRUNING_LAYER_CAP=0.4 of every tensor does not allow a sparsity of 0.5; raise PRUNING_LAYER_CAP or "
+        "lower TARGET_SPARSITY",
+    ]
+
+
+def test_checkconfig_says_which_program_takes_what_training_refuses(program, folder):
+    (folder / ".config").write_text("CONFIG_PRUNING_METHOD_SPARSEGPT=y\n")
+    done = program(CONFIG, "checkconfig")
+    assert (done.returncode, done.stdout) == (
+        0, "OK, but not for make train: .config: 1 option differs from the defaults\n"
+    )  # fmt: skip
+    assert done.stderr == (
+        "warning: PRUNING_METHOD=sparsegpt prunes a finished model and trains nothing; run it with make oneshot "
+        "RUN=... PRUNING_METHOD=sparsegpt\n"
+    )
+
+
 def test_checkconfig_is_quick(folder):
     """Started as a user starts it, by processor time, which a busy machine hardly changes."""
     times = []
@@ -275,7 +304,12 @@ def test_checkconfig_is_quick(folder):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["scripts/config.py", "checkconfig"], ["scripts/config.py", "--help"], ["gpt2/train.py", "--help"]],
+    [
+        ["scripts/config.py", "checkconfig"],
+        ["scripts/config.py", "checkconfig", "PRUNING_METHOD=state", "PRUNING_STRUCTURE=both", "INIT_FROM=gpt2"],
+        ["scripts/config.py", "--help"],
+        ["gpt2/train.py", "--help"],
+    ],
     ids=" ".join,
 )
 def test_configuring_imports_no_torch(folder, arguments):
@@ -290,7 +324,8 @@ def test_configuring_imports_no_torch(folder, arguments):
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     modules = json.loads(done.stdout.splitlines()[-1])
     assert "kconfiglib" in modules
-    assert sorted({"torch", "datasets", "trackio", "wandb", "tiktoken"} & set(modules)) == []
+    others = {"torch", "numpy", "safetensors", "huggingface_hub", "datasets", "trackio", "wandb", "tiktoken"}
+    assert sorted(others & set(modules)) == []
 
 
 def test_randconfig(config, refused, folder):

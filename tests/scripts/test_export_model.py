@@ -14,11 +14,13 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from lib.config.command_line import resolve
+from lib.config.config_file import presets
 from lib.config.kconf import Schema
 from scripts import export_model
 from tests import forked
 from tests.gpt2.weights.upload_hub import TOKEN, serve
-from tests.training import TEXT, arguments, environment, rewrite, train
+from tests.training import ROOT, TEXT, arguments, environment, rewrite, train
 
 CONV1D = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 
@@ -103,7 +105,8 @@ def test_the_record_says_what_was_made_and_nothing_about_this_machine(place):
     found = json.loads((out / "espalier.json").read_text())
     identity = json.loads((place / "runs/run/run.json").read_text())["run_id"]
     assert found["run"] == {"run_id": identity, "name": "run", "checkpoint": "step-000000040.pt"}
-    assert found["lineage"] == {"ancestors": {identity: 40 * 4 * 2 * 32}, "init": None, "masks": None}
+    nothing = dict.fromkeys(("init", "masks", "teacher"))
+    assert found["lineage"] == {"ancestors": {identity: 40 * 4 * 2 * 32}, **nothing}
     assert found["configuration"]["dataset_source"] == "corpus.txt"
     assert found["configuration"]["target_sparsity"] == 0.6
     summary = json.loads((place / "runs/run/summary.json").read_text())
@@ -134,11 +137,23 @@ def test_the_code_in_the_card_works_and_greedy_text_is_that_of_make_sample(place
         assert len(ours) > len(prompt)
 
 
-def test_the_command_in_the_card_configures_the_same_training(place):
+@pytest.mark.parametrize("preset", ["gpt2_tiny", "gpt2_124m_openwebtext"])
+def test_the_command_in_the_card_configures_the_same_training(place, preset, folder):
+    """In a clone whose .config is that of a preset, with make's own way to the trainer."""
+    for name in ("Makefile", "Kconfig", "Kconfig.renames", "gpt2", "lib", "scripts", "defconfigs", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".config").write_bytes(presets()[preset].read_bytes())
+    recorder = folder / "python"
+    recorder.write_text(
+        '#!/bin/sh\nif [ "$1" = gpt2/train.py ]; then shift; printf "%s\\n" "${KCONFIG_CONFIG-.config}" "$@"; fi\n'
+    )
+    recorder.chmod(0o755)
     text = (place / "runs/run/export/README.md").read_text()
-    words = re.search(r"```sh\nmake train (.+?)```", text, re.DOTALL)[1].replace("\\\n", " ").split()
-    made, run = Schema(), Schema()
-    made.override([(*word.split("=", 1), "card") for word in words])
+    command = re.search(r"```sh\n(.+?)\n```", text, re.DOTALL)[1]
+    env = {name: value for name, value in environment().items() if not name.startswith("MAKE")}
+    called = subprocess.check_output(["sh", "-c", f"{command} PYTHON=./python"], cwd=folder, env=env, text=True)
+    config, *words = called.splitlines()
+    made, run = resolve("", words, {"KCONFIG_CONFIG": config})[0], Schema()
     run.load(place / "runs/run/.config")
     wanted = {name: value for name, value in run.values().items() if value != made.values()[name]}
     assert wanted.keys() <= {

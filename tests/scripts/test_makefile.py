@@ -30,7 +30,7 @@ def clone(tmp_path):
 
 
 def make(folder, *words, code=0, **environment):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIG_", "WANDB", "TRACKIO", "MAKE"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIG_", "WANDB", "MAKE"))}
     done = subprocess.run(
         ["make", "--no-print-directory", f"PYTHON={sys.executable}", *words],
         cwd=folder, capture_output=True, text=True, timeout=120, env=clean | environment,
@@ -54,23 +54,18 @@ def test_help_lists_every_target_of_the_makefile():
 
 
 def test_train_resume_and_sample(clone):
-    output = make(clone, "train", *overrides(max_iters=20))
+    prompt = "a  \"b\" 'c' ; touch pwned `touch pwned` | & > pwned \\ é"
+    output = make(clone, "train", *overrides(max_iters=20), f"PROMPT={prompt}")
     assert ".config: preset gpt2_tiny" in output  # there was none, and it says so
+    assert "is not read" not in output  # by what writes .config: the options are for the training
     assert "validation loss" in output
     assert [step for _, step in journal.history(clone / "runs/run") if _ == "train"] == list(range(1, 21))
-    assert "changed: MAX_ITERS 20 -> 25" in make(clone, "resume", "MAX_ITERS=25")
-    assert "7 squared" in make(clone, "sample", "PROMPT=7 squared", "RUN=runs/run")
-    assert "finished" in make(clone, "resume", "RUN=runs/run")
-
-
-def test_values_reach_the_programs_untouched_by_the_shell(clone):
-    prompt = "a  \"b\" 'c' ; touch pwned `touch pwned` | & > pwned \\ é"
-    make(clone, "defconfig")
-    make(clone, "train", *overrides(max_iters=5, sample_tokens=0), f"PROMPT={prompt}")
-    schema = Schema()
+    schema = Schema()  # values reach the programs untouched by the shell
     schema.load(clone / "runs/run/.config")
     assert schema["PROMPT"] == prompt
     assert not (clone / "pwned").exists()
+    assert "changed: MAX_ITERS 20 -> 25" in make(clone, "resume", "MAX_ITERS=25")
+    assert "7 squared" in make(clone, "sample", "PROMPT=7 squared", "RUN=runs/run")
 
 
 @pytest.mark.parametrize("target", ["train", "dashboard", "sweep", "tail", "menuconfig"])
@@ -98,6 +93,12 @@ def test_a_misspelt_variable_is_an_error(clone):
 def test_an_export_of_a_model_refuses_options(clone):
     printed = make(clone, "export-model", "INIT_FROM=runs/dense", code=2)
     assert printed.startswith("error: INIT_FROM=runs/dense: export-model takes RUN=, CHECKPOINT=, OUT=, PUSH= and ")
+
+
+@pytest.mark.parametrize(("target", "word"), [("finetune", "NPROC"), ("oneshot", "DRY_RUN"), ("shrink", "ENGINE")])
+def test_what_one_process_does_refuses_words_of_several(clone, target, word):
+    printed = make(clone, target, f"{word}=2", code=2)
+    assert printed.startswith(f"error: {word}: make {target} has no such word; leave it out\n")
 
 
 def test_the_environment_chooses_no_file_to_export_to(clone):
@@ -146,8 +147,17 @@ def test_each_level_has_the_packages_that_it_needs():
     assert re.fullmatch(r"pip-audit==[\d.]+", " ".join(requirements("audit")))
     train, test, extras = (set(requirements(level)) for level in ("train", "test", "extras"))
     assert train < test < extras
+    report, sweep = (set(requirements(level)) for level in ("report", "sweep"))
+    assert {package.partition("==")[0] for package in sweep - report} == {"optuna"}
+    assert report < sweep < extras and len(requirements("sweep")) == len(sweep)
     assert "torch==2.13.0" in train  # pip takes the build for the CPU under exactly this name
     assert {package.partition("==")[0] for package in extras - test} >= {"tensorboard", "accelerate", "ray[train]"}
+
+
+def test_the_first_sweep_installs_what_tuning_needs(clone):
+    done = subprocess.run(["make", "-n", "sweep"], cwd=clone, capture_output=True, text=True, check=True)
+    installs = [line for line in done.stdout.splitlines() if " install " in line]
+    assert [line.partition(".py ")[2] for line in installs] == ["install config .venv", "install sweep .venv"]
 
 
 def test_words_of_the_environment_do_not_count(clone):
@@ -165,4 +175,4 @@ def test_words_of_the_environment_do_not_count(clone):
         found = dict(entry for row in output.splitlines() if len(entry := row.split("=", 1)) == 2)
         assert {word: found[word] for word in words & found.keys()} == {"B": "given", "PYTHON": ".venv/bin/python"}
     for word in words - {"PYTHON"}:  # each is read by a recipe
-        assert re.search(rf"^\t.*\$\${word}\b", (ROOT / "Makefile").read_text(), re.MULTILINE), word
+        assert re.search(rf"^\t.*\$(\$|\(if \$\(){word}\b", (ROOT / "Makefile").read_text(), re.MULTILINE), word

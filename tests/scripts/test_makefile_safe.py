@@ -14,12 +14,14 @@ TARGETS = {
     "train": ["LEARNING_RATE", "PROMPT", "TRACKER"], "defconfig": ["SEED"], "olddefconfig": ["SEED"],
     "checkconfig": ["SEED"], "savedefconfig": ["DEFCONFIG", "TITLE"], "diffconfig": ["A", "B"], "explain": ["X"],
     "randconfig": ["RAND_SEED", "SEED"], "prune-report": ["SEED"], "resume": ["RUN", "SEED"],
-    "sweep": ["SWEEP", "JOBS", "SEED"], "data": ["DATA_DIR"], "sample": ["RUN", "PROMPT", "CHECKPOINT"],
+    "sweep": ["SWEEP", "JOBS", "SEED", "ENGINE", "GPUS_PER_RUN", "PARTITION", "NPROC"],
+    "job": ["JOB", "FLAVOR", "RUN", "SWEEP", "SEED", "NPROC", "JOBS", "CHECKPOINT", "ENGINE", "BASELINE", "ARGS"],
+    "data": ["DATA_DIR"], "sample": ["RUN", "PROMPT", "CHECKPOINT"],
     "runs": ["OUTPUT_DIR"], "show": ["RUN"], "compare": ["A", "B"], "tail": ["RUN"], "export": ["RUN", "FORMAT", "OUT"],
     "reproduce": ["RUN"], "dashboard": ["RUN", "PORT", "HOST"], "sync": ["RUN", "TRACKER"],
     "tracker-doctor": ["TRACKER"],
     "bench": ["REF"], "bench-check": ["REF"], "checkpoint-info": ["RUN", "CHECKPOINT"], "torture": ["MINUTES"],
-    "fuzz": ["MINUTES"],
+    "fuzz": ["MINUTES"], "report": ["SWEEP", "RUNS", "BY", "REFERENCE", "MARGIN", "OUT", "OUTPUT_DIR"],
 }  # fmt: skip
 
 
@@ -44,6 +46,15 @@ def test_what_is_given_to_make_reaches_the_program_as_it_is(echo, target):
     assert output.count(HOSTILE) == len(TARGETS[target])
 
 
+@pytest.mark.parametrize(("target", "words"), [("train", ""), ("resume", "<--resume><latest>")])
+def test_several_processes_are_started_by_one_program(echo, target, words):
+    output = echo(target, f"NPROC={HOSTILE}", "SEED=1")
+    assert output.endswith(f"<scripts/processes.py><{HOSTILE}>{words}<SEED=1>\n")
+    output = echo(target, *(f"{name}={HOSTILE}" for name in ("ENGINE", "PARTITION", "SBATCH", "DETACH", "DRY_RUN")))
+    given = "".join(f"<--{name}={HOSTILE}>" for name in ("engine", "partition", "sbatch"))
+    assert output.endswith(f"<scripts/processes.py>{given}<--detach><--dry-run><1>{words}\n")
+
+
 def test_the_words_that_make_adds_are_words(echo):
     assert "<show><$(shell><touch><pwned)><;><touch><pwned><`touch><pwned`>" in echo(
         "show", "ARGS=$(shell touch pwned) ; touch pwned `touch pwned`"
@@ -64,7 +75,9 @@ def test_a_variable_has_a_plain_name(echo, name):
 
 
 def test_what_make_computes_itself_cannot_be_given(echo):
-    given = dict.fromkeys(("OVERRIDES", "CONFIG_PY", "SYSTEM_PYTHON", "VENV", "OURS", "GIVEN"), "; touch pwned")
+    given = dict.fromkeys(
+        ("OVERRIDES", "UNSET", "CONFIG_PY", "SYSTEM_PYTHON", "VENV", "OURS", "GIVEN"), "; touch pwned"
+    )
     assert "<gpt2/train.py>" in echo("train", *(f"{name}={value}" for name, value in given.items()))
     assert "<gpt2/train.py>\n" in echo("train", KCONFIG_CONFIG="a:;touch pwned", **given)
 
@@ -80,9 +93,11 @@ def test_python_is_one_program(clone, python):
 
 def test_recipes_expand_nothing_that_is_given():
     asked = r"\$\(if \$\((\w+|filter \w+,\$\(GIVEN\))\),"  # whether something is given
+    asked += r"|\$\(foreach v,\$\(filter [A-Z_ ]+,\$\(GIVEN\)\),"  # names, which are plain
     text = re.sub(asked, "", (ROOT / "Makefile").read_text())
-    recipes = re.findall(r"^\t@.*|^\t\t.*", text, re.MULTILINE)
+    recipes = re.findall(r"^\t@.*|^\t\t.*|^override TRAINER(?:.*\\\n)*.*", text, re.MULTILINE)
     expanded = {name for line in recipes for name in re.findall(r"(?<!\$)\$\(([\w*]+)\)", line)}
-    assert expanded == {"OVERRIDES", "CONFIG_PY", "SYSTEM_PYTHON", "MAKEFILE_LIST"}
+    names = {"ALONE", "UNSET"}  # these have only names in them, which are plain
+    assert expanded == names | {"OVERRIDES", "CONFIG_PY", "SYSTEM_PYTHON", "MAKEFILE_LIST", "TRAINER"}
     stems = [line for line in recipes if re.search(r"(?<!\$)\$\*", line)]
     assert [re.search(r"(\w+) \$\*", line)[1] for line in stems] == ["check"]  # the name of a level

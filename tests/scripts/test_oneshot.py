@@ -99,8 +99,8 @@ REFUSED = {
     "PRUNING_METHOD=random --checkpoint 30": "runs/dense: there is no checkpoint '30'; choose newest, best (if "
     "CHECKPOINT_BEST kept it), or one of step-000000020, step-000000040",
     "PRUNING_METHOD=random --run nothing": "nothing: there is no run in this folder (run.json is missing)",
-    "PRUNING_METHOD=random CALIBRATION_SAMPLES=3": "CALIBRATION_SAMPLES=3 has no effect: it needs (PRUNING_METHOD "
-    "other than random or magnitude) or PRUNING_DISTRIBUTION=owl",
+    "PRUNING_METHOD=random CALIBRATION_SAMPLES=3": "CALIBRATION_SAMPLES=3 has no effect: it needs "
+    "PRUNING_METHOD=wanda or sparsegpt or PRUNING_DISTRIBUTION=owl",
     "PRUNING_METHOD=wanda PRUNING_DISTRIBUTION=n-m TARGET_SPARSITY=0.7": "TARGET_SPARSITY=0.7 has no effect: it needs ",
     "PRUNING_METHOD=magnitud": "PRUNING_METHOD=magnitud must be one of ",
 }

@@ -92,6 +92,31 @@ def test_given_masks(report, folder):
     assert not any(line.startswith(("end ", "compared ", "masks are")) for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("changes", "times", "read"),
+    [
+        ({"pruning_method": "synflow"}, "in 100 passes, each on the network that the last one has left", ""),
+        ({"pruning_method": "grasp"}, "once", "read the first batch"),
+        (
+            {"pruning_method": "gradient", "pruning_dynamics": "static", "pruning_passes": 3, "pruning_batches": 2},
+            "in 3 passes, each on the network that the last one has left",
+            "read the first 2 batches, in each pass",
+        ),
+    ],
+)
+def test_passes_before_the_first_step(report, changes, times, read):
+    lines = report(**changes)
+    for line in (
+        "start before the first step of 40",
+        f"updates masks are chosen {times}",
+        read,
+        "non-zeros 12,288 of 24,576 in the end, 12,288.0 on average over the run",
+        "masks 1 weight in scope 0.025",
+        "criterion 0 weight in scope 0.000",
+    ):
+        assert line in lines
+
+
 def test_one_shot_pruning_is_for_another_program(report):
     with pytest.raises(UserError, match=r"^PRUNING_METHOD=sparsegpt with PRUNING_DYNAMICS=oneshot prunes a finished "):
         report(pruning_method="sparsegpt")
@@ -117,8 +142,14 @@ def test_zeros_of_the_first_weights(report, folder):
     [
         {"pruning_interval": 3, "target_sparsity": 0.7, "pruning_warmup": 5},
         {"pruning_dynamics": "static"},
+        {"pruning_method": "synflow", "pruning_passes": 4},
         {"pruning_dynamics": "rigl", "pruning_interval": 7},
+        {"pruning_dynamics": "chts", "pruning_interval": 7},
+        {"pruning_dynamics": "granet", "pruning_interval": 4, "granet_start_sparsity": 0.3, "target_sparsity": 0.8},
+        {"pruning_dynamics": "mest", "pruning_interval": 4, "mest_soft_bound": True},
         {"pruning_dynamics": "ste", "pruning_warmup": 0, "pruning_distribution": "n-m"},
+        {"pruning_dynamics": "ste", "pruning_interval": 4, "target_sparsity": 0.8},
+        {"pruning_dynamics": "s-ste"},
     ],
 )
 def test_the_average_is_what_a_run_has(report, tmp_path, changes):
@@ -126,6 +157,37 @@ def test_the_average_is_what_a_run_has(report, tmp_path, changes):
     average = next(line for line in report(**changes) if line.startswith("non-zeros")).split()[7]
     metrics = next(m for event, step, m in reversed(run(schema(tmp_path, **changes))) if event == "train")
     assert average == f"{metrics['average_nonzeros']:,.1f}"
+
+
+def test_what_counting_links_costs(report):
+    """Of each tensor of m x n weights 4 m n (m + n): 1,572,864 + 262,144 + 2 x 2,621,440 in each of 2 layers."""
+    lines = report(pruning_method="magnitude", pruning_dynamics="chts")
+    assert "What neurons share is counted by matrix products of 1.42e+07 operations." in lines
+
+
+def test_what_may_return_is_remembered_if_not_all_was_active_at_first(report):
+    remembered = "which were ever active 1 weight in scope 0.025"
+    assert remembered in report(pruning_method="magnitude", pruning_dynamics="rigl")
+    assert remembered not in report(pruning_method="magnitude", pruning_dynamics="ste")
+    assert remembered not in report(pruning_method="magnitude", pruning_dynamics="granet")
+    assert remembered in report(pruning_method="magnitude", pruning_dynamics="granet", granet_start_sparsity=0.1)
+
+
+def test_what_each_update_replaces(report):
+    lines = report(pruning_method="magnitude", pruning_dynamics="rigl", pruning_interval=10)
+    # 0.15 (1 + cos(pi / 3)), and 0 at the end, step 30
+    assert "replaced 22.50 % of the kept weights at the first update, 0.00 % at the last" in lines
+    assert "An update of the masks ranks every weight twice, tensor by tensor: to drop and to grow." in lines
+    words = {"pruning_dynamics": "granet", "pruning_interval": 10, "granet_start_sparsity": 0.25}
+    lines = report(pruning_method="magnitude", **words)
+    assert "before the start 25.00 % is pruned at random" in lines
+    assert "updates masks are chosen 4 times, every 10 steps" in lines  # at 10, 20, 30 and the last step
+    # 0.005 + 0.2475 (1 + cos(pi / 4)), and 0.005 at step 40
+    assert "replaced 42.75 % of the kept weights at the first update, 0.50 % at the last" in lines
+    assert "Then it ranks every weight twice, tensor by tensor: to drop and to grow." in lines
+    lines = report(pruning_method="magnitude", pruning_dynamics="mest", mest_soft_bound=True, pruning_interval=10)
+    assert "beyond the target 20.00 % of the kept weights at the first update, 0.00 % at the last" in lines
+    assert "total 8 24,576 70.85 % 50.00 %" in lines
 
 
 def test_the_plot_rises_from_start_to_end(report):
@@ -149,11 +211,68 @@ def test_per_tensor_budgets(report):
     assert "start before the first step of 40" in lines
 
 
+def test_owl_decides_the_shares_in_training_within_its_range(report):
+    lines = report(pruning_method="wanda", pruning_distribution="owl", target_sparsity=0.6)
+    assert "compared owl: in a tensor, less where outliers are" in lines
+    assert "h.*.attn.c_attn.weight 2 6,144 17.71 % at most 76.00 %" in lines  # 0.6 + 2 x 0.08
+    assert "total 8 24,576 70.85 % 60.00 %" in lines
+    text = " ".join(lines)
+    assert "computes Wanda's scores twice, for the outliers of the blocks, and every score once, and ranks them" in text
+    lines = report(pruning_method="magnitude", pruning_distribution="owl", target_sparsity=0.9)
+    assert "h.*.mlp.c_fc.weight 2 8,192 23.62 % at most 100.00 %" in lines
+
+
+def test_a_large_first_update_is_in_the_plot_and_in_the_average(report):
+    words = {"pruning_method": "magnitude", "pruning_interval": 5, "target_sparsity": 0.8}
+    lines = report(**words, pruning_first_sparsity=0.4)
+    assert "at once 40.00 %" in lines
+    bars = [line.partition("|")[2] for line in lines if "|" in line and "#" in line]
+    # Of 60 columns over steps 1 to 40, those from step 10 on have half of the rows at once.
+    assert [len(bar.strip()) for bar in bars[-4:]] == [47] * 4 and len(bars[-5].strip()) < 47
+
+
+def test_neurons_and_heads(report):
+    words = {"pruning_structure": "both", "n_head": 4, "target_sparsity": 0.25, "pruning_interval": 5}
+    lines = report(pruning_method="magnitude", **words)
+    assert "pruned as a whole both: neurons and heads, each to the same share" in lines
+    at = lines.index("Neurons and heads")
+    assert lines[at + 1 : at + 4] == [
+        "layers of model pruned in the end weights each",
+        "heads 2 8 2 1,048",  # 8 x (4 x 32 + 3)
+        "neurons 2 256 64 65",  # 2 x 32 + 1
+    ]
+    assert "h.*.mlp.c_fc.bias 2 256 0.74 % 25.00 %" in lines
+    assert "total 12 25,024 72.14 % 25.00 %" in lines
+    assert "An update of the masks computes every score once, sums them, and ranks the sums." in lines
+    lines = report(pruning_method="random", **words, pruning_distribution="global-rms")
+    assert "h.*.attn.c_proj.weight 2 2,048 5.90 % at most 75.00 %" in lines  # one of 4 heads stays
+
+
 def test_the_vocabularys_padding_is_not_in_scope(report):
     """50,257 rows of 32 of the 50,304 that the model has; the model is 50,257 x 32 + 26,496 without them."""
     lines = report(pruning_method="magnitude", pruning_scope="wte.weight", tokenizer="gpt2")
     assert "wte.weight 1 1,608,224 98.38 % at most 99.00 %" in lines
     assert "total 1 1,608,224 98.38 % 50.00 %" in lines
+
+
+def test_top_kast_trains_more_weights_than_it_uses(report):
+    lines = report(pruning_method="magnitude", pruning_dynamics="topkast", pruning_interval=10, target_sparsity=0.8)
+    for line in (
+        "masks topkast: sparse at once; trains more than it uses",
+        "compared layer: within a tensor, the same share of each",
+        "total 8 24,576 70.85 % 80.00 %",
+        "updates masks are chosen 5 times, every 10 steps and before the first",
+        "non-zeros 4,915 of 24,576 in the end, 4,915.0 on average over the run",
+        "which are trained, and a reserve 5 weight in scope 0.123",
+        "which were ever active 1 weight in scope 0.025",
+        # (12 x 34,688 + 3 x 24,576 / 8 + 4 x 19,661) / 34,688
+        "checkpoint 14.533 parameter 0.504",
+        "zeroing gradients that are not trained 9 22.77 %",
+        "penalty 25 63.26 %",
+        "masked weights, forward and backward 36 91.09 %",
+        "An update of the masks ranks every weight, and then those that are trained among themselves.",
+    ):
+        assert line in lines
 
 
 def test_movement_remembers_scores_and_dense_values(report):
@@ -164,11 +283,41 @@ def test_movement_remembers_scores_and_dense_values(report):
     assert "masked weights, forward and backward 36 91.09 %" in lines  # 18 for each of 2 micro-batches
 
 
+def test_s_ste_projects_in_every_pass_and_saves_all_dense_weights(report):
+    lines = report(pruning_method="magnitude", pruning_dynamics="s-ste")
+    assert "masks s-ste: ste, smooth where masks change (for n:m)" in lines
+    assert "total 8 24,576 70.85 % 50.00 %" in lines
+    assert "updates masks are chosen 41 times, at every step and before the first" in lines
+    assert "smooth weights, forward and backward 248 627.52 %" in lines  # 4 times 60 + 8 / 4 bytes
+    assert "zeroing pruned gradients 9 22.77 %" not in lines
+    # (12 x 34,688 + 2 x 24,576 / 8 + 4 x 24,576) / 34,688: each weight in scope also has a bit for ever_active
+    assert "checkpoint 15.011 parameter 0.521" in lines
+
+
 def test_soft_movement_has_no_target(report):
     lines = report(pruning_method="movement", pruning_movement="soft")
     assert "total 8 24,576 70.85 % a result" in lines
     assert "non-zeros all weights with scores above the threshold; the plot shows how the threshold rises" in lines
     assert any(line.startswith("threshold |") for line in lines)
+
+
+def test_str_has_neither_target_nor_path(report):
+    lines = report(pruning_method="str")
+    for line in (
+        "criterion str: each tensor learns a threshold for |w|",
+        "h.*.mlp.c_proj.weight 2 8,192 23.62 % by its threshold",
+        "total 8 24,576 70.85 % a result",
+        "sparsity a result of training: it is neither set nor known before",
+        "decided by STR_DECAY: more of it, or more steps, prunes more, until the loss holds against it",
+        "read more docs/methods.md#str",
+        "criterion 0.003 weight in scope 0.000",  # 8 bytes for each of 8 tensors
+        "checkpoint 15.013 parameter 0.521",  # (12 x 34,688 + 2 x 24,576 / 8 + 64 + 4 x 24,576) / 34,688
+        "training the thresholds 8 20.24 %",
+        "soft thresholds, forward and backward 32 80.97 %",  # 16 for each of 2 micro-batches
+        "An update of the masks compares every weight with the threshold.",
+    ):
+        assert line in lines
+    assert not any("|" in line and "#" in line for line in lines)
 
 
 def test_state_pruning_names_its_formula_and_the_bases_memory(report):

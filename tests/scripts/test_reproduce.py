@@ -13,7 +13,8 @@ import pytest
 from lib.base.errors import UserError
 from lib.record import checkpoint, journal
 from scripts import reproduce
-from tests.training import ROOT, TEXT, arguments, rewrite
+from tests import forked, forking
+from tests.training import ROOT, TEXT, TINY, arguments, rewrite
 
 STEPS = 10
 
@@ -23,13 +24,10 @@ def git(folder, *words):
     return subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True, text=True).stdout
 
 
-def program(home, name, *words, **popen):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIG_", "WANDB", "TRACKIO"))}
-    return subprocess.Popen(
-        [sys.executable, str(home / "clone" / name), *words],
-        cwd=home / "work", env=environment | {"TMPDIR": str(home / "tmp")},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen,
-    )  # fmt: skip
+def program(home, name, *words):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("CONFIG_", "WANDB"))}
+    environment["TMPDIR"] = str(home / "tmp")
+    return forked.Program(home / "work", str(home / "clone" / name), list(words), environment, forking.clone)
 
 
 def done(process, code):
@@ -86,7 +84,8 @@ def test_a_run_that_began_from_weights_is_reproduced_from_the_very_same(home, mo
     monkeypatch.chdir(home / "work")
     few = {"max_iters": 6, "tracker_run_name": "first", "checkpoint_at": "6"}
     done(program(home, "gpt2/train.py", *arguments(**few)), 0)
-    few = {"max_iters": 4, "tracker_run_name": "more", "init_from": "runs/first"}
+    cut = TINY["block_size"] // 2
+    few = {"max_iters": 4, "tracker_run_name": "more", "init_from": "runs/first", "block_size": cut}
     done(program(home, "gpt2/train.py", *arguments(**few)), 0)
     done(program(home, "gpt2/train.py", "--resume", "runs/first", "MAX_ITERS=8"), 0)
     output = done(program(home, "scripts/reproduce.py", "runs/more"), 0)
@@ -100,6 +99,18 @@ def test_a_run_that_began_from_weights_is_reproduced_from_the_very_same(home, mo
     old.unlink()
     with pytest.raises(UserError, match=rf"^{old}: is gone, and the run began with it; restore it, or start a"):
         reproduce.beginning(run)
+
+
+def test_a_run_is_reproduced_with_the_very_same_teacher(home, monkeypatch):
+    """`taught` learned from step 6 of `teacher`, which its DISTILL_FROM does not say: it was the newest then."""
+    monkeypatch.chdir(home / "work")
+    few = {"max_iters": 6, "tracker_run_name": "teacher", "checkpoint_at": "6"}
+    done(program(home, "gpt2/train.py", *arguments(**few)), 0)
+    few = {"max_iters": 4, "tracker_run_name": "taught", "distill_from": "runs/teacher"}
+    done(program(home, "gpt2/train.py", *arguments(**few)), 0)
+    done(program(home, "gpt2/train.py", "--resume", "runs/teacher", "MAX_ITERS=8"), 0)
+    output = done(program(home, "scripts/reproduce.py", "runs/taught"), 0)
+    assert output.endswith("bit-identical: 6 records, weights too\n")
 
 
 def test_worktrees_of_others_stay(home, tmp_path):
@@ -147,11 +158,11 @@ def test_what_differs_is_told_and_the_exit_code_is_1(home):
 def test_a_signal_stops_the_training_and_removes_the_worktree(home, number, code):
     run = home / f"work/runs/long-{code}"
     shutil.copytree(home / "work/runs/run", run)
-    config = (run / ".config").read_text().replace(f"MAX_ITERS={STEPS}\n", "MAX_ITERS=100000\n")
+    config = (run / ".config").read_text().replace(f"MAX_ITERS={STEPS}\n", "MAX_ITERS=2000\n")  # more would compile
     (run / ".config").write_text(config)
     process = program(home, "scripts/reproduce.py", str(run), "--to", f"runs/copy-{code}")
     for line in process.stdout:
-        if line.startswith("step      3/"):
+        if line.startswith("step    3/"):
             break
     process.send_signal(number)
     assert "stopped after step" in done(process, code)
@@ -209,7 +220,10 @@ def test_a_run_that_is_not_finished_is_not_reproduced(run):
 
 
 def test_a_one_shot_run_is_refused_with_the_command_that_repeats_it(tmp_path):
-    folder, config = tmp_path / "my run", {"max_iters": 2, "tracker": [], "pruning_dynamics": "oneshot"}
+    folder, config = (
+        tmp_path / "my run",
+        {"max_iters": 2, "block_size": 8, "tracker": [], "pruning_dynamics": "oneshot"},
+    )
     init = {"from": "dense@10", "path": "/r/dense/step-10.pt", "sha256": "0", "kind": "run", "step": 10}
     init |= {"revision": "", "ancestors": {}}
     folder.mkdir()
@@ -221,7 +235,7 @@ def test_a_one_shot_run_is_refused_with_the_command_that_repeats_it(tmp_path):
         reproduce.configuration(folder)
     assert raised.value.args == (
         f"{folder}: is a one-shot run, which no training repeats; repeat it with: KCONFIG_CONFIG='{folder}/.config' "
-        "make oneshot INIT_FROM=/r/dense/step-10.pt",
+        "make oneshot INIT_FROM=/r/dense/step-10.pt BLOCK_SIZE=8",
     )
 
 

@@ -154,6 +154,14 @@ def test_show_knows_alerts_trackers_and_damaged_lines(tmp_path):
     assert " skipped: 6, 11, 12, 13, 14, 15, 16, 17, 18, 19 and 11 more\n" in runs(tmp_path, "show", "run")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "unit"), [("none", "nats per token"), ("sft", "nats per token"), ("grpo", "minus the mean reward")]
+)
+def test_show_says_what_the_loss_is(tmp_path, recipe, unit):
+    write(tmp_path / "runs/one", *trained(1), evaluated(1, -0.5), config={"finetune_recipe": recipe})
+    assert f"best loss  -0.5000 in validation, {unit}\n" in runs(tmp_path, "show", "runs/one")
+
+
 def test_without_utf8_sparklines_are_ascii(home):
     text = runs(home, "show", "runs/dense", PYTHONIOENCODING="ascii")
     assert re.search(r"^train_loss +[_.,\-~=+# ]+ +5\.\d{4}", text, re.MULTILINE)
@@ -170,7 +178,7 @@ def test_compare(home):
     assert re.search(r"^val loss at step 20 +\d\.\d{4} +\d\.\d{4} +[+-]\d\.\d{4}$", text, re.MULTILINE)
     assert re.search(r"^Equal budgets: at step 20 [AB] has the lower validation loss, by \d", text, re.MULTILINE)
     text = runs(home, "compare", "runs/dense", "runs/killed")
-    assert "The budgets differ, so neither is ranked: MAX_ITERS is 20 and 100000" in text
+    assert text.startswith("The budgets differ, so neither is ranked: MAX_ITERS is 20 and 100000")
     assert re.search(r"^val loss at step 20 +\d\.\d{4} +\d\.\d{4}$", text, re.MULTILINE)  # no difference
     assert runs(home, "compare", "", "", code=2).startswith("error: name two runs, such as: make compare A=")
 
