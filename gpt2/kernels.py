@@ -26,6 +26,7 @@ from lib.machine.device import Machine, SystemOptions
 from lib.machine.device import choose as choose_machine
 from lib.record import provenance
 
+_VERSION = 2  # of the kernels; raised when one changes, so that what an earlier version measured does not count
 _PAYS = 1e12  # operations of a run for which a measurement pays: it then takes 4 to 10 s on 2 cores
 _FASTER = 1.05  # a kernel or number of threads is taken only if it is that much faster, so that noise does not choose
 _SECONDS, _MOST = 0.3, 15  # of a comparison, and its most rounds
@@ -141,7 +142,7 @@ def measured(machine: Machine, shape: ModelOptions, batch: int, fixed: bool = Fa
 
 def place() -> Path:
     """The file in which choices are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "espalier", "kernels.json")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "espalier", f"kernels-{_VERSION}.json")
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -209,9 +210,9 @@ class Layer:
         batch = max(1, min(batch, rows // length))
         self.linear = cpu.Linear(width, 4 * width)
         self.attend = cpu.CausalAttention()
-        sizes = (batch, shape.n_head, length, width // shape.n_head)
+        self.heads, self.scores = shape.n_head, (batch, shape.n_head, length)
         self.x = torch.randn(rows, width, requires_grad=True)
-        self.qkv = [torch.randn(sizes, dtype=machine.dtype, requires_grad=True) for _ in range(3)]
+        self.qkv = torch.randn(batch, length, 3 * width, dtype=machine.dtype, requires_grad=True)
         scores = 2 * batch * length * length * width  # causal: half of the products of attention
         self.flops = 3 * (8 * rows * width * width + scores)  # backward takes twice as many
 
@@ -222,7 +223,7 @@ class Layer:
 
     def attention(self) -> Tensor:
         """Attention."""
-        return self.attend(*self.qkv, 0.0)
+        return self.attend(self.qkv, self.heads, 0.0)
 
     def all(self) -> None:
         """Everything, GELU included, forward and backward."""
@@ -235,7 +236,7 @@ def _measure(machine: Machine, shape: ModelOptions, batch: int, fixed: bool) -> 
     kernels = []
     if machine.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         kernels += ["onednn"] * _wins("onednn", layer.linear, layer.product)
-    if cpu.scores_fit(layer.qkv[0]):
+    if cpu.scores_fit(*layer.scores):
         kernels += ["attention"] * _wins("attention", layer.attend, layer.attention)
     for part in (layer.linear, layer.attend):
         cpu.use(part, kernels)

@@ -35,13 +35,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C); position t sees positions 0..t."""
-        B, T, _ = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
-            for part in self.c_attn(x).chunk(3, dim=2)
-        )
-        y = self.attend(q, k, v, self.dropout if self.training else 0.0)  # softmax(q k^T / sqrt(D)) v: (B, H, T, D)
-        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, -1)), self.dropout, self.training)
+        qkv = self.c_attn(x)  # (B, T, 3 C): the heads of q, of k and of v
+        y = self.attend(qkv, self.n_head, self.dropout if self.training else 0.0)  # softmax(q k^T / sqrt(D)) v
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 class MLP(nn.Module):

@@ -20,6 +20,7 @@ from lib.base.errors import UsageError, UserError
 from lib.base.launch import ALONE as UNLAUNCHED
 from lib.base.launch import Launch
 from lib.config.kconf import Options
+from lib.machine import memory
 from lib.machine.dist import ALONE, Ranks, join
 from lib.machine.use import Use
 
@@ -103,6 +104,8 @@ def choose(options: SystemOptions, launch: Launch = UNLAUNCHED) -> Machine:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = _device(kind, launch)
+    if kind == "cpu":
+        memory.keep()
     dtype = _automatic_dtype(kind) if options.dtype == "auto" else getattr(torch, options.dtype)
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
     rates = _PEAK_TFLOPS.get(dtype, {}).items()

@@ -61,7 +61,8 @@ def sentence(name: str, verdict: Verdict, comparison: Comparison) -> str:
         return f"{name}: no seed in common with {reference}, so they cannot be compared."
     if verdict.word == statistics.ONE_SEED:
         return f"{name}: one seed only: {_far(verdict, reference)}. One pair has no interval, so this is no verdict."
-    facts = f"{_interval(verdict)}, {p_value(verdict.p)}, n = {verdict.n}"
+    several = verdict.p is not None and len(comparison.verdicts) > 1  # then p is adjusted, and the interval is not
+    facts = f"{_interval(verdict)}, {'adjusted ' * several}{p_value(verdict.p)}, n = {verdict.n}"
     if verdict.word in (statistics.BETTER, statistics.WORSE):
         size = f"{nats(abs(verdict.difference or 0))} nats ({abs(verdict.percent or 0):.2f} %)"
         return f"{name}: {verdict.word} than {reference} by {size}, {facts}."

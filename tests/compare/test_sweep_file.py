@@ -581,7 +581,7 @@ def test_a_sweep_without_a_file_keeps_a_text_that_repeats_it(tmp_path, monkeypat
 def test_two_hundred_configurations_are_read_quickly(read):
     began = time.process_time()
     plan = read("matrix OPTIMIZER=adamw,adamwspam PRUNING_METHOD=magnitude,random WEIGHT_DECAY=0.01..0.50:0.01")
-    assert time.process_time() - began < 6  # 2.3 s on a server CPU
+    assert time.process_time() - began < 20  # 2.3 s on a server CPU
     assert len(plan.configurations) == 200
 
 

@@ -30,7 +30,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "read", lambda: Reading(0.0, 0.0, 0.0, 0.0, 2))
     monkeypatch.setattr(load, "foreign", lambda begin, end: 0.0)
     before = torch.get_num_threads()
-    yield tmp_path / "espalier" / "kernels.json"
+    yield tmp_path / "espalier" / "kernels-2.json"
     torch.set_num_threads(before)
 
 
