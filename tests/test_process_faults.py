@@ -60,7 +60,7 @@ def wait_for_step(run, step, process):
             if any(r["event"] == "train" and r["step"] >= step for r in journal.read(run)):
                 return
         time.sleep(0.005)
-    pytest.fail(f"step {step} was not reached: {process.communicate(timeout=10)[0]}")
+    pytest.fail(f"step {step} was not reached: {process.communicate(timeout=120)[0]}")
 
 
 def ended(process):
@@ -98,8 +98,13 @@ def test_asked_again_and_again_a_run_ends_at_once_and_goes_on(tmp_path, whole):
 
 
 def evaluate_for_ever():
-    """Let a trainer be inside a library as soon as it evaluates."""
-    loop.validation_loss = lambda *_: hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)
+    """Let a trainer be inside a library as soon as it evaluates; it then writes a file `evaluating`."""
+
+    def evaluate(*_):
+        Path("evaluating").touch()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)
+
+    loop.validation_loss = evaluate
 
 
 def test_asked_twice_while_it_evaluates_a_run_is_interrupted(tmp_path):
@@ -107,8 +112,7 @@ def test_asked_twice_while_it_evaluates_a_run_is_interrupted(tmp_path):
     (tmp_path / "corpus.txt").write_text(TEXT)
     process = Trainer(tmp_path, arguments(tracker="csv"), environment(), evaluate_for_ever)
     run = tmp_path / "runs/run"
-    wait_for(lambda: (run / "trackers/csv.log").exists())
-    time.sleep(0.5)  # to begin the evaluation
+    wait_for(lambda: (run / "trackers/csv.log").exists() and (tmp_path / "evaluating").exists())
     process.send_signal(signal.SIGINT)
     time.sleep(0.6)
     process.send_signal(signal.SIGINT)

@@ -338,4 +338,4 @@ def test_the_dashboard_is_for_this_machine(tmp_path, words, host):
         assert found == {host}
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)

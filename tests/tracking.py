@@ -152,7 +152,7 @@ def train_while_lanes_die(folder, name, end):
         time.sleep(chance.uniform(0.0, 2.0))
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(lock.read_text()), signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def got(folder):
@@ -170,7 +170,7 @@ def state(folder, name):
     return Cursor.load(folder, name)
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -144,7 +144,7 @@ def test_an_echo_ends_no_program_that_has_stopped_already(program):
     time.sleep(0.1)  # in which it leaves the context
     for echo in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         program.send_signal(echo)
-    assert program.communicate(timeout=10) == ("done\n", f"\nSIGTERM: {ANSWER}\n")
+    assert program.communicate(timeout=120) == ("done\n", f"\nSIGTERM: {ANSWER}\n")
     assert program.returncode == 0
 
 

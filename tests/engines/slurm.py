@@ -67,20 +67,20 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         words = [f"--{word.replace('=', f'={folder}/')}" for word in (*files, "seed-file=munge.seed")]
         munged = ["/usr/sbin/munged", "--foreground", "--force", *words]  # force: others cannot reach the socket
         stack.callback(end, subprocess.Popen(munged, stderr=subprocess.DEVNULL))
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not (folder / "munge.socket").exists():
             assert time.monotonic() < until, (folder / "munge.log").read_text()
             time.sleep(0.05)
         for name in ("slurmctld", "slurmd"):
             command = [f"/usr/sbin/{name}", "-D", "-f", str(path)]
             stack.callback(end, subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while "idle" not in ask(environment, "sinfo", "--noheader", "--format=%T"):
             assert time.monotonic() < until, [(folder / f"{name}.log").read_text() for name in ("slurmctld", "slurmd")]
             time.sleep(0.2)
         yield environment
         ask(environment, "scancel", "--user=root")
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while ask(environment, "squeue", "--noheader") and time.monotonic() < until:
             time.sleep(0.2)
 

@@ -112,7 +112,7 @@ def test_workers_and_the_sweep_are_killed_and_every_run_is_made_once(home, tmp_p
         killed += 1
     wait_for(lambda: any(steps(home, name) >= 20 for name in trainers(home) if name in NAMES), process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     output = finish(start(home, "--engine", "ray", "--jobs", "2"))
     assert "Ray on this machine: 1 node, 2 at a time, 1 CPU for each run" in output
 

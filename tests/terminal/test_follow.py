@@ -68,14 +68,14 @@ def test_a_run_that_has_no_journal_yet_is_followed_to_its_end(new):
     record(training, "system", 2, {"system/power": 70.0})
     record(training, "alert", 2, {}, kind="end", message="it is over")
     record(training, "finish", 2, FINAL, status="finished")
-    output, _ = following.communicate(timeout=30)  # while the trainer still holds the folder, to wait for its trackers
+    output, _ = following.communicate(timeout=120)  # while the trainer still holds the folder, to wait for its trackers
     assert output.splitlines() == [
         "step 2/2  val loss 1.5000  perplexity 4.50  best",
         "alert: it is over",
         "finished after step 2 in 1:01: val loss 1.5000 final, 1.2500 best",
     ]
     assert following.returncode == 0
-    training.communicate(timeout=30)
+    training.communicate(timeout=120)
 
 
 def test_a_trainer_that_is_killed_is_noticed(new):
@@ -84,8 +84,8 @@ def test_a_trainer_that_is_killed_is_noticed(new):
     record(training, "train", 12, metrics(12))
     assert following.stdout.readline().startswith("step 12/30")
     training.kill()
-    training.communicate(timeout=30)
-    output, _ = following.communicate(timeout=30)
+    training.communicate(timeout=120)
+    output, _ = following.communicate(timeout=120)
     assert output == f"crashed after step 12; continue with: make resume RUN={new} NPROC=2\n"
     assert following.returncode == 1
 
@@ -94,8 +94,8 @@ def test_a_one_shot_run_that_stopped_cannot_be_resumed(new):
     pruning, following = trainer(new), tail(new)
     record(pruning, "start", 0, config={"max_iters": 12, "pruning_dynamics": "oneshot"})
     record(pruning, "finish", 3, {}, status="interrupted")
-    pruning.communicate(timeout=30)
-    assert following.communicate(timeout=30)[0] == (
+    pruning.communicate(timeout=120)
+    assert following.communicate(timeout=120)[0] == (
         "interrupted after block 3; a one-shot run cannot be continued, so prune again\n"
     )
 
@@ -108,8 +108,8 @@ def test_a_run_that_is_about_to_resume_is_followed(tmp_path):
     record(training, "resume", 1, config={"max_iters": 40}, changed={})
     assert following.stdout.readline() == "resumed after step 1\n"
     record(training, "finish", 1, {}, status="failed", message="no more disk")
-    training.communicate(timeout=30)
-    output, _ = following.communicate(timeout=30)
+    training.communicate(timeout=120)
+    output, _ = following.communicate(timeout=120)
     assert output == f"failed after step 1: no more disk; continue with: make resume RUN={run}\n"
 
 
@@ -120,14 +120,14 @@ def test_waiting_for_a_resume(tmp_path):
     training = trainer(run)
     record(training, "resume", 1, config={"max_iters": 40}, changed={})
     record(training, "finish", 1, FINAL, status="finished")
-    output, _ = following.communicate(timeout=30)
-    training.communicate(timeout=30)
+    output, _ = following.communicate(timeout=120)
+    training.communicate(timeout=120)
     assert output.startswith("resumed after step 1\nfinished after step 1 in 1:01: ")
 
 
 def test_it_begins_with_the_last_ten_records_and_the_best_loss_before_them(tmp_path):
     run = write(tmp_path / "run", evaluated(0, 1.0), *trained(*range(1, 31)), evaluated(30, 2.0), ended(30, **FINAL))
-    output, _ = tail(run).communicate(timeout=30)
+    output, _ = tail(run).communicate(timeout=120)
     lines = output.splitlines()
     assert [line.split()[1] for line in lines[:9]] == [f"{step}/40" for step in range(22, 31)]
     assert lines[9] == "step 30/40  val loss 2.0000  perplexity 2.00"  # not the best
@@ -136,7 +136,7 @@ def test_it_begins_with_the_last_ten_records_and_the_best_loss_before_them(tmp_p
 
 def best_steps(run):
     """The steps that `tail` calls the best."""
-    output, _ = tail(run).communicate(timeout=30)
+    output, _ = tail(run).communicate(timeout=120)
     return [int(line.split()[1].partition("/")[0]) for line in output.splitlines() if line.endswith("  best")]
 
 
@@ -166,9 +166,9 @@ def test_ctrl_c_leaves_in_silence(new):
     record(training, "train", 1, metrics(1))
     following.stdout.readline()
     following.send_signal(signal.SIGINT)
-    assert following.communicate(timeout=30)[0] == ""
+    assert following.communicate(timeout=120)[0] == ""
     assert following.returncode == 0
-    training.communicate(timeout=30)
+    training.communicate(timeout=120)
 
 
 def test_a_reader_that_goes_away_ends_it(tmp_path):
@@ -183,7 +183,7 @@ def test_a_reader_that_goes_away_ends_it(tmp_path):
 
 def test_runs_of_other_programs_have_other_metrics(tmp_path):
     events = [("train", 3, {"loss": 1.5, "epoch": 2}, {}), ("train.2", 3, {"reward": 0.25}, {}), ended(3)]
-    output, _ = tail(write(tmp_path / "run", *events, config={"lr": 0.1})).communicate(timeout=30)
+    output, _ = tail(write(tmp_path / "run", *events, config={"lr": 0.1})).communicate(timeout=120)
     assert output.splitlines() == [
         "step 3  loss 1.5000  epoch 2", "step 3  reward 0.2500", "finished after step 3 in 3.0 s",
     ]  # fmt: skip

@@ -99,7 +99,7 @@ def test_a_tracker_of_accelerate_gets_every_row_once(run):
     process = trainer(run, "accelerate:tensorboard", end=80, pause=0.05, deadline=0)
     wait_for(lambda: state(run, "accelerate:tensorboard").rows > 0)
     os.kill(int((run / "trackers" / "accelerate-tensorboard.lock").read_text()), signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     sent = run / "trackers" / "accelerate-tensorboard.sent"
     sent.write_bytes(sent.read_bytes() + b"train 9")  # torn
     assert sync(run).returncode == 0

@@ -101,7 +101,7 @@ def test_a_refusal_is_said_at_once_and_costs_no_time_at_the_end(run, places):
     place = places("first")
     (place / "refuse").touch()
     process = trainer(run, "traveller", pause=0.05, end=60)
-    wait_for(lambda: "refuses the key" in state(run, "traveller").message, seconds=10)
+    wait_for(lambda: "refuses the key" in state(run, "traveller").message)
     assert process.poll() is None
     output = process.communicate(timeout=60)[0]
     assert f"traveller: {place}: refuses the key; give another; trying again" in output

@@ -76,7 +76,7 @@ def test_a_lane_that_is_killed_or_loses_its_cursor_stores_nothing_twice(run):
     process = trainer(run, "mlflow", end=80, pause=0.05, deadline=0)
     wait_for(lambda: state(run, "mlflow").rows > 0)
     os.kill(int((run / "trackers" / "mlflow.lock").read_text()), signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert sync(run).returncode == 0
     assert_holds(run)
     (run / "trackers" / "mlflow.json").unlink()
@@ -209,7 +209,7 @@ def test_a_training_run_goes_on_while_the_database_is_locked(run, database):
     lock = sqlite3.connect(database)
     lock.execute("begin exclusive")
     process = trainer(run, "mlflow", deadline=0)
-    assert "still delivering" in process.communicate(timeout=30)[0]
+    assert "still delivering" in process.communicate(timeout=120)[0]
     lock.rollback()
     lock.close()
     wait_for(lambda: state(run, "mlflow").state == "finished")

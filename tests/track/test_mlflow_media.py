@@ -212,7 +212,7 @@ def test_a_server_that_refuses_the_user_is_told_of_while_the_run_trains(run, mon
             assert process.poll() is None
         finally:
             process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=120)
         done = sync(run)
     sentence = f"{server.address} refuses this user (HTTP 401); check MLFLOW_TRACKING_USERNAME"
     assert done.returncode == 1 and sentence in done.stdout, done.stdout

@@ -165,7 +165,7 @@ def test_a_lane_ignores_sigterm_while_the_trainer_lives(run):
     process = trainer(run, "recorder", end=160, pause=0.05)
     wait_for(lambda: state(run, "recorder").state == "live")
     os.kill(int((run / "trackers" / "recorder.lock").read_text()), signal.SIGTERM)
-    assert "recorder  finished  193 rows delivered" in process.communicate(timeout=30)[0]
+    assert "recorder  finished  193 rows delivered" in process.communicate(timeout=120)[0]
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])

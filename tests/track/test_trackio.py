@@ -191,7 +191,7 @@ def test_the_dashboard_has_the_port_that_trackio_show_has_not(run, port):
     taken = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert f"port {port}: in use already; choose another with --port" in taken.stderr
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")
 
 

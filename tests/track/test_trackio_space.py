@@ -30,7 +30,7 @@ def test_a_server_of_ones_own_gets_what_the_database_has_whatever_dies(run, serv
     process = trainer(run, "trackio", end=60, pause=0.05, deadline=0)
     wait_for(lambda: state(run, "trackio-space").rows > 10)
     os.kill(int((run / "trackers" / "trackio-space.lock").read_text()), signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     server.kill()
     server.wait()
     output = train(run, "trackio", first=60, end=80)
@@ -117,7 +117,7 @@ def test_a_wrong_token_is_said_while_the_run_trains(run, serve, port, hub, tmp_p
     wait_for(lambda: refusal in state(run, "trackio-space").message)
     assert process.poll() is None
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     wait_for(lambda: state(run, "trackio-space").state == "failed")
     assert refusal in state(run, "trackio-space").message
     assert "wrong_token" not in path_of(run, "trackio-space", "log").read_text()

@@ -99,7 +99,7 @@ def test_the_option_says_how_long(monkeypatch):
 
 def test_no_wait_at_all_says_at_once_what_is_missing(run):
     (run / "sleep-at-open").write_text("60")
-    output = end(run, "0").communicate(timeout=20)[0]
+    output = end(run, "0").communicate(timeout=120)[0]
     assert "waiting" not in output and output.endswith("left\n")
     assert re.search(
         r"recorder  (starting|opening)  0 rows delivered, 6 pending\n +still delivering in the back", output
@@ -127,7 +127,7 @@ def test_a_signal_leaves_the_wait_and_what_remains_is_said(run, number):
     assert process.stdout.readline().startswith("waiting for the trackers ")
     wait_for(lambda: state(run, "recorder").state == "live")
     process.send_signal(number)
-    output = process.communicate(timeout=20)[0]
+    output = process.communicate(timeout=120)[0]
     assert process.returncode == 0 and output.endswith("left\n"), output
     assert "recorder  live      0 rows delivered, 6 pending\n" in output
     assert f"deliver the rest with: make sync RUN={run}" in output

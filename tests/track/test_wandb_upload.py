@@ -136,7 +136,7 @@ def test_make_sync_uploads_what_a_killed_process_had_not_uploaded(run, api, monk
     process = stopped_on_the_way(run)
     os.kill(int((run / "trackers" / "wandb.lock").read_text()), signal.SIGKILL)
     process.send_signal(signal.SIGCONT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     [killed] = files(run)
     done = sync(run, "--tracker", "wandb")
     assert (done.returncode, done.stderr) == (0, "")
@@ -212,7 +212,7 @@ def test_a_refused_key_is_told_at_once_and_the_run_is_delivered_later(run, api, 
     assert state(run, "wandb").message.startswith(
         f"{api.address}/demo refuses the run: Failed to get resume status for run {RUN_ID}: returned error {code}"
     )
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     wait_for(lambda: state(run, "wandb").state == "failed", 60)
     api.refuses = "nothing"
     done = sync(run, "--tracker", "wandb")
