@@ -17,7 +17,8 @@ LOSSES = {
     "=1+1\ud800": {1: 2.5, 2: 2.5, 3: 2.51},
 }
 MORE = {"pruned": {"pruning_method": "magnitude"}, "=1+1\ud800": {"max_iters": 60}}
-WORSE = "pruned: worse than dense by 0.5033 nats (16.72 %), 95 % interval +0.4890 to +0.5177, adjusted p < 0.001, n = 3."
+INTERVAL = "95 % interval +0.4890 to +0.5177, adjusted p < 0.001, n = 3"
+WORSE = f"pruned: worse than dense by 0.5033 nats (16.72 %), {INTERVAL}."
 
 
 def made(folder):
