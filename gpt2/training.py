@@ -1,5 +1,6 @@
 """What changes while training: weights, optimizer, pruner, counters and times. A checkpoint holds all of it."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -91,10 +92,7 @@ class Training:
     def begin_compiling(self) -> None:
         """Start what the compiler needs while torch traces the model. Nothing may be timed meanwhile."""
         if self.compiled and self.device.type == "cpu":
-            from torch._inductor.cpu_vec_isa import valid_vec_isa_list
-
-            # Small programs find out which instructions the processor has. They take a second; torch keeps the answer.
-            threading.Thread(target=valid_vec_isa_list, daemon=True).start()
+            _look_for_instructions()
 
     @property
     def best(self) -> Evaluation:
@@ -176,3 +174,22 @@ class Stopwatch:
     def resume(self) -> None:
         """Measure again from now."""
         self.began = time.perf_counter()
+
+
+@functools.cache
+def _look_for_instructions() -> None:
+    """Let a thread find out which instructions the compiler may use; torch waits for it, and keeps its answer.
+
+    Small programs try them, which takes 2 to 14 s. Two threads must not try at once: torch (2.13) adds flags to shared
+    objects meanwhile, and would compile with the flags of an unfinished try, which the next start does not find again.
+    """
+    from torch._inductor import cpu_vec_isa
+
+    find, lock = cpu_vec_isa.valid_vec_isa_list, threading.Lock()
+
+    def alone() -> list[cpu_vec_isa.VecISA]:
+        with lock:
+            return find()
+
+    cpu_vec_isa.valid_vec_isa_list = alone
+    threading.Thread(target=alone, daemon=True).start()

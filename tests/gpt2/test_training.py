@@ -1,6 +1,7 @@
 """A compiled start uses settings of torch that are not documented, so an upgrade of torch may lose them."""
 
 import functools
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch._functorch import config
 from torch._functorch._aot_autograd.autograd_cache import BypassAOTAutogradCache, check_cacheable
 from torch._inductor import cpu_vec_isa
 
-from gpt2 import cpu
+from gpt2 import cpu, training
 from gpt2.distillation import DistillOptions, Teacher
 from gpt2.divergence import DivergenceOptions
 from gpt2.model import GPT2, ModelOptions
@@ -42,3 +43,26 @@ def test_a_warm_start_need_not_trace_the_training_step(monkeypatch, kernels, tau
             check_cacheable(graphs[0])
         training.compile(True)
         check_cacheable(graphs[0])
+
+
+def test_one_thread_at_a_time_tries_instructions(monkeypatch):
+    """torch's own function, tried by two threads at once, compiled with flags that the next start did not find."""
+    now, most, tries = [], [], []
+
+    def find():
+        now.append(1)
+        most.append(len(now))
+        time.sleep(0.05)
+        now.pop()
+        tries.append(1)
+        return ["AVX"]
+
+    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", find)
+    training._look_for_instructions.cache_clear()
+    training._look_for_instructions()
+    training._look_for_instructions()
+    assert cpu_vec_isa.valid_vec_isa_list() == ["AVX"]
+    while len(tries) < 2:
+        time.sleep(0.01)
+    assert (len(tries), max(most)) == (2, 1)
+    training._look_for_instructions.cache_clear()
