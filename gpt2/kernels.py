@@ -24,12 +24,15 @@ from lib.base.errors import UserError
 from lib.config.kconf import Options, Schema
 from lib.machine.device import Machine, SystemOptions
 from lib.machine.device import choose as choose_machine
+from lib.optim import use_kernels
+from lib.optim.muon import Room, newton_schulz
 from lib.record import provenance
 
 _VERSION = 2  # of the kernels; raised when one changes, so that what an earlier version measured does not count
 _PAYS = 1e12  # operations of a run for which a measurement pays: it then takes 4 to 10 s on 2 cores
 _FASTER = 1.05  # a kernel or number of threads is taken only if it is that much faster, so that noise does not choose
 _SECONDS, _MOST = 0.3, 15  # of a comparison, and its most rounds
+_WIDEST = 768  # rows of Muon's matrices that are timed: 0.2 s for each of 2 cores
 _WORK = 2e9  # operations of a timed product at most: 20 ms on 2 cores
 
 
@@ -39,13 +42,19 @@ class KernelOptions(Options):
 
     kernels: str  # auto, or what Choice.kernels says
     threads: int
+    optimizer: str
+
+    @property
+    def muon(self) -> bool:
+        """Whether there is a choice for Muon."""
+        return self.optimizer == "muon"
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """How a run computes."""
 
-    kernels: str = "torch"  # or those of cpu.KERNELS that it uses, joined by hyphens; empty on other devices
+    kernels: str = "torch"  # or those of cpu.KERNELS and muon, joined by hyphens; empty on other devices
     threads: int = 0  # of PyTorch; 0 on other devices
     reason: str = ""  # why `auto` chose them; empty without `auto`
     rate: float | None = None  # floating-point operations per second of a layer without torch.compile; None: unknown
@@ -54,9 +63,12 @@ class Choice:
         """What a file keeps of it."""
         return {"kernels": self.kernels, "threads": self.threads, "rate": self.rate}
 
-    def apply(self, model: nn.Module) -> None:
-        """Let `model` and this process compute in this way."""
-        cpu.use(model, self.kernels.split("-"))
+    def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Let `model`, what trains it and this process compute in this way."""
+        kernels = self.kernels.split("-")
+        cpu.use(model, kernels)
+        if optimizer:
+            use_kernels(optimizer, kernels)
         if self.threads:
             torch.set_num_threads(self.threads)
 
@@ -87,7 +99,7 @@ def choose(
     if operations < _PAYS:
         return Choice("torch", default, "auto: too few operations to measure")
     fixed = options.threads > 0 or machine.ranks.size > 1
-    found = machine.ranks.first(lambda: measured(machine, shape, batch, fixed))
+    found = machine.ranks.first(lambda: measured(machine, shape, batch, options.muon, fixed))
     return dataclasses.replace(found, threads=default) if fixed else found
 
 
@@ -108,7 +120,7 @@ def planned(schema: Schema, threads: int) -> dict[str, str]:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or before)
-        options = KernelOptions(schema["KERNELS"], threads)
+        options = dataclasses.replace(schema.bind(KernelOptions), threads=threads)
         choice = choose(options, machine, shape, schema["BATCH_SIZE"], operations)
     finally:
         torch.set_num_threads(before)
@@ -117,19 +129,22 @@ def planned(schema: Schema, threads: int) -> dict[str, str]:
     return {"KERNELS": choice.kernels, "THREADS": str(choice.threads)}
 
 
-def measured(machine: Machine, shape: ModelOptions, batch: int, fixed: bool = False, again: bool = False) -> Choice:
-    """The choice for this machine and shape: the one that is kept, or a new one. `fixed`: the threads are given.
+def measured(
+    machine: Machine, shape: ModelOptions, batch: int, muon: bool = False, fixed: bool = False, again: bool = False
+) -> Choice:
+    """The choice for this machine and shape: the one that is kept, or a new one.
 
-    Beside programs that compute, it is PyTorch's kernels, and nothing is kept.
+    `muon`: the optimizer is Muon; `fixed`: the threads are given; `again`: even if one is kept. Beside programs that
+    compute, it is PyTorch's kernels, and nothing is kept.
     """
-    path, key = place(), _key(machine, shape, batch, fixed)
+    path, key = place(), _key(machine, shape, batch, muon, fixed)
     kept = {} if again else read(path)
     if key in kept:
         entry = kept[key]
         return Choice(entry["kernels"], entry["threads"], "auto: measured before", entry["rate"])
     begin = load.read()
     with torch.random.fork_rng(devices=[]):  # dropout does not depend on whether something was measured
-        found = _measure(machine, shape, batch, fixed)
+        found = _measure(machine, shape, batch, muon, fixed)
     if load.others(begin) >= load.BUSY:
         return Choice("torch", torch.get_num_threads(), "auto: not measured, because other programs compute")
     try:
@@ -175,10 +190,10 @@ def _rate(machine: Machine, shape: ModelOptions, batch: int, kernels: str) -> fl
     return None
 
 
-def _key(machine: Machine, shape: ModelOptions, batch: int, fixed: bool) -> str:
+def _key(machine: Machine, shape: ModelOptions, batch: int, muon: bool, fixed: bool) -> str:
     threads = torch.get_num_threads()
     at_most = f"{threads} threads" if fixed else f"at most {threads} threads"
-    return f"{_about(machine)}, {at_most}: {_sizes(shape, batch)}"
+    return f"{_about(machine)}, {at_most}{', Muon' * muon}: {_sizes(shape, batch)}"
 
 
 def _about(machine: Machine) -> str:
@@ -231,7 +246,7 @@ class Layer:
         _both(self.attention)
 
 
-def _measure(machine: Machine, shape: ModelOptions, batch: int, fixed: bool) -> Choice:
+def _measure(machine: Machine, shape: ModelOptions, batch: int, muon: bool, fixed: bool) -> Choice:
     layer, default = Layer(machine, shape, batch), torch.get_num_threads()
     kernels = []
     if machine.dtype == torch.float32 and torch.backends.mkldnn.is_available():
@@ -243,6 +258,8 @@ def _measure(machine: Machine, shape: ModelOptions, batch: int, fixed: bool) -> 
     threads = default if fixed else _threads(layer, default)
     torch.set_num_threads(threads)
     seconds = statistics.median(_time(layer.all) for _ in range(3))
+    if muon and machine.dtype == torch.bfloat16:
+        kernels += ["muon"] * _orthogonalises_faster(shape.n_embd)
     torch.set_num_threads(default)
     return Choice("-".join(kernels) or "torch", threads, "auto: measured now", layer.flops / seconds)
 
@@ -250,6 +267,13 @@ def _measure(machine: Machine, shape: ModelOptions, batch: int, fixed: bool) -> 
 def _wins(kernel: str, part: nn.Module, forward: Callable[[], Tensor]) -> bool:
     """Whether `part` is faster with its own kernel than with torch's."""
     return _ratio(lambda: _both(forward), lambda own: cpu.use(part, [kernel] * own)) >= _FASTER
+
+
+def _orthogonalises_faster(width: int) -> bool:
+    """Whether Muon is faster in bfloat16 for the largest matrices of a layer, or smaller ones to save time."""
+    width = min(width, _WIDEST)
+    matrices, room, kind = torch.randn(torch.get_num_threads(), width, 4 * width), Room(), {}
+    return _ratio(lambda: newton_schulz(matrices, room, **kind), lambda own: kind.update(bfloat16=own)) >= _FASTER
 
 
 def _threads(layer: Layer, default: int) -> int:

@@ -240,7 +240,7 @@ class Session:
         flops = self.training.flops_per_token() * tokens
         options, batch, before = self.schema.bind(KernelOptions), self.schema["BATCH_SIZE"], state.get("kernels")
         choice = kernels.choose(options, self.machine, self.model.options, batch, flops, before)
-        choice.apply(self.model)
+        choice.apply(self.model, self.training.optimizer)
         if self.training.teacher:
             choice.apply(self.training.teacher.model)
         self.training.kernels = choice.kept()

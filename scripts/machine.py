@@ -47,7 +47,7 @@ def main() -> int:
     if machine.device.type == "cpu":
         options, shape = schema.bind(kernels.KernelOptions), schema.bind(ModelOptions)
         fixed = options.threads > 0
-        chosen = kernels.measured(machine, shape, schema["BATCH_SIZE"], fixed, args.again)
+        chosen = kernels.measured(machine, shape, schema["BATCH_SIZE"], options.muon, fixed, args.again)
         facts["kernels"] = f"{chosen.kernels}, {chosen.threads} threads ({chosen.reason.removeprefix('auto: ')})"
         if chosen.rate:
             facts["a layer"] = f"{chosen.rate / 1e9:,.0f} GFLOP/s in {schema['MODEL_NAME']} without torch.compile"

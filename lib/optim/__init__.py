@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lib.config.kconf import Options
@@ -115,6 +115,12 @@ def use_masks(optimizer: torch.optim.Optimizer, masks: dict[nn.Parameter, torch.
     """
     if hasattr(optimizer, "use_masks"):
         optimizer.use_masks(masks)
+
+
+def use_kernels(optimizer: torch.optim.Optimizer, kernels: Collection[str]) -> None:
+    """Tell the optimizer which kernels were chosen for a CPU; one that has such kernels has a method `use_kernels`."""
+    if hasattr(optimizer, "use_kernels"):
+        optimizer.use_kernels(kernels)
 
 
 def metrics(optimizer: torch.optim.Optimizer) -> dict[str, float]:

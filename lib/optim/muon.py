@@ -5,7 +5,7 @@ AdamW (torch's fused implementation) trains embeddings (with the tied head), nor
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -50,21 +50,21 @@ class Room(dict[str, Tensor]):
         return self[name][:size].view(shape)
 
 
-def newton_schulz(matrices: Tensor, room: Room | None = None) -> Tensor:
+def newton_schulz(matrices: Tensor, room: Room | None = None, bfloat16: bool = False) -> Tensor:
     """(n, rows, columns): each matrix U S V^T becomes about U V^T; a zero matrix stays zero.
 
-    The iteration is X = a X + (b A + c A^2) X with A = X X^T. On a GPU it runs in bfloat16, which the authors find
-    precise enough and which is several times as fast. Elsewhere it runs in float32: few CPUs multiply bfloat16 faster.
-    The result may lie in `room`.
+    The iteration is X = a X + (b A + c A^2) X with A = X X^T. It runs in bfloat16 on a GPU, and on a CPU if asked. The
+    authors find that precise enough, and with a unit for products in bfloat16 it is several times as fast. The result
+    may lie in `room`.
     """
     norms = matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    if skippable.on_host(matrices) and min(matrices.shape[-2:]) >= _SMALLEST:
+    if skippable.on_host(matrices) and not bfloat16 and min(matrices.shape[-2:]) >= _SMALLEST:
         return _by_halves(matrices, norms, Room() if room is None else room)
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # so that A is the smaller of X X^T and X^T X
     x = x / norms
-    if x.device.type == "cuda":
+    if bfloat16 or x.device.type == "cuda":
         x = x.bfloat16()
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
@@ -145,6 +145,7 @@ def muon_step(
     scale: float,
     bad: Tensor,
     room: Room,
+    bfloat16: bool,
 ) -> None:
     """m = mu m + (1-mu) g;  w -= lr weight_decay w + lr scale orthogonal((1-mu) g + mu m), in place, unless `bad`.
 
@@ -158,7 +159,7 @@ def muon_step(
             torch.lerp(grad, momentum_buffer, momentum, out=out)
     else:
         ahead = torch.stack(torch._foreach_lerp(grads, momentum_buffers, momentum))
-    updates = newton_schulz(ahead, room).mul_(torch.where(bad, 0.0, lr * scale)).unbind()
+    updates = newton_schulz(ahead, room, bfloat16).mul_(torch.where(bad, 0.0, lr * scale)).unbind()
     if masks:
         updates = [update * mask for update, mask in zip(updates, masks, strict=True)]
     decay(params, lr * weight_decay, bad)
@@ -172,12 +173,17 @@ class Muon(Skippable):
         # Checkpoints keep the settings of groups. This one marks states in which q, k and v are separate matrices.
         super().__init__(groups, adam | {"stacked_apart": True})
         self.options, self.stacked, self.room = options, groups.stacked, Room()
+        self.bfloat16 = False  # whether a CPU orthogonalises in bfloat16, see lib.optim.use_kernels
         self.masks: dict[nn.Parameter, Tensor] = {}  # empty without pruning
         self.note = ""  # for the user, about the state that was loaded
 
     def use_masks(self, masks: dict[nn.Parameter, Tensor]) -> None:
         """Multiply updates by these masks from now on (see lib.optim.use_masks)."""
         self.masks = masks
+
+    def use_kernels(self, kernels: Collection[str]) -> None:
+        """With `muon` among them, a CPU orthogonalises in bfloat16."""
+        self.bfloat16 = "muon" in kernels
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Sets `note` if an earlier version, with another rule, may have written the state."""
@@ -208,6 +214,7 @@ class Muon(Skippable):
                     scale=update_scale(*shape, self.options.muon_scale),
                     bad=bad,
                     room=self.room,
+                    bfloat16=self.bfloat16,
                 )
 
     def _matrices(self, params: list[nn.Parameter]) -> dict[torch.Size, list[Tensors | None]]:

@@ -10,13 +10,15 @@ from gpt2 import cpu, kernels
 from gpt2.kernels import Choice, KernelOptions
 from gpt2.model import GPT2
 from gpt2.shape import ModelOptions
+from lib import optim
 from lib.base import load
 from lib.base.load import Reading
 from lib.config.kconf import Schema
 from lib.machine.device import Machine
 
 SHAPE = ModelOptions("custom", n_layer=1, n_head=2, n_embd=16, block_size=8, dropout=0.0, activation="gelu-tanh")
-AUTO, LONG = KernelOptions("auto", 0), 1e12
+MUON = KernelOptions("auto", 0, "muon")
+AUTO, LONG = KernelOptions("auto", 0, "adamw"), 1e12
 
 
 def machine(kind="cpu", deterministic=False, dtype=torch.float32):
@@ -66,7 +68,7 @@ def test_what_needs_no_measurement_or_forbids_it(measurements, place):
     short = Choice("torch", threads, "auto: too few operations to measure")
     assert kernels.choose(AUTO, machine(), SHAPE, 4, 0.99e12) == short
     given = Choice("onednn-attention", threads)
-    assert kernels.choose(KernelOptions("onednn-attention", 0), machine(), SHAPE, 4, LONG) == given
+    assert kernels.choose(KernelOptions("onednn-attention", 0, "adamw"), machine(), SHAPE, 4, LONG) == given
     assert not measurements and not place.exists()
 
 
@@ -76,14 +78,14 @@ def test_a_resumed_run_computes_as_before(measurements):
     threads = torch.get_num_threads()
     more = before | {"threads": threads + 1}  # on a machine with more cores
     assert kernels.choose(AUTO, machine(), SHAPE, 4, LONG, more).threads == threads
-    given = kernels.choose(KernelOptions("auto", threads), machine(), SHAPE, 4, LONG, before)
+    given = kernels.choose(KernelOptions("auto", threads, "adamw"), machine(), SHAPE, 4, LONG, before)
     assert given == Choice("attention", threads, "auto: as before", 1e11)
     assert not measurements
 
 
 def test_given_threads_are_not_chosen(measurements):
     threads = torch.get_num_threads()
-    assert kernels.choose(KernelOptions("auto", threads), machine(), SHAPE, 4, LONG).threads == threads
+    assert kernels.choose(KernelOptions("auto", threads, "adamw"), machine(), SHAPE, 4, LONG).threads == threads
     assert measurements[0][-1] is True
 
 
@@ -111,6 +113,31 @@ def test_a_cache_that_cannot_be_written_is_said(measurements, place):
     place.parent.write_text("a file in the place of the folder")
     words = "auto: measured now, but not kept, because the cache is not writable"
     assert kernels.measured(machine(), SHAPE, 4).reason == words
+
+
+def test_muon_is_measured_apart_and_only_in_bfloat16(place, monkeypatch):
+    monkeypatch.setattr(kernels, "_wins", lambda *_: False)
+    monkeypatch.setattr(kernels, "_orthogonalises_faster", lambda width: width == 16)
+    assert kernels.choose(MUON, machine(dtype=torch.bfloat16), SHAPE, 4, LONG).kernels == "muon"
+    assert kernels.choose(AUTO, machine(dtype=torch.bfloat16), SHAPE, 4, LONG).kernels == "torch"
+    assert kernels.choose(MUON, machine(), SHAPE, 4, LONG).kernels == "torch"
+    again = kernels.choose(MUON, machine(dtype=torch.bfloat16), SHAPE, 4, LONG)
+    assert (again.kernels, again.reason) == ("muon", "auto: measured before")
+    assert [", Muon: " in key for key in kernels.read(place)] == [True, False, True]
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_muon_takes_bfloat16_where_that_is_faster(monkeypatch, faster):
+    made = []
+
+    def seconds(run):
+        run()
+        return 2.0 if made[-1] != faster else 1.0
+
+    monkeypatch.setattr(kernels, "_time", seconds)
+    monkeypatch.setattr(kernels, "newton_schulz", lambda matrices, room, bfloat16=False: made.append(bfloat16))
+    assert kernels._orthogonalises_faster(16) == faster
+    assert {False, True} == set(made)
 
 
 def test_a_real_measurement_chooses_among_what_there_is_and_draws_nothing():
@@ -174,6 +201,20 @@ def test_a_choice_reaches_every_layer():
     assert isinstance(model.h[0].mlp.c_fc, nn.Linear)
 
 
+def test_a_choice_reaches_muon_and_leaves_other_optimizers_alone():
+    model, bind = GPT2(SHAPE, 50), Schema().bind
+    other = optim.build(model, bind)
+    Choice("attention-muon").apply(model, other)
+    schema = Schema()
+    schema.override([("OPTIMIZER", "muon", "test")])
+    muon = optim.build(model, schema.bind)
+    assert muon.bfloat16 is False
+    Choice("attention-muon").apply(model, muon)
+    assert muon.bfloat16 is True
+    Choice("attention").apply(model, muon)
+    assert muon.bfloat16 is False
+
+
 def test_a_planned_run_gets_what_was_measured_and_a_short_one_chooses_itself(measurements):
     def schema(**values):
         made = Schema()
@@ -194,7 +235,7 @@ def test_given_kernels_have_the_rate_that_was_measured_with_them(measurements):
     torch.set_num_threads(1)
 
     def rate(chosen="onednn", batch=4, **about):
-        return kernels.choose(KernelOptions(chosen, 1), machine(**about), SHAPE, batch, LONG).rate
+        return kernels.choose(KernelOptions(chosen, 1, "adamw"), machine(**about), SHAPE, batch, LONG).rate
 
     assert rate() == 2e11
     assert [rate("torch"), rate(batch=14), rate(dtype=torch.bfloat16), rate(deterministic=True)] == [None] * 4

@@ -153,6 +153,33 @@ def test_products_by_halves_agree_in_float64(shape, rank):
         assert (found - expected).norm() < 5e-4 * expected.norm()
 
 
+@pytest.mark.parametrize("shape", [(300, 300), (256, 400), (400, 256), (16, 64)])
+def test_bfloat16_is_as_precise_as_the_authors_code(shape):
+    """Theirs runs in bfloat16 everywhere; torch's Muon is a transcription of it."""
+    torch.manual_seed(2)
+    matrices = torch.randn(3, *shape)
+    found = newton_schulz(matrices, Room(), bfloat16=True)
+    assert found.dtype == torch.float32
+    for one, matrix in zip(found, matrices, strict=True):
+        expected = reference_orthogonal(matrix.double())
+        theirs = torch.optim._muon._zeropower_via_newtonschulz(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+        assert (one - expected).norm() < 2 * (theirs - expected).norm()
+        assert (one - expected).norm() < 0.02 * expected.norm()
+
+
+def test_muon_orthogonalises_in_bfloat16_if_told(monkeypatch):
+    weights = {}
+    for told in ((), ("attention", "muon")):
+        model = Small()
+        optimizer = optim.build(model, schema(OPTIMIZER="muon").bind)
+        optim.use_kernels(optimizer, told)
+        before = model.wide.detach().clone()
+        make_steps(model, optimizer, [0])
+        weights[told] = model.wide.detach() - before
+    difference = (weights[()] - weights["attention", "muon"]).norm() / weights[()].norm()
+    assert 1e-4 < difference < 0.02
+
+
 def test_equal_columns_lose_little_to_rounding():
     """The worst case of several steps on X X^T alone; five at once are wrong by 7e-3."""
     matrix = torch.ones(256, 1024)
