@@ -47,10 +47,7 @@ _LOOP = (
     "Loop: beside 25 ms of forward and backward, AdamW over 52 small tensors takes 1.4 ms, clipping 0.8, the "
     "guard and the end of the gradients 0.3, and a batch 1.0 on the thread that reads it ahead."
 )
-_COMPILED = (
-    "First compiled step: the AMD's is of a version whose gradient of the loss PyTorch traced at every start. With AMX "
-    "it was measured once; why it takes 2.5 s longer there is not known."
-)
+_COMPILED = "First compiled step: the AMD's is of a version whose gradient of the loss PyTorch traced at every start."
 _TRACKERS = "Three trackers: their processes share the 2 cores; single rounds gave 0.92 to 1.06."
 _PREPARE = (
     "Preparation: ours also starts a process, reads and splits the documents, and writes shards. One core alone is "
