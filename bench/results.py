@@ -79,17 +79,18 @@ def read(path: Path) -> list[Figure]:
 
 
 def write(path: Path, report: Report) -> list[Figure]:
-    """Write the figures of `report` in place of this machine's earlier ones, and return all. Others stay."""
-    new = figures(report)
+    """Write the figures of `report` in place of this machine's earlier ones, and return all as they are kept."""
+    new = [_rounded(figure) for figure in figures(report)]
     replaced = {(figure.place, figure.machine) for figure in new}
     found = [*new, *(old for old in read(path) if (old.place, old.machine) not in replaced)]
     found.sort(key=lambda figure: (figure.machine, *figure.place))
-    lines = ",\n".join(json.dumps(_rounded(figure)._asdict(), ensure_ascii=False) for figure in found)
+    lines = ",\n".join(json.dumps(figure._asdict(), ensure_ascii=False) for figure in found)
     files.write(path, f"[\n{lines}\n]\n".encode())
     return found
 
 
 def _rounded(figure: Figure) -> Figure:
+    """With four digits. The page is written from these too, so that it is the same when it is written again."""
     short = [float(f"{number:.4g}") for number in (figure.value, *figure.interval)]
     return figure._replace(value=short[0], interval=short[1:])
 

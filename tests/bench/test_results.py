@@ -146,3 +146,12 @@ def test_another_machine_of_the_kind_is_named_and_another_kind_is_refused():
     assert note == (f"3 ratios compared; this machine is 'cpu, float32, 16 threads', the kept ones are of {MACHINE!r}")
     sentence = "there are no ratios of these sections on NVIDIA T4, float16; add them with --write-table"
     assert compare(report(machine="NVIDIA T4, float16"), KEPT) == ("no ratios compared", [sentence])
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    """Rounded once: 2.9748 is kept as 2.975. The page would say 2.97 now, and 2.98 when it is written again."""
+    path = tmp_path / "results.json"
+    path.write_text("[]")
+    found = write(path, report(threshold=2.9748))
+    assert found == read(path)
+    assert [figure.value for figure in found if figure.case == "exact threshold"] == [2.975]
