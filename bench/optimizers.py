@@ -14,8 +14,8 @@ def optimizers(bench: Bench) -> None:
     """A step of each optimizer over the matrices of the blocks; parameters without a gradient are skipped."""
     model = bench.model()
     cases = [unit(bench, model.prunable())]
+    how = {"DEVICE": bench.machine.device.type, "DTYPE": bench.dtype}
     for name in bench.schema().options["OPTIMIZER"].members:
-        how = {"DEVICE": bench.machine.device.type, "DTYPE": bench.dtype}
         schema = bench.schema(OPTIMIZER=name, **how, **_EVERYTHING.get(name, {}))
         optimizer = optim.build(model, schema.bind)
         if name == "muon":  # as a run of this length would compute it

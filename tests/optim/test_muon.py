@@ -167,7 +167,7 @@ def test_bfloat16_is_as_precise_as_the_authors_code(shape):
         assert (one - expected).norm() < 0.02 * expected.norm()
 
 
-def test_muon_orthogonalises_in_bfloat16_if_told(monkeypatch):
+def test_muon_orthogonalises_in_bfloat16_if_told():
     weights = {}
     for told in ((), ("attention", "muon")):
         model = Small()
